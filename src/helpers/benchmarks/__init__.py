@@ -1,0 +1,108 @@
+"""The benchmarks: one module per family of the paper, all with the same four names.
+
+``Protocol``
+    frozen dataclass; every setting, with its unit in the name or the comment.
+``cases(protocol, sets=None)``
+    reference structures with their DFT values, as a list of :class:`Case`.
+``run(potential, cases, protocol)``
+    a tidy table, one row per case and property (columns :data:`COLUMNS` first). A failure is a row with a reason.
+``summarise(table)``
+    the numbers that the chapter quotes, one row per model and set.
+
+Each module also has ``SETS`` (name of each reference set → the registry keys it needs; an empty tuple for
+a set that needs no external file) and ``LIVE`` (the set that the book recomputes while it builds).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import ModuleType
+
+import ase
+import pandas as pd
+
+CATALOGUE = ("surfaces", "off_equilibrium")
+
+COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One reference case.
+
+    Attributes
+    ----------
+    name : str
+        Unique within the benchmark, readable: ``snap/Cu/111``.
+    set : str
+        Reference set, a key of the module's ``SETS``.
+    material : str
+        What intervals are bootstrapped over: ``Cu``, ``mp-1265``, …
+    structures : dict of str to ase.Atoms
+        By role: ``slab``, ``bulk``, ``frame``, …
+    reference : dict
+        DFT values by property: floats, or arrays for forces and stress.
+    info : dict
+        Further columns of the table: Miller index, temperature, pressure, …
+    """
+
+    name: str
+    set: str
+    material: str
+    structures: dict[str, ase.Atoms]
+    reference: dict[str, object] = field(default_factory=dict)
+    info: dict[str, object] = field(default_factory=dict)
+
+
+def module(name: str) -> ModuleType:
+    """Import a benchmark by name.
+
+    Raises
+    ------
+    KeyError
+        If there is no such benchmark; the message lists those there are.
+    """
+    if name not in CATALOGUE:
+        raise KeyError(f"unknown benchmark {name!r}; there are: {', '.join(CATALOGUE)}")
+    return import_module(f"helpers.benchmarks.{name}")
+
+
+def row(
+    model: str,
+    case: Case,
+    property: str,  # noqa: A002  (the column's name)
+    value: float,
+    reference: float,
+    unit: str,
+    *,
+    error: str | None = None,
+    **extra: object,
+) -> dict[str, object]:
+    """Return one row of a tidy table: the standard columns, the case's info, and what else is given.
+
+    ``status`` is ``ok``, or ``failed`` with ``error`` as the reason.
+    """
+    return {
+        "model": model,
+        "set": case.set,
+        "material": case.material,
+        "case": case.name,
+        "property": property,
+        "value": value,
+        "reference": reference,
+        "unit": unit,
+        "status": "ok" if error is None else "failed",
+        "reason": error or "",
+        **case.info,
+        **extra,
+    }
+
+
+def table(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
+    """Return rows as a table with the standard columns first."""
+    frame = pd.DataFrame(list(rows))
+    if frame.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    return frame[[*COLUMNS, *[column for column in frame.columns if column not in COLUMNS]]]

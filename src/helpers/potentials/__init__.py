@@ -1,0 +1,127 @@
+"""The catalogue of potentials, and the one function that loads them.
+
+>>> from helpers import potentials
+>>> potential = potentials.load("chgnet-0.3.0")
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from helpers import registry
+from helpers.potentials.base import Potential, PotentialError, Prediction, StructureError
+
+__all__ = ["CATALOGUE", "Entry", "Potential", "PotentialError", "Prediction", "StructureError", "load", "runnable"]
+
+_MATGL = "materialsvirtuallab/matgl/pretrained_models"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A catalogue line.
+
+    Attributes
+    ----------
+    key : str
+        Canonical name: model and version. The same in code, files, tables, colours and prose.
+    label : str
+        Name for figures and text.
+    family : str
+        Module of :mod:`helpers.potentials` that loads it.
+    training_set : str
+        What it was trained on.
+    weights : tuple of str
+        Registry keys of the files it needs; empty when its package carries them.
+    paper_label : str or None
+        Its name in Deng et al. (2025), if it is one of the paper's three models.
+    """
+
+    key: str
+    label: str
+    family: str
+    training_set: str
+    weights: tuple[str, ...] = ()
+    paper_label: str | None = None
+
+
+def _matgl_files(folder: str) -> tuple[str, ...]:
+    return tuple(f"{_MATGL}/{folder}/{name}" for name in ("model.json", "model.pt", "state.pt"))
+
+
+CATALOGUE: dict[str, Entry] = {
+    entry.key: entry
+    for entry in (
+        Entry("chgnet-0.3.0", "CHGNet 0.3.0", "chgnet", "MPtrj", paper_label="CHGNet"),
+        Entry("chgnet-0.2.0", "CHGNet 0.2.0", "chgnet", "MPtrj"),
+        Entry("m3gnet-mp-2021.2.8", "M3GNet 2021.2.8", "matgl", "MPF", _matgl_files("M3GNet-MP-2021.2.8-PES"), paper_label="M3GNet"),
+        Entry("m3gnet-matpes-pbe-2025.1", "M3GNet MatPES", "matgl", "MatPES-PBE", _matgl_files("M3GNet-MatPES-PBE-v2025.1-PES")),
+        Entry("tensornet-matpes-pbe-2025.1", "TensorNet MatPES", "matgl", "MatPES-PBE", _matgl_files("TensorNet-MatPES-PBE-v2025.1-PES")),
+        Entry(
+            "mace-mp-0-medium", "MACE-MP-0", "mace", "MPtrj", ("ACEsuit/mace-mp/2023-12-03-mace-128-L1_epoch-199.model",), paper_label="MACE"
+        ),
+        Entry("mace-mpa-0-medium", "MACE-MPA-0", "mace", "MPtrj + sAlex", ("ACEsuit/mace-mp/mace-mpa-0-medium.model",)),
+    )
+}
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """Turn ``auto`` into the best device there is (a CUDA GPU, else the CPU).
+
+    Raises
+    ------
+    PotentialError
+        If a GPU is asked for and there is none.
+    """
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise PotentialError(f"device {device!r} was asked for, but PyTorch sees no CUDA GPU here; use --device cpu or auto.")
+    return chosen
+
+
+def load(
+    key: str, device: str | torch.device = "auto", *, dtype: torch.dtype = torch.float32, trust: bool = False
+) -> Potential:
+    """Load a potential.
+
+    Parameters
+    ----------
+    key : str
+        A key of :data:`CATALOGUE`; ``ase:module.factory`` for any ASE calculator; ``file:PATH`` for a MACE model file.
+    device : str or torch.device
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
+    dtype : torch.dtype
+        Precision of the network.
+    trust : bool
+        Allow unpickling a model file whose checksum the project does not know. Such a file can run any code.
+
+    Raises
+    ------
+    PotentialError
+        If the key is unknown, the device is missing or the file must not be trusted.
+    helpers.registry.RegistryError
+        If a weight file cannot be had; the message says where it comes from and where to put it.
+    """
+    if key.startswith("ase:"):
+        return import_module("helpers.potentials.ase").load(key)
+    target = resolve_device(device)
+    if key.startswith("file:"):
+        path = Path(key.removeprefix("file:"))
+        return import_module("helpers.potentials.mace").load_file(key, path, target, dtype, trust=trust)
+    if key not in CATALOGUE:
+        raise PotentialError(f"unknown model {key!r}. Known: {', '.join(CATALOGUE)}, ase:module.factory, file:PATH.")
+    entry = CATALOGUE[key]
+    family = import_module(f"helpers.potentials.{entry.family}")
+    if not entry.weights:
+        return family.load(key, target, dtype)
+    return family.load(key, [registry.fetch(name) for name in entry.weights], target, dtype, trust=trust)
+
+
+def runnable(key: str) -> bool:
+    """Tell whether a catalogue model can be loaded now, without a download."""
+    return registry.available(CATALOGUE[key].weights)

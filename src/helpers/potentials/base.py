@@ -1,0 +1,539 @@
+"""What every potential in this project is: one object with five verbs.
+
+A :class:`Potential` evaluates many structures at once (:meth:`~Potential.evaluate`), serves as an ASE
+calculator (:meth:`~Potential.calculator`), *is* a torch-sim model (so torch-sim relaxes and moves atoms
+with it), can be multiplied by a constant (:meth:`~Potential.scaled`, the linear correction of softening)
+and says what it is (:meth:`~Potential.describe`).
+
+Graph networks subclass :class:`GraphPotential` and write a single method, the energy as a function of
+bond vectors. Neighbour lists, batching, forces, stress, failures of single structures and the training
+graph are the same for all of them and live here.
+
+Units: Å, eV, eV/Å; stress in eV/Å³ with ASE's sign (positive under tension).
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import ase
+import numpy as np
+import psutil
+import torch
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.calculator import PropertyNotImplementedError as _NoSuchProperty
+from ase.stress import full_3x3_to_voigt_6_stress
+from torch_sim.models.interface import ModelInterface
+from torch_sim.state import SimState
+from tqdm.auto import tqdm
+from vesin import NeighborList
+
+# Below this volume per atom (Å³) no crystal exists: even solid hydrogen at 500 GPa keeps 1.2 Å³.
+_MIN_VOLUME_PER_ATOM = 0.5
+
+# On a CPU larger batches only spill out of the caches; on a GPU the memory decides.
+_MAX_EDGES_CPU = 40_000
+
+
+class PotentialError(Exception):
+    """A potential cannot be loaded or used as asked; the message says what to do."""
+
+
+class StructureError(ValueError):
+    """A structure cannot be evaluated; the message says why."""
+
+
+@dataclass
+class Prediction:
+    """The result for one structure.
+
+    Attributes
+    ----------
+    energy : float
+        Total energy, eV. NaN when the structure failed.
+    forces : ndarray, shape (n_atoms, 3)
+        Forces, eV/Å.
+    stress : ndarray, shape (3, 3), or None
+        Stress, eV/Å³, ASE's sign. None unless it was asked for.
+    error : str or None
+        Why the structure failed; None when it did not.
+    """
+
+    energy: float
+    forces: np.ndarray
+    stress: np.ndarray | None = None
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether the structure was evaluated."""
+        return self.error is None
+
+    @classmethod
+    def failed(cls, n_atoms: int, error: str) -> Prediction:
+        """Return the record of a structure that could not be evaluated."""
+        return cls(energy=np.nan, forces=np.full((n_atoms, 3), np.nan), error=error)
+
+
+def check_structure(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, elements: frozenset[int]) -> None:
+    """Refuse a structure that no potential can evaluate.
+
+    Parameters
+    ----------
+    numbers : ndarray, shape (n_atoms,)
+        Atomic numbers.
+    positions : ndarray, shape (n_atoms, 3)
+        Å.
+    cell : ndarray, shape (3, 3)
+        Lattice vectors as rows, Å.
+    elements : frozenset of int
+        Atomic numbers the potential was trained on.
+
+    Raises
+    ------
+    StructureError
+        With the reason.
+    """
+    if len(numbers) == 0:
+        raise StructureError("no atoms")
+    if not np.isfinite(positions).all():
+        bad = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
+        raise StructureError(f"position of atom {bad} is not a number: {positions[bad]}")
+    if not np.isfinite(cell).all():
+        raise StructureError("the cell holds values that are not numbers")
+    volume = abs(np.linalg.det(cell))
+    if volume < _MIN_VOLUME_PER_ATOM * len(numbers):
+        raise StructureError(
+            f"cell volume {volume:.3g} Å³ for {len(numbers)} atoms; give a periodic cell (with vacuum around a molecule)"
+        )
+    unknown = sorted(set(np.asarray(numbers).tolist()) - elements)
+    if unknown:
+        names = ", ".join(ase.data.chemical_symbols[z] if 0 < z < len(ase.data.chemical_symbols) else str(z) for z in unknown)
+        raise StructureError(f"element(s) the model was not trained on: {names}")
+
+
+@dataclass
+class System:
+    """One structure with its neighbour list, ready to be batched.
+
+    ``centre[k]`` sees ``neighbour[k]`` displaced by ``shift[k]`` lattice vectors. Every pair appears in both directions.
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    centre: np.ndarray
+    neighbour: np.ndarray
+    shift: np.ndarray
+
+    @property
+    def n_edges(self) -> int:
+        """Number of directed edges."""
+        return len(self.centre)
+
+    @classmethod
+    def build(cls, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, cutoff: float) -> System:
+        """Find all pairs within ``cutoff`` (Å) under periodic boundary conditions.
+
+        Raises
+        ------
+        StructureError
+            If an atom has no neighbour: graph networks return nonsense there.
+        """
+        search = NeighborList(cutoff=cutoff, full_list=True)
+        centre, neighbour, shift = search.compute(points=positions, box=cell, periodic=True, quantities="ijS")
+        lonely = np.flatnonzero(np.bincount(centre, minlength=len(numbers)) == 0)
+        if len(lonely):
+            raise StructureError(f"atom {lonely[0]} has no neighbour within the model's cutoff of {cutoff:g} Å")
+        return cls(numbers, positions, cell, centre.astype(np.int64), neighbour.astype(np.int64), shift.astype(np.float64))
+
+
+@dataclass
+class Graph:
+    """A batch of structures as tensors; the input of a graph network.
+
+    Shapes: N atoms, E directed edges, B structures.
+
+    Attributes
+    ----------
+    numbers : int tensor, shape (N,)
+        Atomic numbers.
+    system : int tensor, shape (N,)
+        Structure of each atom.
+    n_systems : int
+        B.
+    edge_index : int tensor, shape (2, E)
+        Row 0: the centre atom i. Row 1: its neighbour j.
+    shifts : float tensor, shape (E, 3)
+        Lattice translation of j, in lattice vectors.
+    positions : float tensor, shape (N, 3)
+        Å, float64.
+    cells : float tensor, shape (B, 3, 3)
+        Lattice vectors as rows, Å, float64.
+    topology : dict of tensors
+        What the network derives from the edges alone (CHGNet's line graph, say). Built once per batch.
+    vectors : float tensor, shape (E, 3)
+        r_j − r_i, in the network's dtype; differentiable in positions and strain. Set by the forward pass.
+    """
+
+    numbers: torch.Tensor
+    system: torch.Tensor
+    n_systems: int
+    edge_index: torch.Tensor
+    shifts: torch.Tensor
+    positions: torch.Tensor
+    cells: torch.Tensor
+    topology: dict[str, torch.Tensor] = field(default_factory=dict)
+    vectors: torch.Tensor | None = None
+
+    @property
+    def n_atoms(self) -> torch.Tensor:
+        """Atoms in each structure, shape (B,)."""
+        return torch.bincount(self.system, minlength=self.n_systems)
+
+    @property
+    def edge_system(self) -> torch.Tensor:
+        """Structure of each edge, shape (E,)."""
+        return self.system[self.edge_index[0]]
+
+    @classmethod
+    def collate(cls, systems: Sequence[System], device: torch.device) -> Graph:
+        """Join structures into one batch."""
+        sizes = np.array([len(system.numbers) for system in systems])
+        offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        edges = np.stack(
+            [
+                np.concatenate([system.centre + offset for system, offset in zip(systems, offsets, strict=True)]),
+                np.concatenate([system.neighbour + offset for system, offset in zip(systems, offsets, strict=True)]),
+            ]
+        )
+
+        def tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+            return torch.as_tensor(array).to(device=device, dtype=dtype)
+
+        return cls(
+            numbers=tensor(np.concatenate([system.numbers for system in systems]), torch.int64),
+            system=tensor(np.repeat(np.arange(len(systems)), sizes), torch.int64),
+            n_systems=len(systems),
+            edge_index=tensor(edges, torch.int64),
+            shifts=tensor(np.concatenate([system.shift for system in systems]), torch.float64),
+            positions=tensor(np.concatenate([system.positions for system in systems]), torch.float64),
+            cells=tensor(np.stack([system.cell for system in systems]), torch.float64),
+        )
+
+
+class Potential(ModelInterface):
+    """An interatomic potential. See the module's docstring for the idea, :meth:`evaluate` for daily use.
+
+    Attributes
+    ----------
+    key : str
+        Canonical name, such as ``chgnet-0.3.0``.
+    scale : float
+        The constant that energies, forces and stresses are multiplied by; 1 unless made by :meth:`scaled`.
+    elements : frozenset of int
+        Atomic numbers the potential was trained on.
+    """
+
+    def __init__(self, key: str, *, device: torch.device, elements: frozenset[int], description: dict[str, object]) -> None:
+        super().__init__()
+        self.key = key
+        self.elements = elements
+        self.scale = 1.0
+        self._description = description
+        self._device = device
+        # torch-sim integrates in double precision whatever the network's own precision is.
+        self._dtype = torch.float64
+        self._compute_forces = True
+        self._compute_stress = False
+        self._memory_scales_with = "n_atoms_x_density"
+
+    @ModelInterface.compute_stress.setter
+    def compute_stress(self, value: bool) -> None:  # noqa: D102  (documented by torch-sim)
+        self._compute_stress = value
+
+    @abstractmethod
+    def evaluate(
+        self, structures: Sequence[ase.Atoms], *, stress: bool = False, progress: bool = False
+    ) -> list[Prediction]:
+        """Predict energy, forces and, if asked for, stress of many structures.
+
+        Parameters
+        ----------
+        structures : sequence of ase.Atoms
+            Periodic structures. An empty list gives an empty list.
+        stress : bool
+            Stress costs time; ask only when it is needed.
+        progress : bool
+            Show a progress bar.
+
+        Returns
+        -------
+        list of Prediction
+            One per structure, in order. A structure that cannot be evaluated has ``error`` set and NaN
+            values; the others are not affected.
+        """
+
+    def calculator(self) -> Calculator:
+        """Return an ASE calculator."""
+        return PotentialCalculator(self)
+
+    def scaled(self, c: float) -> Potential:
+        """Return the linearly corrected potential E → c·E, hence F → c·F.
+
+        With c = 1/s, s the softening scale, this is the one-parameter fix of Deng et al. (2025). The network is shared, not copied.
+
+        Parameters
+        ----------
+        c : float
+            Positive, finite, dimensionless.
+        """
+        if not (np.isfinite(c) and c > 0):
+            raise PotentialError(f"the scale must be a positive number, not {c!r}")
+        twin = copy.copy(self)
+        twin.scale = self.scale * float(c)
+        base = self.key.split("*")[0]
+        twin.key = f"{base}*{twin.scale:.4f}"
+        return twin
+
+    def describe(self) -> dict[str, object]:
+        """Return what identifies the potential: family, version, hash of the weights, parameters, training set, elements."""
+        return {
+            "key": self.key,
+            **self._description,
+            "scale": self.scale,
+            "elements": [ase.data.chemical_symbols[z] for z in sorted(self.elements)],
+        }
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.key} on {self.device}>"
+
+
+class GraphPotential(Potential):
+    """A graph network. Subclasses set ``network`` and ``cutoff`` and write :meth:`energies`.
+
+    Parameters
+    ----------
+    network : torch.nn.Module
+        Its parameters; float32 or float64.
+    cutoff : float
+        Å.
+    bytes_per_edge : float
+        Peak memory of an energy-and-forces evaluation per directed edge, measured; it sets the batch size.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        network: torch.nn.Module,
+        *,
+        cutoff: float,
+        bytes_per_edge: float,
+        device: torch.device,
+        elements: frozenset[int],
+        description: dict[str, object],
+    ) -> None:
+        super().__init__(key, device=device, elements=elements, description=description)
+        self.network = network.to(device).eval().requires_grad_(False)
+        self.cutoff = float(cutoff)
+        self.bytes_per_edge = bytes_per_edge
+        first = next(network.parameters(), None)
+        self.network_dtype = torch.float32 if first is None else first.dtype
+
+    @abstractmethod
+    def energies(self, graph: Graph) -> torch.Tensor:
+        """Return the total energies (eV), shape (B,), as a differentiable function of ``graph.vectors``."""
+
+    def topology(self, graph: Graph, distances: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return index tensors that depend on the edges and their lengths (Å) but are not differentiated."""
+        return {}
+
+    def collate(self, systems: Sequence[System]) -> Graph:
+        """Join structures into a batch, with everything that can be reused from one evaluation to the next."""
+        graph = Graph.collate(systems, self.device)
+        with torch.no_grad():
+            centre, neighbour = graph.edge_index
+            offset = torch.einsum("es,esx->ex", graph.shifts, graph.cells[graph.edge_system])
+            distances = torch.linalg.norm(graph.positions[neighbour] - graph.positions[centre] + offset, dim=1)
+        graph.topology = self.topology(graph, distances)
+        return graph
+
+    def compute(
+        self, graph: Graph, *, stress: bool = False, training: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Return energies (B,), forces (N, 3) and stresses (B, 3, 3) of a batch.
+
+        Forces are −∂E/∂r and stresses V⁻¹ ∂E/∂ε by automatic differentiation, with the strain ε applied
+        to positions and cells alike (ASE's convention).
+
+        Parameters
+        ----------
+        training : bool
+            Keep the graph of the derivatives so that a loss on forces can be differentiated again.
+        """
+        with torch.enable_grad():
+            positions = graph.positions.detach().requires_grad_(True)
+            cells = graph.cells.detach()
+            inputs = [positions]
+            if stress:
+                strain = torch.zeros_like(cells, requires_grad=True)
+                inputs.append(strain)
+                symmetric = 0.5 * (strain + strain.transpose(1, 2))
+                moved = positions + torch.einsum("nx,nxy->ny", positions, symmetric[graph.system])
+                cells = cells + cells @ symmetric
+            else:
+                moved = positions
+            centre, neighbour = graph.edge_index
+            offset = torch.einsum("es,esx->ex", graph.shifts, cells[graph.edge_system])
+            vectors = moved[neighbour] - moved[centre] + offset
+            batch = copy.copy(graph)
+            batch.positions, batch.cells = moved, cells
+            batch.vectors = vectors.to(self.network_dtype)
+            energies = self.scale * self.energies(batch).to(torch.float64)
+            gradients = torch.autograd.grad(energies.sum(), inputs, create_graph=training)
+        forces = -gradients[0]
+        stresses = None
+        if stress:
+            volume = torch.linalg.det(graph.cells).abs()
+            stresses = gradients[1] / volume[:, None, None]
+        return energies, forces, stresses
+
+    def forward(self, state: SimState, **_: object) -> dict[str, torch.Tensor]:
+        """Evaluate a torch-sim state. A structure that cannot be evaluated gets NaN; the others are not affected."""
+        device, dtype = state.device, state.dtype
+        sizes = state.n_atoms_per_system.tolist()
+        numbers = np.split(state.atomic_numbers.cpu().numpy(), np.cumsum(sizes)[:-1])
+        positions = np.split(state.positions.detach().cpu().numpy().astype(np.float64), np.cumsum(sizes)[:-1])
+        cells = state.row_vector_cell.detach().cpu().numpy().astype(np.float64)
+
+        systems, indices = [], []
+        for index, arrays in enumerate(zip(numbers, positions, cells, strict=True)):
+            try:
+                systems.append(self._system(*arrays))
+                indices.append(index)
+            except StructureError:
+                continue
+
+        energy = torch.full((state.n_systems,), torch.nan, dtype=dtype, device=device)
+        forces = torch.full_like(state.positions, torch.nan)
+        stress = torch.full_like(state.cell, torch.nan)
+        if systems:
+            chosen = torch.as_tensor(indices, device=device)
+            atoms = torch.isin(state.system_idx, chosen)
+            e, f, s = self.compute(self.collate(systems), stress=self.compute_stress)
+            energy[chosen] = e.detach().to(device, dtype)
+            forces[atoms] = f.detach().to(device, dtype)
+            if s is not None:
+                stress[chosen] = s.detach().to(device, dtype)
+        output = {"energy": energy, "forces": forces}
+        if self.compute_stress:
+            output["stress"] = stress
+        return output
+
+    def _system(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray) -> System:
+        check_structure(numbers, positions, cell, self.elements)
+        return System.build(numbers, positions, cell, self.cutoff)
+
+    def system(self, atoms: ase.Atoms) -> System:
+        """Return a structure with its neighbour list.
+
+        Raises
+        ------
+        StructureError
+            If the potential cannot evaluate it.
+        """
+        if not atoms.pbc.all():
+            raise StructureError("not periodic in all three directions; set pbc=True and leave vacuum wider than the cutoff")
+        return self._system(atoms.numbers, atoms.positions, atoms.cell.array)
+
+    def max_edges(self) -> int:
+        """Return how many directed edges fit into one batch, from the memory that is free now."""
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            return max(1, int(0.7 * free / self.bytes_per_edge))
+        free = psutil.virtual_memory().available
+        return max(1, min(_MAX_EDGES_CPU, int(0.3 * free / self.bytes_per_edge)))
+
+    def evaluate(self, structures: Sequence[ase.Atoms], *, stress: bool = False, progress: bool = False) -> list[Prediction]:  # noqa: D102
+        predictions: list[Prediction | None] = [None] * len(structures)
+        with tqdm(total=len(structures), disable=not progress, unit="structure", desc=self.key) as bar:
+            for batch in self._batches(structures, predictions):
+                for (index, _), prediction in zip(batch, self._evaluate_batch([s for _, s in batch], stress), strict=True):
+                    predictions[index] = prediction
+                bar.update(sum(p is not None for p in predictions) - bar.n)
+            bar.update(len(structures) - bar.n)
+        return predictions
+
+    def _batches(
+        self, structures: Sequence[ase.Atoms], predictions: list[Prediction | None]
+    ) -> Iterator[list[tuple[int, System]]]:
+        """Group structures so that a batch fits into memory; those that fail at once are recorded."""
+        limit = self.max_edges()
+        batch: list[tuple[int, System]] = []
+        n_edges = 0
+        for index, atoms in enumerate(structures):
+            try:
+                system = self.system(atoms)
+            except StructureError as error:
+                predictions[index] = Prediction.failed(len(atoms), str(error))
+                continue
+            if batch and n_edges + system.n_edges > limit:
+                yield batch
+                batch, n_edges = [], 0
+            batch.append((index, system))
+            n_edges += system.n_edges
+        if batch:
+            yield batch
+
+    def _evaluate_batch(self, systems: list[System], stress: bool) -> list[Prediction]:
+        """Evaluate a batch; halve it when the memory does not suffice or something in it fails."""
+        try:
+            energies, forces, stresses = self.compute(self.collate(systems), stress=stress)
+        except (RuntimeError, ValueError, IndexError, MemoryError) as error:
+            if len(systems) == 1:
+                return [Prediction.failed(len(systems[0].numbers), f"{type(error).__name__}: {error}")]
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            half = len(systems) // 2
+            return self._evaluate_batch(systems[:half], stress) + self._evaluate_batch(systems[half:], stress)
+        energies = energies.detach().cpu().numpy()
+        split = np.cumsum([len(system.numbers) for system in systems])[:-1]
+        forces = np.split(forces.detach().cpu().numpy(), split)
+        stresses = [None] * len(systems) if stresses is None else list(stresses.detach().cpu().numpy())
+        return [
+            Prediction(float(e), f, s)
+            if np.isfinite(e) and np.isfinite(f).all()
+            else Prediction.failed(len(f), "the model returned values that are not numbers")
+            for e, f, s in zip(energies, forces, stresses, strict=True)
+        ]
+
+
+class PotentialCalculator(Calculator):
+    """ASE calculator around a :class:`Potential`."""
+
+    implemented_properties = ("energy", "free_energy", "forces", "stress")
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__()
+        self.potential = potential
+
+    def calculate(self, atoms: ase.Atoms | None = None, properties=("energy",), system_changes=all_changes) -> None:
+        """Evaluate one structure.
+
+        Raises
+        ------
+        StructureError
+            If the potential cannot evaluate it.
+        """
+        super().calculate(atoms, properties, system_changes)
+        prediction = self.potential.evaluate([self.atoms], stress="stress" in properties)[0]
+        if not prediction.ok:
+            raise StructureError(f"{self.atoms.get_chemical_formula()}: {prediction.error}")
+        self.results = {"energy": prediction.energy, "free_energy": prediction.energy, "forces": prediction.forces}
+        if "stress" in properties:
+            if prediction.stress is None:
+                raise _NoSuchProperty(f"{self.potential.key} has no stress")
+            self.results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress)

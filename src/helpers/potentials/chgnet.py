@@ -1,0 +1,173 @@
+"""CHGNet, with the weights that its package carries.
+
+The network and its parameters are the package's own; graph construction and batching are this project's
+(whole batches at once, checked against the package in the tests), because building CHGNet's line graph
+one structure at a time takes longer than the network itself.
+
+Source: Deng et al., Nat. Mach. Intell. 5, 1031 (2023).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from importlib.metadata import version
+from pathlib import Path
+
+import chgnet
+import torch
+from chgnet.model import CHGNet
+from chgnet.model.model import BatchedGraph
+
+from helpers.potentials.base import Graph, GraphPotential, PotentialError
+from helpers.registry import sha256
+
+# The packages' own weight files, by SHA-256: a pickle is code, so only these are loaded.
+_WEIGHTS = {
+    "chgnet-0.3.0": (
+        "0.3.0/chgnet_0.3.0_e29f68s314m37.pth.tar",
+        "d14ab7c0f093efe64b60a7bcd540bca10e74fb7f46c86108a079af60524659d1",
+    ),
+    "chgnet-0.2.0": (
+        "0.2.0/chgnet_0.2.0_e30f77s348m32.pth.tar",
+        "ef624f78b6db9d315b4ef256f1bb3207449924191b91720dc17d3f60c5df980e",
+    ),
+}
+
+# Peak memory of energy and forces per directed edge, measured on bulk oxides (three to four angles per edge).
+_BYTES_PER_EDGE = 60_000
+
+# Elements of the Materials Project trajectories (MPtrj): hydrogen to plutonium without Po, At, Rn, Fr, Ra.
+MPTRJ_ELEMENTS = frozenset(range(1, 95)) - frozenset(range(84, 89))
+
+
+class CHGNetPotential(GraphPotential):
+    """CHGNet behind the common interface."""
+
+    def topology(self, graph: Graph, distances: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Pair the two directions of every bond, and list the angles between bonds shorter than the line graph's cutoff."""
+        bond, first = undirected_bonds(graph)
+        centre, left, right = angles(graph.edge_index[0], distances, self.network.graph_converter.bond_graph_cutoff)
+        return {"bond": bond, "first": first, "centre": centre, "left": left, "right": right}
+
+    def energies(self, graph: Graph) -> torch.Tensor:  # noqa: D102
+        network, top = self.network, graph.topology
+        # The package measures bonds from neighbour to centre; the sign cancels in lengths and angles.
+        lengths = torch.linalg.norm(graph.vectors, dim=1)
+        directions = graph.vectors / lengths[:, None]
+        encoder = network.bond_basis_expansion
+        bond_lengths = lengths[top["first"]]
+        cosines_from = directions[top["left"]], directions[top["right"]]
+        n_atoms = graph.n_atoms
+        batch = BatchedGraph(
+            atomic_numbers=graph.numbers,
+            bond_bases_ag=encoder.rbf_expansion_ag(bond_lengths),
+            bond_bases_bg=encoder.rbf_expansion_bg(bond_lengths),
+            angle_bases=network.angle_basis_expansion(*cosines_from),
+            batched_atom_graph=graph.edge_index.T,
+            batched_bond_graph=torch.stack([top["centre"], top["bond"][top["left"]], top["bond"][top["right"]]], dim=1),
+            atom_owners=graph.system,
+            directed2undirected=top["bond"],
+            atom_positions=[],
+            strains=[],
+            volumes=[],
+        )
+        per_atom = network._compute(batch)["e"]
+        if network.composition_model is not None:
+            composition = per_atom.new_zeros(graph.n_systems, network.composition_model.max_num_elements)
+            composition.index_put_((graph.system, graph.numbers - 1), per_atom.new_ones(()), accumulate=True)
+            per_atom = per_atom + network.composition_model._get_energy(composition / n_atoms[:, None])
+        return per_atom * n_atoms
+
+
+def undirected_bonds(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
+    """Match each directed edge (i, j, S) with its reverse (j, i, −S).
+
+    Returns
+    -------
+    bond : int tensor, shape (E,)
+        Undirected bond of each directed edge.
+    first : int tensor, shape (E / 2,)
+        One directed edge of each bond.
+    """
+    centre, neighbour = graph.edge_index
+    shifts = graph.shifts.to(torch.int64)
+    forward = torch.cat([centre[:, None], neighbour[:, None], shifts], dim=1)
+    reverse = torch.cat([neighbour[:, None], centre[:, None], -shifts], dim=1)
+    # The smaller of the two keys, in dictionary order, names the bond.
+    differs = forward != reverse
+    column = differs.to(torch.int8).argmax(dim=1, keepdim=True)
+    smaller = forward.gather(1, column) < reverse.gather(1, column)
+    _, bond, counts = torch.unique(torch.where(smaller, forward, reverse), dim=0, return_inverse=True, return_counts=True)
+    if not (counts == 2).all():
+        raise ValueError("the neighbour list does not hold every pair in both directions")
+    order = torch.argsort(bond, stable=True)
+    return bond, order[::2]
+
+
+def angles(centre: torch.Tensor, distances: torch.Tensor, cutoff: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """List all ordered pairs of distinct edges that leave the same atom and are shorter than ``cutoff`` (Å).
+
+    Returns
+    -------
+    centre, left, right : int tensors, shape (n_angles,)
+        The atom in the middle and the two directed edges.
+    """
+    short = torch.nonzero(distances < cutoff).squeeze(1)
+    short = short[torch.argsort(centre[short], stable=True)]
+    owner = centre[short]
+    _, counts = torch.unique_consecutive(owner, return_counts=True)
+    starts = torch.cumsum(counts, 0) - counts
+    # Each short edge meets every short edge of its atom: repeat it that often, and number the partners.
+    partners = counts.repeat_interleave(counts)
+    left = torch.arange(len(short), device=short.device).repeat_interleave(partners)
+    first = starts.repeat_interleave(counts).repeat_interleave(partners)
+    block = torch.cumsum(partners, 0) - partners
+    right = first + torch.arange(len(left), device=short.device) - block.repeat_interleave(partners)
+    distinct = left != right
+    left, right = left[distinct], right[distinct]
+    return owner[left], short[left], short[right]
+
+
+def load(key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> CHGNetPotential:
+    """Load a CHGNet from its package.
+
+    Parameters
+    ----------
+    key : {"chgnet-0.3.0", "chgnet-0.2.0"}
+    device : torch.device
+    dtype : torch.dtype
+        Precision of the network. The weights are float32.
+
+    Raises
+    ------
+    PotentialError
+        If the package's weight file is not the one this project knows.
+    """
+    relative, expected = _WEIGHTS[key]
+    path = Path(chgnet.__file__).parent / "pretrained" / relative
+    found = sha256(path)
+    if found != expected:
+        raise PotentialError(f"{path}: SHA-256 {found}, expected {expected}. Install the chgnet version that the lock file names.")
+    # CHGNet announces itself on the standard output; a library should not.
+    with contextlib.redirect_stdout(io.StringIO()):
+        network = CHGNet.from_file(str(path), mlp_out_bias=key == "chgnet-0.2.0", version=key.removeprefix("chgnet-"))
+    network = network.to(dtype)
+    return CHGNetPotential(
+        key,
+        network,
+        cutoff=network.graph_converter.atom_graph_cutoff,
+        bytes_per_edge=_BYTES_PER_EDGE,
+        device=device,
+        elements=MPTRJ_ELEMENTS,
+        description={
+            "family": "CHGNet",
+            "package": f"chgnet {version('chgnet')}",
+            "weights_sha256": found,
+            "parameters": network.n_params,
+            "training_set": "MPtrj (PBE, PBE+U)",
+            "cutoff_a": network.graph_converter.atom_graph_cutoff,
+            "convention": "package",
+            "citation": "Deng et al., Nat. Mach. Intell. 5, 1031 (2023)",
+        },
+    )
