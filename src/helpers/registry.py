@@ -234,8 +234,7 @@ def _download(file: RegisteredFile) -> Path:
         ).fetch(target.name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=60))
     except (OSError, ValueError) as error:
         raise RegistryError(
-            f"Could not download {file.key} from {file.url}: {error}. "
-            f"Without a network, get it elsewhere and put it at {target}."
+            f"Could not download {file.key} from {file.url}: {error}. Without a network, get it elsewhere and put it at {target}."
         ) from error
     if not file.sha256:
         note = _first_seen(file)

@@ -72,7 +72,7 @@ def module(name: str) -> ModuleType:
 def row(
     model: str,
     case: Case,
-    property: str,  # noqa: A002  (the column's name)
+    property: str,
     value: float,
     reference: float,
     unit: str,

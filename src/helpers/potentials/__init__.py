@@ -61,7 +61,12 @@ CATALOGUE: dict[str, Entry] = {
         Entry("m3gnet-matpes-pbe-2025.1", "M3GNet MatPES", "matgl", "MatPES-PBE", _matgl_files("M3GNet-MatPES-PBE-v2025.1-PES")),
         Entry("tensornet-matpes-pbe-2025.1", "TensorNet MatPES", "matgl", "MatPES-PBE", _matgl_files("TensorNet-MatPES-PBE-v2025.1-PES")),
         Entry(
-            "mace-mp-0-medium", "MACE-MP-0", "mace", "MPtrj", ("ACEsuit/mace-mp/2023-12-03-mace-128-L1_epoch-199.model",), paper_label="MACE"
+            "mace-mp-0-medium",
+            "MACE-MP-0",
+            "mace",
+            "MPtrj",
+            ("ACEsuit/mace-mp/2023-12-03-mace-128-L1_epoch-199.model",),
+            paper_label="MACE",
         ),
         Entry("mace-mpa-0-medium", "MACE-MPA-0", "mace", "MPtrj + sAlex", ("ACEsuit/mace-mp/mace-mpa-0-medium.model",)),
     )
@@ -84,9 +89,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def load(
-    key: str, device: str | torch.device = "auto", *, dtype: torch.dtype = torch.float32, trust: bool = False
-) -> Potential:
+def load(key: str, device: str | torch.device = "auto", *, dtype: torch.dtype = torch.float32, trust: bool = False) -> Potential:
     """Load a potential.
 
     Parameters

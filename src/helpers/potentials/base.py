@@ -106,9 +106,7 @@ def check_structure(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray
         raise StructureError("the cell holds values that are not numbers")
     volume = abs(np.linalg.det(cell))
     if volume < _MIN_VOLUME_PER_ATOM * len(numbers):
-        raise StructureError(
-            f"cell volume {volume:.3g} Å³ for {len(numbers)} atoms; give a periodic cell (with vacuum around a molecule)"
-        )
+        raise StructureError(f"cell volume {volume:.3g} Å³ for {len(numbers)} atoms; give a periodic cell (with vacuum around a molecule)")
     unknown = sorted(set(np.asarray(numbers).tolist()) - elements)
     if unknown:
         names = ", ".join(ase.data.chemical_symbols[z] if 0 < z < len(ase.data.chemical_symbols) else str(z) for z in unknown)
@@ -256,9 +254,7 @@ class Potential(ModelInterface):
         self._compute_stress = value
 
     @abstractmethod
-    def evaluate(
-        self, structures: Sequence[ase.Atoms], *, stress: bool = False, progress: bool = False
-    ) -> list[Prediction]:
+    def evaluate(self, structures: Sequence[ase.Atoms], *, stress: bool = False, progress: bool = False) -> list[Prediction]:
         """Predict energy, forces and, if asked for, stress of many structures.
 
         Parameters
@@ -323,7 +319,14 @@ class GraphPotential(Potential):
         Å.
     bytes_per_edge : float
         Peak memory of an energy-and-forces evaluation per directed edge, measured; it sets the batch size.
+
+    Attributes
+    ----------
+    untrained : tuple of str
+        Prefixes of parameters that fine-tuning leaves alone.
     """
+
+    untrained: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -467,9 +470,7 @@ class GraphPotential(Potential):
             bar.update(len(structures) - bar.n)
         return predictions
 
-    def _batches(
-        self, structures: Sequence[ase.Atoms], predictions: list[Prediction | None]
-    ) -> Iterator[list[tuple[int, System]]]:
+    def _batches(self, structures: Sequence[ase.Atoms], predictions: list[Prediction | None]) -> Iterator[list[tuple[int, System]]]:
         """Group structures so that a batch fits into memory; those that fail at once are recorded."""
         limit = self.max_edges()
         batch: list[tuple[int, System]] = []

@@ -44,6 +44,9 @@ MPTRJ_ELEMENTS = frozenset(range(1, 95)) - frozenset(range(84, 89))
 class CHGNetPotential(GraphPotential):
     """CHGNet behind the common interface."""
 
+    # The package's trainer, too, keeps the composition model (a linear fit of reference energies) as it is.
+    untrained = ("composition_model",)
+
     def topology(self, graph: Graph, distances: torch.Tensor) -> dict[str, torch.Tensor]:
         """Pair the two directions of every bond, and list the angles between bonds shorter than the line graph's cutoff."""
         bond, first = undirected_bonds(graph)

@@ -1,0 +1,132 @@
+"""The command line ``softening``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from helpers import benchmarks, registry, results
+
+app = typer.Typer(
+    name="softening",
+    help="Measure how soft a universal interatomic potential is, on real DFT data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EXPECTED_ERRORS = (registry.RegistryError, results.ResultsError, KeyError, ValueError, OSError)
+
+
+def _human(n_bytes: int) -> str:
+    return "size not known" if not n_bytes else f"{n_bytes / 1e6:.1f} MB" if n_bytes >= 1e5 else f"{n_bytes / 1e3:.1f} kB"
+
+
+def _table(rows: list[list[str]], header: list[str]) -> None:
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    for row in [header, *rows]:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+@app.command()
+def models() -> None:
+    """List the potentials, what they were trained on, and whether they can be loaded now."""
+    from helpers import potentials
+
+    rows = []
+    for entry in potentials.CATALOGUE.values():
+        if potentials.runnable(entry.key):
+            state = "ready" if entry.weights else "ready (in its package)"
+        else:
+            size = sum(registry.lookup(name).size for name in entry.weights)
+            state = f"to be downloaded ({_human(size)})"
+        rows.append([entry.key, entry.label, entry.training_set, state])
+    _table(rows, ["KEY", "MODEL", "TRAINED ON", "STATE"])
+    typer.echo("\nAlso: ase:module.factory (any ASE calculator) and file:PATH (a MACE model file).")
+
+
+@app.command()
+def fetch(
+    benchmark: Annotated[str | None, typer.Argument(help="A benchmark, or 'weights'. Everything if left out.")] = None,
+) -> None:
+    """Download and verify the files of a benchmark, of the models, or of everything.
+
+    Files go to the cache folder (SOFTENING_CACHE); a mirror folder (SOFTENING_MIRROR) is looked in first.
+    """
+    failed = []
+    count = 0
+    for file, outcome in registry.fetch_all(benchmark):
+        count += 1
+        if isinstance(outcome, registry.RegistryError):
+            failed.append(file.key)
+            typer.echo(f"failed   {file.key}\n         {outcome}", err=True)
+        else:
+            typer.echo(f"ready    {file.key} ({_human(outcome.stat().st_size)})")
+    typer.echo(f"{count - len(failed)} of {count} files are here and verified.")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    benchmark: Annotated[str, typer.Argument(help=f"One of: {', '.join(benchmarks.CATALOGUE)}.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    sets: Annotated[str | None, typer.Option("--sets", help="Reference sets, separated by commas. All that are here if left out.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes. By default one per core on a CPU, one on a GPU.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Compute again even if the table is complete.")] = False,
+) -> None:
+    """Run a benchmark with a model and write its table to data/results.
+
+    Can be interrupted at any time: the same command finishes what is missing.
+    """
+    from helpers import runner
+
+    module = benchmarks.module(benchmark)
+    chosen = None if sets is None else [name.strip() for name in sets.split(",") if name.strip()]
+    unknown = sorted(set(chosen or []) - set(module.SETS))
+    if unknown:
+        raise ValueError(f"{benchmark} has no set {', '.join(unknown)}; it has: {', '.join(module.SETS)}")
+    table = runner.run(benchmark, model, device=device, sets=chosen, processes=processes, trust=trust, force=force)
+    path = results.table_path(benchmark, model)
+    failed = table[table["status"] == "failed"]
+    typer.echo(f"{len(table)} rows, {len(failed)} failed: {path}")
+    for reason, count in failed["reason"].value_counts().head(5).items():
+        typer.echo(f"  {count} × {reason}")
+    typer.echo(module.summarise(table).to_string(index=False))
+
+
+@app.command()
+def status() -> None:
+    """Show which results exist, how they were made, and which runs are unfinished."""
+    rows = []
+    for benchmark in benchmarks.CATALOGUE:
+        for key in results.models(benchmark):
+            made = results.provenance(benchmark, key)
+            rows.append(
+                [benchmark, key, str(made["rows"]), str(made["failed_rows"]), f"{made['core_seconds']:.0f} s", made["device"], made["date"]]
+            )
+    _table(rows, ["BENCHMARK", "MODEL", "ROWS", "FAILED", "CORE TIME", "DEVICE", "DATE"])
+    unfinished = [folder for folder in results.runs_dir().glob("*/*") if folder.is_dir()]
+    for folder in unfinished:
+        typer.echo(f"unfinished: {folder.parent.name} {folder.name} ({len(list(folder.glob('*.parquet')))} shards); run it again to finish")
+
+
+def main() -> None:
+    """Run the command line; expected errors are one line on the standard error, and exit status 2."""
+    from helpers.potentials import PotentialError
+
+    try:
+        app(standalone_mode=True)
+    except (*EXPECTED_ERRORS, PotentialError) as error:
+        text = error.args[0] if isinstance(error, KeyError) and error.args else error
+        typer.echo(f"softening: {text}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

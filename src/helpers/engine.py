@@ -1,0 +1,242 @@
+"""Batched relaxation on one device, through torch-sim.
+
+Single-point calculations of many structures are :meth:`helpers.potentials.base.Potential.evaluate`; this
+module moves atoms and cells. Structures that have converged leave the batch at once and waiting ones take
+their place; a structure that fails leaves it too, with a reason, and does not disturb the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ase
+import numpy as np
+import torch
+import torch_sim as ts
+from torch_sim.models.interface import ModelInterface
+from torch_sim.optimizers import fire, unit_cell_fire
+from tqdm.auto import tqdm
+
+from helpers.potentials.base import GraphPotential, Potential, StructureError, check_structure
+
+CELL_MODES = ("fixed", "full", "out-of-plane")
+
+# Atoms per cubic nanometre is torch-sim's unit of density in its memory metric.
+_NM3_PER_A3 = 1e-3
+
+
+@dataclass
+class Relaxed:
+    """A relaxed structure.
+
+    Attributes
+    ----------
+    atoms : ase.Atoms
+        Final geometry (the initial one if it failed at once).
+    energy : float
+        eV; NaN if it failed.
+    forces : ndarray, shape (n_atoms, 3)
+        eV/Å.
+    steps : int
+        FIRE steps taken.
+    converged : bool
+        Whether forces (and stress, where the cell relaxes) fell below the thresholds.
+    error : str or None
+        Why not, if not.
+    """
+
+    atoms: ase.Atoms
+    energy: float
+    forces: np.ndarray
+    steps: int
+    converged: bool
+    error: str | None = None
+
+
+class _OutOfPlane(ModelInterface):
+    """Pass on only the zz component of a model's stress, so that a relaxed cell keeps its in-plane vectors."""
+
+    def __init__(self, model: ModelInterface) -> None:
+        super().__init__()
+        self.model = model
+        self._device, self._dtype = model.device, model.dtype
+        self._compute_forces = self._compute_stress = True
+
+    def forward(self, state: ts.SimState, **kwargs: object) -> dict[str, torch.Tensor]:
+        output = self.model(state, **kwargs)
+        stress = torch.zeros_like(output["stress"])
+        stress[:, 2, 2] = output["stress"][:, 2, 2]
+        return {**output, "stress": stress}
+
+
+def relax(
+    potential: Potential,
+    structures: Sequence[ase.Atoms],
+    *,
+    cell: str = "fixed",
+    fmax: float = 0.05,
+    smax: float = 6e-4,
+    max_steps: int = 500,
+    progress: bool = False,
+) -> list[Relaxed]:
+    """Relax many structures with FIRE.
+
+    Parameters
+    ----------
+    potential : Potential
+    structures : sequence of ase.Atoms
+        Not changed.
+    cell : {"fixed", "full", "out-of-plane"}
+        ``fixed``: atoms only. ``full``: atoms and all six strains. ``out-of-plane``: atoms and the height
+        along z; the in-plane vectors, which must lie in the xy plane, stay (a film on its substrate).
+    fmax : float
+        Largest force on any atom at convergence, eV/Å.
+    smax : float
+        Largest component of the stress at convergence where the cell relaxes, eV/Å³ (6e-4 is 0.1 GPa).
+    max_steps : int
+        Steps after which a structure is given up.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    list of Relaxed
+        One per structure, in order. Batches are halved when the memory does not suffice.
+
+    Notes
+    -----
+    FIRE: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), in torch-sim's implementation of ASE's variant.
+    """
+    if cell not in CELL_MODES:
+        raise ValueError(f"cell={cell!r}; choose one of {', '.join(CELL_MODES)}")
+    results: list[Relaxed | None] = [None] * len(structures)
+    waiting: list[int] = []
+    for index, atoms in enumerate(structures):
+        try:
+            _check(potential, atoms, cell)
+            waiting.append(index)
+        except StructureError as error:
+            results[index] = _failed(atoms, str(error))
+    with tqdm(total=len(structures), disable=not progress, unit="structure", desc="relaxation") as bar:
+        bar.update(len(structures) - len(waiting))
+        limit = _memory_limit(potential)
+        while waiting:
+            try:
+                for index, relaxed in _relax_all(potential, structures, waiting, cell, fmax, smax, max_steps, limit):
+                    results[index] = relaxed
+                    bar.update()
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                remaining = [index for index in waiting if results[index] is None]
+                largest = max(remaining, key=lambda index: _memory_metric(structures[index]))
+                if limit <= _memory_metric(structures[largest]):
+                    results[largest] = _failed(structures[largest], "out of memory")
+                limit /= 2
+            waiting = [index for index in waiting if results[index] is None]
+    return results
+
+
+def _check(potential: Potential, atoms: ase.Atoms, cell: str) -> None:
+    if not atoms.pbc.all():
+        raise StructureError("not periodic in all three directions; set pbc=True and leave vacuum wider than the cutoff")
+    check_structure(atoms.numbers, atoms.positions, atoms.cell.array, potential.elements)
+    if cell == "out-of-plane" and np.abs(atoms.cell.array[:2, 2]).max() > 1e-6:
+        raise StructureError("out-of-plane relaxation needs the first two lattice vectors in the xy plane")
+
+
+def _failed(atoms: ase.Atoms, error: str) -> Relaxed:
+    return Relaxed(atoms.copy(), np.nan, np.full((len(atoms), 3), np.nan), 0, False, error)
+
+
+def _memory_metric(atoms: ase.Atoms) -> float:
+    """Return torch-sim's measure of a structure's memory: atoms times number density (nm⁻³)."""
+    return len(atoms) ** 2 / (atoms.get_volume() * _NM3_PER_A3)
+
+
+def _memory_limit(potential: Potential) -> float:
+    """Return the largest sum of the memory metric in a batch, from the memory that is free now."""
+    if not isinstance(potential, GraphPotential):
+        return np.inf
+    edges_per_metric = 4 / 3 * np.pi * potential.cutoff**3 * _NM3_PER_A3
+    return potential.max_edges() / edges_per_metric
+
+
+def _relax_all(potential, structures, indices, cell, fmax, smax, max_steps, limit):
+    """Yield (index, Relaxed) as structures finish."""
+    moves_cell = cell != "fixed"
+    had_stress = potential.compute_stress
+    potential.compute_stress = moves_cell
+    model = _OutOfPlane(potential) if cell == "out-of-plane" else potential
+    initialise, step = (unit_cell_fire if moves_cell else fire)(model)
+    limit = max(limit, max(_memory_metric(structures[index]) for index in indices) * 1.001)
+    batcher = ts.InFlightAutoBatcher(
+        model,
+        memory_scales_with="n_atoms_x_density",
+        max_memory_scaler=limit,
+        return_indices=True,
+        max_iterations=max_steps + 1,
+    )
+    try:
+        batcher.load_states(_initial_states(model, initialise, structures, indices, limit))
+        state, done = None, None
+        steps = np.zeros(len(indices), dtype=int)
+        while True:
+            state, finished, current = batcher.next_batch(state, done)
+            order = batcher.completed_idx_og_order[len(batcher.completed_idx_og_order) - len(finished) :]
+            for position, final in zip(order, finished, strict=True):
+                index = indices[position]
+                yield index, _record(potential, structures[index], final, int(steps[position]), fmax, smax if moves_cell else None)
+            if state is None:
+                return
+            done = _done(state, fmax, smax if moves_cell else None)
+            if not done.any():
+                state = step(state)
+                steps[current] += 1
+                done = _done(state, fmax, smax if moves_cell else None)
+    finally:
+        potential.compute_stress = had_stress
+
+
+def _initial_states(model, initialise, structures, indices, limit):
+    """Yield the optimiser's state of each structure; first forces are computed a batch at a time, as they are needed."""
+    chunk, size = [], 0.0
+    for index in indices:
+        metric = _memory_metric(structures[index])
+        if chunk and size + metric > limit:
+            yield from initialise(ts.initialize_state(chunk, model.device, model.dtype)).split()
+            chunk, size = [], 0.0
+        chunk.append(structures[index])
+        size += metric
+    yield from initialise(ts.initialize_state(chunk, model.device, model.dtype)).split()
+
+
+def _done(state: ts.SimState, fmax: float, smax: float | None) -> torch.Tensor:
+    """Tell which structures leave the batch: converged, or no longer numbers."""
+    largest = torch.full((state.n_systems,), 0.0, dtype=state.dtype, device=state.device)
+    largest.scatter_reduce_(0, state.system_idx, torch.linalg.norm(state.forces, dim=1), "amax")
+    converged = largest < fmax
+    if smax is not None:
+        converged &= state.stress.abs().amax(dim=(1, 2)) < smax
+    return converged | ~torch.isfinite(state.energy) | ~torch.isfinite(largest)
+
+
+def _record(potential: Potential, initial: ase.Atoms, state: ts.SimState, steps: int, fmax: float, smax: float | None) -> Relaxed:
+    forces = state.forces.detach().cpu().numpy()
+    energy = float(state.energy)
+    if not (np.isfinite(energy) and np.isfinite(forces).all()):
+        reason = potential.evaluate([initial])[0].error or f"energy or forces became NaN after {steps} steps"
+        return _failed(initial, reason)
+    atoms = initial.copy()
+    atoms.set_cell(state.row_vector_cell[0].cpu().numpy())
+    atoms.set_positions(state.positions.cpu().numpy())
+    force = float(np.linalg.norm(forces, axis=1).max())
+    stress = 0.0 if smax is None else float(state.stress.abs().max())
+    converged = force < fmax and (smax is None or stress < smax)
+    error = (
+        None
+        if converged
+        else f"not converged in {steps} steps: largest force {force:.3f} eV/Å"
+        + ("" if smax is None else f", largest stress {stress:.2e} eV/Å³")
+    )
+    return Relaxed(atoms, energy, forces, steps, converged, error)

@@ -1,0 +1,286 @@
+"""Mending a soft potential: the linear correction and fine-tuning.
+
+Two cures, both from Deng et al., npj Comput. Mater. 11, 9 (2025):
+
+* :func:`linear_correction` multiplies the energy by one constant fitted to the forces of one or more labels.
+  It is what gradient descent finds when a single scalar is trained and everything else is frozen.
+* :func:`fine_tune` trains the weights on a few labels. One loop serves every graph network here.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import ase
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from helpers import softening
+from helpers.potentials.base import Graph, GraphPotential, Potential, PotentialError, StructureError
+
+EV_PER_A3_IN_GPA = 160.21766208
+
+
+@dataclass(frozen=True)
+class Label:
+    """A structure with its DFT answer.
+
+    Attributes
+    ----------
+    atoms : ase.Atoms
+    energy : float
+        Total energy, eV.
+    forces : ndarray, shape (n_atoms, 3)
+        eV/Å.
+    stress : ndarray, shape (3, 3), or None
+        eV/Å³, ASE's sign.
+    """
+
+    atoms: ase.Atoms
+    energy: float
+    forces: np.ndarray
+    stress: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings of fine-tuning; the defaults are the paper's where it gives them.
+
+    The loss is a weighted sum of mean squared errors of the energy per atom (eV/atom), the force components
+    (eV/Å) and the stress components (GPa).
+    """
+
+    epochs: int = 100
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5  # cosine schedule
+    energy_weight: float = 0.1
+    force_weight: float = 100.0
+    stress_weight: float = 0.1  # 0, or labels without stress: the stress is not computed
+    batch_size: int = 1  # structures; not given in the paper
+    validation_fraction: float = 0.1
+    keep: str = "best"  # "best": lowest validation force MAE; "last": last epoch
+    seed: int = 0
+
+
+@dataclass
+class FineTuned:
+    """The outcome of :func:`fine_tune`.
+
+    Attributes
+    ----------
+    potential : GraphPotential
+        The mended potential; the original is not changed.
+    history : list of dict
+        Per epoch: ``epoch``, ``learning_rate``, ``loss`` (training), ``train_force_mae`` and ``validation_force_mae`` (eV/Å).
+    best_epoch : int
+        The epoch whose weights were kept.
+    train, validation : list of int
+        Which labels were used for what.
+    """
+
+    potential: GraphPotential
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = 0
+    train: list[int] = field(default_factory=list)
+    validation: list[int] = field(default_factory=list)
+
+
+def linear_correction(potential: Potential, labels: Sequence[Label], method: str = "inverse_slope") -> Potential:
+    """Return c·E with c fitted to the labels' forces.
+
+    Parameters
+    ----------
+    potential : Potential
+    labels : sequence of Label
+        One is enough.
+    method : {"inverse_slope", "least_squares"}
+        ``inverse_slope``: c = 1/s, s the softening scale; turns the cloud of model against DFT forces onto
+        the diagonal (the paper's definition). ``least_squares``: the c that minimises the squared error, which
+        is what training the scalar with an MSE loss converges to. See :func:`helpers.softening.correction`.
+
+    Raises
+    ------
+    StructureError
+        If a label cannot be evaluated.
+    """
+    reference = np.concatenate([label.forces.ravel() for label in labels])
+    predictions = potential.evaluate([label.atoms for label in labels])
+    for label, prediction in zip(labels, predictions, strict=True):
+        if not prediction.ok:
+            raise StructureError(f"label {label.atoms.get_chemical_formula()}: {prediction.error}")
+    predicted = np.concatenate([prediction.forces.ravel() for prediction in predictions])
+    return potential.scaled(softening.correction(reference, predicted, method=method))
+
+
+def split(n_labels: int, recipe: Recipe) -> tuple[list[int], list[int]]:
+    """Divide labels into training and validation (at least one each, or all for both when there is only one)."""
+    if n_labels == 1:
+        return [0], [0]
+    order = np.random.default_rng(recipe.seed).permutation(n_labels)
+    n_validation = max(1, round(recipe.validation_fraction * n_labels))
+    return sorted(order[n_validation:].tolist()), sorted(order[:n_validation].tolist())
+
+
+def fine_tune(
+    potential: GraphPotential,
+    labels: Sequence[Label],
+    recipe: Recipe | None = None,
+    *,
+    checkpoint: Path | None = None,
+    progress: bool = False,
+) -> FineTuned:
+    """Train the weights of a graph network on DFT labels.
+
+    Adam with a cosine learning-rate schedule. Neighbour lists and graphs are built once and reused in every epoch.
+
+    Parameters
+    ----------
+    potential : GraphPotential
+        Not changed: a copy is trained.
+    labels : sequence of Label
+        Split into training and validation with ``recipe.seed``.
+    recipe : Recipe, optional
+    checkpoint : Path, optional
+        File to save the state of the training to after every epoch; if it exists, training resumes from it.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    PotentialError
+        If the potential has no weights to train, or the loss becomes NaN.
+    StructureError
+        If a label cannot be evaluated.
+    """
+    recipe = recipe or Recipe()
+    if not isinstance(potential, GraphPotential):
+        raise PotentialError(f"{potential.key} has no weights to train; use the linear correction.")
+    if not labels:
+        raise ValueError("fine-tuning needs at least one label")
+    with_stress = recipe.stress_weight > 0 and all(label.stress is not None for label in labels)
+    train, validation = split(len(labels), recipe)
+
+    tuned = copy.deepcopy(potential)
+    tuned.key = f"{potential.key}+{len(labels)}"
+    parameters = [p for name, p in tuned.network.named_parameters() if not name.startswith(tuned.untrained)]
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate)
+    generator = torch.Generator().manual_seed(recipe.seed)
+
+    batches = [_batch(tuned, [label], with_stress) for label in labels]
+    result = FineTuned(tuned, train=train, validation=validation)
+    best_weights, start = copy.deepcopy(tuned.network.state_dict()), 0
+    best_error = math.inf
+    if checkpoint is not None and checkpoint.is_file():
+        saved = torch.load(checkpoint, map_location=tuned.device, weights_only=True)
+        if saved["recipe"] != asdict(recipe):
+            raise PotentialError(f"{checkpoint} was written with another recipe; delete it or use the same settings.")
+        tuned.network.load_state_dict(saved["network"])
+        optimiser.load_state_dict(saved["optimiser"])
+        generator.set_state(saved["generator"].cpu())
+        best_weights, best_error = saved["best_weights"], saved["best_error"]
+        result.history, result.best_epoch, start = saved["history"], saved["best_epoch"], saved["epoch"] + 1
+
+    bar = tqdm(range(start, recipe.epochs), initial=start, total=recipe.epochs, disable=not progress, desc=tuned.key, unit="epoch")
+    for epoch in bar:
+        rate = learning_rate(epoch, recipe)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        order = [train[k] for k in torch.randperm(len(train), generator=generator).tolist()]
+        loss_sum, error_sum = 0.0, 0.0
+        for first in range(0, len(order), recipe.batch_size):
+            members = order[first : first + recipe.batch_size]
+            optimiser.zero_grad()
+            for index in members:
+                loss, error = _loss(tuned, batches[index], recipe, training=True)
+                # Mean over the batch, one structure at a time: the same gradient with a fraction of the memory.
+                (loss / len(members)).backward()
+                loss_sum += loss.item()
+                error_sum += error
+            optimiser.step()
+        if not math.isfinite(loss_sum):
+            raise PotentialError(f"the loss became NaN in epoch {epoch}; lower the learning rate ({recipe.learning_rate:g}).")
+        validation_error = float(np.mean([_loss(tuned, batches[index], recipe, training=False)[1] for index in validation]))
+        result.history.append(
+            {
+                "epoch": epoch,
+                "learning_rate": rate,
+                "loss": loss_sum / len(train),
+                "train_force_mae": error_sum / len(train),
+                "validation_force_mae": validation_error,
+            }
+        )
+        if recipe.keep == "last" or validation_error < best_error:
+            best_error, result.best_epoch = validation_error, epoch
+            best_weights = copy.deepcopy(tuned.network.state_dict())
+        bar.set_postfix(validation=f"{validation_error:.3f} eV/Å")
+        if checkpoint is not None:
+            state = {
+                "recipe": asdict(recipe),
+                "epoch": epoch,
+                "network": tuned.network.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "generator": generator.get_state(),
+                "best_weights": best_weights,
+                "best_error": best_error,
+                "best_epoch": result.best_epoch,
+                "history": result.history,
+            }
+            _save(state, checkpoint)
+    tuned.network.load_state_dict(best_weights)
+    tuned.network.requires_grad_(False)
+    return result
+
+
+def learning_rate(epoch: int, recipe: Recipe) -> float:
+    """Return the learning rate of an epoch: half a cosine from the first to the last value."""
+    fraction = epoch / max(1, recipe.epochs - 1)
+    span = recipe.learning_rate - recipe.final_learning_rate
+    return recipe.final_learning_rate + 0.5 * span * (1 + math.cos(math.pi * fraction))
+
+
+@dataclass
+class _Batch:
+    graph: Graph
+    energy: torch.Tensor
+    forces: torch.Tensor
+    stress: torch.Tensor | None
+
+
+def _batch(potential: GraphPotential, labels: Sequence[Label], with_stress: bool) -> _Batch:
+    def tensor(array) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(array), dtype=torch.float64, device=potential.device)
+
+    return _Batch(
+        graph=potential.collate([potential.system(label.atoms) for label in labels]),
+        energy=tensor([label.energy for label in labels]),
+        forces=tensor(np.concatenate([label.forces for label in labels])),
+        stress=tensor(np.stack([label.stress for label in labels])) if with_stress else None,
+    )
+
+
+def _loss(potential: GraphPotential, batch: _Batch, recipe: Recipe, *, training: bool) -> tuple[torch.Tensor, float]:
+    """Return the weighted loss and the force MAE (eV/Å)."""
+    with_stress = training and batch.stress is not None
+    energies, forces, stresses = potential.compute(batch.graph, stress=with_stress, training=training)
+    error = forces - batch.forces
+    n_atoms = batch.graph.n_atoms
+    loss = recipe.energy_weight * torch.mean(((energies - batch.energy) / n_atoms) ** 2)
+    loss = loss + recipe.force_weight * torch.mean(error**2)
+    if with_stress:
+        loss = loss + recipe.stress_weight * torch.mean(((stresses - batch.stress) * EV_PER_A3_IN_GPA) ** 2)
+    return loss, float(error.detach().abs().mean())
+
+
+def _save(state: dict[str, object], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    torch.save(state, partial)
+    os.replace(partial, path)

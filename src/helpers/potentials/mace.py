@@ -1,0 +1,202 @@
+"""MACE: the published foundation models, and any MACE model file.
+
+A MACE file is a pickle, and a pickle is code. A file is opened only when its SHA-256 stands in the
+registry, or when the caller says ``trust=True``.
+
+Source: Batatia et al., Advances in Neural Information Processing Systems 35, 11423 (2022);
+the foundation models: Batatia et al., J. Chem. Phys. 163, 184110 (2025).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from helpers import registry
+from helpers.potentials.base import Graph, GraphPotential, PotentialError
+
+_TRAINING_SETS = {
+    "mace-mp-0-medium": "MPtrj (PBE, PBE+U)",
+    "mace-mpa-0-medium": "MPtrj + sAlex (PBE, PBE+U)",
+}
+_CITATION = "Batatia et al., J. Chem. Phys. 163, 184110 (2025)"
+
+_UNSAFE_UNPICKLING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+# Peak memory of energy, forces and stress, in units of one layer's messages (MESSAGES): measured on
+# networks of 16 to 128 channels, where it is between 4 and 5 with the gradients' own copies.
+_COPIES_OF_MESSAGES = 6
+
+
+class MACEPotential(GraphPotential):
+    """MACE behind the common interface."""
+
+    head = 0
+
+    def energies(self, graph: Graph) -> torch.Tensor:  # noqa: D102
+        network = self.network
+        # MACE takes positions and lattice shifts and forms r[j] − r[i] + shift. The bond vectors are already
+        # known, to double precision: they go in as the shifts of atoms that all sit at the origin.
+        data = {
+            "positions": graph.vectors.new_zeros(len(graph.numbers), 3),
+            "shifts": graph.vectors,
+            "edge_index": graph.edge_index,
+            "cell": graph.cells.to(graph.vectors.dtype),
+            "node_attrs": (graph.numbers[:, None] == network.atomic_numbers).to(graph.vectors.dtype),
+            "batch": graph.system,
+            "ptr": torch.nn.functional.pad(torch.cumsum(graph.n_atoms, 0), (1, 0)),
+            "head": torch.full((graph.n_systems,), self.head, device=graph.vectors.device),
+        }
+        per_atom = network(data, compute_force=False)["node_energy"].to(torch.float64)
+        return per_atom.new_zeros(graph.n_systems).index_add(0, graph.system, per_atom)
+
+
+@contextlib.contextmanager
+def contained() -> Iterator[None]:
+    """Let MACE be imported without lasting effects on the process.
+
+    On import MACE sets an environment variable that turns off safe unpickling for everything loaded later,
+    and prints. The variable is put back as it was.
+    """
+    before = os.environ.get(_UNSAFE_UNPICKLING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=f"Environment variable {_UNSAFE_UNPICKLING}")
+            yield
+    finally:
+        if before is None:
+            os.environ.pop(_UNSAFE_UNPICKLING, None)
+        else:
+            os.environ[_UNSAFE_UNPICKLING] = before
+
+
+def load(
+    key: str, paths: Sequence[Path], device: torch.device, dtype: torch.dtype = torch.float32, *, trust: bool = False
+) -> MACEPotential:
+    """Load a MACE foundation model.
+
+    Parameters
+    ----------
+    key : {"mace-mp-0-medium", "mace-mpa-0-medium"}
+    paths : sequence of Path
+        One model file.
+    device : torch.device
+    dtype : torch.dtype
+        Precision of the network.
+    trust : bool
+        Open a file whose SHA-256 is not in the registry.
+
+    Raises
+    ------
+    PotentialError
+        As :func:`load_file`.
+    """
+    (path,) = paths
+    return _load(key, Path(path), device, dtype, trust, training_set=_TRAINING_SETS[key], citation=_CITATION)
+
+
+def load_file(key: str, path: Path, device: torch.device, dtype: torch.dtype = torch.float32, *, trust: bool = False) -> MACEPotential:
+    """Load any MACE model file.
+
+    Parameters
+    ----------
+    key : str
+        Name of the potential, ``file:PATH``.
+    path : Path
+        A whole MACE model, as written by ``mace_run_train``.
+    device : torch.device
+    dtype : torch.dtype
+        Precision of the network.
+    trust : bool
+        Open a file whose SHA-256 is not in the registry. It can run any code.
+
+    Raises
+    ------
+    PotentialError
+        If the file is missing, must not be trusted, cannot be read, or holds something other than a MACE
+        network for energies. The message names the file.
+    """
+    return _load(key, Path(path), device, dtype, trust, training_set="not stated", citation="not stated")
+
+
+def _load(
+    key: str, path: Path, device: torch.device, dtype: torch.dtype, trust: bool, *, training_set: str, citation: str
+) -> MACEPotential:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PotentialError(f"cannot read the model file {path}: {error.strerror}") from error
+    # The bytes that are checked are the bytes that are unpickled.
+    found = hashlib.sha256(content).hexdigest()
+    if not trust and found not in {file.sha256 for file in registry.files()}:
+        raise PotentialError(
+            f"{path}: SHA-256 {found} is not in the registry, and a model file can run any code when it is opened. "
+            "If you trust where it comes from, pass trust=True (on the command line: --trust)."
+        )
+    network = _unpickle(path, content, device)
+    cutoff = round(float(network.r_max), 6)
+    head, name = _head(path, getattr(network, "heads", None) or ["Default"])
+    network = network.to(dtype)
+    potential = MACEPotential(
+        key,
+        network,
+        cutoff=cutoff,
+        bytes_per_edge=_bytes_per_edge(network, dtype),
+        device=device,
+        elements=frozenset(network.atomic_numbers.tolist()),
+        description={
+            "family": "MACE",
+            "package": f"mace-torch {version('mace-torch')}",
+            "weights_sha256": found,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "training_set": training_set,
+            "cutoff_a": cutoff,
+            "convention": f"package, head {name}",
+            "citation": citation,
+        },
+    )
+    potential.head = head
+    return potential
+
+
+def _unpickle(path: Path, content: bytes, device: torch.device) -> torch.nn.Module:
+    with contained():
+        from mace.modules.models import MACE, ScaleShiftMACE
+
+        try:
+            network = torch.load(io.BytesIO(content), map_location=device, weights_only=False)
+        except Exception as error:  # a damaged pickle raises whatever its bytes spell
+            raise PotentialError(
+                f"{path} cannot be opened as a MACE model file ({type(error).__name__}: {error}). "
+                "Is the file complete, and was it written by torch.save with a version of mace-torch close to this one?"
+            ) from error
+    # Subclasses need further inputs (charges, fields) that a structure does not have.
+    if type(network) not in (MACE, ScaleShiftMACE):
+        raise PotentialError(f"{path} holds a {type(network).__name__}, not a MACE network for energies (MACE or ScaleShiftMACE).")
+    if hasattr(network, "joint_embedding"):
+        raise PotentialError(f"{path} asks for {', '.join(network.embedding_specs)} besides the structure; such models are not supported.")
+    return network
+
+
+def _head(path: Path, heads: Sequence[str]) -> tuple[int, str]:
+    """Return the index and name of the energy head: the only one, or the one called ``default`` as in MACE's own calculator."""
+    if len(heads) == 1:
+        return 0, heads[0]
+    for index, name in enumerate(heads):
+        if name.lower() == "default":
+            return index, name
+    raise PotentialError(f"{path} has the heads {', '.join(heads)}; extract one of them with mace_select_head and load that file.")
+
+
+def _bytes_per_edge(network: torch.nn.Module, dtype: torch.dtype) -> float:
+    """Estimate the peak memory per directed edge from the width of the widest layer's messages."""
+    width = max(interaction.conv_tp.irreps_out.dim for interaction in network.interactions)
+    return float(_COPIES_OF_MESSAGES * width * dtype.itemsize)

@@ -1,0 +1,135 @@
+"""Result tables on disk, each with its provenance, and the shards of runs in progress.
+
+``data/results/<benchmark>/<model>.parquet`` is a tidy table; the ``.json`` beside it says how it was made.
+A long run writes shards to ``data/runs`` and joins them at the end. Every file is written under a temporary
+name and renamed, so a reader never sees half a file and a killed run loses at most the shard it was in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from helpers.registry import data_dir
+
+PACKAGES = ("torch", "torch-sim-atomistic", "chgnet", "matgl", "mace-torch", "ase", "pymatgen", "phonopy", "numpy")
+
+
+class ResultsError(Exception):
+    """A result table is missing or does not fit its provenance."""
+
+
+def results_dir() -> Path:
+    """Return the folder of the committed tables."""
+    return data_dir() / "results"
+
+
+def runs_dir() -> Path:
+    """Return the folder of runs in progress."""
+    return data_dir() / "runs"
+
+
+def file_name(model: str) -> str:
+    """Return a model key as a file name: ``ase:`` and ``file:`` keys hold characters that paths cannot."""
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in model)
+
+
+def table_path(benchmark: str, model: str) -> Path:
+    """Return where the table of a benchmark and a model lies."""
+    return results_dir() / benchmark / f"{file_name(model)}.parquet"
+
+
+def models(benchmark: str) -> list[str]:
+    """Return the models that have a table for a benchmark."""
+    return sorted(json.loads(path.read_text())["model"] for path in (results_dir() / benchmark).glob("*.json"))
+
+
+def _replace(path: Path, write) -> None:
+    """Write a file under a temporary name in the same folder, then rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(name))
+        # mkstemp makes the file private; a result is for everyone who may read the folder.
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_parquet(table: pd.DataFrame, path: Path) -> None:
+    """Write a table atomically."""
+    _replace(path, lambda target: table.to_parquet(target, index=False, compression="zstd"))
+
+
+def write_json(content: Mapping[str, object], path: Path) -> None:
+    """Write a JSON file atomically."""
+    _replace(path, lambda target: target.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"))
+
+
+def write(benchmark: str, model: str, table: pd.DataFrame, provenance: Mapping[str, object]) -> Path:
+    """Write a table and its provenance; the provenance last, so that it vouches for a complete table."""
+    path = table_path(benchmark, model)
+    write_parquet(table, path)
+    write_json({"benchmark": benchmark, "model": model, **provenance}, path.with_suffix(".json"))
+    return path
+
+
+def read(benchmark: str, model: str | None = None) -> pd.DataFrame:
+    """Read the table of one model, or of all models that have one.
+
+    Raises
+    ------
+    ResultsError
+        If there is none; the message gives the command that makes it.
+    """
+    chosen = models(benchmark) if model is None else [model]
+    paths = [table_path(benchmark, key) for key in chosen]
+    missing = [key for key, path in zip(chosen, paths, strict=True) if not path.is_file()]
+    if missing or not chosen:
+        raise ResultsError(
+            f"no results of {benchmark} for {', '.join(missing) or 'any model'} in {results_dir()}. "
+            f"Make them with: softening run {benchmark} --model {missing[0] if missing else 'chgnet-0.3.0'}"
+        )
+    return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+
+
+def provenance(benchmark: str, model: str) -> dict[str, object]:
+    """Read how a table was made."""
+    path = table_path(benchmark, model).with_suffix(".json")
+    if not path.is_file():
+        raise ResultsError(f"{path} is missing: the table of {benchmark} for {model} has no provenance.")
+    return json.loads(path.read_text())
+
+
+def machine() -> str:
+    """Return the processor this runs on, in words."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    return f"{cpu}, {os.cpu_count()} cores"
+
+
+def device_name(device: str) -> str:
+    """Return what a device is, in words."""
+    import torch
+
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return machine()
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}

@@ -1,0 +1,926 @@
+"""The statistics of softening: how much smaller than DFT a model's forces are, and how sure that is.
+
+Throughout, x is the reference (DFT) and y the prediction (model). A model is *soft* when y is smaller than x.
+
+**Which line?** Two least-squares lines go through one cloud of points, and they differ whenever there is scatter:
+
+* y on x, slope s = Σxy / Σx²: the *softening scale* of Deng et al., npj Comput. Mater. 11, 9 (2025);
+* x on y, inverse slope s' = Σxy / Σy²: the factor that the model's forces should be multiplied by.
+
+Their product is R² (both through the origin, or both with an intercept). A model trained by least squares
+predicts the mean of x among all structures that look alike to it. For such a *calibrated* predictor
+s' = 1 and s = R² < 1: the slope is below one without any defect of the energy surface (regression to the
+mean; Galton, J. Anthropol. Inst. 15, 246 (1886)). So s alone does not prove softening; s' above one does.
+:func:`decompose` splits 1 − s accordingly.
+
+**Why through the origin?** Forces sum to zero over the atoms of a cell, for each direction and each frame, in the
+model and in DFT. So the means of x and y vanish, and the line with a free intercept goes through the
+origin by itself: both slopes agree. For scalar properties the origin is imposed: the correction E → c E
+that a slope stands for has no constant in it.
+
+Tables are the tidy tables of :mod:`helpers.benchmarks`: for forces, one row per force component.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats
+
+# Resolution of the correction factor at which the corrected MAE of a bootstrap sample is tabulated.
+_N_FACTORS = 65
+
+# Elements of the largest intermediate array in one_label_corrections (64 MB of float64).
+_MAX_ELEMENTS = 8_000_000
+
+# Below this fraction of the raw sum of squares a centred one is rounding error, not spread.
+_ROUNDING = 1e-12
+
+
+# ---------------------------------------------------------------------------------------------------
+# One cloud of points
+
+
+def _pair(reference: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as flat float arrays after refusing what has no slope."""
+    x, y = np.asarray(reference, dtype=float), np.asarray(predicted, dtype=float)
+    if x.shape != y.shape:
+        raise ValueError(f"reference has shape {x.shape}, but the prediction has shape {y.shape}")
+    x, y = x.ravel(), y.ravel()
+    if x.size < 2:
+        raise ValueError(f"a slope needs at least two values, got {x.size}")
+    for name, array in (("reference", x), ("prediction", y)):
+        bad = np.count_nonzero(~np.isfinite(array))
+        if bad:
+            raise ValueError(f"{bad} of {array.size} values of the {name} are not finite numbers")
+    if x.min() == x.max():
+        raise ValueError(f"the reference is constant ({x[0]:g}): it determines no slope")
+    return x, y
+
+
+def _moments(x: np.ndarray, y: np.ndarray, intercept: bool) -> tuple[float, float, float]:
+    """Return Σx², Σy², Σxy, about the means if there is an intercept."""
+    if intercept:
+        x, y = x - x.mean(), y - y.mean()
+    return float(x @ x), float(y @ y), float(x @ y)
+
+
+def softening_scale(reference: ArrayLike, predicted: ArrayLike, intercept: bool = False) -> float:
+    """Return the softening scale s, the least-squares slope of the prediction on the reference.
+
+    s = Σxy / Σx²; with an intercept the sums are taken about the means. s < 1 is softening *or* scatter (see the module's text).
+
+    Parameters
+    ----------
+    reference, predicted : array_like, any equal shape
+        DFT and model forces of one material (all 3N components of all its frames, eV/Å), or any other pair of quantities in equal units.
+    intercept : bool
+        Fit y = a + s x instead of y = s x. The default has no intercept, because no force must stay no force.
+        For forces, which sum to zero in each frame, both give the same s.
+
+    Returns
+    -------
+    float
+        Dimensionless.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ, there are fewer than two values, one is not finite, or the reference is constant.
+
+    References
+    ----------
+    Deng et al., npj Comput. Mater. 11, 9 (2025), Fig. 5.
+    """
+    xx, _, xy = _moments(*_pair(reference, predicted), intercept)
+    return xy / xx
+
+
+def inverse_slope(reference: ArrayLike, predicted: ArrayLike, intercept: bool = False) -> float:
+    """Return s' = Σxy / Σy², the least-squares slope of the *reference* on the *prediction*.
+
+    It is 1 for a calibrated predictor, whatever its scatter, and above 1 for a soft one; it is also the factor c that
+    minimises Σ(c y − x)².
+
+    Parameters
+    ----------
+    reference, predicted, intercept
+        As for :func:`softening_scale`.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`softening_scale`, and if the prediction is constant.
+    """
+    _, yy, xy = _moments(*_predicted_varies(*_pair(reference, predicted)), intercept)
+    return xy / yy
+
+
+def _predicted_varies(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if y.min() == y.max():
+        raise ValueError(f"the prediction is constant ({y[0]:g}): the slope of the reference on it does not exist")
+    return x, y
+
+
+def r_squared(reference: ArrayLike, predicted: ArrayLike, intercept: bool = False) -> float:
+    """Return R² = (Σxy)² / (Σx² Σy²), which is the product of the two slopes.
+
+    With an intercept it is the square of Pearson's correlation. Without, moments are taken about zero, so that for
+    quantities of one sign it is close to one whatever the model: for those read it with ``intercept=True``.
+
+    Parameters
+    ----------
+    reference, predicted, intercept
+        As for :func:`softening_scale`.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`inverse_slope`.
+    """
+    xx, yy, xy = _moments(*_predicted_varies(*_pair(reference, predicted)), intercept)
+    return xy * xy / (xx * yy)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a cloud of (reference, prediction) points says.
+
+    Attributes
+    ----------
+    n : int
+        Number of values (for forces: components).
+    slope : float
+        Softening scale s, prediction on reference.
+    intercept : float
+        Of that line, in units of the values; 0 if it was held there.
+    inverse_slope : float
+        s', reference on prediction.
+    r2 : float
+        slope × inverse_slope.
+    mae, rmse : float
+        Mean absolute and root mean square error, in units of the values.
+    cmae : float
+        MAE after the prediction has been turned onto the diagonal, mean of |(y − intercept) / s − x|
+        (Deng et al. 2025, Fig. 5a, 6b).
+    """
+
+    n: int
+    slope: float
+    intercept: float
+    inverse_slope: float
+    r2: float
+    mae: float
+    cmae: float
+    rmse: float
+
+    @property
+    def r(self) -> float:
+        """Correlation coefficient; it has the sign of the slope."""
+        return float(np.sign(self.slope) * np.sqrt(self.r2))
+
+    @property
+    def amplitude(self) -> float:
+        """Ratio of standard deviations σ_y / σ_x, which treats both sides alike.
+
+        It is the geometric mean of s and 1/s', the slope of the reduced major axis, and Deming's slope when the errors of
+        both sides are in proportion to their spreads (York, Can. J. Phys. 44, 1079 (1966)).
+        """
+        return float(np.sqrt(abs(self.slope / self.inverse_slope)))
+
+
+def fit(reference: ArrayLike, predicted: ArrayLike, intercept: bool = False) -> Fit:
+    """Return slopes, R² and errors of a cloud of points.
+
+    Parameters
+    ----------
+    reference, predicted, intercept
+        As for :func:`softening_scale`.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`inverse_slope`, and if the slope is exactly zero (then there is no corrected MAE).
+    """
+    x, y = _predicted_varies(*_pair(reference, predicted))
+    xx, yy, xy = _moments(x, y, intercept)
+    if xy == 0.0:
+        raise ValueError("prediction and reference are uncorrelated: a slope of zero cannot be corrected for")
+    slope = xy / xx
+    offset = float(y.mean() - slope * x.mean()) if intercept else 0.0
+    error = y - x
+    return Fit(
+        n=x.size,
+        slope=slope,
+        intercept=offset,
+        inverse_slope=xy / yy,
+        r2=xy * xy / (xx * yy),
+        mae=float(np.abs(error).mean()),
+        cmae=float(np.abs((y - offset) / slope - x).mean()),
+        rmse=float(np.sqrt(error @ error / x.size)),
+    )
+
+
+def robust_slope(reference: ArrayLike, predicted: ArrayLike) -> float:
+    """Return the slope through the origin that minimises Σ|y − s x| (least absolute deviations).
+
+    The minimiser is the median of the ratios y/x, each weighted with |x|: exact, O(n log n), no parameter. Half of the weight can be
+    wrong before it breaks, against a single wrong value for least squares. It guards against wild
+    predictions; x is assumed sound. Theil–Sen and Siegel slopes need all O(n²) pairs and a free intercept.
+
+    Parameters
+    ----------
+    reference, predicted
+        As for :func:`softening_scale`.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`softening_scale`.
+
+    References
+    ----------
+    Laplace's méthode de situation; Birkes and Dodge, Alternative Methods of Regression (Wiley, 1993), ch. 4.
+    """
+    x, y = _pair(reference, predicted)
+    used = x != 0.0
+    x, y = x[used], y[used]
+    ratio = y / x
+    order = np.argsort(ratio)
+    weight = np.cumsum(np.abs(x)[order])
+    middle = weight[-1] / 2
+    at = int(np.searchsorted(weight, middle))
+    # A weight that falls exactly on the half leaves an interval of minimisers: take its middle, as a median does.
+    if weight[at] == middle:
+        return float(ratio[order[at : at + 2]].mean())
+    return float(ratio[order[at]])
+
+
+# ---------------------------------------------------------------------------------------------------
+# What 1 − s is made of
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Two exact splits of 1 − s. All attributes are floats, or arrays of one shape.
+
+    Attributes
+    ----------
+    slope, r, amplitude
+        s = r · amplitude, with amplitude = σ_y / σ_x.
+    from_correlation, from_amplitude
+        Parts of 1 − s owed to r < 1 (scatter) and to σ_y < σ_x (forces too small).
+    from_regression, from_miscalibration
+        Parts of 1 − s owed to regression to the mean (s = R² of a calibrated predictor with the same correlation) and
+        to what is left, s' > 1: softening in the strict sense.
+    """
+
+    slope: float | np.ndarray
+    r: float | np.ndarray
+    amplitude: float | np.ndarray
+    from_correlation: float | np.ndarray
+    from_amplitude: float | np.ndarray
+    from_regression: float | np.ndarray
+    from_miscalibration: float | np.ndarray
+
+
+def decompose(fitted: Fit | pd.DataFrame) -> Decomposition:
+    """Split 1 − s into what scatter explains and what forces that are too small explain.
+
+    The slope is a product, s = r σ_y/σ_x = R² / s', so its logarithm is a sum:
+
+        ln s = ln r + ln(σ_y/σ_x)          ln s = ln R² + ln(1/s').
+
+    Both are carried over to 1 − s with the logarithmic mean L(1, s) = (1 − s) / (−ln s), for example
+    from_correlation = −L ln r and from_amplitude = −L ln(σ_y/σ_x). The parts add up to 1 − s exactly, do not
+    depend on an order of factors, and are to first order 1 − r and 1 − σ_y/σ_x (additive logarithmic-mean
+    decomposition: Ang, Energy Policy 33, 867 (2005)).
+    A part is negative where it works the other way (σ_y > σ_x, or s' < 1).
+
+    Parameters
+    ----------
+    fitted : Fit or DataFrame
+        Anything with ``slope`` and ``inverse_slope``: a fit, or the tables of :func:`per_material` and :func:`pooled`.
+
+    Returns
+    -------
+    Decomposition
+        Of floats or arrays. Entries with s ≤ 0 are NaN in a table: there a logarithm has no meaning.
+
+    Raises
+    ------
+    ValueError
+        If a single fit has s ≤ 0.
+    """
+    slope, inverse = np.asarray(fitted.slope, dtype=float), np.asarray(fitted.inverse_slope, dtype=float)
+    if slope.ndim == 0 and slope <= 0:
+        raise ValueError(f"a slope of {slope:.3g} is no product of a correlation and an amplitude that could be split")
+    slope_kept, inverse = np.where(slope > 0, slope, np.nan), np.where(slope > 0, inverse, np.nan)
+    excess = slope_kept - 1
+    # log1p keeps the quotient accurate near s = 1; at s = 1 itself it is 0/0, with limit 1.
+    mean = np.divide(excess, np.log1p(excess), out=np.ones_like(excess), where=excess != 0)
+    log_r2 = np.log(slope_kept * inverse)
+    log_amplitude = np.log(slope_kept / inverse) / 2
+    parts = (
+        slope,
+        np.exp(log_r2 / 2),
+        np.exp(log_amplitude),
+        -mean * log_r2 / 2,
+        -mean * log_amplitude,
+        -mean * log_r2,
+        mean * np.log(inverse),
+    )
+    return Decomposition(*(part.item() if part.ndim == 0 else part for part in map(np.asarray, parts)))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Intervals
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+def bootstrap_over(
+    groups: ArrayLike,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    n_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Return a confidence interval from resampling whole groups (materials), not single values.
+
+    The components of one material's forces are alike, so they are no independent evidence; materials are drawn
+    with replacement and each brings all its values (cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application (1997), sec. 3.8).
+    A material enters through sums over its values only, so that all resamples are one matrix product.
+    The interval is bias-corrected and accelerated (BCa: Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 14),
+    with the acceleration from leaving out one group at a time.
+
+    Parameters
+    ----------
+    groups : array_like, shape (n_groups, k)
+        k additive quantities of each group, such as Σxx and Σxy.
+    statistic : callable
+        Maps totals of shape (..., k) to values of shape (...).
+    n_resamples : int
+        Number of bootstrap samples.
+    seed : int
+        Of the random generator.
+    level : float
+        Coverage.
+
+    Returns
+    -------
+    Interval
+        Resamples for which the statistic is not finite (such as one group drawn every time, which has no correlation) are left
+        out; if they are more than half, both ends are NaN.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two groups, a sum is not finite, or ``level`` is not between 0 and 1.
+    """
+    sums = np.asarray(groups, dtype=float)
+    if sums.ndim != 2:
+        raise ValueError(f"groups must have the shape (n_groups, k), not {sums.shape}")
+    if len(sums) < 2:
+        raise ValueError(f"an interval over groups needs at least two groups, got {len(sums)}")
+    if not np.isfinite(sums).all():
+        raise ValueError("the groups hold sums that are not finite numbers")
+    totals = _resampled_counts(len(sums), n_resamples, seed) @ sums
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = float(statistic(sums.sum(axis=0)))
+        left_out = np.asarray(statistic(sums.sum(axis=0) - sums))
+        resampled = np.asarray(statistic(totals))
+    return Interval(estimate, *_bca(estimate, resampled, left_out, level))
+
+
+def _resampled_counts(n_groups: int, n_resamples: int, seed: int) -> np.ndarray:
+    """Return how often each group is drawn in each resample, shape (n_resamples, n_groups)."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples).astype(float)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"the level of an interval lies between 0 and 1, not at {level}")
+
+
+def _bca(estimate: float, resampled: np.ndarray, left_out: np.ndarray, level: float) -> tuple[float, float]:
+    """Return the ends of the BCa interval (Efron and Tibshirani 1993, eq. 14.9 to 14.15)."""
+    _check_level(level)
+    finite = resampled[np.isfinite(resampled)]
+    if 2 * len(finite) < len(resampled) or not np.isfinite(estimate):
+        return np.nan, np.nan
+    # Ties count half; with none below (or above) the estimate, pretend half a resample was.
+    below = (np.count_nonzero(finite < estimate) + np.count_nonzero(finite <= estimate)) / 2
+    bias = stats.norm.ppf(np.clip(below, 0.5, len(finite) - 0.5) / len(finite))
+    deviation = np.mean(left_out) - left_out
+    square = np.sum(deviation**2)
+    acceleration = np.sum(deviation**3) / (6 * square**1.5) if np.isfinite(square) and square > 0 else 0.0
+    z = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(finite, stats.norm.cdf(bias + z / (1 - acceleration * z)))
+    return float(low), float(high)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Tables of force components
+
+
+def _select(table: pd.DataFrame, quantity: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of one property, after checking that the table has what is needed."""
+    missing = [column for column in (*columns, "property", "value", "reference", "status") if column not in table]
+    if missing:
+        raise ValueError(f"the table has no column {', '.join(missing)}")
+    chosen = table[table["property"] == quantity]
+    if chosen.empty:
+        raise ValueError(f"the table has no rows of property {quantity!r}; it has {sorted(table['property'].unique())}")
+    return chosen
+
+
+def _good(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that did not fail."""
+    good = rows[rows["status"] == "ok"]
+    bad = ~np.isfinite(good[["value", "reference"]].to_numpy(dtype=float)).all(axis=1)
+    if bad.any():
+        first = good[bad].iloc[0]
+        raise ValueError(f"{bad.sum()} rows with status 'ok' hold values that are not finite, first in material {first['material']!r}")
+    return good
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """Values sorted by group, so that sums over groups are contiguous."""
+
+    x: np.ndarray
+    y: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, x: np.ndarray, y: np.ndarray, codes: np.ndarray) -> _Grouped:
+        order = np.argsort(codes, kind="stable")
+        sizes = np.bincount(codes)
+        return cls(x[order], y[order], np.cumsum(sizes) - sizes, sizes)
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """Return sums of values (last axis) over each group."""
+        return np.add.reduceat(values, self.starts, axis=-1)
+
+    def spread(self, per_group: np.ndarray) -> np.ndarray:
+        """Repeat a value of each group for each of its members."""
+        return np.repeat(per_group, self.sizes)
+
+
+def per_material(table: pd.DataFrame, quantity: str = "force", by: Sequence[str] = ("model", "set", "material")) -> pd.DataFrame:
+    """Fit each material on its own.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy table with one row per force component. Rows whose status is not ``ok`` are counted and left out.
+    quantity : str
+        The property to fit.
+    by : sequence of str
+        What makes a group.
+
+    Returns
+    -------
+    DataFrame
+        One row per group, in sorted order: the columns of ``by``, ``n`` (components), ``n_cases`` (frames), ``n_failed``
+        (rows left out), the columns of :class:`Fit` but the intercept (which is zero), and ``status``, ``reason``: a
+        material without a slope is a ``failed`` row.
+
+    Raises
+    ------
+    ValueError
+        If a column is missing, the property does not occur, or an ``ok`` row is not finite.
+    """
+    by = list(by)
+    rows = _select(table, quantity, [*by, "case", "material"])
+    grouping = rows.groupby(by, observed=True, sort=True)
+    result = grouping.size().rename("n_rows").reset_index()
+    codes = grouping.ngroup().to_numpy()
+    is_good = (rows["status"] == "ok").to_numpy()
+    good = _good(rows)
+    codes = codes[is_good]
+    n_groups = len(result)
+
+    # Groups that failed altogether have no values to reduce over: fit those that have, then put them in their places.
+    present, codes_present = np.unique(codes, return_inverse=True)
+    data = _Grouped.of(good["reference"].to_numpy(dtype=float), good["value"].to_numpy(dtype=float), codes_present)
+    fitted = _fit_groups(data) if len(present) else {}
+    result["n"] = np.bincount(codes, minlength=n_groups)
+    frames = pd.Series(codes, name="code").to_frame().assign(case=good["case"].to_numpy()).drop_duplicates()
+    result["n_cases"] = np.bincount(frames["code"], minlength=n_groups)
+    result["n_failed"] = result.pop("n_rows") - result["n"]
+    for name in ("slope", "inverse_slope", "r2", "mae", "cmae", "rmse"):
+        column = np.full(n_groups, np.nan)
+        if len(present):
+            column[present] = fitted[name]
+        result[name] = column
+    reason = np.full(n_groups, "every row failed", dtype=object)
+    if len(present):
+        reason[present] = fitted["reason"]
+    result["status"] = np.where(reason == "", "ok", "failed")
+    result["reason"] = reason
+    return result
+
+
+def _fit_groups(data: _Grouped) -> dict[str, np.ndarray]:
+    """Return the quantities of :class:`Fit`, through the origin, for all groups at once."""
+    x, y = data.x, data.y
+    xx, yy, xy = data.total(x * x), data.total(y * y), data.total(x * y)
+    reason = np.select(
+        [
+            data.sizes < 2,
+            np.minimum.reduceat(x, data.starts) == np.maximum.reduceat(x, data.starts),
+            np.minimum.reduceat(y, data.starts) == np.maximum.reduceat(y, data.starts),
+            xy == 0,
+        ],
+        ["fewer than two values", "the reference is constant", "the prediction is constant", "the slope is zero"],
+        default="",
+    ).astype(object)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        slope = np.where(reason == "", xy / xx, np.nan)
+        return {
+            "slope": slope,
+            "inverse_slope": np.where(reason == "", xy / yy, np.nan),
+            "r2": np.where(reason == "", xy * xy / (xx * yy), np.nan),
+            "mae": data.total(np.abs(y - x)) / data.sizes,
+            "cmae": data.total(np.abs(y / data.spread(slope) - x)) / data.sizes,
+            "rmse": np.sqrt(data.total((y - x) ** 2) / data.sizes),
+            "reason": reason,
+        }
+
+
+# Columns of the additive sums of a group.
+_N, _XX, _YY, _XY, _ABS, _SQ = range(6)
+
+
+def _slope(sums: np.ndarray) -> np.ndarray:
+    return sums[..., _XY] / sums[..., _XX]
+
+
+def _inverse(sums: np.ndarray) -> np.ndarray:
+    return sums[..., _XY] / sums[..., _YY]
+
+
+_POOLED = {
+    "slope": _slope,
+    "inverse_slope": _inverse,
+    "r2": lambda sums: _slope(sums) * _inverse(sums),
+    "mae": lambda sums: sums[..., _ABS] / sums[..., _N],
+    "rmse": lambda sums: np.sqrt(sums[..., _SQ] / sums[..., _N]),
+}
+
+
+def pooled(
+    table: pd.DataFrame,
+    quantity: str = "force",
+    clusters: str = "material",
+    by: Sequence[str] = ("model", "set"),
+    n_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Fit all materials of each model and set together, with intervals from resampling materials.
+
+    The pooled slope weights each material with its Σx²: violent frames of large cells count most. Compare it with :func:`distribution`,
+    in which each material counts once.
+
+    Parameters
+    ----------
+    table, quantity
+        As for :func:`per_material`.
+    clusters : str
+        Column whose values are resampled. For a set of one material use ``"case"``, and remember that frames of one
+        trajectory are alike.
+    by : sequence of str
+        What makes a group.
+    n_resamples, seed, level
+        As for :func:`bootstrap_over`.
+
+    Returns
+    -------
+    DataFrame
+        One row per group: ``n``, ``n_clusters``, ``n_failed``, and each of slope, inverse_slope, r2, mae, rmse, cmae with ``_low``
+        and ``_high``, which are NaN when there is one cluster only.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`per_material`, and if a group has no slope.
+
+    Notes
+    -----
+    The corrected MAE is no function of additive sums, because each resample has its own slope s. But for a fixed factor
+    c = 1/s the sum of |c y − x| is additive, and it is convex and piecewise linear in c. It is tabulated for each material
+    on a grid of c that spans the resampled 1/s, and read off at each resample's own c; with thousands of components
+    the interpolation error is far below the sampling error.
+    """
+    by = list(by)
+    rows = _select(table, quantity, [*by, clusters, "material"])
+    good = _good(rows)
+    failed = (rows["status"] != "ok").groupby([rows[name] for name in by], observed=True).sum()
+    records = []
+    for key, group in good.groupby(by, observed=True, sort=True):
+        key = key if isinstance(key, tuple) else (key,)
+        x, y = _pair(group["reference"], group["value"])
+        fitted = fit(x, y)
+        codes, _ = pd.factorize(group[clusters])
+        data = _Grouped.of(x, y, codes)
+        record = dict(zip(by, key, strict=True))
+        record |= {"n": fitted.n, "n_clusters": len(data.sizes), "n_failed": int(failed[key if len(by) > 1 else key[0]])}
+        intervals = _pooled_intervals(data, fitted, n_resamples, seed, level)
+        for name, interval in intervals.items():
+            record |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        records.append(record)
+    return pd.DataFrame(records)
+
+
+def _pooled_intervals(data: _Grouped, fitted: Fit, n_resamples: int, seed: int, level: float) -> dict[str, Interval]:
+    names = [*_POOLED, "cmae"]
+    if len(data.sizes) < 2:
+        return {name: Interval(getattr(fitted, name), np.nan, np.nan) for name in names}
+    x, y = data.x, data.y
+    terms = (np.ones_like(x), x * x, y * y, x * y, np.abs(y - x), (y - x) ** 2)
+    sums = np.stack([data.total(term) for term in terms], axis=1)
+    result = {name: bootstrap_over(sums, statistic, n_resamples, seed, level) for name, statistic in _POOLED.items()}
+    low, high = _bca_cmae(data, sums, fitted, n_resamples, seed, level)
+    return result | {"cmae": Interval(fitted.cmae, low, high)}
+
+
+def _bca_cmae(data: _Grouped, sums: np.ndarray, fitted: Fit, n_resamples: int, seed: int, level: float) -> tuple[float, float]:
+    """Return the BCa interval of the corrected MAE (see the notes of :func:`pooled`)."""
+    totals = _resampled_counts(len(sums), n_resamples, seed)
+    left_out = sums.sum(axis=0) - sums
+    with np.errstate(divide="ignore", invalid="ignore"):
+        factor, factor_left_out = 1 / _slope(totals @ sums), 1 / _slope(left_out)
+    wanted = np.concatenate([factor, factor_left_out])
+    # With few, unlike materials a resample's slope may vanish or change sign: then 1/s spans everything and no grid would do.
+    if not np.isfinite(wanted).all() or wanted.min() <= 0:
+        return np.nan, np.nan
+    grid = np.geomspace(wanted.min(), wanted.max(), _N_FACTORS)
+    curves = np.stack([data.total(np.abs(c * data.y - data.x)) for c in grid], axis=1)
+    resampled = _read_off(grid, totals @ curves, factor) / (totals @ sums[:, _N])
+    without = _read_off(grid, curves.sum(axis=0) - curves, factor_left_out) / left_out[:, _N]
+    return _bca(fitted.cmae, resampled, without, level)
+
+
+def _read_off(grid: np.ndarray, curves: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Interpolate row i of curves (n, len(grid)) at ``at[i]``."""
+    right = np.clip(np.searchsorted(grid, at), 1, len(grid) - 1)
+    left = right - 1
+    width = grid[right] - grid[left]
+    share = np.divide(at - grid[left], width, out=np.zeros_like(at), where=width > 0)
+    row = np.arange(len(at))
+    return (1 - share) * curves[row, left] + share * curves[row, right]
+
+
+def distribution(
+    fits: pd.DataFrame, by: Sequence[str] = ("model", "set"), n_resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> pd.DataFrame:
+    """Summarise the softening scales of materials, each material counting once.
+
+    Parameters
+    ----------
+    fits : DataFrame
+        From :func:`per_material`; failed materials are left out and counted.
+    by : sequence of str
+        What makes a group.
+    n_resamples, seed, level
+        As for :func:`bootstrap_over`.
+
+    Returns
+    -------
+    DataFrame
+        One row per group: ``n_materials``, ``n_failed``, and each of ``slope_mean``, ``slope_median``,
+        ``inverse_slope_median``, ``mae_median``, ``cmae_median``, ``share_below_one`` with ``_low`` and ``_high``, and the quartiles ``slope_q25``, ``slope_q75``.
+        The intervals are percentile intervals (Efron and Tibshirani 1993, ch. 13), because leaving out one
+        value at a time says nothing about the variance of a median (ibid., sec. 11.6). They are NaN for one material.
+
+    Raises
+    ------
+    ValueError
+        If no material of a group has a slope.
+    """
+    _check_level(level)
+    by = list(by)
+    columns = ["slope", "inverse_slope", "mae", "cmae"]
+    ends = [(1 - level) / 2, (1 + level) / 2]
+    records = []
+    for key, group in fits.groupby(by, observed=True, sort=True):
+        key = key if isinstance(key, tuple) else (key,)
+        values = group.loc[group["status"] == "ok", columns].to_numpy()
+        if len(values) == 0:
+            raise ValueError(f"no material of {key} has a slope")
+        draws = np.random.default_rng(seed).integers(0, len(values), size=(n_resamples, len(values)))
+        record = dict(zip(by, key, strict=True)) | {"n_materials": len(values), "n_failed": len(group) - len(values)}
+        record |= dict(zip(["slope_q25", "slope_q75"], np.quantile(values[:, 0], [0.25, 0.75]), strict=True))
+        statistics: dict[str, tuple[np.ndarray, Callable[..., np.ndarray]]] = {
+            "slope_mean": (values[:, 0], np.mean),
+            "slope_median": (values[:, 0], np.median),
+            "inverse_slope_median": (values[:, 1], np.median),
+            "mae_median": (values[:, 2], np.median),
+            "cmae_median": (values[:, 3], np.median),
+            "share_below_one": ((values[:, 0] < 1).astype(float), np.mean),
+        }
+        for name, (value, statistic) in statistics.items():
+            low, high = np.quantile(statistic(value[draws], axis=1), ends) if len(values) > 1 else (np.nan, np.nan)
+            if name == "share_below_one" and len(values) > 1:
+                low, high = _share_ends(float(value.mean()), low, high, len(values), level)
+            record |= {name: float(statistic(value)), f"{name}_low": float(low), f"{name}_high": float(high)}
+        records.append(record)
+    return pd.DataFrame(records)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Scalar properties
+
+
+def scalar_summary(
+    value: ArrayLike,
+    reference: ArrayLike,
+    clusters: ArrayLike | None = None,
+    n_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, float]:
+    """Summarise predictions of a scalar property (surface energies, barriers, …) against the reference.
+
+    Mind the order of the arguments: that of the table's columns, value first.
+
+    Parameters
+    ----------
+    value, reference : array_like, shape (n,)
+        Prediction and DFT, in equal units.
+    clusters : array_like, shape (n,), optional
+        What each value belongs to (the element of a surface, …): values of one cluster are resampled together. By default each value
+        stands for itself.
+    n_resamples, seed, level
+        As for :func:`bootstrap_over`.
+
+    Returns
+    -------
+    dict
+        ``n``, ``n_clusters``, and with ``_low`` and ``_high`` each: ``mean_error`` (of value − reference), ``mae``,
+        ``slope`` and ``inverse_slope`` (both through the origin), ``r2`` (square of Pearson's correlation, about the means: quantities of one sign correlate about zero
+        whatever the model) and ``share_below`` (fraction of value < reference). The ends are NaN when there is one cluster only.
+
+        A share of exactly 0 or 1 does not vary under resampling; there the open end is the exact binomial bound with
+        one trial per cluster (Clopper and Pearson, Biometrika 26, 404 (1934)).
+
+    Raises
+    ------
+    ValueError
+        As for :func:`inverse_slope`, and if ``clusters`` has another length or misses entries.
+    """
+    x, y = _predicted_varies(*_pair(reference, value))
+    if clusters is None:
+        codes = np.arange(x.size)
+    else:
+        if len(clusters) != x.size:
+            raise ValueError(f"there are {x.size} values but {len(clusters)} cluster labels")
+        codes, _ = pd.factorize(np.asarray(clusters))
+        if (codes < 0).any():
+            raise ValueError("some cluster labels are missing")
+    data = _Grouped.of(x, y, codes)
+    x, y = data.x, data.y
+    # Correlation from sums loses digits when the mean is large: take the sums about the means of the whole.
+    u, v = x - x.mean(), y - y.mean()
+    terms = (np.ones_like(x), x * x, y * y, x * y, y - x, np.abs(y - x), y < x, u, v, u * u, v * v, u * v)
+    sums = np.stack([data.total(np.asarray(term, dtype=float)) for term in terms], axis=1)
+    statistics = {
+        "mean_error": lambda s: s[..., 4] / s[..., 0],
+        "mae": lambda s: s[..., 5] / s[..., 0],
+        "slope": lambda s: s[..., 3] / s[..., 1],
+        "inverse_slope": lambda s: s[..., 3] / s[..., 2],
+        "r2": lambda s: _pearson_squared(*(s[..., i] for i in (0, 7, 8, 9, 10, 11))),
+        "share_below": lambda s: s[..., 6] / s[..., 0],
+    }
+    n_clusters = len(data.sizes)
+    result: dict[str, float] = {"n": x.size, "n_clusters": n_clusters}
+    for name, statistic in statistics.items():
+        if n_clusters > 1:
+            interval = bootstrap_over(sums, statistic, n_resamples, seed, level)
+        else:
+            interval = Interval(float(statistic(sums.sum(axis=0))), np.nan, np.nan)
+        low, high = interval.low, interval.high
+        if name == "share_below" and n_clusters > 1:
+            low, high = _share_ends(interval.estimate, low, high, n_clusters, level)
+        result |= {name: interval.estimate, f"{name}_low": low, f"{name}_high": high}
+    return result
+
+
+def _share_ends(share: float, low: float, high: float, n_clusters: int, level: float) -> tuple[float, float]:
+    """Open the interval of a share of 0 or 1, which resampling cannot."""
+    bound = ((1 - level) / 2) ** (1 / n_clusters)
+    if share == 1:
+        return bound, 1.0
+    if share == 0:
+        return 0.0, 1 - bound
+    return low, high
+
+
+def _pearson_squared(n: np.ndarray, u: np.ndarray, v: np.ndarray, uu: np.ndarray, vv: np.ndarray, uv: np.ndarray) -> np.ndarray:
+    """Return the squared correlation from sums; NaN where one side has no spread."""
+    spread_u, spread_v = uu - u * u / n, vv - v * v / n
+    flat = (spread_u <= _ROUNDING * uu) | (spread_v <= _ROUNDING * vv)
+    return np.where(flat, np.nan, (uv - u * v / n) ** 2 / (spread_u * spread_v))
+
+
+# ---------------------------------------------------------------------------------------------------
+# One label
+
+
+def one_label_corrections(table: pd.DataFrame, method: str = "inverse_slope", quantity: str = "force") -> pd.DataFrame:
+    """Correct a material's forces with a factor from one labelled frame, for every choice of that frame.
+
+    The linear correction E → c E turns forces f into c f (Deng et al. 2025). From the 3N components of the labelled frame,
+    c is
+
+    ``inverse_slope``
+        1/s = Σx² / Σxy, which turns the cloud onto the diagonal: the slope of the *prediction* becomes 1.
+    ``least_squares``
+        s' = Σxy / Σy², which minimises Σ(c y − x)²: what training the scalar with a squared loss converges to.
+
+    These are the two regressions again: their ratio is R², and ``least_squares`` is the smaller factor.
+    The two agree only without scatter. After the first the errors are larger, after the second the slope stays below one.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy table, one row per force component; ``case`` names the frame. Each combination of model, set and material in it is
+        treated on its own. Failed rows are left out.
+    method : {"inverse_slope", "least_squares"}
+        How c is found.
+    quantity : str
+        The property to correct.
+
+    Returns
+    -------
+    DataFrame
+        One row per label: ``model, set, material, label, method, c``, ``n_label`` and ``n_others`` (components), and, on all *other*
+        frames, ``mae_before, mae_after, slope_before, slope_after``; ``status`` and ``reason`` (a frame whose slope is not
+        positive gives no correction and is a ``failed`` row with NaN for c and what follows from it).
+
+    Raises
+    ------
+    ValueError
+        If the method is unknown, a material has a single frame, or as for :func:`per_material`.
+    """
+    if method not in ("inverse_slope", "least_squares"):
+        raise ValueError(f"method must be 'inverse_slope' or 'least_squares', not {method!r}")
+    by = ["model", "set", "material"]
+    good = _good(_select(table, quantity, [*by, "case"]))
+    results = []
+    for key, group in good.groupby(by, observed=True, sort=True):
+        codes, labels = pd.factorize(group["case"])
+        if len(labels) < 2:
+            raise ValueError(f"{'/'.join(map(str, key))} has one frame only: nothing is left to test a correction on")
+        data = _Grouped.of(group["reference"].to_numpy(dtype=float), group["value"].to_numpy(dtype=float), codes)
+        frame = pd.DataFrame({"label": np.asarray(labels), "method": method, **_correct(data, method)})
+        for position, (name, entry) in enumerate(zip(by, key, strict=True)):
+            frame.insert(position, name, entry)
+        results.append(frame)
+    return pd.concat(results, ignore_index=True)
+
+
+def _correct(data: _Grouped, method: str) -> dict[str, np.ndarray]:
+    """Return c of each frame and what it does to the other frames."""
+    x, y, n = data.x, data.y, data.sizes
+    xx, yy, xy = data.total(x * x), data.total(y * y), data.total(x * y)
+    usable = xy > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        c = np.where(usable, xx / xy if method == "inverse_slope" else xy / yy, np.nan)
+        slope_before = (xy.sum() - xy) / (xx.sum() - xx)
+    error = data.total(np.abs(y - x))
+    others = x.size - n
+    after = np.empty(len(n))
+    step = max(1, _MAX_ELEMENTS // x.size)
+    for first in range(0, len(n), step):
+        chosen = np.arange(first, min(first + step, len(n)))
+        # Rows are labels, columns frames; a label's own frame is taken out of its sum.
+        summed = data.total(np.abs(c[chosen, None] * y - x))
+        after[chosen] = summed.sum(axis=1) - summed[np.arange(len(chosen)), chosen]
+    return {
+        "c": c,
+        "n_label": n,
+        "n_others": others,
+        "mae_before": (error.sum() - error) / others,
+        "mae_after": after / others,
+        "slope_before": slope_before,
+        "slope_after": c * slope_before,
+        "status": np.where(usable, "ok", "failed"),
+        "reason": np.where(usable, "", "the slope of the labelled frame is not positive"),
+    }
