@@ -175,7 +175,7 @@ def _relax_all(potential, structures, indices, cell, fmax, smax, max_steps, limi
         memory_scales_with="n_atoms_x_density",
         max_memory_scaler=limit,
         return_indices=True,
-        max_iterations=max_steps + 1,
+        max_iterations=max_steps,
     )
     try:
         batcher.load_states(_initial_states(model, initialise, structures, indices, limit))

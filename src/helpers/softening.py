@@ -360,10 +360,15 @@ def bootstrap_over(
     """Return a confidence interval from resampling whole groups (materials), not single values.
 
     The components of one material's forces are alike, so they are no independent evidence; materials are drawn
-    with replacement and each brings all its values (cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application (1997), sec. 3.8).
-    A material enters through sums over its values only, so that all resamples are one matrix product.
-    The interval is bias-corrected and accelerated (BCa: Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 14),
-    with the acceleration from leaving out one group at a time.
+    with replacement and each brings all its values (cluster bootstrap: Davison and Hinkley, Bootstrap Methods and
+    their Application (1997), sec. 3.8). A material enters through sums over its values only, so that all
+    resamples are one matrix product.
+
+    The ends are quantiles of the resampled statistic (percentile interval: Efron and Tibshirani, An Introduction to
+    the Bootstrap (1993), ch. 13), moved outwards for the number of groups as Student's t moves the normal's (expanded
+    percentile: Hesterberg, Am. Stat. 69, 371 (2015), sec. 3). Measured coverage of a nominal 95 % is 91 to 95 % from
+    five groups on; with two or three groups the interval is still too narrow (49 % and 74 %). The accelerated
+    interval (BCa) covers less here: a few violent materials dominate Σx², and their skewness is noise.
 
     Parameters
     ----------
@@ -396,12 +401,10 @@ def bootstrap_over(
         raise ValueError(f"an interval over groups needs at least two groups, got {len(sums)}")
     if not np.isfinite(sums).all():
         raise ValueError("the groups hold sums that are not finite numbers")
-    totals = _resampled_counts(len(sums), n_resamples, seed) @ sums
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = float(statistic(sums.sum(axis=0)))
-        left_out = np.asarray(statistic(sums.sum(axis=0) - sums))
-        resampled = np.asarray(statistic(totals))
-    return Interval(estimate, *_bca(estimate, resampled, left_out, level))
+        resampled = np.asarray(statistic(_resampled_counts(len(sums), n_resamples, seed) @ sums))
+    return Interval(estimate, *_ends(resampled, len(sums), level))
 
 
 def _resampled_counts(n_groups: int, n_resamples: int, seed: int) -> np.ndarray:
@@ -410,25 +413,15 @@ def _resampled_counts(n_groups: int, n_resamples: int, seed: int) -> np.ndarray:
     return generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples).astype(float)
 
 
-def _check_level(level: float) -> None:
+def _ends(resampled: np.ndarray, n_groups: int, level: float) -> tuple[float, float]:
+    """Return the expanded percentile interval of resampled values."""
     if not 0 < level < 1:
         raise ValueError(f"the level of an interval lies between 0 and 1, not at {level}")
-
-
-def _bca(estimate: float, resampled: np.ndarray, left_out: np.ndarray, level: float) -> tuple[float, float]:
-    """Return the ends of the BCa interval (Efron and Tibshirani 1993, eq. 14.9 to 14.15)."""
-    _check_level(level)
     finite = resampled[np.isfinite(resampled)]
-    if 2 * len(finite) < len(resampled) or not np.isfinite(estimate):
+    if 2 * len(finite) < len(resampled):
         return np.nan, np.nan
-    # Ties count half; with none below (or above) the estimate, pretend half a resample was.
-    below = (np.count_nonzero(finite < estimate) + np.count_nonzero(finite <= estimate)) / 2
-    bias = stats.norm.ppf(np.clip(below, 0.5, len(finite) - 0.5) / len(finite))
-    deviation = np.mean(left_out) - left_out
-    square = np.sum(deviation**2)
-    acceleration = np.sum(deviation**3) / (6 * square**1.5) if np.isfinite(square) and square > 0 else 0.0
-    z = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    low, high = np.quantile(finite, stats.norm.cdf(bias + z / (1 - acceleration * z)))
+    tail = stats.norm.cdf(np.sqrt(n_groups / (n_groups - 1)) * stats.t.ppf((1 - level) / 2, n_groups - 1))
+    low, high = np.quantile(finite, [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -656,25 +649,20 @@ def _pooled_intervals(data: _Grouped, fitted: Fit, n_resamples: int, seed: int, 
     terms = (np.ones_like(x), x * x, y * y, x * y, np.abs(y - x), (y - x) ** 2)
     sums = np.stack([data.total(term) for term in terms], axis=1)
     result = {name: bootstrap_over(sums, statistic, n_resamples, seed, level) for name, statistic in _POOLED.items()}
-    low, high = _bca_cmae(data, sums, fitted, n_resamples, seed, level)
+    low, high = _cmae_ends(data, sums, n_resamples, seed, level)
     return result | {"cmae": Interval(fitted.cmae, low, high)}
 
 
-def _bca_cmae(data: _Grouped, sums: np.ndarray, fitted: Fit, n_resamples: int, seed: int, level: float) -> tuple[float, float]:
-    """Return the BCa interval of the corrected MAE (see the notes of :func:`pooled`)."""
-    totals = _resampled_counts(len(sums), n_resamples, seed)
-    left_out = sums.sum(axis=0) - sums
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factor, factor_left_out = 1 / _slope(totals @ sums), 1 / _slope(left_out)
-    wanted = np.concatenate([factor, factor_left_out])
+def _cmae_ends(data: _Grouped, sums: np.ndarray, n_resamples: int, seed: int, level: float) -> tuple[float, float]:
+    """Return the ends of the interval of the corrected MAE (see the notes of :func:`pooled`)."""
+    counts = _resampled_counts(len(sums), n_resamples, seed)
+    factor = 1 / _slope(counts @ sums)
     # With few, unlike materials a resample's slope may vanish or change sign: then 1/s spans everything and no grid would do.
-    if not np.isfinite(wanted).all() or wanted.min() <= 0:
+    if not np.isfinite(factor).all() or factor.min() <= 0:
         return np.nan, np.nan
-    grid = np.geomspace(wanted.min(), wanted.max(), _N_FACTORS)
+    grid = np.geomspace(factor.min(), factor.max(), _N_FACTORS)
     curves = np.stack([data.total(np.abs(c * data.y - data.x)) for c in grid], axis=1)
-    resampled = _read_off(grid, totals @ curves, factor) / (totals @ sums[:, _N])
-    without = _read_off(grid, curves.sum(axis=0) - curves, factor_left_out) / left_out[:, _N]
-    return _bca(fitted.cmae, resampled, without, level)
+    return _ends(_read_off(grid, counts @ curves, factor) / (counts @ sums[:, _N]), len(sums), level)
 
 
 def _read_off(grid: np.ndarray, curves: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -705,19 +693,17 @@ def distribution(
     -------
     DataFrame
         One row per group: ``n_materials``, ``n_failed``, and each of ``slope_mean``, ``slope_median``,
-        ``inverse_slope_median``, ``mae_median``, ``cmae_median``, ``share_below_one`` with ``_low`` and ``_high``, and the quartiles ``slope_q25``, ``slope_q75``.
-        The intervals are percentile intervals (Efron and Tibshirani 1993, ch. 13), because leaving out one
-        value at a time says nothing about the variance of a median (ibid., sec. 11.6). They are NaN for one material.
+        ``inverse_slope_median``, ``mae_median``, ``cmae_median``, ``share_below_one`` with ``_low`` and ``_high``, and
+        the quartiles ``slope_q25``, ``slope_q75``.
+        The ends are as in :func:`bootstrap_over`, and NaN for one material.
 
     Raises
     ------
     ValueError
         If no material of a group has a slope.
     """
-    _check_level(level)
     by = list(by)
     columns = ["slope", "inverse_slope", "mae", "cmae"]
-    ends = [(1 - level) / 2, (1 + level) / 2]
     records = []
     for key, group in fits.groupby(by, observed=True, sort=True):
         key = key if isinstance(key, tuple) else (key,)
@@ -736,10 +722,10 @@ def distribution(
             "share_below_one": ((values[:, 0] < 1).astype(float), np.mean),
         }
         for name, (value, statistic) in statistics.items():
-            low, high = np.quantile(statistic(value[draws], axis=1), ends) if len(values) > 1 else (np.nan, np.nan)
+            low, high = _ends(statistic(value[draws], axis=1), len(values), level) if len(values) > 1 else (np.nan, np.nan)
             if name == "share_below_one" and len(values) > 1:
                 low, high = _share_ends(float(value.mean()), low, high, len(values), level)
-            record |= {name: float(statistic(value)), f"{name}_low": float(low), f"{name}_high": float(high)}
+            record |= {name: float(statistic(value)), f"{name}_low": low, f"{name}_high": high}
         records.append(record)
     return pd.DataFrame(records)
 
@@ -774,8 +760,9 @@ def scalar_summary(
     -------
     dict
         ``n``, ``n_clusters``, and with ``_low`` and ``_high`` each: ``mean_error`` (of value − reference), ``mae``,
-        ``slope`` and ``inverse_slope`` (both through the origin), ``r2`` (square of Pearson's correlation, about the means: quantities of one sign correlate about zero
-        whatever the model) and ``share_below`` (fraction of value < reference). The ends are NaN when there is one cluster only.
+        ``slope`` and ``inverse_slope`` (both through the origin), ``r2`` (square of Pearson's correlation, about the
+        means: quantities of one sign correlate about zero whatever the model) and
+        ``share_below`` (fraction of value < reference). The ends are NaN when there is one cluster only.
 
         A share of exactly 0 or 1 does not vary under resampling; there the open end is the exact binomial bound with
         one trial per cluster (Clopper and Pearson, Biometrika 26, 404 (1934)).
@@ -843,19 +830,46 @@ def _pearson_squared(n: np.ndarray, u: np.ndarray, v: np.ndarray, uu: np.ndarray
 # One label
 
 
+def correction(reference: ArrayLike, predicted: ArrayLike, method: str = "inverse_slope") -> float:
+    """Return the factor c of the linear correction E → c E, which turns forces f into c f (Deng et al. 2025).
+
+    ``inverse_slope``
+        c = 1/s = Σx² / Σxy, which turns the cloud onto the diagonal: the slope of the *prediction* becomes 1.
+    ``least_squares``
+        c = s' = Σxy / Σy², which minimises Σ(c y − x)²: what training the scalar with a squared loss converges to.
+
+    These are the two regressions of the module's text. Their ratio is R², so ``least_squares`` is the smaller factor, and they
+    agree only without scatter. The first leaves larger errors, the second a slope below one.
+
+    Parameters
+    ----------
+    reference, predicted
+        As for :func:`softening_scale`.
+    method : {"inverse_slope", "least_squares"}
+        How c is found.
+
+    Raises
+    ------
+    ValueError
+        As for :func:`inverse_slope`, if the method is unknown, or if the slope is not positive: no factor mends that.
+    """
+    _check_method(method)
+    x, y = _predicted_varies(*_pair(reference, predicted))
+    xx, yy, xy = _moments(x, y, intercept=False)
+    if xy <= 0:
+        raise ValueError(f"the slope is {xy / xx:.3g}: only forces that point the right way can be mended with a factor")
+    return xx / xy if method == "inverse_slope" else xy / yy
+
+
+def _check_method(method: str) -> None:
+    if method not in ("inverse_slope", "least_squares"):
+        raise ValueError(f"method must be 'inverse_slope' or 'least_squares', not {method!r}")
+
+
 def one_label_corrections(table: pd.DataFrame, method: str = "inverse_slope", quantity: str = "force") -> pd.DataFrame:
     """Correct a material's forces with a factor from one labelled frame, for every choice of that frame.
 
-    The linear correction E → c E turns forces f into c f (Deng et al. 2025). From the 3N components of the labelled frame,
-    c is
-
-    ``inverse_slope``
-        1/s = Σx² / Σxy, which turns the cloud onto the diagonal: the slope of the *prediction* becomes 1.
-    ``least_squares``
-        s' = Σxy / Σy², which minimises Σ(c y − x)²: what training the scalar with a squared loss converges to.
-
-    These are the two regressions again: their ratio is R², and ``least_squares`` is the smaller factor.
-    The two agree only without scatter. After the first the errors are larger, after the second the slope stays below one.
+    c comes from the 3N components of the labelled frame alone, and is tested on all other frames.
 
     Parameters
     ----------
@@ -863,7 +877,7 @@ def one_label_corrections(table: pd.DataFrame, method: str = "inverse_slope", qu
         Tidy table, one row per force component; ``case`` names the frame. Each combination of model, set and material in it is
         treated on its own. Failed rows are left out.
     method : {"inverse_slope", "least_squares"}
-        How c is found.
+        How c is found; see :func:`correction`.
     quantity : str
         The property to correct.
 
@@ -879,8 +893,7 @@ def one_label_corrections(table: pd.DataFrame, method: str = "inverse_slope", qu
     ValueError
         If the method is unknown, a material has a single frame, or as for :func:`per_material`.
     """
-    if method not in ("inverse_slope", "least_squares"):
-        raise ValueError(f"method must be 'inverse_slope' or 'least_squares', not {method!r}")
+    _check_method(method)
     by = ["model", "set", "material"]
     good = _good(_select(table, quantity, [*by, "case"]))
     results = []

@@ -79,10 +79,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
     Raises
     ------
     PotentialError
-        If a GPU is asked for and there is none.
+        If a GPU is asked for and there is none, or the device is neither a CPU nor a CUDA GPU.
     """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if str(device).split(":")[0] not in ("cpu", "cuda"):
+        raise PotentialError(f"device {str(device)!r} cannot be used; there are: auto, cpu, cuda, cuda:1, …")
     chosen = torch.device(device)
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise PotentialError(f"device {device!r} was asked for, but PyTorch sees no CUDA GPU here; use --device cpu or auto.")

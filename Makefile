@@ -1,0 +1,65 @@
+# Two commands: `make book` and `make test`. Everything else is listed by `make help`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+MODELS ?= chgnet-0.3.0 chgnet-0.2.0 m3gnet-mp-2021.2.8 m3gnet-matpes-pbe-2025.1 tensornet-matpes-pbe-2025.1
+PORT   ?= 8000
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lint format serve lab results lock check clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+# The lock pins every package, extras included; installing under it as a constraint brings only what is needed.
+$(VENV)/.core: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else "Python 3.11 to 3.13 is needed, this is %d.%d; set PYTHON=python3.11" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .[dev]
+	@touch $@
+
+$(VENV)/.lab: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .[lab]
+	@touch $@
+
+book: $(VENV)/.core  ## Build the book: book/_build/html/index.html
+	$(BIN)/python book/build.py
+
+check: $(VENV)/.core  ## Check the built book: pages, figures, links, nothing fetched from elsewhere
+	$(BIN)/python book/check.py
+
+test: $(VENV)/.dev  ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## Check style, and that notebooks are stored without outputs
+	$(BIN)/ruff check src tests notebooks book
+	$(BIN)/ruff format --check src tests book
+	$(BIN)/nbstripout --verify $$(git ls-files 'notebooks/*.ipynb')
+
+format: $(VENV)/.dev  ## Format the code and strip the notebooks
+	$(BIN)/ruff check --fix src tests book
+	$(BIN)/ruff format src tests book
+	$(BIN)/nbstripout $$(git ls-files 'notebooks/*.ipynb')
+
+serve: book  ## Serve the book at http://localhost:$(PORT)
+	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
+
+lab: $(VENV)/.lab  ## Open the chapters in JupyterLab
+	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks
+
+results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data: softening fetch)
+	for benchmark in surfaces off_equilibrium; do for model in $(MODELS); do $(BIN)/softening run $$benchmark --model $$model || exit 1; done; done
+	$(BIN)/softening run fine_tuning --model chgnet-0.3.0
+
+lock:  ## Resolve the newest versions anew and rewrite requirements.lock and environment.yml
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet -e .[dev,lab]
+	$(VENV)-lock/bin/python -m pip freeze --exclude-editable > requirements.lock
+	rm -rf $(VENV)-lock
+
+clean:  ## Remove the built book and its cache
+	rm -rf book/_build

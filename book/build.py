@@ -1,0 +1,127 @@
+"""Build the book; execute again only the notebooks whose code, helpers or data have changed.
+
+Jupyter Book caches a notebook by its own code. A chapter also depends on the helpers it imports and on the
+tables it reads, so this script keeps a fingerprint of those for every notebook and removes from the cache
+what no longer holds. A notebook depends on
+
+* its own code cells (Jupyter Book's own key),
+* the modules of ``helpers`` it imports, and what they import in turn,
+* ``data/results/<benchmark>`` for each benchmark module among them (all results for the scoreboard's reader),
+* the small tables in ``data/paper`` and ``data/reference``, the registry, and the lock file.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+from jupyter_cache import get_cache
+
+ROOT = Path(__file__).resolve().parents[1]
+HELPERS = ROOT / "src" / "helpers"
+BUILD = ROOT / "book" / "_build"
+CACHE = BUILD / ".jupyter_cache"
+FINGERPRINTS = BUILD / "fingerprints.json"
+
+
+def module_file(name: str) -> Path | None:
+    """Return the source file of a ``helpers`` module, or None if there is no such module."""
+    base = HELPERS.joinpath(*name.split(".")[1:])
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def imported(source: str) -> set[str]:
+    """Return the ``helpers`` modules that a piece of code names, whether imported or given as a string."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            # Benchmarks and model families are imported by name at run time.
+            names |= {f"helpers.benchmarks.{node.value}", f"helpers.potentials.{node.value}"}
+    return {name for name in names if name.split(".")[0] == "helpers" and ".." not in name and module_file(name)}
+
+
+def closure(names: set[str]) -> set[str]:
+    """Return modules with everything they import from ``helpers``, directly or not."""
+    found: set[str] = set()
+    while names:
+        name = names.pop()
+        if name not in found:
+            found.add(name)
+            names |= imported(module_file(name).read_text())
+    return found
+
+
+def code(notebook: Path) -> str:
+    """Return the Python code of a notebook without its magics."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    lines = "\n".join(cell.source for cell in cells if cell.cell_type == "code").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+
+
+def fingerprint(notebook: Path) -> str:
+    """Return a hash of everything outside a notebook that its outputs depend on."""
+    modules = closure(imported(code(notebook)))
+    files = {module_file(name) for name in modules}
+    for name in modules:
+        folder = ROOT / "data" / "results" / name.split(".")[-1]
+        if name.startswith("helpers.benchmarks.") and folder.is_dir():
+            files |= set(folder.iterdir())
+    files |= {path for folder in ("paper", "reference") for path in (ROOT / "data" / folder).iterdir()}
+    files |= {ROOT / "data" / "registry.csv", ROOT / "requirements.lock"}
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def forget_stale(notebooks: list[Path]) -> dict[str, str]:
+    """Remove the cached outputs of notebooks whose surroundings changed; return the new fingerprints."""
+    now = {str(path.relative_to(ROOT)): fingerprint(path) for path in notebooks}
+    before = json.loads(FINGERPRINTS.read_text()) if FINGERPRINTS.is_file() else {}
+    stale = {name for name, mark in now.items() if before.get(name) != mark}
+    if stale and CACHE.is_dir():
+        cache = get_cache(str(CACHE))
+        for record in cache.list_cache_records():
+            if any(Path(record.uri) == ROOT / name for name in stale):
+                cache.remove_cache(record.pk)
+    for name in stale:
+        # Sphinx reads again only what is newer than its last reading.
+        os.utime(ROOT / name)
+    return now
+
+
+def main() -> int:
+    """Build the HTML book with warnings as errors."""
+    notebooks = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb"))
+    now = forget_stale(notebooks)
+    command = [str(Path(sys.executable).parent / "jupyter-book"), "build", str(ROOT), "--path-output", str(ROOT / "book"), "-W", "-n", "--keep-going"]
+    environment = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    status = subprocess.run(command, env=environment, check=False).returncode  # noqa: S603
+    if status:
+        report = BUILD / "html" / "reports"
+        for log in sorted(report.rglob("*.log")) if report.is_dir() else []:
+            print(f"\n--- {log.name}\n{log.read_text()}", file=sys.stderr)
+        return status
+    FINGERPRINTS.write_text(json.dumps(now, indent=1) + "\n")
+    # Nothing in the published site should need the sources that Sphinx leaves beside it.
+    shutil.rmtree(BUILD / "html" / ".doctrees", ignore_errors=True)
+    print(f"\nThe book is at {(BUILD / 'html' / 'index.html').relative_to(ROOT)}; open it in a browser.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

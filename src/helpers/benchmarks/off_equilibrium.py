@@ -1,0 +1,639 @@
+"""Forces away from equilibrium, against DFT single points (Fig. 5 and 6b of the paper).
+
+Reference sets (``SETS``)
+-------------------------
+``wbm-21``
+    21 frames of the paper's own "WBM high energy states", 14 compounds. The like-for-like anchor; most compounds have
+    one frame, so read the pooled slope.
+``wbm-full``
+    The paper's whole set, about 9,300 frames of 970 compounds, from figshare. Used by default only where the file
+    already is on this machine.
+``mattersim-tp``
+    PBE molecular dynamics of Materials Project compounds at high temperature and pressure, up to five frames each
+    (Yang et al., arXiv 2405.04967). The frames reach 1000 GPa: :func:`headline` keeps moderate pressures, :func:`sensitivity`
+    shows what that choice does.
+``extreme``
+    The same for random mixtures of many elements. A stress test, not a sample of materials.
+``mptrj-1k``
+    1,000 frames of the models' own training data MPtrj. The control: near equilibrium, in distribution.
+``single-element-md``
+    Si, Li, Mo, Cu, Ni: molecular dynamics, vacancies, slabs and strained cells (Zuo et al., J. Phys. Chem. A 124, 731 (2020);
+    Li et al., Phys. Rev. B 98, 094104 (2018)).
+``rattled-crystals``
+    Crystals that this module builds itself. No DFT value belongs to them (``reference`` is NaN): they only
+    serve to check, while the book builds, that the code still gives the committed predictions, and no summary includes them.
+
+The table
+---------
+One row per force component (``property`` ``force``, columns ``atom`` and ``component``), one ``energy_per_atom`` per frame
+and, if the protocol asks, six ``stress`` components. Where there is no atom, ``atom`` is −1. Predictions and DFT values are
+stored as float32, forces rounded to 1e-4 eV/Å, energies to 1e-6 eV/atom, stresses to 1e-6 eV/Å³: far below any model's
+error, and a fraction of the size on disk.
+
+Energies of different sources lie on different scales (pseudopotentials, +U, spin): only differences within one material mean anything.
+
+Loading keeps every frame; filters belong to the analysis. Pass tables through :func:`headline` before fitting.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import ase
+import ase.io
+import numpy as np
+import pandas as pd
+from ase import units
+from ase.build import bulk
+from ase.formula import Formula
+
+from helpers import registry, softening
+from helpers.benchmarks import COLUMNS, Case
+from helpers.potentials.base import Potential, Prediction
+
+_MATTERSIM = "microsoft/mattersim/data/benchmarks"
+_MLEARN = "materialsvirtuallab/mlearn/data"
+_SNAP = "materialsvirtuallab/snap"
+
+SETS: dict[str, tuple[str, ...]] = {
+    "wbm-21": ("kirk0830/AtomisticSkills/.agents/skills/ml-mace-finetune/examples/mace-wbm-finetune/valid.xyz",),
+    "wbm-full": ("figshare/27307776/WBM_high_energy_states.json",),
+    "mattersim-tp": (f"{_MATTERSIM}/mpf-TP.xyz", f"{_MATTERSIM}/mpf-alkali-TP.xyz"),
+    "extreme": (f"{_MATTERSIM}/random-TP.xyz",),
+    "mptrj-1k": (f"{_MATTERSIM}/mptrj-random-1k.xyz",),
+    # mlearn before snap: frames that are in both are taken from mlearn, which says at what temperature they were made.
+    "single-element-md": (
+        *[f"{_MLEARN}/{element}/{part}.json" for element in ("Si", "Li", "Mo") for part in ("training", "test")],
+        *[f"{_MLEARN}/{element}/test.json" for element in ("Cu", "Ni")],
+        *[f"{_SNAP}/{name}.json" for name in ("Cu/training/AIMD", "Cu/training/Vacancy", "Ni/training/Vacancy")],
+    ),
+    "rattled-crystals": (),
+}
+
+LIVE = "rattled-crystals"
+
+# Largest accepted difference from the committed table: float32 networks on other processors, with room to spare.
+TOLERANCES = {"force": 2e-3, "energy_per_atom": 1e-4, "stress": 1e-4}
+
+# Columns of the table beyond the standard ones, the same for every set, with the value they have where a set does not say.
+INFO: dict[str, object] = {
+    "source_file": "",
+    "pressure_gpa": np.nan,
+    "has_u_metal_with_o_or_f": False,
+    "group": "",
+    "temperature_k": np.nan,
+    "split": "",
+}
+
+_UNITS = {"force": "eV/Å", "energy_per_atom": "eV/atom", "stress": "eV/Å³"}
+_DIGITS = {"force": 4, "energy_per_atom": 6, "stress": 6}
+_COMPONENTS = ("", "x", "y", "z", "xx", "yy", "zz", "yz", "xz", "xy")
+
+# The Materials Project applies a Hubbard U to these metals in oxides and fluorides (Jain et al., APL Mater. 1, 011002 (2013)).
+_U_METALS = frozenset({"Co", "Cr", "Fe", "Mn", "Mo", "Ni", "V", "W"})
+
+# The other groups, strained cells and relaxed slabs, hold small or no forces: they are made for energies and stresses.
+_THERMAL_GROUPS = ("AIMD-NVT", "Vacancy")
+
+# Crystals of the live set: builder and lattice constant in Å (Wyckoff, Crystal Structures (Interscience, 1963)).
+_LATTICE_CONSTANTS = {"MgO": 4.212, "Si": 5.431, "Cu": 3.615, "CsCl": 4.123, "CaF2": 5.463, "SrTiO3": 3.905}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings of the benchmark.
+
+    Attributes
+    ----------
+    stress : bool
+        Also predict stress; it costs time.
+    pressure_min_gpa, pressure_max_gpa : float
+        :func:`headline` keeps frames of ``mattersim-tp`` whose DFT pressure lies strictly between the two, GPa.
+    min_frames : int
+        … and compounds of that set with at least so many such frames.
+    rattle_a : float
+        Standard deviation of each displacement component in ``rattled-crystals``, Å.
+    strain : float
+        Those crystals are taken at linear strains −strain, 0 and +strain.
+    seed : int
+        Of their random displacements.
+    """
+
+    stress: bool = False
+    pressure_min_gpa: float = -20.0
+    pressure_max_gpa: float = 15.0
+    min_frames: int = 3
+    rattle_a: float = 0.1
+    strain: float = 0.03
+    seed: int = 2025
+
+
+# ---------------------------------------------------------------------------------------------------
+# Reference frames
+
+
+def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
+    """Return the reference frames of some sets.
+
+    Parameters
+    ----------
+    protocol : Protocol, optional
+    sets : iterable of str, optional
+        Keys of :data:`SETS`. By default all, but ``wbm-full`` only if its file is on this machine.
+
+    Returns
+    -------
+    list of Case
+        One per frame, with the structure as ``frame`` and the reference ``energy`` (eV), ``forces`` (eV/Å, shape (n_atoms, 3))
+        and ``stress`` (eV/Å³, shape (3, 3), ASE's sign; NaN if not published). ``rattled-crystals`` has no reference.
+        ``info`` has the keys of :data:`INFO`.
+
+    Raises
+    ------
+    KeyError
+        If a set does not exist.
+    helpers.registry.RegistryError
+        If a file cannot be had.
+    ValueError
+        If a file does not hold what it should.
+    """
+    protocol = protocol or Protocol()
+    if sets is None:
+        sets = [name for name in SETS if name != "wbm-full" or registry.available(SETS[name])]
+    found: list[Case] = []
+    for name in sets:
+        if name not in SETS:
+            raise KeyError(f"unknown set {name!r}; there are: {', '.join(SETS)}")
+        if name == "rattled-crystals":
+            found += _rattled_crystals(protocol)
+        else:
+            found += _READERS[name](name, [registry.fetch(key) for key in SETS[name]])
+    return found
+
+
+def pressure_gpa(stress: np.ndarray) -> float:
+    """Return the pressure −tr(σ)/3 in GPa of a stress (3, 3) in eV/Å³ with ASE's sign: positive under compression."""
+    return float(-np.trace(stress) / 3 / units.GPa)
+
+
+def has_u_metal_with_o_or_f(symbols: Iterable[str]) -> bool:
+    """Tell whether the Materials Project would have used DFT+U: O or F together with Co, Cr, Fe, Mn, Mo, Ni, V or W."""
+    elements = set(symbols)
+    return bool(elements & {"O", "F"}) and bool(elements & _U_METALS)
+
+
+def _case(name: str, chosen: str, material: str, atoms: ase.Atoms, energy: float, forces, stress, **info: object) -> Case:
+    """Return a case after checking the shapes of its reference."""
+    forces, stress = np.asarray(forces, dtype=float), np.asarray(stress, dtype=float)
+    if forces.shape != (len(atoms), 3) or stress.shape != (3, 3):
+        raise ValueError(f"{name}: {len(atoms)} atoms, but forces of shape {forces.shape} and stress of shape {stress.shape}")
+    return Case(
+        name=name,
+        set=chosen,
+        material=material,
+        structures={"frame": atoms},
+        reference={"energy": float(energy), "forces": forces, "stress": stress},
+        info=INFO
+        | {"pressure_gpa": pressure_gpa(stress), "has_u_metal_with_o_or_f": has_u_metal_with_o_or_f(atoms.get_chemical_symbols())}
+        | info,
+    )
+
+
+def _bare(atoms: ase.Atoms) -> ase.Atoms:
+    """Return a periodic structure without results, magnetic moments and notes."""
+    return ase.Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
+
+
+def _from_pymatgen(structure: dict) -> ase.Atoms:
+    """Read a pymatgen structure's dictionary; building its objects would take most of the time."""
+    sites = structure["sites"]
+    return ase.Atoms(
+        [site["species"][0]["element"] for site in sites],
+        scaled_positions=[site["abc"] for site in sites],
+        cell=structure["lattice"]["matrix"],
+        pbc=True,
+    )
+
+
+def _formula(atoms: ase.Atoms) -> str:
+    return Formula(atoms.get_chemical_formula()).reduce()[0].format("metal")
+
+
+def _read_wbm_21(chosen: str, paths: Sequence[Path]) -> list[Case]:
+    found = []
+    for path in paths:
+        for number, atoms in enumerate(ase.io.read(path, ":", format="extxyz")):
+            formula = _formula(atoms)
+            found.append(
+                _case(
+                    f"{chosen}/{number:02d}-{formula}",
+                    chosen,
+                    formula,
+                    _bare(atoms),
+                    atoms.info["REF_energy"],
+                    atoms.arrays["REF_forces"],
+                    np.reshape(atoms.info["REF_stress"], (3, 3)),
+                    source_file=path.name,
+                )
+            )
+    return found
+
+
+def _read_wbm_full(chosen: str, paths: Sequence[Path]) -> list[Case]:
+    """Read material → frame → {structure, vasp_e (eV), vasp_f (eV/Å), vasp_s (kB, positive under compression)}."""
+    found = []
+    for path in paths:
+        for material, frames in json.loads(path.read_text()).items():
+            for frame, record in frames.items():
+                stress = np.full((3, 3), np.nan)
+                if record.get("vasp_s") is not None:
+                    stress = -np.asarray(record["vasp_s"], dtype=float) * 0.1 * units.GPa
+                found.append(
+                    _case(
+                        f"{chosen}/{material}/{frame}",
+                        chosen,
+                        material,
+                        _from_pymatgen(record["structure"]),
+                        record["vasp_e"],
+                        record["vasp_f"],
+                        stress,
+                        source_file=path.name,
+                    )
+                )
+    return found
+
+
+def _read_mattersim(chosen: str, paths: Sequence[Path]) -> list[Case]:
+    """Read trajectories. The frames are shuffled in the file; ``internal_id`` counts them in their original order.
+
+    There is no name of the compound: it is a stretch of neighbouring ids with the same reduced formula (a few trajectories mix a
+    primitive cell and its supercell). Polymorphs lie in separate stretches and are numbered.
+    """
+    frames = []
+    for path in paths:
+        in_file = ase.io.read(path, ":", format="extxyz")
+        frames += [(path, atoms) for atoms in sorted(in_file, key=lambda atoms: atoms.info["internal_id"])]
+    materials: list[str] = []
+    stretches: dict[str, int] = {}
+    previous = None
+    for path, atoms in frames:
+        formula = _formula(atoms)
+        if previous != (path, formula):
+            stretches[formula] = stretches.get(formula, 0) + 1
+            previous = (path, formula)
+        materials.append(formula if stretches[formula] == 1 else f"{formula} ({stretches[formula]})")
+    return [
+        _case(
+            f"{chosen}/{atoms.info['internal_id']}",
+            chosen,
+            material,
+            _bare(atoms),
+            atoms.get_potential_energy(),
+            atoms.get_forces(),
+            atoms.get_stress(voigt=False),
+            source_file=path.name,
+        )
+        for (path, atoms), material in zip(frames, materials, strict=True)
+    ]
+
+
+def _read_mptrj(chosen: str, paths: Sequence[Path]) -> list[Case]:
+    return [
+        _case(
+            f"{chosen}/{atoms.info['mptrj_snapshot_id']}",
+            chosen,
+            atoms.info["mptrj_traj_id"],
+            _bare(atoms),
+            atoms.get_potential_energy(),
+            atoms.get_forces(),
+            atoms.get_stress(voigt=False),
+            source_file=path.name,
+        )
+        for path in paths
+        for atoms in ase.io.read(path, ":", format="extxyz")
+    ]
+
+
+def _stress_from_kbar(six: Sequence[float], *, swapped: bool) -> np.ndarray:
+    """Return a stress (3, 3), eV/Å³, ASE's sign, from VASP's six numbers xx, yy, zz, xy, yz, zx in kbar, positive under compression.
+
+    ``swapped`` says that the last two are in the order zx, yz.
+    """
+    xx, yy, zz, xy, yz, zx = six
+    if swapped:
+        yz, zx = zx, yz
+    return -0.1 * units.GPa * np.array([[xx, xy, zx], [xy, yy, yz], [zx, yz, zz]])
+
+
+def _shears_swapped(element: str, group: str) -> bool:
+    """Tell whether mlearn stores the last two shears of a frame in the order zx, yz.
+
+    Not documented. Cu and Ni frames that mlearn shares with snap have them in the other order than there; for Si, Mo and Li
+    only one of the orders agrees with a model's stress (for Si it differs between strained cells and the rest).
+    """
+    return element != "Li" and (element, group) != ("Si", "Elastic")
+
+
+def _read_single_elements(chosen: str, paths: Sequence[Path]) -> list[Case]:
+    found: list[Case] = []
+    for path in paths:
+        from_mlearn = path.stem in ("training", "test")
+        element = path.parent.name if from_mlearn else path.parents[1].name
+        split = "test" if path.stem == "test" else "train"
+        source = f"mlearn/{element}/{split}" if from_mlearn else f"snap/{element}/{path.stem}"
+        known = [case.reference for case in found if case.material == element]
+        for number, record in enumerate(json.loads(path.read_text())):
+            outputs = record["outputs"]
+            info: dict[str, object] = {"source_file": source, "split": split}
+            if from_mlearn:
+                group = record["group"]
+                stress = _stress_from_kbar(outputs["virial_stress"], swapped=_shears_swapped(element, group))
+                temperature = re.search(r"at (\d+) K", record["description"])
+                info["temperature_k"] = float(temperature[1]) if temperature else np.nan
+            else:
+                group = {"AIMD": "AIMD-NVT"}.get(path.stem, path.stem)
+                stress = _stress_from_kbar(outputs["stress"], swapped=False)
+                if any(_same(outputs, reference) for reference in known):
+                    continue
+            atoms = _from_pymatgen(record["structure"])
+            name = f"{chosen}/{source}/{number:03d}"
+            found.append(_case(name, chosen, element, atoms, outputs["energy"], outputs["forces"], stress, group=group, **info))
+    return found
+
+
+def _same(outputs: dict, reference: dict) -> bool:
+    """Tell whether a record has the energy and the forces of a frame already read."""
+    if abs(outputs["energy"] - reference["energy"]) > 1e-4:
+        return False
+    forces = np.asarray(outputs["forces"], dtype=float)
+    return forces.shape == reference["forces"].shape and np.abs(forces - reference["forces"]).max() < 1e-3
+
+
+_READERS = {
+    "wbm-21": _read_wbm_21,
+    "wbm-full": _read_wbm_full,
+    "mattersim-tp": _read_mattersim,
+    "extreme": _read_mattersim,
+    "mptrj-1k": _read_mptrj,
+    "single-element-md": _read_single_elements,
+}
+
+
+def _crystal(name: str) -> ase.Atoms:
+    a = _LATTICE_CONSTANTS[name]
+    match name:
+        case "MgO":
+            return bulk(name, "rocksalt", a=a, cubic=True)
+        case "Si":
+            return bulk(name, "diamond", a=a, cubic=True)
+        case "Cu":
+            return bulk(name, "fcc", a=a, cubic=True)
+        case "CsCl":
+            return bulk(name, "cesiumchloride", a=a, cubic=True).repeat(2)
+        case "CaF2":
+            return bulk(name, "fluorite", a=a, cubic=True)
+        case _:
+            corners = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+            return ase.Atoms(name, scaled_positions=corners, cell=[a, a, a], pbc=True)
+
+
+def _rattled_crystals(protocol: Protocol) -> list[Case]:
+    found = []
+    # The legacy generator: NumPy guarantees its numbers for all time, those of the new one may change between versions.
+    random = np.random.RandomState(protocol.seed)
+    for name in _LATTICE_CONSTANTS:
+        for strain in (-protocol.strain, 0.0, protocol.strain):
+            atoms = _crystal(name)
+            atoms.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
+            atoms.positions += random.normal(scale=protocol.rattle_a, size=(len(atoms), 3))
+            found.append(Case(f"rattled-crystals/{name}/{strain:+.3f}", "rattled-crystals", name, {"frame": atoms}, info=dict(INFO)))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------
+# Predictions
+
+
+def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
+    """Predict all frames.
+
+    Parameters
+    ----------
+    potential : Potential
+    cases : sequence of Case
+        From :func:`cases`.
+    protocol : Protocol, optional
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    DataFrame
+        The table described at the top of the module; strings are categories. A frame that fails has a single row, property ``force``,
+        with NaN and the reason. A model without stress gets one failed ``stress`` row per frame, if stress was asked for.
+    """
+    protocol = protocol or Protocol()
+    frames = [case.structures["frame"] for case in cases]
+    predictions = potential.evaluate(frames, stress=protocol.stress, progress=progress)
+    parts = [_force_rows(cases, predictions), _energy_rows(cases, predictions)]
+    if protocol.stress:
+        parts.append(_stress_rows(cases, predictions))
+    rows = pd.concat(parts, ignore_index=True)
+
+    owner = rows["owner"].to_numpy()
+    of_property = rows["property"].to_numpy()
+    failed = rows["reason"].to_numpy() != ""
+    for name, digits in _DIGITS.items():
+        chosen = of_property == name
+        rows.loc[chosen, ["value", "reference"]] = rows.loc[chosen, ["value", "reference"]].round(digits)
+    table = pd.DataFrame(
+        {
+            "model": pd.Categorical.from_codes(np.zeros(len(rows), dtype=int), [potential.key]),
+            "set": _by_case([case.set for case in cases], owner),
+            "material": _by_case([case.material for case in cases], owner),
+            "case": _by_case([case.name for case in cases], owner),
+            "property": pd.Categorical(of_property, categories=list(_UNITS)),
+            "value": rows["value"].astype(np.float32),
+            "reference": rows["reference"].astype(np.float32),
+            "unit": pd.Categorical(rows["property"].map(_UNITS), categories=list(_UNITS.values())),
+            "status": pd.Categorical(np.where(failed, "failed", "ok"), categories=["ok", "failed"]),
+            "reason": pd.Categorical(rows["reason"]),
+        }
+    )[COLUMNS]
+    for name, default in INFO.items():
+        values = [case.info.get(name, default) for case in cases]
+        table[name] = _by_case(values, owner) if isinstance(default, str) else _numbers(values, default)[owner]
+    table["atom"] = rows["atom"].to_numpy(dtype=np.int32)
+    table["component"] = pd.Categorical.from_codes(rows["component"].to_numpy(dtype=int), list(_COMPONENTS))
+    return table
+
+
+def _by_case(values: Sequence[str], owner: np.ndarray) -> pd.Categorical:
+    """Spread one string per case over the rows that belong to it."""
+    codes, categories = pd.factorize(np.asarray(values, dtype=object))
+    return pd.Categorical.from_codes(codes[owner], categories)
+
+
+def _numbers(values: Sequence[object], default: object) -> np.ndarray:
+    return np.asarray(values, dtype=bool if isinstance(default, bool) else np.float32)
+
+
+def _part(owner, name: str, value, reference, atom=-1, component=0, reason="") -> pd.DataFrame:
+    """Return rows of one property, with the case that each belongs to as a number."""
+    columns = {"value": value, "reference": reference, "atom": atom, "component": component, "reason": reason}
+    return pd.DataFrame({"owner": np.asarray(owner, dtype=int), "property": name, **columns})
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.ravel(array) for array in arrays]) if arrays else np.empty(0)
+
+
+def _force_rows(cases: Sequence[Case], predictions: Sequence[Prediction]) -> pd.DataFrame:
+    good = [index for index, prediction in enumerate(predictions) if prediction.ok]
+    bad = [index for index, prediction in enumerate(predictions) if not prediction.ok]
+    sizes = [len(predictions[index].forces) for index in good]
+    reference = [cases[index].reference.get("forces", np.full((size, 3), np.nan)) for index, size in zip(good, sizes, strict=True)]
+    forces = _part(
+        np.repeat(good, [3 * size for size in sizes]),
+        "force",
+        _joined([predictions[index].forces for index in good]),
+        _joined(reference),
+        atom=_joined([np.repeat(np.arange(size), 3) for size in sizes]),
+        component=np.tile([1, 2, 3], sum(sizes)),
+    )
+    failures = _part(bad, "force", np.nan, np.nan, reason=[predictions[index].error for index in bad])
+    return pd.concat([forces, failures], ignore_index=True)
+
+
+def _energy_rows(cases: Sequence[Case], predictions: Sequence[Prediction]) -> pd.DataFrame:
+    good = [index for index, prediction in enumerate(predictions) if prediction.ok]
+    sizes = np.array([len(predictions[index].forces) for index in good], dtype=float)
+    value = np.array([predictions[index].energy for index in good], dtype=float) / sizes
+    reference = np.array([cases[index].reference.get("energy", np.nan) for index in good], dtype=float) / sizes
+    return _part(good, "energy_per_atom", value, reference)
+
+
+def _stress_rows(cases: Sequence[Case], predictions: Sequence[Prediction]) -> pd.DataFrame:
+    good = [index for index, prediction in enumerate(predictions) if prediction.ok and prediction.stress is not None]
+    without = [index for index, prediction in enumerate(predictions) if prediction.ok and prediction.stress is None]
+    first, second = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
+    unknown = np.full((3, 3), np.nan)
+    stresses = _part(
+        np.repeat(good, 6),
+        "stress",
+        _joined([predictions[index].stress[first, second] for index in good]),
+        _joined([cases[index].reference.get("stress", unknown)[first, second] for index in good]),
+        component=np.tile(np.arange(4, 10), len(good)),
+    )
+    failures = _part(without, "stress", np.nan, np.nan, reason="the model gives no stress")
+    return pd.concat([stresses, failures], ignore_index=True)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Analysis
+
+
+def headline(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
+    """Return the rows that the headline numbers are made of.
+
+    * ``rattled-crystals`` is left out: it has no DFT value.
+    * ``mattersim-tp``: frames with a DFT pressure between the protocol's limits, and of those the compounds with at least
+      ``min_frames``. A scale from fewer frames is mostly noise; at hundreds of GPa atoms touch, which is another question than softening.
+    * ``single-element-md``: molecular dynamics and vacancies. Strained cells and relaxed slabs hold small or no forces.
+
+    What is kept depends on the reference alone, never on a prediction. Other sets are kept whole.
+    """
+    protocol = protocol or Protocol()
+    with_reference = table[table["set"] != "rattled-crystals"]
+    thermal = (with_reference["set"] != "single-element-md") | with_reference["group"].isin(_THERMAL_GROUPS)
+    return _moderate(with_reference[thermal], protocol.pressure_min_gpa, protocol.pressure_max_gpa, protocol.min_frames)
+
+
+def _moderate(table: pd.DataFrame, low: float, high: float, min_frames: int) -> pd.DataFrame:
+    """Filter ``mattersim-tp`` by pressure (GPa) and frames per compound; keep all else."""
+    pressure = table["pressure_gpa"]
+    kept = table[(table["set"] != "mattersim-tp") | ((pressure > low) & (pressure < high))]
+    is_tp = kept["set"] == "mattersim-tp"
+    frames = kept.loc[is_tp, ["material", "case"]].drop_duplicates()["material"].value_counts()
+    return kept[~is_tp | kept["material"].isin(frames.index[frames >= min_frames])]
+
+
+def sensitivity(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
+    """Show what the filter of ``mattersim-tp`` does to its softening scale.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Unfiltered, from :func:`run`.
+    protocol : Protocol, optional
+        For the lower limit and the least number of frames.
+
+    Returns
+    -------
+    DataFrame
+        For each model, upper limit ``pressure_max_gpa`` (15, 30, 50 and ∞) and choice ``with_u_systems`` (whether oxides and
+        fluorides of metals that the Materials Project treats with +U are in): ``n_frames``, ``n_materials``, the pooled ``slope``
+        and the ``slope_median`` over compounds, both with intervals, and ``share_below_one``.
+
+    Raises
+    ------
+    ValueError
+        If the table has no rows of ``mattersim-tp``.
+    """
+    protocol = protocol or Protocol()
+    everything = table[table["set"] == "mattersim-tp"]
+    if everything.empty:
+        raise ValueError("the table has no rows of the set 'mattersim-tp'")
+    results = []
+    for with_u in (True, False):
+        chosen = everything if with_u else everything[~everything["has_u_metal_with_o_or_f"].astype(bool)]
+        for limit in (15.0, 30.0, 50.0, np.inf):
+            low = protocol.pressure_min_gpa if np.isfinite(limit) else -np.inf
+            summary = _statistics(_moderate(chosen, low, limit, protocol.min_frames))
+            results.append(summary.assign(pressure_max_gpa=limit, with_u_systems=with_u))
+    columns = ["model", "pressure_max_gpa", "with_u_systems", "n_frames", "n_materials", "slope", "slope_low", "slope_high"]
+    columns += ["slope_median", "slope_median_low", "slope_median_high", "share_below_one"]
+    return pd.concat(results, ignore_index=True)[columns].sort_values(columns[:3], ascending=[True, True, False], ignore_index=True)
+
+
+def summarise(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
+    """Return one row per model and set, of the rows that :func:`headline` keeps.
+
+    Returns
+    -------
+    DataFrame
+        ``n_frames``, ``n_failed_frames`` and ``n_materials`` (those with a slope of their own); of all components together
+        ``n_components``, ``slope``, ``inverse_slope``, ``r2``, ``mae``, ``cmae``, ``rmse`` (eV/Å); of the materials' own fits
+        ``slope_mean``, ``slope_median``, ``inverse_slope_median``, ``mae_median``, ``cmae_median``, ``share_below_one`` and the
+        quartiles ``slope_q25``, ``slope_q75``. Intervals (``_low``, ``_high``) come from resampling materials; see
+        :func:`helpers.softening.pooled` and :func:`helpers.softening.distribution`. A model that failed on a whole set has its
+        row, with NaN.
+
+    Notes
+    -----
+    A slope of predictions on DFT is below one even for a perfectly calibrated model with scatter: read ``inverse_slope`` beside it
+    (:mod:`helpers.softening`). Most materials of ``wbm-21`` and ``mptrj-1k`` have a single frame, and some of those are so close
+    to equilibrium that their own slope is noise.
+    """
+    return _statistics(headline(table, protocol))
+
+
+def _statistics(rows: pd.DataFrame) -> pd.DataFrame:
+    """Count frames and put the pooled fit beside the distribution over materials, for each model and set."""
+    by = ["model", "set"]
+    forces = rows[rows["property"] == "force"]
+    frames = forces[[*by, "case", "status"]].drop_duplicates()
+    frames = frames.assign(n_failed_frames=(frames["status"] == "failed").astype(int))
+    grouped = frames.groupby(by, observed=True)
+    counts = grouped.agg(n_frames=("case", "size"), n_failed_frames=("n_failed_frames", "sum")).reset_index()
+    counts[by] = counts[by].astype(str)
+    good = forces[forces["status"] == "ok"]
+    if good.empty:
+        return counts
+    together = softening.pooled(good, by=by).rename(columns={"n": "n_components"}).drop(columns=["n_clusters", "n_failed"])
+    each = softening.distribution(softening.per_material(good)).drop(columns="n_failed")
+    return counts.merge(together, on=by, how="left").merge(each, on=by, how="left")

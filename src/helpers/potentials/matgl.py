@@ -1,0 +1,430 @@
+"""MatGL networks (M3GNet, TensorNet), also those whose weights are older than MatGL's present conventions.
+
+The networks, their layers and their parameters are MatGL's own. This module feeds them a batch of bonds
+and, for older weights, restores what MatGL has changed since they were trained:
+
+1. *Messages.* An edge i → j carries a message made of (features of i, features of j, features of the edge).
+   Until MatGL 2 the messages were summed onto j; since MatGL 3.0 they are summed onto i.
+2. *Triples* (M3GNet only). For every pair of bonds i → j and i → k shorter than the three-body cutoff, the
+   three-body term takes the angle and the length r_ik, the features of atom k and the cutoff weights of both
+   bonds, and adds the result to bond i → j. Until MatGL 4.0.3 the angle and the length were those of the right
+   bonds, but all else was looked up under the bonds' numbers *among the short bonds*, in arrays of *all* bonds.
+   The n-th short bond of a structure was thus stood in for by its n-th bond, whatever that is.
+
+Nothing in MatGL is patched: each potential carries its own :class:`Convention`, so old and new weights work
+side by side in one process.
+
+What the second point means
+---------------------------
+"The n-th bond" depends on the order of the neighbour list, and the released weights were trained and used
+with that of pymatgen's ``find_points_in_spheres``: by centre atom, then by the cube of space in which the
+neighbour lies, then by image and atom, descending. :func:`legacy_order` reproduces it. Bonds are numbered
+within each structure, so a result does not depend on what else is in the batch. It does depend, slightly, on
+the order of the atoms, the choice of the cell, and the orientation and position of the atoms in space, and it
+jumps slightly when a bond crosses the 5 Å cutoff. The training had seen the bonds in this arbitrary order and
+had learned to do almost without triples: measured on rattled crystals (tests), energies vary by less than
+0.02 meV/atom and forces by less than 1 meV/Å. :data:`LEGACY_RIGHT_TRIPLES` evaluates the same weights with the
+right bonds: exactly invariant and smooth, within 0.3 meV/atom and 1 meV/Å of what the weights were trained as.
+
+What is known about weight files
+--------------------------------
+``model.json`` does not tell the convention: M3GNet has been "model version 2" before and after both changes,
+and TensorNet, 1 before and 2 after, carries no version of MatGL either. So weights are recognised by their
+SHA-256, and others are refused. A network that is an object already comes in through :func:`from_network`.
+
+Sources: Chen and Ong, Nat. Comput. Sci. 2, 718 (2022), M3GNet; Simeon and De Fabritiis, NeurIPS (2023),
+TensorNet; Ko et al., npj Comput. Mater. 11, 253 (2025), MatGL; Kaplan et al., arXiv:2503.04070, MatPES.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from ase.data import atomic_numbers
+
+from helpers.potentials.base import Graph, GraphPotential, PotentialError
+from helpers.potentials.chgnet import angles
+from helpers.registry import sha256
+
+with warnings.catch_warnings():
+    # torch_geometric, which MatGL imports, still uses torch.jit.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from matgl.apps.pes import Potential as MatGLModel
+    from matgl.layers._three_body import combine_sbf_shf
+    from matgl.models import M3GNet, TensorNet
+    from matgl.utils.cutoff import polynomial_cutoff
+
+
+@dataclass(frozen=True)
+class Convention:
+    """What a network does with edges and triples.
+
+    Attributes
+    ----------
+    name : str
+        For descriptions and messages.
+    receiver : int
+        The row of ``edge_index`` onto which messages are summed: 0, the centre, or 1, the neighbour.
+    stand_ins : bool
+        Whether the n-th short bond of a structure is stood in for by its n-th bond in the three-body terms.
+    """
+
+    name: str
+    receiver: int
+    stand_ins: bool
+
+
+CURRENT = Convention("MatGL >= 4.0.4", receiver=0, stand_ins=False)
+LEGACY = Convention("MatGL <= 2 (legacy)", receiver=1, stand_ins=True)
+LEGACY_RIGHT_TRIPLES = Convention("MatGL <= 2 (legacy) with the right triples", receiver=1, stand_ins=False)
+
+
+@dataclass(frozen=True)
+class _Weights:
+    architecture: str
+    convention: Convention
+    training_set: str
+    citation: str
+
+
+# By the SHA-256 of state.pt.
+_KNOWN = {
+    "a9aa723705bd1a242ec8749332f137811c4a94e17995a564f8f94a9aca68061b": _Weights(
+        "M3GNet", LEGACY, "MPF.2021.2.8 (PBE, PBE+U)", "Chen and Ong, Nat. Comput. Sci. 2, 718 (2022); retrained in MatGL"
+    ),
+    "9f710eac88ec2c666c8e488883c59768cf11c116f177e9d82896ae56f3fc338d": _Weights(
+        "M3GNet", LEGACY, "MatPES-PBE 2025.1 (PBE)", "Kaplan et al., arXiv:2503.04070"
+    ),
+    "d2dfa51a65d23a47fd935eb0628177d2a1088584562091ef3350ce3a002fce6a": _Weights(
+        "TensorNet", LEGACY, "MatPES-PBE 2025.1 (PBE)", "Kaplan et al., arXiv:2503.04070"
+    ),
+}
+
+
+class MatGLPotential(GraphPotential):
+    """An energy that is a sum over atoms: data_std · Σ network + data_mean + Σ reference energies of the elements."""
+
+    # Peak memory of energy and forces per directed edge, measured on 64 to 216 atoms of Si, GaAs, MgO and Au.
+    bytes_measured: float
+
+    def __init__(
+        self, key: str, model: MatGLModel, convention: Convention, *, device: torch.device, description: dict[str, object]
+    ) -> None:
+        network = model.model
+        numbers = [atomic_numbers[symbol] for symbol in network.element_types]
+        super().__init__(
+            key,
+            network,
+            cutoff=network.cutoff,
+            bytes_per_edge=self.bytes_measured,
+            device=device,
+            elements=frozenset(numbers),
+            description=description,
+        )
+        self.convention = convention
+        # Sums over atoms are taken in double precision: float32 would lose 1e-4 eV in a large cell.
+        self.mean = model.data_mean.to(device, torch.float64)
+        self.std = model.data_std.to(device, torch.float64)
+        # Row of each element in the network's embedding and in the reference energies. -1 is never looked up.
+        self.element_row = torch.full((max(numbers) + 1,), -1, device=device)
+        self.element_row[numbers] = torch.arange(len(numbers), device=device)
+        if model.element_refs is None:
+            self.element_energy = torch.zeros(len(numbers), dtype=torch.float64, device=device)
+        else:
+            self.element_energy = model.element_refs.property_offset.to(device, torch.float64)
+
+    def energies(self, graph: Graph) -> torch.Tensor:  # noqa: D102
+        rows = self.element_row[graph.numbers]
+        per_atom = self.std * self.atomic_energies(graph, rows).to(torch.float64) + self.element_energy[rows]
+        return self.mean + per_atom.new_zeros(graph.n_systems).index_add(0, graph.system, per_atom)
+
+    def atomic_energies(self, graph: Graph, rows: torch.Tensor) -> torch.Tensor:
+        """Return the network's output for each atom, shape (N,). ``rows`` are the rows of the atoms' elements."""
+        raise NotImplementedError
+
+
+class M3GNetPotential(MatGLPotential):
+    """M3GNet in any of the three conventions."""
+
+    bytes_measured = 16_000
+
+    def topology(self, graph: Graph, distances: torch.Tensor) -> dict[str, torch.Tensor]:
+        """List the triples: two bonds of an atom shorter than the three-body cutoff, and the bonds that stand in for them."""
+        cutoff = self.network.threebody_cutoff
+        _, left, right = angles(graph.edge_index[0], distances, cutoff)
+        if not self.convention.stand_ins:
+            return {"left": left, "right": right, "stands_left": left, "stands_right": right}
+        stand_in = stand_ins(graph, distances, self.cutoff, cutoff)
+        return {"left": left, "right": right, "stands_left": stand_in[left], "stands_right": stand_in[right]}
+
+    def atomic_energies(self, graph: Graph, rows: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        network, top, edge_index = self.network, graph.topology, graph.edge_index
+        lengths = torch.linalg.norm(graph.vectors, dim=1)
+        directions = graph.vectors / lengths[:, None]
+        radial = network.bond_expansion(lengths)
+        cosines = (directions[top["left"]] * directions[top["right"]]).sum(1)
+        # As in MatGL: an angle of 180° must not leave the domain of the arc cosine by rounding.
+        cosines = cosines.clamp(-1 + 1e-7, 1 - 1e-7)
+        basis = network.basis_expansion
+        # The radial part depends on one bond only: it is evaluated once per bond, not once per triple.
+        angular = combine_sbf_shf(
+            basis.sbf(lengths)[top["right"]],
+            basis.shf(cosines, torch.zeros_like(cosines)),
+            max_n=basis.max_n,
+            max_l=basis.max_l,
+            use_phi=basis.use_phi,
+        )
+        weights = polynomial_cutoff(lengths, network.threebody_cutoff)
+        triples = torch.stack([top["stands_left"], top["stands_right"]])
+
+        atoms, edges, _ = network.embedding(rows, radial, None)
+        for three_body, block in zip(network.three_body_interactions, network.graph_layers, strict=True):
+            edges = three_body(edge_index[1], triples, None, edge_index.shape[1], angular, weights, atoms, edges)
+            layer = block.conv
+            edges = edges + layer.edge_update_(edge_index, edges, atoms, radial, None)
+            inputs = torch.cat([atoms[edge_index[0]], atoms[edge_index[1]], edges], dim=1)
+            messages = layer.node_update_func(inputs) * layer.node_weight_func(radial)
+            atoms = atoms.index_add(0, edge_index[self.convention.receiver], messages)
+        return network.final_layer(atoms).view(-1)
+
+
+class TensorNetPotential(MatGLPotential):
+    """TensorNet. Legacy weights are turned into current ones when they are loaded (:func:`exchange_ends`)."""
+
+    bytes_measured = 200_000
+
+    def atomic_energies(self, graph: Graph, rows: torch.Tensor) -> torch.Tensor:  # noqa: D102
+        # MatGL forms r[j] − r[i] + shift. The bond vectors are already known, to double precision: they go in
+        # as the shifts of atoms that all sit at the origin.
+        bonds = SimpleNamespace(
+            node_type=rows,
+            pos=graph.vectors.new_zeros(len(rows), 3),
+            edge_index=graph.edge_index,
+            pbc_offshift=graph.vectors,
+        )
+        return self.network.final_layer(self.network.forward_features(bonds)["readout"]).view(-1)
+
+
+def exchange_ends(network: TensorNet) -> None:
+    """Turn a TensorNet of the legacy convention into one of the current convention, in place and exactly.
+
+    Every edge i → j has its reverse. A message of (i, j) summed onto j is, seen from the reverse edge, a message
+    of (neighbour, centre) summed onto the centre, with the opposite bond vector. The order of the two atoms enters
+    one linear layer only, whose two halves are exchanged here; the sign of all bond vectors is an inversion of
+    space, under which the energy of an O(3) network does not change.
+
+    Raises
+    ------
+    PotentialError
+        If the network is not O(3)-invariant.
+    """
+    if network.equivariance_invariance_group != "O(3)":
+        raise PotentialError("a legacy TensorNet that is not O(3)-invariant cannot be turned into a current one")
+    layer = network.tensor_embedding.emb2
+    with torch.no_grad():
+        layer.weight.copy_(layer.weight.roll(layer.in_features // 2, dims=1))
+
+
+def stand_ins(graph: Graph, distances: torch.Tensor, cutoff: float, three_body_cutoff: float) -> torch.Tensor:
+    """Return, for each short bond, the bond that stands in for it in the legacy three-body terms.
+
+    That is, for the n-th bond of a structure among those not longer than ``three_body_cutoff`` (Å), the n-th bond of that
+    structure, both counted in the order of :func:`legacy_order`.
+
+    Returns
+    -------
+    int tensor, shape (E,)
+        An edge for each edge; -1 for long bonds.
+    """
+    order = legacy_order(graph, cutoff)
+    short = order[distances[order] <= three_body_cutoff]
+    system = graph.edge_system
+    n_edges = torch.bincount(system, minlength=graph.n_systems)
+    n_short = torch.bincount(system[short], minlength=graph.n_systems)
+    first_edge = torch.cumsum(n_edges, 0) - n_edges
+    first_short = torch.cumsum(n_short, 0) - n_short
+    number = torch.arange(len(short), device=short.device) - first_short[system[short]]
+    result = torch.full_like(order, -1)
+    result[short] = order[first_edge[system[short]] + number]
+    return result
+
+
+def legacy_order(graph: Graph, cutoff: float) -> torch.Tensor:
+    """Return the order in which pymatgen's ``find_points_in_spheres`` lists the edges of a batch.
+
+    It lays cubes with an edge of ``cutoff`` (Å) from the corner ``min(positions) − cutoff`` of each structure, and lists for
+    each centre the neighbours in the 27 cubes around its own, x slowest; within a cube, from the last of the
+    periodic images to the first (counted from the atoms wrapped into the cell, x slowest) and within an image from the last
+    atom to the first.
+
+    Returns
+    -------
+    int tensor, shape (E,)
+        Edges by structure, centre, cube, image and neighbour.
+    """
+    tolerance = 1e-8
+    centre, neighbour = graph.edge_index
+    system = graph.edge_system
+    corner = graph.positions.new_full((graph.n_systems, 3), torch.inf)
+    corner = corner.scatter_reduce(0, graph.system[:, None].expand(-1, 3), graph.positions, "amin") - cutoff - tolerance
+
+    def cube(positions: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        return torch.floor((positions - corner[owner] + tolerance) / cutoff)
+
+    home = cube(graph.positions, graph.system)
+    images = graph.positions[neighbour] + torch.einsum("es,esx->ex", graph.shifts, graph.cells[system])
+    step = (cube(images, system) - home[centre] + 1).to(torch.int64)
+
+    fractional = torch.einsum("nx,nxs->ns", graph.positions, torch.linalg.inv(graph.cells)[graph.system])
+    image = (graph.shifts + torch.floor(fractional)[neighbour]).to(torch.int64)
+    image = image.max(dim=0).values - image
+    span = image.max(dim=0).values + 1
+
+    key = centre
+    for axis in range(3):
+        key = key * 3 + step[:, axis]
+    for axis in range(3):
+        key = key * span[axis] + image[:, axis]
+    n_atoms = len(graph.numbers)
+    return torch.argsort(key * n_atoms + (n_atoms - 1 - neighbour))
+
+
+_FAMILIES = {M3GNet: M3GNetPotential, TensorNet: TensorNetPotential}
+
+
+def from_network(
+    key: str,
+    model: MatGLModel,
+    *,
+    convention: Convention = CURRENT,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    description: dict[str, object] | None = None,
+) -> MatGLPotential:
+    """Wrap a MatGL potential that is an object already: one just built, trained, or loaded by MatGL.
+
+    Parameters
+    ----------
+    key : str
+        Its name.
+    model : matgl.apps.pes.Potential
+        An M3GNet or a TensorNet with its data mean, scale and reference energies. It is copied, not changed.
+    convention : Convention
+        The one its weights were trained in.
+    device : torch.device or str
+    dtype : torch.dtype
+        Precision of the network.
+    description : dict, optional
+        What else to say about it (see :meth:`~helpers.potentials.Potential.describe`).
+
+    Raises
+    ------
+    PotentialError
+        If the network is of another kind, or has parts that this adapter does not evaluate.
+    """
+    model = copy.deepcopy(model)
+    network = model.model
+    family = _FAMILIES.get(type(network))
+    if family is None:
+        names = " and ".join(kind.__name__ for kind in _FAMILIES)
+        raise PotentialError(f"{type(network).__name__} networks cannot be evaluated here, only {names}")
+    if network.is_intensive or network.include_state or model.calc_repuls or model.calc_charge:
+        raise PotentialError("only energies that are sums over atoms, without state features, repulsion or charges, can be evaluated")
+    if any(getattr(block, "dropout", None) is not None for block in getattr(network, "graph_layers", ())):
+        raise PotentialError("networks with dropout cannot be evaluated")
+    if isinstance(network, TensorNet) and convention.receiver == 1:
+        exchange_ends(network)
+    network.to(dtype)
+    return family(
+        key,
+        model,
+        convention,
+        device=torch.device(device),
+        description={
+            "family": type(network).__name__,
+            "package": f"matgl {version('matgl')}",
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "cutoff_a": network.cutoff,
+            "convention": convention.name,
+            **(description or {}),
+        },
+    )
+
+
+def load(
+    key: str,
+    paths: Sequence[Path],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    trust: bool = False,
+    convention: Convention | None = None,
+) -> MatGLPotential:
+    """Load MatGL weights from their files.
+
+    No file can run code: the architecture is read from ``model.json``, the parameters by PyTorch's restricted
+    unpickler, and ``model.pt``, which says the same as ``model.json``, is not opened.
+
+    Parameters
+    ----------
+    key : str
+        Canonical name.
+    paths : sequence of pathlib.Path
+        Files named ``model.json`` and ``state.pt``; others are ignored.
+    device : torch.device
+    dtype : torch.dtype
+        Precision of the network. The weights are float32.
+    trust : bool
+        Makes no difference: an unknown convention cannot be trusted away.
+    convention : Convention, optional
+        Evaluate the weights in another convention than their own, to see what it does.
+
+    Raises
+    ------
+    PotentialError
+        If the weights are not among those whose convention is known.
+    """
+    files = {Path(path).name: Path(path) for path in paths}
+    missing = {"model.json", "state.pt"} - set(files)
+    if missing:
+        raise PotentialError(f"{key}: {' and '.join(sorted(missing))} not among the files given")
+    found = sha256(files["state.pt"])
+    header = json.loads(files["model.json"].read_text())
+    architecture = header["kwargs"]["model"]
+    name = architecture["@class"]
+    known = _KNOWN.get(found)
+    if known is None or known.architecture != name:
+        raise PotentialError(
+            f"{files['state.pt']} ({name}, model version {architecture.get('@model_version')}, SHA-256 {found}): the message-passing "
+            "convention of these weights is not known, and the wrong one gives wrong energies without any other sign. "
+            "Load them with the MatGL that they were trained with, or wrap the loaded potential with from_network()."
+        )
+    # dtype: the file's is a string, and the network is converted below. use_warp: MatGL's GPU kernels store tensors in another layout.
+    arguments = {argument: value for argument, value in architecture["init_args"].items() if argument != "dtype"}
+    network = TensorNet(**arguments, use_warp=False) if name == "TensorNet" else M3GNet(**arguments)
+    state = torch.load(files["state.pt"], map_location="cpu", weights_only=True)
+    prefix = "model."
+    network.load_state_dict({part.removeprefix(prefix): value for part, value in state.items() if part.startswith(prefix)})
+    model = MatGLModel(
+        model=network,
+        data_mean=state["data_mean"],
+        data_std=state["data_std"],
+        element_refs=state["element_refs.property_offset"],
+        calc_repuls=header["kwargs"].get("calc_repuls", False),
+    )
+    return from_network(
+        key,
+        model,
+        convention=convention or known.convention,
+        device=device,
+        dtype=dtype,
+        description={"weights_sha256": found, "training_set": known.training_set, "citation": known.citation},
+    )

@@ -1,0 +1,128 @@
+"""What the tests share: the models that can run here, a small MACE, and small structures."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import ase
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk, fcc111
+from ase.calculators.emt import EMT
+
+from helpers import potentials, registry
+from helpers.potentials.ase import ASEPotential
+from helpers.potentials.mace import contained
+
+# One thread: the networks are small, and test processes may run side by side.
+torch.set_num_threads(1)
+
+
+def _can_run(key: str) -> bool:
+    """Whether a catalogue model needs neither a download nor trust in an unknown file."""
+    known = all(registry.lookup(name).sha256 for name in potentials.CATALOGUE[key].weights)
+    return known and potentials.runnable(key)
+
+
+RUNNABLE = [key for key in potentials.CATALOGUE if _can_run(key)]
+GRAPH_MODELS = [*RUNNABLE, "mace-small"]
+
+
+def build_mace(*, scale_shift: bool = True, heads: list[str] | None = None, seed: int = 0) -> torch.nn.Module:
+    """Return a MACE for O, Si and Fe with few channels and random weights, in double precision."""
+    with contained(), warnings.catch_warnings():
+        # TorchScript comments on e3nn's annotations once per block.
+        warnings.filterwarnings("ignore", message="The TorchScript type system")
+        from e3nn import o3
+        from mace import modules
+
+        n_heads = len(heads or ["Default"])
+        atomic_energies = np.linspace(-4.0, -2.0, 3 * n_heads).reshape(n_heads, 3)
+        scale = np.linspace(15.0, 20.0, n_heads)
+        shift = np.linspace(0.1, 0.3, n_heads)
+        extra = {"atomic_inter_scale": scale, "atomic_inter_shift": shift} if scale_shift else {}
+        residual = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            torch.manual_seed(seed)
+            return (modules.ScaleShiftMACE if scale_shift else modules.MACE)(
+                r_max=4.5,
+                num_bessel=6,
+                num_polynomial_cutoff=5,
+                max_ell=2,
+                interaction_cls=residual,
+                interaction_cls_first=residual,
+                num_interactions=2,
+                num_elements=3,
+                hidden_irreps=o3.Irreps("8x0e+8x1o"),
+                MLP_irreps=o3.Irreps("8x0e"),
+                atomic_energies=atomic_energies if n_heads > 1 else atomic_energies[0],
+                avg_num_neighbors=20.0,
+                atomic_numbers=[8, 14, 26],
+                correlation=2,
+                gate=torch.nn.functional.silu,
+                radial_MLP=[16, 16],
+                heads=heads,
+                **extra,
+            )
+        finally:
+            torch.set_default_dtype(default)
+
+
+@pytest.fixture(scope="session")
+def mace_file(tmp_path_factory):
+    """File of a small ScaleShiftMACE for O, Si and Fe with random weights."""
+    path = tmp_path_factory.mktemp("mace") / "small.model"
+    torch.save(build_mace(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def load_model(mace_file):
+    """Load a model of these tests by name, once per precision: a catalogue key, ``mace-small`` or ``emt``."""
+
+    @functools.cache
+    def load(name: str, dtype: torch.dtype = torch.float32) -> potentials.Potential:
+        if name == "emt":
+            return ASEPotential("ase:EMT", EMT())
+        key = f"file:{mace_file}" if name == "mace-small" else name
+        return potentials.load(key, "cpu", dtype=dtype, trust=name == "mace-small")
+
+    return load
+
+
+@pytest.fixture(scope="session", params=GRAPH_MODELS)
+def network64(request, load_model):
+    """Every graph network that can run here, in double precision."""
+    return load_model(request.param, torch.float64)
+
+
+@pytest.fixture(scope="session", params=GRAPH_MODELS)
+def network(request, load_model):
+    """Every graph network that can run here, in the precision that users get."""
+    return load_model(request.param)
+
+
+@pytest.fixture(scope="session", params=[*GRAPH_MODELS, "emt"])
+def potential(request, load_model):
+    """Every potential that can run here, EMT through ASE among them."""
+    return load_model(request.param)
+
+
+def structures_for(potential: potentials.Potential) -> dict[str, ase.Atoms]:
+    """Return four small, distorted structures of elements that the potential knows, always the same ones."""
+    metal, partner, a_compound = ("Cu", "Au", 5.2) if potential.key.startswith("ase:") else ("Fe", "O", 4.3)
+    rng = np.random.default_rng(7)
+    vacancy = bulk(metal, "fcc", a=3.6, cubic=True) * (2, 1, 1)
+    del vacancy[3]
+    skewed = bulk(metal, "fcc", a=3.7)
+    skewed.set_cell(skewed.cell.array @ (np.eye(3) + rng.normal(0, 0.08, (3, 3))), scale_atoms=True)
+    slab = fcc111(metal, (1, 1, 4), a=3.6, vacuum=5.0)
+    slab.pbc = True
+    chosen = {"compound": bulk(metal + partner, "rocksalt", a=a_compound, cubic=True), "vacancy": vacancy, "skewed": skewed, "slab": slab}
+    for atoms in chosen.values():
+        atoms.positions += rng.normal(0, 0.08, atoms.positions.shape)
+    return chosen

@@ -1,0 +1,135 @@
+"""The two cures, on labels whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from ase.calculators.emt import EMT
+
+from helpers import finetune, potentials
+from helpers.finetune import Label, Recipe
+from helpers.potentials import PotentialError, StructureError
+from helpers.potentials.ase import ASEPotential
+
+
+@pytest.fixture(scope="module")
+def chgnet():
+    return potentials.load("chgnet-0.3.0", "cpu")
+
+
+@pytest.fixture(scope="module")
+def labels(chgnet):
+    """Labels from a teacher that is the same potential made 25 % stiffer."""
+    rng = np.random.default_rng(0)
+    frames = [bulk("MgO", "rocksalt", a=4.21) for _ in range(5)]
+    for atoms in frames:
+        atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+    teacher = chgnet.scaled(1.25).evaluate(frames, stress=True)
+    return [Label(atoms, p.energy, p.forces, p.stress) for atoms, p in zip(frames, teacher, strict=True)]
+
+
+@pytest.mark.parametrize("method", ["inverse_slope", "least_squares"])
+@pytest.mark.parametrize("n_labels", [1, 5])
+def test_linear_correction_finds_the_constant(chgnet, labels, method, n_labels):
+    mended = finetune.linear_correction(chgnet, labels[:n_labels], method)
+    assert mended.scale == pytest.approx(1.25, rel=1e-5)
+    assert chgnet.scale == 1.0
+    assert mended.evaluate([labels[4].atoms])[0].forces == pytest.approx(labels[4].forces, abs=1e-5)
+
+
+def test_linear_correction_is_the_limit_of_gradient_descent(chgnet):
+    """Training one scalar on a mean squared error ends at the least-squares constant, not at 1/s."""
+    rng = np.random.default_rng(1)
+    atoms = bulk("MgO", "rocksalt", a=4.21)
+    atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+    model = chgnet.evaluate([atoms])[0].forces
+    truth = 1.2 * model + rng.normal(0, 0.3 * np.abs(model).mean(), model.shape)
+    label = Label(atoms, 0.0, truth)
+    c = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([c], lr=0.02)
+    for _ in range(600):
+        optimiser.zero_grad()
+        torch.mean((c * torch.as_tensor(model) - torch.as_tensor(truth)) ** 2).backward()
+        optimiser.step()
+    closed = finetune.linear_correction(chgnet, [label], "least_squares").scale
+    assert closed == pytest.approx(float(c.detach()), rel=1e-4)
+    # With noise, the constant that turns the cloud onto the diagonal is the larger of the two.
+    assert finetune.linear_correction(chgnet, [label], "inverse_slope").scale != pytest.approx(closed, rel=1e-4)
+
+
+def test_linear_correction_names_the_bad_label(chgnet, labels):
+    broken = labels[0].atoms.copy()
+    broken.positions[0] = np.nan
+    with pytest.raises(StructureError, match="MgO"):
+        finetune.linear_correction(chgnet, [Label(broken, 0.0, labels[0].forces)])
+
+
+def test_fine_tuning_learns_and_leaves_the_original_alone(chgnet, labels):
+    before = {name: value.clone() for name, value in chgnet.network.state_dict().items()}
+    untouched = chgnet.evaluate([labels[0].atoms])[0].forces
+    outcome = finetune.fine_tune(chgnet, labels, Recipe(epochs=12, learning_rate=3e-4, validation_fraction=0.2))
+    first, best = outcome.history[0], outcome.history[outcome.best_epoch]
+    assert best["validation_force_mae"] == min(epoch["validation_force_mae"] for epoch in outcome.history)
+    assert best["validation_force_mae"] < 0.5 * np.abs(labels[0].forces - untouched).mean()
+    assert outcome.history[-1]["loss"] < first["loss"]
+    assert set(outcome.train) & set(outcome.validation) == set()
+    assert sorted(outcome.train + outcome.validation) == list(range(5))
+    # The kept weights are those of the best epoch, and the composition model was not trained.
+    held = [labels[index] for index in outcome.validation]
+    error = np.mean([np.abs(p.forces - x.forces).mean() for p, x in zip(outcome.potential.evaluate([x.atoms for x in held]), held, strict=True)])
+    assert error == pytest.approx(best["validation_force_mae"], rel=1e-3)
+    after = outcome.potential.network.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any(name.startswith("composition_model") for name in changed)
+    assert all(torch.equal(value, chgnet.network.state_dict()[name]) for name, value in before.items())
+
+
+def test_training_is_reproducible_and_resumes(chgnet, labels, tmp_path):
+    recipe = Recipe(epochs=4, learning_rate=3e-4)
+    whole = finetune.fine_tune(chgnet, labels[:3], recipe)
+
+    class Stop(Exception):
+        """Stands for a killed job."""
+
+    save = finetune._save
+    calls = []
+
+    def stop_after_two(state, path):
+        save(state, path)
+        calls.append(path)
+        if len(calls) == 2:
+            raise Stop
+
+    finetune._save = stop_after_two
+    try:
+        with pytest.raises(Stop):
+            finetune.fine_tune(chgnet, labels[:3], recipe, checkpoint=tmp_path / "run" / "training.pt")
+    finally:
+        finetune._save = save
+    resumed = finetune.fine_tune(chgnet, labels[:3], recipe, checkpoint=tmp_path / "run" / "training.pt")
+    assert [epoch["epoch"] for epoch in resumed.history] == [0, 1, 2, 3]
+    for one, other in zip(whole.history, resumed.history, strict=True):
+        assert one["validation_force_mae"] == pytest.approx(other["validation_force_mae"], rel=1e-3)
+    with pytest.raises(PotentialError, match="another recipe"):
+        finetune.fine_tune(chgnet, labels[:3], Recipe(epochs=5), checkpoint=tmp_path / "run" / "training.pt")
+
+
+def test_one_label_is_trained_on_to_the_last_epoch(chgnet, labels):
+    outcome = finetune.fine_tune(chgnet, labels[:1], Recipe(epochs=2, learning_rate=1e-4, keep="last"))
+    assert outcome.train == outcome.validation == [0]
+    assert outcome.best_epoch == 1
+
+
+def test_learning_rate_is_half_a_cosine():
+    recipe = Recipe(epochs=101, learning_rate=1e-3, final_learning_rate=1e-5)
+    assert finetune.learning_rate(0, recipe) == pytest.approx(1e-3)
+    assert finetune.learning_rate(50, recipe) == pytest.approx((1e-3 + 1e-5) / 2)
+    assert finetune.learning_rate(100, recipe) == pytest.approx(1e-5)
+
+
+def test_what_cannot_be_trained_is_refused(labels, chgnet):
+    with pytest.raises(PotentialError, match="no weights"):
+        finetune.fine_tune(ASEPotential("emt", EMT()), labels)
+    with pytest.raises(ValueError, match="at least one label"):
+        finetune.fine_tune(chgnet, [])
