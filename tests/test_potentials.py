@@ -67,7 +67,7 @@ def central_difference(potential, structures: list[ase.Atoms], step: float) -> n
     return (energies[:, 0] - energies[:, 1]) / (2 * step)
 
 
-def check_derivatives(potential, atoms: ase.Atoms, step: float = 1e-4) -> None:
+def check_derivatives(potential, atoms: ase.Atoms, step: float = 1e-5) -> None:
     """Forces are −dE/dr and stress is V⁻¹ dE/dε, by central differences along random directions."""
     rng = np.random.default_rng(3)
     (prediction,) = potential.evaluate([atoms], stress=True)
@@ -75,14 +75,14 @@ def check_derivatives(potential, atoms: ase.Atoms, step: float = 1e-4) -> None:
     directions = rng.normal(size=(3, len(atoms), 3))
     slopes = central_difference(potential, displaced(atoms, directions, step), step)
     expected = -np.einsum("dnx,nx->d", directions, prediction.forces)
-    np.testing.assert_allclose(slopes, expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(slopes, expected, rtol=1e-5, atol=1e-6)
 
     strains = rng.normal(size=(3, 3, 3))
     strains = strains + strains.transpose(0, 2, 1)
     slopes = central_difference(potential, strained(atoms, strains, step), step)
     expected = atoms.get_volume() * np.einsum("dxy,xy->d", strains, prediction.stress)
     assert np.abs(expected).max() > 0.01
-    np.testing.assert_allclose(slopes, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(slopes, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["compound", "skewed", "slab"])
@@ -226,7 +226,7 @@ def test_calculator_raises_with_the_reason(load_model):
     potential = load_model("mace-small")
     atoms = bulk("NaCl", "rocksalt", a=5.6)
     atoms.calc = potential.calculator()
-    with pytest.raises(StructureError, match="NaCl: .*not trained on: Na, Cl"):
+    with pytest.raises(StructureError, match="ClNa: .*not trained on: Na, Cl"):
         atoms.get_potential_energy()
 
 
@@ -241,8 +241,8 @@ def test_scaled(potential):
         np.testing.assert_array_equal(b.forces, 2 * a.forces)
         np.testing.assert_array_equal(b.stress, 2 * a.stress)
         assert c.energy == pytest.approx(1.3 * a.energy, rel=1e-12)
-        np.testing.assert_allclose(c.forces, 1.3 * a.forces, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(c.stress, 1.3 * a.stress, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(c.forces, 1.3 * a.forces, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(c.stress, 1.3 * a.stress, rtol=0, atol=1e-5)
     twice = potential.scaled(1.25).scaled(2.0)
     assert twice.scale == 2.5
     assert twice.key == f"{potential.key}*2.5000"
@@ -269,17 +269,18 @@ def test_describe(network):
     json.dumps(described)
 
 
-def test_torch_sim_contract(network):
+def test_torch_sim_contract(network, monkeypatch):
+    monkeypatch.setattr(network, "compute_stress", False)
     validate_model_outputs(network, torch.device("cpu"), torch.float64)
 
 
-def test_torch_sim_static(potential):
+def test_torch_sim_static(potential, monkeypatch):
+    monkeypatch.setattr(potential, "compute_stress", True)
     structures = list(structures_for(potential).values())
-    potential.compute_stress = True
     results = ts.static(structures, potential)
     for result, prediction in zip(results, potential.evaluate(structures, stress=True), strict=True):
-        found = Prediction(result["potential_energy"].item(), result["forces"].numpy(), result["stress"][0].numpy())
-        assert_same(found, prediction, energy_per_atom=1e-6, force=1e-5)
+        found = Prediction(result["potential_energy"].item(), result["forces"].numpy(), result["stress"].squeeze(0).numpy())
+        assert_same(found, prediction)
 
 
 def test_torch_sim_marks_a_bad_structure_only(network):
@@ -299,13 +300,14 @@ def test_molecular_dynamics_conserves_energy(load_model):
     model = load_model("chgnet-0.3.0", torch.float64)
     structures = [bulk("FeO", "rocksalt", a=4.3), bulk("Fe", "bcc", a=2.85, cubic=True)]
     state = ts.io.atoms_to_state(structures, torch.device("cpu"), torch.float64)
-    kt = torch.tensor(0.1, dtype=torch.float64)
-    dt = torch.tensor(1.0 * ts.units.MetalUnits.time * 1e-3, dtype=torch.float64)
-    state = ts.nve_init(state, model, kT=kt, seed=1)
+    femtosecond = 1e-3 * ts.units.UnitSystem.metal.time
+    temperature = 600 * ts.units.UnitSystem.metal.temperature
+    start, step = ts.nve(model, dt=torch.tensor(femtosecond).double(), kT=torch.tensor(temperature).double(), seed=1)
+    state = start(state)
     kinetic, total = [], []
     for _ in range(25):
-        state = ts.nve_step(state, model, dt=dt)
-        energy = ts.calc_kinetic_energy(momenta=state.momenta, masses=state.masses, system_idx=state.system_idx)
+        state = step(state)
+        energy = ts.calc_kinetic_energy(state.momenta, state.masses, system_idx=state.system_idx)
         kinetic.append(energy.numpy())
         total.append((energy + state.energy).numpy())
     exchanged = np.ptp(kinetic, axis=0)
@@ -316,7 +318,7 @@ def test_molecular_dynamics_conserves_energy(load_model):
 def test_torch_sim_integrates(load_model):
     model = load_model("chgnet-0.3.0")
     atoms = bulk("FeO", "rocksalt", a=4.3)
-    final = ts.integrate([atoms, atoms], model, integrator=ts.Integrator.nve, n_steps=3, temperature=300, timestep=0.001)
+    final = ts.integrate([atoms, atoms], model, integrator=ts.nve, n_steps=3, temperature=300, timestep=0.001)
     assert torch.isfinite(final.positions).all()
     assert (final.positions.numpy()[:2] != atoms.positions).any()
 
@@ -424,8 +426,11 @@ def chgnet_structures() -> dict[str, ase.Atoms]:
     perovskite = AseAtomsAdaptor.get_atoms(
         Structure.from_spacegroup("Pm-3m", Lattice.cubic(3.95), ["Sr", "Ti", "O"], [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0]])
     )
-    olivine_like = Structure.from_spacegroup(
-        "Pnma", Lattice.orthorhombic(4.75, 10.2, 5.98), ["Mg", "Si", "O"], [[0, 0, 0], [0.43, 0.25, 0.1], [0.77, 0.25, 0.09]]
+    forsterite = Structure.from_spacegroup(
+        "Pnma",
+        Lattice.orthorhombic(10.21, 5.98, 4.76),
+        ["Mg", "Mg", "Si", "O", "O", "O"],
+        [[0, 0, 0], [0.277, 0.25, 0.992], [0.094, 0.25, 0.426], [0.091, 0.25, 0.766], [0.447, 0.25, 0.222], [0.163, 0.033, 0.278]],
     )
     slab = fcc111("Cu", (1, 1, 5), a=3.6, vacuum=7)
     slab.pbc = True
@@ -438,7 +443,7 @@ def chgnet_structures() -> dict[str, ase.Atoms]:
         "rocksalt": bulk("MgO", "rocksalt", a=4.2, cubic=True),
         "diamond": bulk("Si", "diamond", a=5.43) * (2, 1, 1),
         "perovskite": perovskite,
-        "oxide": AseAtomsAdaptor.get_atoms(olivine_like),
+        "forsterite": AseAtomsAdaptor.get_atoms(forsterite),
         "slab": slab,
         "skewed": skewed,
         "supercell": bulk("NaCl", "rocksalt", a=5.6) * (2, 2, 2),
@@ -462,5 +467,7 @@ def test_chgnet_agrees_with_its_package(load_model, number):
         assert prediction.error is None, name
         reference = package.predict_structure(AseAtomsAdaptor.get_structure(atoms), task="efs")
         assert prediction.energy / len(atoms) == pytest.approx(float(reference["e"]), abs=1e-5), name
-        np.testing.assert_allclose(prediction.forces, reference["f"], rtol=0, atol=1e-4, err_msg=name)
+        # Nearly straight angles amplify rounding in single precision: the package's own noise there is 1e-4 of the forces.
+        tolerance = 1e-4 * max(1.0, np.abs(reference["f"]).max())
+        np.testing.assert_allclose(prediction.forces, reference["f"], rtol=0, atol=tolerance, err_msg=name)
         np.testing.assert_allclose(prediction.stress * GPA_PER_EV_A3, reference["s"], rtol=0, atol=5e-3, err_msg=name)

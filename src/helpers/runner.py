@@ -63,6 +63,9 @@ def shards(cases: Sequence[Case], atoms_per_shard: int = _ATOMS_PER_SHARD) -> li
     return pieces
 
 
+# Columns that, where a benchmark has them, tell the rows of one case and property apart.
+_ROW_KEYS = ("stage", "held_out", "epoch", "atom", "component")
+
 _worker_potential: Potential | None = None
 
 
@@ -238,7 +241,7 @@ def live_check(
         step = 1 if limit is None else max(1, math.ceil(len(members) / limit))
         cases += members[::step]
     now = module.run(potentials.load(key), cases, protocol)
-    keys = ["set", "case", "property", *[column for column in ("atom", "component") if column in now]]
+    keys = ["set", "case", "property", *[column for column in _ROW_KEYS if column in now]]
     committed = results.read(benchmark, key)[[*keys, "value", "status"]].rename(columns={"value": "committed", "status": "was"})
     both = now.merge(committed, on=keys, how="left", validate="one_to_one")
     both["difference"] = both["value"] - both["committed"]

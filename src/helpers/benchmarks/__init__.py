@@ -10,7 +10,8 @@
     the numbers that the chapter quotes, one row per model and set.
 
 Each module also has ``SETS`` (name of each reference set → the registry keys it needs; an empty tuple for
-a set that needs no external file) and ``LIVE`` (the set that the book recomputes while it builds).
+a set that needs no external file), ``LIVE`` (the set that the book recomputes while it builds) and ``TOLERANCES``
+(largest accepted difference between the live values and the committed ones, by property).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from types import ModuleType
 import ase
 import pandas as pd
 
-CATALOGUE = ("surfaces", "off_equilibrium")
+CATALOGUE = ("surfaces", "off_equilibrium", "fine_tuning")
 
 COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]
 

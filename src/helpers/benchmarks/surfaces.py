@@ -368,6 +368,8 @@ def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str, tolerance: f
     points = _lattice_points(centring, reach=float(lengths.max()) * (1 + tolerance))
     radii = np.linalg.norm(points, axis=1)
     first, second = (points[np.abs(radii - length) < tolerance * length] for length in lengths)
+    # The cubic symmetry turns any first vector into x ≥ y ≥ z ≥ 0, so the others need not be tried.
+    first = first[(first[:, 2] >= 0) & (np.diff(first, axis=1) <= 0).all(axis=1)]
     misfit = np.abs(first @ second.T - in_plane[0] @ in_plane[1])
     neighbours = _inner_neighbours(slab, 1.3 * lattice_a) / lattice_a
     near = _lattice_points(centring, reach=2.5)
@@ -627,8 +629,9 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     Returns
     -------
     pandas.DataFrame
-        Tidy table. Properties ``gamma_static`` and ``gamma_relaxed`` (eV/Å², one row per case each) and ``force`` (eV/Å, one row per component,
-        with columns ``atom`` and ``component``, 0 to 2 for x to z). A failed row says why; so does one without a DFT value.
+        Tidy table. Properties ``gamma_static`` and ``gamma_relaxed`` (eV/Å², one row per case each) and ``force`` (eV/Å, one row
+        per component, with columns ``atom`` and ``component``, 0 to 2 for x to z). A failed row says why; so does one without
+        a DFT value.
     """
     pairs = _pairs(potential, cases, protocol, progress)
     structures: list[ase.Atoms] = []

@@ -54,6 +54,20 @@ class CHGNetPotential(GraphPotential):
         return {"bond": bond, "first": first, "centre": centre, "left": left, "right": right}
 
     def energies(self, graph: Graph) -> torch.Tensor:  # noqa: D102
+        # The package leaves the bonds of a structure without angles as they are, but as soon as there is one
+        # angle in a batch it updates all bonds, in 0.2.0 with a constant. Without this split a structure
+        # would depend on the others in its batch.
+        has_angles = torch.bincount(graph.system[graph.topology["centre"]], minlength=graph.n_systems) > 0
+        if has_angles.all() or not has_angles.any():
+            return self._energies(graph)
+        energies = graph.vectors.new_zeros(graph.n_systems)
+        for chosen in (has_angles, ~has_angles):
+            part = subset(graph, chosen)
+            part.topology = self.topology(part, torch.linalg.norm(part.vectors.detach(), dim=1))
+            energies[chosen] = self._energies(part)
+        return energies
+
+    def _energies(self, graph: Graph) -> torch.Tensor:
         network, top = self.network, graph.topology
         # The package measures bonds from neighbour to centre; the sign cancels in lengths and angles.
         lengths = torch.linalg.norm(graph.vectors, dim=1)
@@ -81,6 +95,22 @@ class CHGNetPotential(GraphPotential):
             composition.index_put_((graph.system, graph.numbers - 1), per_atom.new_ones(()), accumulate=True)
             per_atom = per_atom + network.composition_model._get_energy(composition / n_atoms[:, None])
         return per_atom * n_atoms
+
+
+def subset(graph: Graph, chosen: torch.Tensor) -> Graph:
+    """Return the structures of a batch that are marked in ``chosen`` (bool, shape (B,)), without their topology."""
+    atoms, edges = chosen[graph.system], chosen[graph.edge_system]
+    renumbered_systems, renumbered_atoms = torch.cumsum(chosen, 0) - 1, torch.cumsum(atoms, 0) - 1
+    return Graph(
+        numbers=graph.numbers[atoms],
+        system=renumbered_systems[graph.system[atoms]],
+        n_systems=int(chosen.sum()),
+        edge_index=renumbered_atoms[graph.edge_index[:, edges]],
+        shifts=graph.shifts[edges],
+        positions=graph.positions[atoms],
+        cells=graph.cells[chosen],
+        vectors=graph.vectors[edges],
+    )
 
 
 def undirected_bonds(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,235 @@
+"""MACE: the numbers of its own calculator and of torch-sim's wrapper, and files that must not be opened."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+
+import ase
+import numpy as np
+import pytest
+import torch
+import torch_sim as ts
+from ase.build import bulk
+from conftest import build_mace, structures_for
+
+from helpers import potentials, registry
+from helpers.potentials import PotentialError
+from helpers.potentials import mace as adapter
+from helpers.potentials.mace import contained
+
+CPU = torch.device("cpu")
+
+
+def load(path, dtype=torch.float64):
+    return potentials.load(f"file:{path}", CPU, dtype=dtype, trust=True)
+
+
+def mace_calculator(network: torch.nn.Module, dtype: str = "float64", **options):
+    with contained():
+        from mace.calculators import MACECalculator
+
+    return MACECalculator(models=[copy.deepcopy(network)], device="cpu", default_dtype=dtype, **options)
+
+
+def structures() -> list[ase.Atoms]:
+    quartz_like = bulk("SiO", "zincblende", a=4.6, cubic=True)
+    quartz_like.rattle(0.1, seed=2)
+    return [*structures_for(_Key()).values(), quartz_like]
+
+
+class _Key:
+    key = "file:small.model"
+
+
+def compare(potential, calculator, energy_per_atom: float, force: float, stress: float) -> None:
+    chosen = structures()
+    predictions = potential.evaluate(chosen, stress=True)
+    largest = 0.0
+    for atoms, prediction in zip(chosen, predictions, strict=True):
+        assert prediction.error is None
+        atoms.calc = calculator
+        assert abs(prediction.energy - atoms.get_potential_energy()) / len(atoms) < energy_per_atom
+        np.testing.assert_allclose(prediction.forces, atoms.get_forces(), rtol=0, atol=force)
+        np.testing.assert_allclose(prediction.stress, atoms.get_stress(voigt=False), rtol=0, atol=stress)
+        largest = max(largest, np.abs(prediction.forces).max())
+    assert largest > 0.1, "forces this small would prove nothing"
+
+
+@pytest.mark.parametrize("scale_shift", [True, False], ids=["ScaleShiftMACE", "MACE"])
+def test_agrees_with_maces_calculator(tmp_path, scale_shift):
+    network = build_mace(scale_shift=scale_shift)
+    if not scale_shift:
+        # Random weights without the scale give forces too small to compare.
+        with torch.no_grad():
+            for readout in network.readouts:
+                for weight in readout.parameters():
+                    weight *= 10
+    path = tmp_path / "network.model"
+    torch.save(network, path)
+    compare(load(path), mace_calculator(network), 1e-9, 1e-9, 1e-10)
+
+
+def test_agrees_in_single_precision(mace_file):
+    network = torch.load(mace_file, weights_only=False)
+    potential = load(mace_file, torch.float32)
+    assert potential.network_dtype == torch.float32
+    compare(potential, mace_calculator(network, "float32"), 1e-5, 1e-4, 1e-5)
+    compare(potential, mace_calculator(network, "float64"), 1e-5, 1e-4, 1e-5)
+
+
+def test_agrees_with_torch_sims_wrapper(mace_file):
+    with contained():
+        from torch_sim.models.mace import MaceModel
+
+    network = torch.load(mace_file, weights_only=False)
+    state = ts.io.atoms_to_state(structures(), CPU, torch.float64)
+    expected = MaceModel(network, device=CPU, dtype=torch.float64)(state)
+    potential = load(mace_file)
+    potential.compute_stress = True
+    found = potential(state)
+    for name in ("energy", "forces", "stress"):
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-9)
+
+
+def test_the_default_head_is_used(tmp_path):
+    network = build_mace(heads=["pretrained", "Default"])
+    path = tmp_path / "heads.model"
+    torch.save(network, path)
+    potential = load(path)
+    assert potential.describe()["convention"] == "package, head Default"
+    compare(potential, mace_calculator(network, head="Default"), 1e-9, 1e-9, 1e-10)
+    (ours,) = potential.evaluate(structures()[:1])
+    atoms = structures()[0]
+    atoms.calc = mace_calculator(network, head="pretrained")
+    assert abs(ours.energy - atoms.get_potential_energy()) > 0.1
+
+
+def test_heads_without_a_default_are_refused(tmp_path):
+    path = tmp_path / "heads.model"
+    torch.save(build_mace(heads=["mp", "omat"]), path)
+    with pytest.raises(PotentialError, match="heads.model has the heads mp, omat; extract one of them with mace_select_head"):
+        load(path)
+
+
+def test_describe(mace_file):
+    potential = load(mace_file)
+    described = potential.describe()
+    assert described["elements"] == ["O", "Si", "Fe"]
+    assert described["weights_sha256"] == registry.sha256(mace_file)
+    assert described["cutoff_a"] == potential.cutoff == 4.5
+    assert described["training_set"] == "not stated"
+    assert load(mace_file, torch.float32).bytes_per_edge == potential.bytes_per_edge / 2 > 1000
+
+
+def test_an_unknown_file_is_not_opened(mace_file):
+    with pytest.raises(PotentialError, match=r"small.model: SHA-256 [0-9a-f]{64} is not in the registry.*trust=True.*--trust"):
+        potentials.load(f"file:{mace_file}", "cpu")
+
+
+class Bomb:
+    """A pickle that leaves a mark when it is opened."""
+
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return open, (self.mark, "w")
+
+
+@pytest.mark.parametrize("key", ["file:", "mace-mp-0-medium", "mace-mpa-0-medium"])
+def test_code_in_an_unknown_file_does_not_run(tmp_path, key):
+    path, mark = tmp_path / "bomb.model", tmp_path / "mark"
+    torch.save(Bomb(str(mark)), path)
+    with pytest.raises(PotentialError, match=r"bomb.model: SHA-256 .* is not in the registry"):
+        if key == "file:":
+            potentials.load(f"file:{path}", "cpu")
+        else:
+            adapter.load(key, [path], CPU)
+    assert not mark.exists()
+    with pytest.raises(PotentialError, match="bomb.model holds a TextIOWrapper, not a MACE network"):
+        potentials.load(f"file:{path}", "cpu", trust=True)
+    assert mark.exists()
+
+
+def test_a_registered_file_is_opened(mace_file, monkeypatch):
+    row = registry.RegisteredFile("x", "weights", "https://example.org/x", registry.sha256(mace_file), 0, "x", "MIT", "none")
+    monkeypatch.setattr(registry, "files", lambda: [row])
+    assert potentials.load(f"file:{mace_file}", "cpu").describe()["family"] == "MACE"
+    potential = adapter.load("mace-mp-0-medium", [mace_file], CPU)
+    assert potential.key == "mace-mp-0-medium"
+    assert potential.describe()["training_set"] == "MPtrj (PBE, PBE+U)"
+
+
+def test_foundation_models_are_in_the_registry_or_need_trust():
+    known = {key: registry.lookup(potentials.CATALOGUE[key].weights[0]).sha256 for key in ("mace-mp-0-medium", "mace-mpa-0-medium")}
+    assert known["mace-mp-0-medium"] == "01bfe22100139f424713cf921144e5509cbe353d67aa9fa1be9c6e1e0ed35845"
+    assert "" not in {file.sha256 for file in registry.files()} - {known["mace-mpa-0-medium"], ""}
+
+
+def test_files_that_are_no_mace(tmp_path, mace_file):
+    with pytest.raises(PotentialError, match="cannot read the model file .*missing.model: No such file"):
+        load(tmp_path / "missing.model")
+    with pytest.raises(PotentialError, match="cannot read the model file"):
+        load(tmp_path)
+
+    text = tmp_path / "text.model"
+    text.write_text("this is no model")
+    truncated = tmp_path / "truncated.model"
+    truncated.write_bytes(mace_file.read_bytes()[:20_000])
+    empty = tmp_path / "empty.model"
+    empty.touch()
+    unknown_class = tmp_path / "class.model"
+    unknown_class.write_bytes(b"cno_such_module\nNoSuchClass\n.")
+    for path in (text, truncated, empty, unknown_class):
+        with pytest.raises(PotentialError, match=f"{path.name} cannot be opened as a MACE model file"):
+            load(path)
+
+    linear = tmp_path / "linear.model"
+    torch.save(torch.nn.Linear(2, 2), linear)
+    weights = tmp_path / "weights.model"
+    torch.save(torch.nn.Linear(2, 2).state_dict(), weights)
+    for path, kind in ((linear, "Linear"), (weights, "OrderedDict")):
+        with pytest.raises(PotentialError, match=f"{path.name} holds a {kind}, not a MACE network for energies"):
+            load(path)
+
+
+def test_safe_unpickling_stays_on(mace_file, tmp_path):
+    """In a fresh process, where MACE is imported for the first time."""
+    bomb = tmp_path / "bomb.pt"
+    torch.save(Bomb(str(tmp_path / "mark")), bomb)
+    program = f"""
+import os, pickle, sys, torch
+from ase.build import bulk
+from helpers import potentials
+assert "mace" not in sys.modules
+before = dict(os.environ)
+potential = potentials.load({f"file:{mace_file}"!r}, "cpu", trust=True)
+assert "mace" in sys.modules
+assert potential.evaluate([bulk("Fe")])[0].ok
+assert dict(os.environ) == before
+assert torch.serialization.get_safe_globals().count(slice) == 0
+try:
+    torch.load({str(bomb)!r})
+except pickle.UnpicklingError:
+    print("refused")
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCH_FORCE")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout == "refused\n", done.stderr
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("value", [None, "0", "1"])
+def test_the_environment_is_put_back(monkeypatch, value):
+    name = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    monkeypatch.delenv(name, raising=False)
+    if value is not None:
+        monkeypatch.setenv(name, value)
+    with pytest.raises(pickle.UnpicklingError), contained():
+        os.environ[name] = "1"
+        raise pickle.UnpicklingError("also when something goes wrong")
+    assert os.environ.get(name) == value
