@@ -58,7 +58,7 @@ results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data
 lock:  ## Resolve the newest versions anew and rewrite requirements.lock and environment.yml
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet -e .[dev,lab]
-	$(VENV)-lock/bin/python -m pip freeze --exclude-editable > requirements.lock
+	$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed "s/+cpu//" > requirements.lock
 	rm -rf $(VENV)-lock
 
 clean:  ## Remove the built book and its cache

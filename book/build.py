@@ -108,7 +108,8 @@ def main() -> int:
     """Build the HTML book with warnings as errors."""
     notebooks = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb"))
     now = forget_stale(notebooks)
-    command = [str(Path(sys.executable).parent / "jupyter-book"), "build", str(ROOT), "--path-output", str(ROOT / "book"), "-W", "-n", "--keep-going"]
+    tool = str(Path(sys.executable).parent / "jupyter-book")
+    command = [tool, "build", str(ROOT), "--path-output", str(ROOT / "book"), "-W", "-n", "--keep-going"]
     environment = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     status = subprocess.run(command, env=environment, check=False).returncode  # noqa: S603
     if status:

@@ -80,7 +80,8 @@ def main() -> int:
     anchors = {}
     for path in html:
         soup = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
-        anchors[path.resolve()] = {tag["id"] for tag in soup.find_all(id=True)} | {tag["name"] for tag in soup.find_all("a", attrs={"name": True})}
+        named = {tag["name"] for tag in soup.find_all("a", attrs={"name": True})}
+        anchors[path.resolve()] = named | {tag["id"] for tag in soup.find_all(id=True)}
     figures = 0
     for path in html:
         wrong += [f"{path.relative_to(HTML)}: {message}" for message in check_page(path, anchors)]

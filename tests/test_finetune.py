@@ -76,7 +76,8 @@ def test_fine_tuning_learns_and_leaves_the_original_alone(chgnet, labels):
     assert sorted(outcome.train + outcome.validation) == list(range(5))
     # The kept weights are those of the best epoch, and the composition model was not trained.
     held = [labels[index] for index in outcome.validation]
-    error = np.mean([np.abs(p.forces - x.forces).mean() for p, x in zip(outcome.potential.evaluate([x.atoms for x in held]), held, strict=True)])
+    answers = outcome.potential.evaluate([label.atoms for label in held])
+    error = np.mean([np.abs(answer.forces - label.forces).mean() for answer, label in zip(answers, held, strict=True)])
     assert error == pytest.approx(best["validation_force_mae"], rel=1e-3)
     after = outcome.potential.network.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -89,7 +90,7 @@ def test_training_is_reproducible_and_resumes(chgnet, labels, tmp_path):
     recipe = Recipe(epochs=4, learning_rate=3e-4)
     whole = finetune.fine_tune(chgnet, labels[:3], recipe)
 
-    class Stop(Exception):
+    class StopError(Exception):
         """Stands for a killed job."""
 
     save = finetune._save
@@ -99,11 +100,11 @@ def test_training_is_reproducible_and_resumes(chgnet, labels, tmp_path):
         save(state, path)
         calls.append(path)
         if len(calls) == 2:
-            raise Stop
+            raise StopError
 
     finetune._save = stop_after_two
     try:
-        with pytest.raises(Stop):
+        with pytest.raises(StopError):
             finetune.fine_tune(chgnet, labels[:3], recipe, checkpoint=tmp_path / "run" / "training.pt")
     finally:
         finetune._save = save

@@ -14,7 +14,7 @@ import torch_sim as ts
 from ase.build import bulk, fcc111
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.calculators.emt import EMT
-from conftest import structures_for
+from conftest import structures_for, tolerance
 from pymatgen.core import Lattice, Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 from torch_sim.models.interface import validate_model_outputs
@@ -136,9 +136,8 @@ def test_order_and_batch_do_not_matter(network, monkeypatch):
 def test_a_supercell_has_the_same_energy_per_atom(network):
     atoms = structures_for(network)["compound"]
     single, double = network.evaluate([atoms, atoms * (2, 1, 1)], stress=True)
-    assert abs(double.energy - 2 * single.energy) / len(atoms) < 1e-5
-    np.testing.assert_allclose(double.forces, np.tile(single.forces, (2, 1)), atol=1e-4)
-    np.testing.assert_allclose(double.stress, single.stress, atol=1e-5)
+    expected = Prediction(2 * single.energy, np.tile(single.forces, (2, 1)), single.stress)
+    assert_same(double, expected, **tolerance(network))
 
 
 def test_rotation_and_translation(network):
@@ -149,10 +148,10 @@ def test_rotation_and_translation(network):
     turned.positions += 0.37 * turned.cell.array.sum(axis=0)
     turned.wrap()
     rotation = np.linalg.solve(atoms.cell.array, turned.cell.array)
+    assert np.abs(rotation - np.eye(3)).max() > 0.1
     original, other = network.evaluate([atoms, turned], stress=True)
-    assert abs(other.energy - original.energy) / len(atoms) < 1e-5
-    np.testing.assert_allclose(other.forces, original.forces @ rotation, atol=1e-4)
-    np.testing.assert_allclose(other.stress, rotation.T @ original.stress @ rotation, atol=1e-5)
+    expected = Prediction(original.energy, original.forces @ rotation, rotation.T @ original.stress @ rotation)
+    assert_same(other, expected, **tolerance(network))
 
 
 def broken(good: ase.Atoms, unknown: str) -> dict[str, tuple[ase.Atoms, str]]:
@@ -226,7 +225,7 @@ def test_calculator_raises_with_the_reason(load_model):
     potential = load_model("mace-small")
     atoms = bulk("NaCl", "rocksalt", a=5.6)
     atoms.calc = potential.calculator()
-    with pytest.raises(StructureError, match="ClNa: .*not trained on: Na, Cl"):
+    with pytest.raises(StructureError, match=r"ClNa: .*not trained on: Na, Cl"):
         atoms.get_potential_energy()
 
 
@@ -307,12 +306,12 @@ def test_molecular_dynamics_conserves_energy(load_model):
     kinetic, total = [], []
     for _ in range(25):
         state = step(state)
-        energy = ts.calc_kinetic_energy(state.momenta, state.masses, system_idx=state.system_idx)
+        energy = ts.calc_kinetic_energy(momenta=state.momenta, masses=state.masses, system_idx=state.system_idx)
         kinetic.append(energy.numpy())
         total.append((energy + state.energy).numpy())
     exchanged = np.ptp(kinetic, axis=0)
-    assert (exchanged > 0.02).all()
-    assert (np.ptp(total, axis=0) < 0.02 * exchanged).all()
+    assert (exchanged > 0.005).all()
+    assert (np.ptp(total, axis=0) < 0.01 * exchanged).all()
 
 
 def test_torch_sim_integrates(load_model):

@@ -223,12 +223,13 @@ def fetch(key: str) -> Path:
 
 def _download(file: RegisteredFile) -> Path:
     target = cache_dir() / file.mirror_path
+    expected = expected_sha256(file)
     try:
         # pooch writes to a temporary name, verifies, deletes on mismatch, and only then renames.
         pooch.create(
             path=target.parent,
             base_url="",
-            registry={target.name: f"sha256:{file.sha256}" if file.sha256 else None},
+            registry={target.name: f"sha256:{expected}" if expected else None},
             urls={target.name: file.url},
             retry_if_failed=_DOWNLOAD_ATTEMPTS - 1,
         ).fetch(target.name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=60))
@@ -236,9 +237,8 @@ def _download(file: RegisteredFile) -> Path:
         raise RegistryError(
             f"Could not download {file.key} from {file.url}: {error}. Without a network, get it elsewhere and put it at {target}."
         ) from error
-    if not file.sha256:
-        note = _first_seen(file)
-        note.write_text(sha256(target) + "\n")
+    if not expected:
+        _first_seen(file).write_text(sha256(target) + "\n")
     return target
 
 

@@ -115,6 +115,9 @@ class Protocol:
         :func:`headline` keeps frames of ``mattersim-tp`` whose DFT pressure lies strictly between the two, GPa.
     min_frames : int
         … and compounds of that set with at least so many such frames.
+    min_rms_force_ev_per_a : float
+        :func:`summarise` gives a material a slope of its own only if its DFT forces are at least so large (root mean square,
+        eV/Å). The default is the force below which the paper calls a structure relaxed.
     rattle_a : float
         Standard deviation of each displacement component in ``rattled-crystals``, Å.
     strain : float
@@ -127,6 +130,7 @@ class Protocol:
     pressure_min_gpa: float = -20.0
     pressure_max_gpa: float = 15.0
     min_frames: int = 3
+    min_rms_force_ev_per_a: float = 0.05
     rattle_a: float = 0.1
     strain: float = 0.03
     seed: int = 2025
@@ -593,7 +597,7 @@ def sensitivity(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.Dat
         chosen = everything if with_u else everything[~everything["has_u_metal_with_o_or_f"].astype(bool)]
         for limit in (15.0, 30.0, 50.0, np.inf):
             low = protocol.pressure_min_gpa if np.isfinite(limit) else -np.inf
-            summary = _statistics(_moderate(chosen, low, limit, protocol.min_frames))
+            summary = _statistics(_moderate(chosen, low, limit, protocol.min_frames), protocol.min_rms_force_ev_per_a)
             results.append(summary.assign(pressure_max_gpa=limit, with_u_systems=with_u))
     columns = ["model", "pressure_max_gpa", "with_u_systems", "n_frames", "n_materials", "slope", "slope_low", "slope_high"]
     columns += ["slope_median", "slope_median_low", "slope_median_high", "share_below_one"]
@@ -616,13 +620,14 @@ def summarise(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataF
     Notes
     -----
     A slope of predictions on DFT is below one even for a perfectly calibrated model with scatter: read ``inverse_slope`` beside it
-    (:mod:`helpers.softening`). Most materials of ``wbm-21`` and ``mptrj-1k`` have a single frame, and some of those are so close
-    to equilibrium that their own slope is noise.
+    (:mod:`helpers.softening`). Most materials of ``wbm-21`` and ``mptrj-1k`` have a single frame. Many frames of ``mptrj-1k`` are
+    so close to equilibrium that their own slope is noise: those below ``min_rms_force_ev_per_a`` enter the pooled fit only.
     """
-    return _statistics(headline(table, protocol))
+    protocol = protocol or Protocol()
+    return _statistics(headline(table, protocol), protocol.min_rms_force_ev_per_a)
 
 
-def _statistics(rows: pd.DataFrame) -> pd.DataFrame:
+def _statistics(rows: pd.DataFrame, min_rms_force: float) -> pd.DataFrame:
     """Count frames and put the pooled fit beside the distribution over materials, for each model and set."""
     by = ["model", "set"]
     forces = rows[rows["property"] == "force"]
@@ -635,5 +640,10 @@ def _statistics(rows: pd.DataFrame) -> pd.DataFrame:
     if good.empty:
         return counts
     together = softening.pooled(good, by=by).rename(columns={"n": "n_components"}).drop(columns=["n_clusters", "n_failed"])
-    each = softening.distribution(softening.per_material(good)).drop(columns="n_failed")
-    return counts.merge(together, on=by, how="left").merge(each, on=by, how="left")
+    summary = counts.merge(together, on=by, how="left")
+    mean_square = good["reference"].astype(float).pow(2).groupby([good["set"], good["material"]], observed=True).transform("mean")
+    strong = good[mean_square >= min_rms_force**2]
+    if strong.empty:
+        return summary
+    fits = softening.per_material(strong)
+    return summary.merge(softening.distribution(fits[fits["status"] == "ok"]).drop(columns="n_failed"), on=by, how="left")

@@ -17,9 +17,10 @@ area of one face (a slab has two). The four reference sets are
     that of the models' training data, so this set is never pooled with the others and gets no slope.
 
 Two numbers per case. ``gamma_static`` takes slab and bulk as they are: at the DFT geometry, or, where they are
-built here, the unrelaxed cut from the model-relaxed bulk. ``gamma_relaxed`` lets the model relax the atoms in a cell that
-stays fixed (of the slab and, with no effect on a Bravais crystal, of the bulk). For the sets with a DFT geometry that
-is the DFT cell for both, so both carry nearly the same strain relative to the model's own lattice.
+built here, the unrelaxed cut from the model-relaxed bulk (which lies above the model's own relaxed value).
+``gamma_relaxed`` lets the model relax the atoms in a cell that stays fixed (of the slab and, with no effect on a
+Bravais crystal, of the bulk). For the sets with a DFT geometry that is the DFT cell for both, so both carry nearly
+the same strain relative to the model's own lattice.
 Both are compared with the surface energy of the DFT-relaxed slab.
 
 ``force`` rows hold every force component on the DFT slabs. The slabs are relaxed in DFT, so most of these forces are small
@@ -33,7 +34,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd, sqrt
 from pathlib import Path
@@ -121,8 +122,9 @@ class Protocol:
     max_steps : int
         FIRE steps after which a relaxation counts as failed.
     min_slab_a, min_vacuum_a : float
-        Least thickness of slab and vacuum where slabs are built, Å. As in pymatgen, whole atomic layers with the space
-        that belongs to them: the distance between the outermost atoms can be one layer less.
+        Least thickness of slab and vacuum where slabs are built, Å, at the lattice parameter that the bulk's relaxation
+        starts from. As in pymatgen a layer counts with the space that belongs to it: the distance between the outermost
+        atoms can be one layer spacing less.
     relax : bool
         Whether slabs are relaxed. Without it there are no ``gamma_relaxed`` rows; built bulk crystals are relaxed in any case.
     """
@@ -575,7 +577,7 @@ def build_slab(bulk: ase.Atoms, miller: Sequence[int], protocol: Protocol) -> as
         center_slab=True,
         primitive=True,
         lll_reduce=True,
-        max_normal_search=max(abs(index) for index in miller),
+        max_normal_search=1,
     )
     possible = [slab.get_orthogonal_c_slab() for slab in generator.get_slabs()]
     slabs = [
@@ -705,8 +707,11 @@ def _pair(case: Case, relaxed: dict[bytes, engine.Relaxed], protocol: Protocol) 
         if result.error is not None:
             return _Pair(error=f"bulk: {result.error}")
         try:
+            # The sizes follow the lattice parameter, so that every model gets a slab of equally many layers.
+            stretch = (result.atoms.get_volume() / bulk.get_volume()) ** (1 / 3)
+            sizes = replace(protocol, min_slab_a=stretch * protocol.min_slab_a, min_vacuum_a=stretch * protocol.min_vacuum_a)
             bulk = _symmetrised(result.atoms, bulk)
-            slab = build_slab(bulk, [int(index) for index in case.info["miller"].split()], protocol)
+            slab = build_slab(bulk, [int(index) for index in case.info["miller"].split()], sizes)
         except ValueError as error:
             return _Pair(error=str(error))
     if _composition(slab) != _composition(bulk):

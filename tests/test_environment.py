@@ -1,0 +1,52 @@
+"""The three ways to the same environment: lock, pyproject, conda."""
+
+import re
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def normal(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def lock():
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return {normal(name): pin for name, pin in (line.split("==") for line in lines if line.strip() and not line.startswith("#"))}
+
+
+def declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = [re.match(r"[A-Za-z0-9_.-]+", line)[0] for line in project["dependencies"]]
+    extras = [re.match(r"[A-Za-z0-9_.-]+", line)[0] for group in project["optional-dependencies"].values() for line in group]
+    return {normal(name) for name in core}, {normal(name) for name in extras}
+
+
+def test_everything_declared_is_pinned():
+    core, extras = declared()
+    assert core | extras <= set(lock())
+
+
+def test_the_tests_run_in_the_locked_environment():
+    core, _ = declared()
+    wrong = {name: (version(name), lock()[name]) for name in core if version(name).split("+")[0] != lock()[name]}
+    assert not wrong, f"installed and locked versions differ: {wrong}"
+
+
+def test_conda_gives_the_same_versions():
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    pip = next(entry["pip"] for entry in dependencies if isinstance(entry, dict))
+    assert "-c requirements.lock" in pip, "what is not named here must come from the lock, too"
+    assert "-e ." in pip
+    pins = {normal(name): pin for name, pin in (line.split("==") for line in pip if "==" in line)}
+    core, _ = declared()
+    assert set(pins) >= core
+    assert pins == {name: lock()[name] for name in pins}
+
+
+def test_the_lock_names_no_address():
+    assert "://" not in (ROOT / "requirements.lock").read_text()

@@ -1,0 +1,203 @@
+"""Runs that survive being killed, tables with provenance, the live check."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import registry, results, runner
+from helpers.benchmarks import surfaces
+
+EMT = "ase:ase.calculators.emt.EMT"
+METALS = ("Cu", "Au", "Ni", "Al", "Pd", "Ag", "Pt")
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A private data folder, so that no test writes into the project's."""
+    source = registry.data_dir()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(source / "registry.csv", folder)
+    for name in ("reference", "paper"):
+        shutil.copytree(source / name, folder / name)
+    monkeypatch.setenv(registry.DATA_VARIABLE, str(folder))
+    return folder
+
+
+@pytest.fixture
+def few_cases(monkeypatch):
+    """Only surfaces of metals that EMT knows, in small shards."""
+    whole = surfaces.cases
+
+    def chosen(protocol=None, sets=None):
+        return [case for case in whole(protocol, ["tran-rebuilt"]) if case.material in METALS][:6]
+
+    monkeypatch.setattr(surfaces, "cases", chosen)
+    monkeypatch.setattr(runner, "shards", lambda cases: [[case] for case in cases])
+    return chosen
+
+
+def ordered(table):
+    return table.sort_values(["case", "property"]).reset_index(drop=True)
+
+
+def test_a_run_writes_a_table_with_its_provenance(data, few_cases):
+    table = runner.run("surfaces", EMT, processes=1, progress=False)
+    assert (table["status"] == "ok").all()
+    made = results.provenance("surfaces", EMT)
+    assert made["cases"] == {"tran-rebuilt": 6}
+    assert made["rows"] == len(table) > 0
+    assert made["protocol"]["fmax_ev_per_a"] == surfaces.Protocol().fmax_ev_per_a
+    assert made["packages"]["ase"]
+    assert made["device"]
+    assert made["core_seconds"] > 0
+    pd.testing.assert_frame_equal(table, results.read("surfaces", EMT))
+    assert not list(results.runs_dir().glob("*/*")), "the shards of a finished run are removed"
+
+
+def test_the_same_command_twice_changes_nothing(data, few_cases, monkeypatch):
+    runner.run("surfaces", EMT, processes=1, progress=False)
+    path = results.table_path("surfaces", EMT)
+    before = path.read_bytes(), path.stat().st_mtime_ns, path.with_suffix(".json").read_text()
+    monkeypatch.setattr(surfaces, "run", lambda *_: pytest.fail("computed again"))
+    runner.run("surfaces", EMT, processes=1, progress=False)
+    assert (path.read_bytes(), path.stat().st_mtime_ns, path.with_suffix(".json").read_text()) == before
+
+
+def test_other_settings_are_another_run(data, few_cases):
+    runner.run("surfaces", EMT, processes=1, progress=False)
+    first = results.provenance("surfaces", EMT)["fingerprint"]
+    runner.run("surfaces", EMT, processes=1, progress=False, protocol=surfaces.Protocol(min_vacuum_a=12.0))
+    assert results.provenance("surfaces", EMT)["fingerprint"] != first
+
+
+def test_a_failing_shard_loses_only_itself(data, few_cases, monkeypatch):
+    work = surfaces.run
+    calls = []
+
+    def breaks_on_the_fourth(potential, cases, protocol):
+        calls.append(cases[0].name)
+        if len(calls) == 4:
+            raise OSError("disk full")
+        return work(potential, cases, protocol)
+
+    monkeypatch.setattr(surfaces, "run", breaks_on_the_fourth)
+    with pytest.raises(OSError, match="disk full"):
+        runner.run("surfaces", EMT, processes=1, progress=False)
+    assert not results.table_path("surfaces", EMT).exists(), "half a table must not look like a whole one"
+    calls.clear()
+    calls.extend(["kept"] * 10)
+    table = runner.run("surfaces", EMT, processes=1, progress=False)
+    assert len(calls) == 13, "three shards were kept, three computed"
+    assert table["case"].nunique() == 6
+
+
+SLOW = """
+    import time
+    from ase.calculators.emt import EMT
+
+    class Slow(EMT):
+        def calculate(self, *args, **kwargs):
+            time.sleep(0.02)
+            super().calculate(*args, **kwargs)
+"""
+
+COMMAND = """
+    import sys
+    from helpers import runner
+    from helpers.benchmarks import surfaces
+
+    metals = {metals!r}
+    whole = surfaces.cases
+    surfaces.cases = lambda protocol=None, sets=None: [c for c in whole(protocol, ["tran-rebuilt"]) if c.material in metals][:6]
+    runner.shards = lambda cases: [[case] for case in cases]
+    if __name__ == "__main__":
+        runner.run("surfaces", "ase:slow.Slow", processes=2, progress=False)
+"""
+
+
+def test_killed_in_the_middle_it_finishes_the_rest(data, tmp_path):
+    """SIGKILL leaves no chance to tidy up; the same command must still yield the table of an undisturbed run."""
+    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW))
+    script = tmp_path / "command.py"
+    script.write_text(textwrap.dedent(COMMAND).format(metals=METALS))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script)]
+    job = subprocess.Popen(command, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(results.runs_dir().glob("*/*/*.parquet"))) < 2:
+        assert job.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.02)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    kept = {path: path.stat().st_mtime_ns for path in results.runs_dir().glob("*/*/0*.parquet")}
+    assert 2 <= len(kept) < 6
+    assert not results.table_path("surfaces", "ase:slow.Slow").exists()
+    subprocess.run(command, env=environment, check=True)
+    resumed = results.read("surfaces", "ase:slow.Slow")
+    results.table_path("surfaces", "ase:slow.Slow").unlink()
+    subprocess.run(command, env=environment, check=True)
+    pd.testing.assert_frame_equal(ordered(resumed), ordered(results.read("surfaces", "ase:slow.Slow")))
+
+
+def test_shards_keep_every_case_once():
+    cases = surfaces.cases(sets=["tran-rebuilt"])
+    pieces = runner.shards(cases, atoms_per_shard=60)
+    assert [case.name for piece in pieces for case in piece] == [case.name for case in cases]
+    assert len(pieces) > 1
+
+
+def test_live_check_passes_and_catches_a_change(data, few_cases):
+    runner.run("surfaces", EMT, processes=1, progress=False)
+    checked = runner.live_check("surfaces", EMT, limit=3)
+    assert np.abs(checked["difference"]).max() < 1e-6
+    path = results.table_path("surfaces", EMT)
+    table = pd.read_parquet(path)
+    table.loc[0, "value"] += 0.01
+    results.write_parquet(table, path)
+    with pytest.raises(runner.LiveCheckError, match="differ from the committed table"):
+        runner.live_check("surfaces", EMT)
+
+
+def test_a_missing_table_names_the_command(data):
+    with pytest.raises(results.ResultsError, match=r"softening run surfaces --model chgnet-0\.3\.0"):
+        results.read("surfaces", "chgnet-0.3.0")
+
+
+def test_writing_is_atomic(data, monkeypatch):
+    table = pd.DataFrame({"value": [1.0]})
+    path = data / "results" / "surfaces" / "model.parquet"
+    results.write_parquet(table, path)
+
+    def fails(self, *args, **kwargs):
+        args[0].write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", fails)
+    with pytest.raises(OSError, match="disk full"):
+        results.write_parquet(table, path)
+    assert pd.read_parquet(path)["value"].tolist() == [1.0]
+    assert [p.name for p in path.parent.iterdir()] == ["model.parquet"]
+
+
+def test_committed_tables_have_complete_provenance():
+    """Every table in the project says how it was made, and with which weights and data."""
+    for path in sorted(results.results_dir().glob("*/*.parquet")):
+        made = json.loads(path.with_suffix(".json").read_text())
+        table = pd.read_parquet(path)
+        assert made["rows"] == len(table), path
+        assert made["failed_rows"] == int((table["status"] == "failed").sum()), path
+        assert set(table["model"]) == {made["model"]}, path
+        assert (table.loc[table["status"] == "failed", "reason"] != "").all(), path
+        for key, digest in made["data_sha256"].items():
+            assert digest == registry.lookup(key).sha256, f"{path}: {key}"
+        assert path.stat().st_size < 4_000_000, path
