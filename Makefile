@@ -55,7 +55,7 @@ results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data
 	for benchmark in surfaces off_equilibrium; do for model in $(MODELS); do $(BIN)/softening run $$benchmark --model $$model || exit 1; done; done
 	$(BIN)/softening run fine_tuning --model chgnet-0.3.0
 
-lock:  ## Resolve the newest versions anew and rewrite requirements.lock and environment.yml
+lock:  ## Resolve the newest versions anew and rewrite requirements.lock (a test says which pins of environment.yml must follow)
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet -e .[dev,lab]
 	$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed "s/+cpu//" > requirements.lock

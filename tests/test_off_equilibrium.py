@@ -451,6 +451,9 @@ def test_materials_at_rest_have_no_slope_of_their_own(emt):
     assert (summary["n_frames"], summary["n_components"], summary["n_materials"]) == (3, 36, 2)
     assert summary["slope_mean"] == pytest.approx(SOFT, rel=1e-3)
     assert off.summarise(table, off.Protocol(min_rms_force_ev_per_a=0.0)).loc[0, "slope_mean"] > 10
+    weak = float(np.sqrt(np.square(found[0].reference["forces"]).mean()))
+    for factor, n_materials in ((0.99, 3), (1.01, 2)):
+        assert off.summarise(table, off.Protocol(min_rms_force_ev_per_a=factor * weak)).loc[0, "n_materials"] == n_materials
     nothing_left = off.summarise(table, off.Protocol(min_rms_force_ev_per_a=1e3))
     assert nothing_left.loc[0, "n_components"] == 36
 

@@ -84,6 +84,8 @@ STYLE = {
     "figure.dpi": 96,
     "figure.facecolor": "white",
     "savefig.facecolor": "white",
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 10.5,
@@ -230,6 +232,17 @@ def _rows(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
     return rows
 
 
+def _chosen(rows: pd.DataFrame, models: Sequence[str] | None) -> list[str]:
+    """Return the models to draw, after checking that all of them are there."""
+    there = set(rows["model"])
+    if models is None:
+        return in_order(there)
+    missing = [model for model in models if model not in there]
+    if missing or not models:
+        raise ValueError(f"the table has no good rows of {', '.join(missing) or 'any model'}; it has {', '.join(in_order(there))}")
+    return list(models)
+
+
 def _panels(n: int, extra: float = 0.0) -> tuple[Figure, list[Axes], Axes | None]:
     """Return a figure with n panels in at most two columns, and the empty place beside the last one, if there is one.
 
@@ -363,7 +376,7 @@ def parity(
     units = rows["unit"].unique()
     if len(units) != 1:
         raise ValueError(f"one unit is needed, but the table has {', '.join(map(str, units))}")
-    models = list(models) if models is not None else in_order(rows["model"])
+    models = _chosen(rows, models)
     with mpl.rc_context(STYLE):
         figure, axes, spare = _panels(len(models), extra=0.3)
         columns = ["model", "value", "reference"]
@@ -394,8 +407,6 @@ def parity(
 def _parity_panel(
     axes: Axes, model: str, part: pd.DataFrame, paper: pd.DataFrame, clusters: str | None, limits: tuple[float, float], unit: str
 ) -> None:
-    if part.empty:
-        raise ValueError(f"the table has no successful rows of model {model!r}")
     x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
     if len(paper):
         axes.plot(
@@ -471,7 +482,7 @@ def force_parity(
         If there is nothing to draw.
     """
     rows = _rows(table, quantity)
-    models = list(models) if models is not None else in_order(rows["model"])
+    models = _chosen(rows, models)
     with mpl.rc_context(STYLE):
         figure, axes, spare = _panels(len(models), extra=1.1)
         if limit is None:
@@ -479,8 +490,6 @@ def force_parity(
         drawn = []
         for panel, model in zip(axes, models, strict=True):
             part = rows[rows["model"] == model]
-            if part.empty:
-                raise ValueError(f"the table has no successful rows of model {model!r}")
             x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
             inside = (np.abs(x) <= limit) & (np.abs(y) <= limit)
             drawn.append(
@@ -544,7 +553,7 @@ def _good_fits(fits: pd.DataFrame, models: Sequence[str] | None) -> tuple[pd.Dat
     for model, part in good.groupby("model", observed=True):
         if part["material"].duplicated().any():
             raise ValueError(f"materials of {model} occur more than once: pass one reference set")
-    return good, list(models) if models is not None else in_order(good["model"])
+    return good, _chosen(good, models)
 
 
 def scale_distribution(
