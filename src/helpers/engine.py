@@ -175,7 +175,6 @@ def _relax_all(potential, structures, indices, cell, fmax, smax, max_steps, limi
         memory_scales_with="n_atoms_x_density",
         max_memory_scaler=limit,
         return_indices=True,
-        max_iterations=max_steps,
     )
     try:
         batcher.load_states(_initial_states(model, initialise, structures, indices, limit))
@@ -194,6 +193,7 @@ def _relax_all(potential, structures, indices, cell, fmax, smax, max_steps, limi
                 state = step(state)
                 steps[current] += 1
                 done = _done(state, fmax, smax if moves_cell else None)
+            done |= torch.as_tensor(steps[current] >= max_steps, device=done.device)
     finally:
         potential.compute_stress = had_stress
 

@@ -25,6 +25,7 @@ import plotly.graph_objects as go
 from ase.visualize.plot import plot_atoms
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -346,6 +347,7 @@ def parity(
     paper: pd.DataFrame | None = None,
     clusters: str | None = "material",
     models: Sequence[str] | None = None,
+    fit: bool = True,
 ) -> Figure:
     """Draw model against DFT for a scalar property, one panel per model.
 
@@ -366,6 +368,8 @@ def parity(
         Column to resample for the interval; None resamples single values.
     models : sequence of str, optional
         Which models, in which order. By default all, in the order of the catalogue.
+    fit : bool
+        Draw the fitted line and its slope; not where the reference is another functional.
 
     Raises
     ------
@@ -389,11 +393,11 @@ def parity(
         margin = 0.04 * (high - low)
         low, high = low - margin, high + margin
         for panel, model, part in zip(axes, models, parts, strict=True):
-            _parity_panel(panel, model, part, shown[shown["model"] == model], clusters, (low, high), str(units[0]))
+            _parity_panel(panel, model, part, shown[shown["model"] == model], clusters, (low, high), str(units[0]), fit)
         _labels(figure, axes, what, str(units[0]))
         handles = [
             Line2D([], [], color="#444444", marker="o", linestyle="none", markersize=6, label="ours"),
-            Line2D([], [], color="#444444", linewidth=2, label="fit through zero"),
+            *([Line2D([], [], color="#444444", linewidth=2, label="fit through zero")] if fit else []),
             Line2D([], [], color=_TEXT, linewidth=1.1, linestyle=(0, (4, 2.5)), label="model = DFT"),
         ]
         if len(shown):
@@ -405,7 +409,14 @@ def parity(
 
 
 def _parity_panel(
-    axes: Axes, model: str, part: pd.DataFrame, paper: pd.DataFrame, clusters: str | None, limits: tuple[float, float], unit: str
+    axes: Axes,
+    model: str,
+    part: pd.DataFrame,
+    paper: pd.DataFrame,
+    clusters: str | None,
+    limits: tuple[float, float],
+    unit: str,
+    fit: bool = True,
 ) -> None:
     x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
     if len(paper):
@@ -435,12 +446,14 @@ def _parity_panel(
     )
     summary = softening.scalar_summary(y, x, clusters=None if clusters is None else part[clusters])
     _square(axes, *limits)
-    ends = np.array([min(x.min(), 0.0), max(x.max(), 0.0)])
-    axes.plot(ends, summary["slope"] * ends, color=colour(model), linewidth=2, zorder=5, path_effects=_casing())
+    lines = [f"n = {summary['n']}", f"MAE {_significant(summary['mae'])} {unit}"]
+    if fit:
+        ends = np.array([min(x.min(), 0.0), max(x.max(), 0.0)])
+        axes.plot(ends, summary["slope"] * ends, color=colour(model), linewidth=2, zorder=5, path_effects=_casing())
+        lines.insert(1, f"slope {summary['slope']:.2f}{_range(summary['slope_low'], summary['slope_high'])}")
     axes.set_xlim(limits)
     axes.set_ylim(limits)
-    slope = f"slope {summary['slope']:.2f}{_range(summary['slope_low'], summary['slope_high'])}"
-    _note(axes, f"n = {summary['n']}\n{slope}\nMAE {_significant(summary['mae'])} {unit}")
+    _note(axes, "\n".join(lines))
     _title(axes, model)
 
 
@@ -487,32 +500,9 @@ def force_parity(
         figure, axes, spare = _panels(len(models), extra=1.1)
         if limit is None:
             limit = float(np.quantile(np.abs(rows["reference"].to_numpy(dtype=float)), 0.999)) * 1.05
-        drawn = []
-        for panel, model in zip(axes, models, strict=True):
-            part = rows[rows["model"] == model]
-            x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
-            inside = (np.abs(x) <= limit) & (np.abs(y) <= limit)
-            drawn.append(
-                panel.hexbin(
-                    x[inside],
-                    y[inside],
-                    gridsize=gridsize,
-                    extent=(-limit, limit, -limit, limit),
-                    mincnt=1,
-                    cmap=_ramp(colour(model)),
-                    linewidths=0.1,
-                    zorder=2,
-                )
-            )
-            _square(panel, -limit, limit)
-            fitted = softening.fit(x, y)
-            ends = np.array([-limit, limit])
-            panel.plot(ends, fitted.slope * ends, color=_readable(model), linewidth=2, zorder=5, path_effects=_casing())
-            panel.set_ylim(-limit, limit)
-            _note(panel, f"slope {fitted.slope:.3f}\nMAE {fitted.mae:.3f}\ncMAE {fitted.cmae:.3f} eV/Å")
-            outside = np.count_nonzero(~inside)
-            _note(panel, f"n = {len(x):,}" + (f"\n{outside:,} outside" if outside else ""), "lower right")
-            _title(panel, model)
+        drawn = [
+            _force_panel(panel, model, rows[rows["model"] == model], limit, gridsize) for panel, model in zip(axes, models, strict=True)
+        ]
         norm = LogNorm(1, max(2, *(hexagons.get_array().max() for hexagons in drawn)))
         for hexagons in drawn:
             hexagons.set_norm(norm)
@@ -554,6 +544,205 @@ def _good_fits(fits: pd.DataFrame, models: Sequence[str] | None) -> tuple[pd.Dat
         if part["material"].duplicated().any():
             raise ValueError(f"materials of {model} occur more than once: pass one reference set")
     return good, _chosen(good, models)
+
+
+def _force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsize: int) -> PolyCollection:
+    """Draw one model's force components as hexagons, with the fit and the numbers; return the hexagons."""
+    x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
+    inside = (np.abs(x) <= limit) & (np.abs(y) <= limit)
+    hexagons = axes.hexbin(
+        x[inside],
+        y[inside],
+        gridsize=gridsize,
+        extent=(-limit, limit, -limit, limit),
+        mincnt=1,
+        cmap=_ramp(colour(model)),
+        norm=LogNorm(),
+        linewidths=0.1,
+        zorder=2,
+    )
+    _square(axes, -limit, limit)
+    fitted = softening.fit(x, y)
+    ends = np.array([-limit, limit])
+    axes.plot(ends, fitted.slope * ends, color=_readable(model), linewidth=2, zorder=5, path_effects=_casing())
+    axes.set_ylim(-limit, limit)
+    _note(axes, f"slope {fitted.slope:.3f}\nMAE {fitted.mae:.3f}\ncMAE {fitted.cmae:.3f} eV/Å")
+    outside = np.count_nonzero(~inside)
+    _note(axes, f"n = {len(x):,}" + (f"\n{outside:,} outside" if outside else ""), "lower right")
+    _title(axes, model)
+    return hexagons
+
+
+def force_histogram(forces: pd.DataFrame, sets: Mapping[str, str]) -> Figure:
+    """Draw how large the DFT force components of some sets are, on a logarithmic axis.
+
+    Parameters
+    ----------
+    forces : DataFrame
+        Force rows of one model (the DFT values are the same for all).
+    sets : mapping of str to str
+        Set → name in the legend. The first is drawn as a grey area: what the others are compared with.
+    """
+    edges = np.logspace(-3, 2, 61)
+    centres = np.sqrt(edges[1:] * edges[:-1])
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2 * _PANEL + 0.2, 3.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        tones = ["#9AA3AC", COLOURS["chgnet-0.3.0"], COLOURS["m3gnet-mp-2021.2.8"], "#222222"]
+        for (name, text), tone, style in zip(sets.items(), tones, ["-", "-", "--", ":"], strict=False):
+            sizes = np.abs(forces.loc[forces["set"] == name, "reference"].to_numpy(dtype=float))
+            sizes = sizes[sizes > 0]
+            density, _ = np.histogram(sizes, bins=edges)
+            density = density / density.sum() / np.log10(edges[1] / edges[0])
+            where = f"{text} (median {_significant(float(np.median(sizes)))} eV/Å)"
+            if tone == tones[0]:
+                axes.fill_between(centres, density, color=tone, alpha=0.45, linewidth=0, label=where)
+            else:
+                axes.plot(centres, density, color=tone, linestyle=style, label=where)
+        axes.set(xscale="log", xlabel="size of a DFT force component (eV/Å)", ylabel="share of components per decade", xlim=(1e-3, 40))
+        axes.set_ylim(bottom=0)
+        figure.legend(loc="outside upper left", ncols=1)
+    return figure
+
+
+def by_material(table: pd.DataFrame, quantity: str, what: str, ideal: float = 1.0) -> Figure:
+    """Draw a number with its interval for each material (lanes) and model (markers).
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per ``model`` and ``material``: the column ``quantity`` and, if there are intervals, that name + ``_low``, ``_high``.
+    quantity : str
+        The column to draw.
+    what : str
+        Its name on the axis.
+    ideal : float
+        Where a perfect model lies: a dashed line.
+    """
+    models = in_order(table["model"])
+    materials = sorted(table["material"].unique())
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2 * _PANEL + 0.2, 0.9 + 0.16 * len(materials) * (len(models) + 1)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.axvline(ideal, color=_TEXT, linewidth=1.1, linestyle=(0, (4, 2.5)), zorder=2)
+        for lane, model in enumerate(models):
+            part = table[table["model"] == model].set_index("material").reindex(materials)
+            y = np.arange(len(materials)) + _lane(lane, len(models))
+            if f"{quantity}_low" in table:
+                axes.hlines(y, part[f"{quantity}_low"], part[f"{quantity}_high"], color=colour(model), linewidth=1.6, alpha=0.75)
+            axes.plot(
+                part[quantity],
+                y,
+                marker=marker(model),
+                color=colour(model),
+                linestyle="none",
+                markersize=_size(model, 6),
+                label=label(model),
+            )
+        _name_lanes(axes, materials)
+        axes.set_xlabel(what)
+        figure.legend(loc="outside upper center", ncols=2, columnspacing=1.2)
+    return figure
+
+
+def label_choices(choices: pd.DataFrame, what: str, limits: tuple[float, float] = (0.0, 2.0)) -> Figure:
+    """Draw what a correction does for every choice of its label: a point per choice, a bar from the 10 % to the 90 % quantile, the median.
+
+    Parameters
+    ----------
+    choices : DataFrame
+        One row per ``model``, ``material`` and choice, with ``ratio`` (error after over error before) and ``status``.
+    what : str
+        Name of the ratio on the axis.
+    limits : (float, float)
+        Range drawn; points beyond are put on the edge.
+    """
+    good = choices[choices["status"] == "ok"]
+    models = in_order(good["model"])
+    materials = sorted(good["material"].unique())
+    rng = np.random.default_rng(0)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2 * _PANEL + 0.2, 0.9 + 0.2 * len(materials) * (len(models) + 1)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.axvline(1, color=_TEXT, linewidth=1.1, linestyle=(0, (4, 2.5)), zorder=2)
+        for lane, model in enumerate(models):
+            for row, material in enumerate(materials):
+                ratio = good.loc[(good["model"] == model) & (good["material"] == material), "ratio"].to_numpy()
+                if not len(ratio):
+                    continue
+                y = row + _lane(lane, len(models))
+                jitter = rng.uniform(-0.06, 0.06, len(ratio))
+                axes.plot(
+                    np.clip(ratio, *limits), y + jitter, ".", color=colour(model), markersize=2.5, alpha=0.35, zorder=3, clip_on=False
+                )
+                axes.hlines(y, *np.clip(np.quantile(ratio, [0.1, 0.9]), *limits), color=colour(model), linewidth=3, alpha=0.55, zorder=4)
+                axes.plot(
+                    np.clip(np.median(ratio), *limits),
+                    y,
+                    marker=marker(model),
+                    color=colour(model),
+                    markeredgecolor="white",
+                    markersize=_size(model, 7),
+                    linestyle="none",
+                    zorder=5,
+                    label=label(model),
+                )
+        _name_lanes(axes, materials)
+        axes.set(xlabel=what, xlim=limits)
+        handles = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2, columnspacing=1.2)
+    return figure
+
+
+def _lane(position: int, n: int) -> float:
+    """Return where a model lies within its material's lane, −0.4 to 0.4, the first on top."""
+    return -0.4 + 0.8 * (position + 0.5) / n
+
+
+def _name_lanes(axes: Axes, materials: Sequence[str]) -> None:
+    """Name the lanes, the first on top, with a line between each two."""
+    axes.set_yticks(range(len(materials)), materials)
+    axes.set_ylim(len(materials) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    for edge in range(1, len(materials)):
+        axes.axhline(edge - 0.5, color="#E4E7EA", linewidth=0.8, zorder=1)
+
+
+def hero(forces: pd.DataFrame, surfaces: pd.DataFrame, tuned: pd.DataFrame, model: str) -> Figure:
+    """Draw softening in one picture, three panels: forces away from equilibrium, surface energies, forces after ten labels.
+
+    Parameters
+    ----------
+    forces : DataFrame
+        Force rows of one material of ``off_equilibrium``.
+    surfaces : DataFrame
+        Rows of one property of ``surfaces``.
+    tuned : DataFrame
+        Force rows of ``fine_tuning``, after, of the same material as ``forces``.
+    model : str
+        The model's key.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.6, 3.55), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, middle, right = figure.subplots(1, 3)
+        before, after = _rows(forces, "force"), _rows(tuned, "force")
+        limit = float(np.quantile(np.abs(before["reference"].to_numpy(dtype=float)), 0.999)) * 1.05
+        _force_panel(left, model, before[before["model"] == model], limit, 42)
+        part = _rows(surfaces, None)
+        part = part[part["model"] == model]
+        top = 1.05 * float(part[["value", "reference"]].to_numpy().max())
+        _parity_panel(middle, model, part, pd.DataFrame(), "material", (-0.02 * top, top), str(part["unit"].iloc[0]))
+        _force_panel(right, model, after, limit, 42)
+        for axes, what in ((left, "force (eV/Å)"), (middle, "surface energy (eV/Å²)"), (right, "force (eV/Å)")):
+            axes.set(xlabel=f"DFT {what}", ylabel=f"model {what}")
+        for axes, title in ((left, "Hot crystal: too weak"), (middle, "Surfaces: too cheap"), (right, "After ten labels")):
+            axes.set_title(title, loc="left", color=_TEXT)
+    return figure
 
 
 def scale_distribution(
@@ -1113,3 +1302,35 @@ def show(
     """
     _need_alt(alt)
     return Shown(figure, alt, caption, footer, script)
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table with a caption; it scrolls by itself where the page is narrow."""
+
+    frame: pd.DataFrame
+    caption: str
+    footer: str
+
+    def _repr_html_(self) -> str:
+        body = self.frame.to_html(border=0, escape=True, na_rep="–", classes="table result-table", index_names=True)
+        words = html.escape(self.caption) + (f"<small>{html.escape(self.footer)}</small>" if self.footer else "")
+        return f'<figure class="result"><div class="table-wrapper" tabindex="0">{body}</div><figcaption>{words}</figcaption></figure>'
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self.frame.to_string()}"
+
+
+def show_table(frame: pd.DataFrame, caption: str, footer: str = "") -> ShownTable:
+    """Give a table its caption, in the same frame as a figure.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        As it should read: rounded, with units in the column names. The index becomes the row names.
+    caption : str
+        Plain text; it is escaped.
+    footer : str
+        From :func:`caption`.
+    """
+    return ShownTable(frame, caption, footer)

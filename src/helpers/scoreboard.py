@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 from helpers import potentials, results, softening
-from helpers.benchmarks import fine_tuning, off_equilibrium, surfaces
+from helpers.benchmarks import fine_tuning, off_equilibrium
 from helpers.registry import data_dir
 
 CLOSE = 0.1  # relative difference below which two values count as equal
@@ -214,3 +214,30 @@ def _fix_lines() -> list[dict[str, object]]:
 def table() -> pd.DataFrame:
     """Return the scoreboard: one row per published number and model, in the order of the paper's figures."""
     return pd.DataFrame(_surface_lines() + _force_lines() + _fix_lines()).sort_values("figure", kind="stable", ignore_index=True)
+
+
+def readable(board: pd.DataFrame) -> pd.DataFrame:
+    """Return the scoreboard as a reader wants to see it: numbers with their intervals as text."""
+
+    def ours(line: pd.Series) -> str:
+        if not np.isfinite(line["ours"]):
+            return "–"
+        interval = f" [{line['ours_low']:.3f}, {line['ours_high']:.3f}]" if np.isfinite(line["ours_low"]) else ""
+        return f"{line['ours']:.3f}{interval}"
+
+    shown = pd.DataFrame(
+        {
+            "figure": board["figure"],
+            "quantity": [f"{q} ({u})" if u != "1" else q for q, u in zip(board["quantity"], board["unit"], strict=True)],
+            "model": board["model"],
+            "paper": [
+                f"{p:.3f}" + (" *" if source == "digitised" else "")
+                for p, source in zip(board["paper"], board["paper_source"], strict=True)
+            ],
+            "ours": [ours(line) for _, line in board.iterrows()],
+            "n": [n or "–" for n in board["n"]],
+            "verdict": board["verdict"],
+            "ours is on": board["ours_on"],
+        }
+    )
+    return shown.set_index("figure")
