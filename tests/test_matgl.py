@@ -48,13 +48,12 @@ def small_model(kind: str, **settings) -> MatGLModel:
     settings = {"element_types": ELEMENTS, "units": 16, "nblocks": 2, "is_intensive": False, "use_smooth": True} | settings
     if kind == "M3GNet":
         network = M3GNet(dim_node_embedding=16, dim_edge_embedding=16, **settings)
+        # Initial weights are small: larger ones make every term count, the three-body terms above all.
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                parameter.mul_(10 if "three_body" in name else 2)
     else:
         network = TensorNet(rbf_type="SphericalBessel", use_warp=False, **settings)
-    # Initial weights are small: larger ones make every term count, the three-body term above all.
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if "three_body" in name:
-                parameter.mul_(3)
     return MatGLModel(
         model=network, data_mean=0.7, data_std=2.5, element_refs=np.array([-1.1, 0.4, -3.2, 2.0, -0.3]), calc_stresses=True
     ).double()
@@ -128,7 +127,6 @@ def test_legacy_order_is_that_of_pymatgen(seed):
         cell = np.eye(3) * (12 * n_atoms) ** (1 / 3) + generator.uniform(-0.6, 0.6, (3, 3))
         # Far outside the cell, too.
         batch.append(Atoms(f"Si{n_atoms}", cell=cell, pbc=True, scaled_positions=generator.uniform(-2, 2, (n_atoms, 3))))
-        batch[-1].set_scaled_positions(generator.uniform(-2, 2, (n_atoms, 3)))
     graph = collate(batch, 5.0)
     order = matgl.legacy_order(graph, 5.0)
     mine = torch.cat([graph.edge_index[:, order].T, graph.shifts[order].to(torch.int64)], dim=1).numpy()
@@ -217,26 +215,38 @@ def test_forces_and_stress_are_derivatives(small, structures, convention):
     check_derivatives(potential, structures[1])
 
 
-def check_derivatives(potential: matgl.MatGLPotential, atoms: Atoms, step: float = 1e-5) -> None:
-    """Compare one force component and two of the stress with central differences."""
-    energy = lambda a: potential.evaluate([a])[0].energy  # noqa: E731
+def check_derivatives(potential: matgl.MatGLPotential, atoms: Atoms, step: float = 1e-4) -> None:
+    """Compare a force component and two of the stress with central differences.
+
+    With stand-ins the energy jumps where the numbering of the bonds changes: they are differences at fixed numbering.
+    """
+    graph = potential.collate([potential.system(atoms)])
+
+    def energy(moved: Atoms) -> float:
+        if not potential.convention.stand_ins:
+            return potential.evaluate([moved])[0].energy
+        same = copy.copy(graph)
+        same.positions, same.cells = torch.tensor(moved.positions), torch.tensor(moved.cell.array)[None]
+        return potential.compute(same)[0].item()
+
     prediction = potential.evaluate([atoms], stress=True)[0]
-    moved = []
+    assert energy(atoms) == pytest.approx(prediction.energy, abs=1e-10)
+    pair = []
     for sign in (1, -1):
-        copied = atoms.copy()
-        copied.positions[1, 2] += sign * step
-        moved.append(energy(copied))
-    assert prediction.forces[1, 2] == pytest.approx((moved[1] - moved[0]) / (2 * step), abs=2e-6)
+        moved = atoms.copy()
+        moved.positions[1, 2] += sign * step
+        pair.append(energy(moved))
+    assert prediction.forces[1, 2] == pytest.approx((pair[1] - pair[0]) / (2 * step), abs=5e-6)
     for i, j in ((0, 0), (1, 2)):
-        strained = []
+        pair = []
         for sign in (1, -1):
             strain = np.eye(3)
             strain[i, j] += sign * step / 2
             strain[j, i] += sign * step / 2
-            copied = atoms.copy()
-            copied.set_cell(atoms.cell.array @ strain, scale_atoms=True)
-            strained.append(energy(copied))
-        assert prediction.stress[i, j] == pytest.approx((strained[0] - strained[1]) / (2 * step) / atoms.get_volume(), abs=2e-7)
+            strained = atoms.copy()
+            strained.set_cell(atoms.cell.array @ strain, scale_atoms=True)
+            pair.append(energy(strained))
+        assert prediction.stress[i, j] == pytest.approx((pair[0] - pair[1]) / (2 * step) / atoms.get_volume(), abs=5e-7)
     np.testing.assert_allclose(prediction.forces.sum(0), 0, atol=1e-9)
 
 
@@ -253,6 +263,18 @@ def test_batch_equals_one_by_one(small, structures, convention):
         assert prediction.energy == pytest.approx(alone.energy, abs=1e-10)
         np.testing.assert_allclose(prediction.forces, alone.forces, atol=1e-10)
         np.testing.assert_allclose(prediction.stress, alone.stress, atol=1e-10)
+
+
+@pytest.mark.parametrize("convention", [matgl.CURRENT, matgl.LEGACY], ids=["current", "legacy"])
+def test_a_loss_on_forces_can_be_differentiated(small, structures, convention):
+    potential = wrap(small, convention)
+    potential.network.requires_grad_(True)
+    graph = potential.collate([potential.system(atoms) for atoms in structures])
+    _, forces, _ = potential.compute(graph, training=True)
+    forces.square().sum().backward()
+    without = [name for name, p in potential.network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    # A constant added to an atom's energy has no force.
+    assert all(name.startswith("final_layer") and name.endswith("bias") for name in without)
 
 
 def variants(atoms: Atoms) -> list[tuple[Atoms, np.ndarray, np.ndarray]]:
@@ -381,7 +403,7 @@ def test_released_weights_are_nearly_invariant(key):
     for atoms in (rattled(bulk("Si", a=5.43, cubic=True)), rattled(bulk("MgO", "rocksalt", a=4.21, cubic=True))):
         exact = key.startswith("tensornet")
         energy, forces = largest_differences(legacy, atoms)
-        assert energy < (1e-9 if exact else 1e-5)
+        assert energy < (1e-9 if exact else 2e-5)
         assert forces < (1e-9 if exact else 1e-3)
         energy, forces = largest_differences(right, atoms)
         assert energy < 1e-9
@@ -410,5 +432,4 @@ def test_precision_and_description(key, structures):
     assert description["weights_sha256"] == registry.lookup(potentials.CATALOGUE[key].weights[2]).sha256
     assert len(description["elements"]) == 89
     assert description["cutoff_a"] == 5.0
-    # model.pt, which is never opened, is not needed either.
     json.dumps(description)

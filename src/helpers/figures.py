@@ -1334,3 +1334,11 @@ def show_table(frame: pd.DataFrame, caption: str, footer: str = "") -> ShownTabl
         From :func:`caption`.
     """
     return ShownTable(frame, caption, footer)
+
+
+def with_interval(
+    table: pd.DataFrame, column: str, digits: int = 2, low: str = "_low", high: str = "_high", scale: float = 1.0
+) -> list[str]:
+    """Return a column as text with its interval, ``0.80 [0.70, 0.87]``, from the columns with the endings ``low`` and ``high``."""
+    numbers = table[[column, column + low, column + high]].astype(float).to_numpy() * scale
+    return [f"{value:.{digits}f}" + _range(lower, upper, digits) for value, lower, upper in numbers]

@@ -217,7 +217,7 @@ def table() -> pd.DataFrame:
 
 
 def readable(board: pd.DataFrame) -> pd.DataFrame:
-    """Return the scoreboard as a reader wants to see it: numbers with their intervals as text."""
+    """Return the scoreboard as a reader wants to see it: numbers with their intervals as text, digitised ones with a star."""
 
     def ours(line: pd.Series) -> str:
         if not np.isfinite(line["ours"]):
@@ -225,15 +225,13 @@ def readable(board: pd.DataFrame) -> pd.DataFrame:
         interval = f" [{line['ours_low']:.3f}, {line['ours_high']:.3f}]" if np.isfinite(line["ours_low"]) else ""
         return f"{line['ours']:.3f}{interval}"
 
+    star = board["paper_source"].map({"digitised": " *", "printed": ""})
     shown = pd.DataFrame(
         {
             "figure": board["figure"],
             "quantity": [f"{q} ({u})" if u != "1" else q for q, u in zip(board["quantity"], board["unit"], strict=True)],
             "model": board["model"],
-            "paper": [
-                f"{p:.3f}" + (" *" if source == "digitised" else "")
-                for p, source in zip(board["paper"], board["paper_source"], strict=True)
-            ],
+            "paper": board["paper"].map("{:.3f}".format) + star,
             "ours": [ours(line) for _, line in board.iterrows()],
             "n": [n or "–" for n in board["n"]],
             "verdict": board["verdict"],

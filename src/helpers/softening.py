@@ -937,3 +937,39 @@ def _correct(data: _Grouped, method: str) -> dict[str, np.ndarray]:
         "status": np.where(usable, "ok", "failed"),
         "reason": np.where(usable, "", "the slope of the labelled frame is not positive"),
     }
+
+
+def corrected(table: pd.DataFrame, c: float) -> pd.DataFrame:
+    """Return a copy of a table with its values multiplied by c, and c in the name of the model (as ``Potential.scaled`` names it)."""
+    return table.assign(value=c * table["value"], model=table["model"].astype(str) + f"*{c:.4f}")
+
+
+def transferred(scalars: pd.DataFrame, factors: pd.DataFrame) -> pd.DataFrame:
+    """Apply factors found on one property to another one of the same material.
+
+    Parameters
+    ----------
+    scalars : DataFrame
+        Tidy table of a scalar property (surface energies, …), one row per case.
+    factors : DataFrame
+        From :func:`one_label_corrections`: one row per label, with its ``c``.
+
+    Returns
+    -------
+    DataFrame
+        One row per label of each model and material that both tables have: ``model, material, label, c, needed, mae_before, mae_after,
+        ratio, status``, with ``needed`` = 1/s, the factor that the scalars themselves ask for.
+    """
+    good = _good(scalars)
+    labels = factors[factors["status"] == "ok"]
+    parts = []
+    for (model, material), group in good.groupby(["model", "material"], observed=True):
+        chosen = labels[(labels["model"] == model) & (labels["material"] == material)]
+        if chosen.empty:
+            continue
+        x, y = group["reference"].to_numpy(dtype=float), group["value"].to_numpy(dtype=float)
+        before = np.abs(y - x).mean()
+        after = np.abs(chosen["c"].to_numpy()[:, None] * y - x).mean(axis=1)
+        part = chosen[["model", "material", "label", "c", "status"]].assign(mae_before=before, mae_after=after, ratio=after / before)
+        parts.append(part.assign(needed=1 / softening_scale(x, y)))
+    return pd.concat(parts, ignore_index=True)
