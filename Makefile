@@ -33,7 +33,7 @@ check: $(VENV)/.core  ## Check the built book: pages, figures, links, nothing fe
 	$(BIN)/python book/check.py
 
 test: $(VENV)/.dev  ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev  ## Check style, and that notebooks are stored without outputs
 	$(BIN)/ruff check src tests notebooks book

@@ -61,7 +61,7 @@ def test_a_run_writes_a_table_with_its_provenance(data, few_cases):
     assert made["device"]
     assert made["core_seconds"] > 0
     pd.testing.assert_frame_equal(table, results.read("surfaces", EMT))
-    assert not list(results.runs_dir().glob("*/*")), "the shards of a finished run are removed"
+    assert not [path for path in results.runs_dir().glob("*/*") if path.is_dir()], "the shards of a finished run are removed"
 
 
 def test_the_same_command_twice_changes_nothing(data, few_cases, monkeypatch):
@@ -147,6 +147,19 @@ def test_killed_in_the_middle_it_finishes_the_rest(data, tmp_path):
     results.table_path("surfaces", "ase:slow.Slow").unlink()
     subprocess.run(command, env=environment, check=True)
     pd.testing.assert_frame_equal(ordered(resumed), ordered(results.read("surfaces", "ase:slow.Slow")))
+
+
+def test_two_runs_at_once_are_refused(data, few_cases, monkeypatch):
+    work = surfaces.run
+
+    def starts_again(potential, cases, protocol):
+        monkeypatch.setattr(surfaces, "run", work)
+        with pytest.raises(runner.RunError, match="already running"):
+            runner.run("surfaces", EMT, processes=1, progress=False)
+        return work(potential, cases, protocol)
+
+    monkeypatch.setattr(surfaces, "run", starts_again)
+    assert runner.run("surfaces", EMT, processes=1, progress=False)["case"].nunique() == 6
 
 
 def test_shards_keep_every_case_once():

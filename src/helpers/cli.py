@@ -119,10 +119,11 @@ def status() -> None:
 def main() -> None:
     """Run the command line; expected errors are one line on the standard error, and exit status 2."""
     from helpers.potentials import PotentialError
+    from helpers.runner import RunError
 
     try:
         app(standalone_mode=True)
-    except (*EXPECTED_ERRORS, PotentialError) as error:
+    except (*EXPECTED_ERRORS, PotentialError, RunError) as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         typer.echo(f"softening: {text}", err=True)
         sys.exit(2)

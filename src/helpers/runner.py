@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from helpers import benchmarks, potentials, registry, results
@@ -31,6 +32,10 @@ from helpers.potentials import Potential
 
 # A shard is the unit of loss and of parallel work: about half a minute of CHGNet on one core.
 _ATOMS_PER_SHARD = 1500
+
+
+class RunError(Exception):
+    """A run cannot go on as asked."""
 
 
 def fingerprint(benchmark: str, potential: Potential, protocol: object, cases: Sequence[Case]) -> str:
@@ -127,6 +132,11 @@ def run(
     -------
     pandas.DataFrame
         The tidy table, as written to ``data/results``.
+
+    Raises
+    ------
+    RunError
+        If the same run is going on in another process.
     """
     module = benchmarks.module(benchmark)
     protocol = module.Protocol() if protocol is None else protocol
@@ -136,6 +146,17 @@ def run(
     mark = fingerprint(benchmark, potential, protocol, cases)
 
     folder = results.runs_dir() / benchmark / f"{results.file_name(key)}-{mark[:16]}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # The operating system frees the lock of a killed process.
+    lock = FileLock(folder.parent / f"{folder.name}.lock")
+    try:
+        with lock.acquire(timeout=0):
+            return _run_locked(benchmark, key, potential, protocol, cases, mark, folder, processes, trust, force, progress)
+    except Timeout:
+        raise RunError(f"{benchmark} with {key} is already running (lock {lock.lock_file}); wait for it, or stop it.") from None
+
+
+def _run_locked(benchmark, key, potential, protocol, cases, mark, folder, processes, trust, force, progress) -> pd.DataFrame:
     final = results.table_path(benchmark, key)
     if force:
         _clear(folder)

@@ -223,6 +223,30 @@ class Graph:
         )
 
 
+def angles(centre: torch.Tensor, distances: torch.Tensor, cutoff: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """List all ordered pairs of distinct edges that leave the same atom and are shorter than ``cutoff`` (Å).
+
+    Returns
+    -------
+    centre, left, right : int tensors, shape (n_angles,)
+        The atom in the middle and the two directed edges.
+    """
+    short = torch.nonzero(distances < cutoff).squeeze(1)
+    short = short[torch.argsort(centre[short], stable=True)]
+    owner = centre[short]
+    _, counts = torch.unique_consecutive(owner, return_counts=True)
+    starts = torch.cumsum(counts, 0) - counts
+    # Each short edge meets every short edge of its atom: repeat it that often, and number the partners.
+    partners = counts.repeat_interleave(counts)
+    left = torch.arange(len(short), device=short.device).repeat_interleave(partners)
+    first = starts.repeat_interleave(counts).repeat_interleave(partners)
+    block = torch.cumsum(partners, 0) - partners
+    right = first + torch.arange(len(left), device=short.device) - block.repeat_interleave(partners)
+    distinct = left != right
+    left, right = left[distinct], right[distinct]
+    return owner[left], short[left], short[right]
+
+
 class Potential(ModelInterface):
     """An interatomic potential. See the module's docstring for the idea, :meth:`evaluate` for daily use.
 
@@ -290,6 +314,8 @@ class Potential(ModelInterface):
         if not (np.isfinite(c) and c > 0):
             raise PotentialError(f"the scale must be a positive number, not {c!r}")
         twin = copy.copy(self)
+        # The modules themselves are shared, the dictionary that names them is not: replacing one's network leaves the other alone.
+        twin._modules = dict(self._modules)
         twin.scale = self.scale * float(c)
         base = self.key.split("*")[0]
         twin.key = f"{base}*{twin.scale:.4f}"

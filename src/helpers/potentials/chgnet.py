@@ -19,7 +19,7 @@ import torch
 from chgnet.model import CHGNet
 from chgnet.model.model import BatchedGraph
 
-from helpers.potentials.base import Graph, GraphPotential, PotentialError
+from helpers.potentials.base import Graph, GraphPotential, PotentialError, angles
 from helpers.registry import sha256
 
 # The packages' own weight files, by SHA-256: a pickle is code, so only these are loaded.
@@ -136,30 +136,6 @@ def undirected_bonds(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError("the neighbour list does not hold every pair in both directions")
     order = torch.argsort(bond, stable=True)
     return bond, order[::2]
-
-
-def angles(centre: torch.Tensor, distances: torch.Tensor, cutoff: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """List all ordered pairs of distinct edges that leave the same atom and are shorter than ``cutoff`` (Å).
-
-    Returns
-    -------
-    centre, left, right : int tensors, shape (n_angles,)
-        The atom in the middle and the two directed edges.
-    """
-    short = torch.nonzero(distances < cutoff).squeeze(1)
-    short = short[torch.argsort(centre[short], stable=True)]
-    owner = centre[short]
-    _, counts = torch.unique_consecutive(owner, return_counts=True)
-    starts = torch.cumsum(counts, 0) - counts
-    # Each short edge meets every short edge of its atom: repeat it that often, and number the partners.
-    partners = counts.repeat_interleave(counts)
-    left = torch.arange(len(short), device=short.device).repeat_interleave(partners)
-    first = starts.repeat_interleave(counts).repeat_interleave(partners)
-    block = torch.cumsum(partners, 0) - partners
-    right = first + torch.arange(len(left), device=short.device) - block.repeat_interleave(partners)
-    distinct = left != right
-    left, right = left[distinct], right[distinct]
-    return owner[left], short[left], short[right]
 
 
 def load(key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> CHGNetPotential:

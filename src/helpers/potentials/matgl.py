@@ -57,8 +57,7 @@ from types import SimpleNamespace
 import torch
 from ase.data import atomic_numbers
 
-from helpers.potentials.base import Graph, GraphPotential, PotentialError
-from helpers.potentials.chgnet import angles
+from helpers.potentials.base import Graph, GraphPotential, PotentialError, angles
 from helpers.registry import sha256
 
 with warnings.catch_warnings():

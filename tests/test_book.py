@@ -1,0 +1,128 @@
+"""The book's machinery, and the anatomy of its chapters."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHAPTERS = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("surfaces", "off_equilibrium")]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build, check = load("build"), load("check")
+
+
+def test_imports_are_followed_through_the_helpers():
+    found = build.closure(build.imported("from helpers import figures\nfrom helpers.benchmarks import surfaces"))
+    assert {"helpers.figures", "helpers.softening", "helpers.benchmarks.surfaces", "helpers.engine", "helpers.potentials.base"} <= found
+    assert "helpers.cli" not in found
+    # Families of potentials are imported by name.
+    assert "helpers.potentials.chgnet" in build.closure({"helpers.potentials"})
+
+
+def test_a_changed_helper_or_table_executes_the_chapter_again(monkeypatch, tmp_path):
+    """The fingerprint follows what a chapter uses, and nothing else."""
+    root = tmp_path
+    for folder in ("src/helpers/benchmarks", "data/results/surfaces", "data/paper", "data/reference", "notebooks"):
+        (root / folder).mkdir(parents=True)
+    (root / "src/helpers/__init__.py").write_text("")
+    (root / "src/helpers/benchmarks/__init__.py").write_text("")
+    (root / "src/helpers/benchmarks/surfaces.py").write_text("from helpers import engine\n")
+    (root / "src/helpers/engine.py").write_text("x = 1\n")
+    (root / "src/helpers/other.py").write_text("x = 1\n")
+    (root / "data/results/surfaces/model.json").write_text("{}")
+    for name in ("data/registry.csv", "requirements.lock"):
+        (root / name).write_text("")
+    notebook = root / "notebooks/chapter.ipynb"
+    cell = nbformat.v4.new_code_cell("%matplotlib inline\nfrom helpers.benchmarks import surfaces")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), notebook)
+    monkeypatch.setattr(build, "ROOT", root)
+    monkeypatch.setattr(build, "HELPERS", root / "src/helpers")
+    before = build.fingerprint(notebook)
+    (root / "src/helpers/other.py").write_text("x = 2\n")
+    assert build.fingerprint(notebook) == before
+    (root / "src/helpers/engine.py").write_text("x = 2\n")
+    after_helper = build.fingerprint(notebook)
+    assert after_helper != before
+    (root / "data/results/surfaces/model.json").write_text('{"a": 1}')
+    assert build.fingerprint(notebook) != after_helper
+
+
+@pytest.mark.parametrize(
+    ("html", "complaint"),
+    [
+        ('<script src="https://example.org/x.js"></script>', "from elsewhere"),
+        ('<img src="missing.png" alt="a figure">', "does not exist"),
+        ('<img src="data:image/png;base64,AAAA">', "without alternative text"),
+        ('<a href="other.html">x</a>', "dead link"),
+        ('<h2 id="here">x</h2><a href="#there">x</a>', "no such place"),
+        ('<div class="output stderr">Traceback</div>', "shows an error"),
+    ],
+)
+def test_the_check_finds_what_is_wrong(tmp_path, html, complaint):
+    page = tmp_path / "page.html"
+    page.write_text(f"<html><body>{html}</body></html>")
+    messages = check.check_page(page, {page.resolve(): {"here"}})
+    assert len(messages) == 1
+    assert complaint in messages[0]
+
+
+def test_the_check_accepts_a_good_page(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text('<h2 id="here">x</h2><a href="#here">x</a><a href="https://doi.org/1">x</a><img src="data:image/png;base64,A" alt="x">')
+    assert check.check_page(page, {page.resolve(): {"here"}}) == []
+
+
+def test_every_page_of_the_contents_exists():
+    for name in check.pages():
+        assert any((ROOT / f"{name}{suffix}").is_file() for suffix in (".md", ".ipynb")), name
+    assert {f"notebooks/{path.stem}" for path in NOTEBOOKS} <= set(check.pages())
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_are_stored_without_outputs(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert cell.cell_type != "code" or (not cell.outputs and cell.execution_count is None)
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_chapters_have_the_house_anatomy(path):
+    notebook = nbformat.read(path, as_version=4)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    parts = ("At a glance", "## The physics", "by hand", "## The whole set", "## Live check", "## Why soft", "## The fix", "## Summary")
+    positions = [text.index(part) for part in parts]
+    assert positions == sorted(positions)
+    assert text.index("## Exercises") < text.index("## References")
+    assert 25 <= len(notebook.cells) <= 60
+    longest = max(len(cell.source.splitlines()) for cell in notebook.cells if cell.cell_type == "code")
+    assert longest <= 20, f"a code cell has {longest} lines; move its work into helpers"
+
+
+def test_numbers_of_ours_are_glued_not_typed():
+    """A decimal number in a sentence about our models must come from a table; the paper's and textbook ones are typed with a source."""
+    allowed = re.compile(r"glue:|paper|\$|%|Å|footcite|0\.995|`|\|")
+    for path in CHAPTERS:
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type == "markdown":
+                for line in cell.source.splitlines():
+                    if re.search(r"(?<![\w.])\d\.\d{2,}", line):
+                        assert allowed.search(line), f"{path.stem}: {line}"
+
+
+def test_the_configuration_names_no_outside_address():
+    text = (ROOT / "_config.yml").read_text()
+    yaml.safe_load(text)
+    assert "://" not in text
