@@ -473,3 +473,77 @@ def test_show_plotly_and_structures():
 def test_show_refuses_a_figure_without_words():
     with pytest.raises(ValueError, match="alternative text"):
         figures.show(figures.parity(scalars(), "γ"), "  ")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Lanes, choices of labels, histogram, hero, tables
+
+
+def lanes():
+    rows = [
+        {"model": model, "material": material, "slope": 0.7 + 0.1 * k, "slope_low": 0.6 + 0.1 * k, "slope_high": 0.8 + 0.1 * k}
+        for k, model in enumerate(PAPER_MODELS)
+        for material in ("Cu", "W")
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_by_material_draws_every_model_in_every_lane():
+    figure = figures.by_material(lanes(), "slope", "slope", order=["W", "Cu"])
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["W", "Cu"]
+    drawn = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+    assert set(drawn) == {figures.label(model) for model in PAPER_MODELS}
+    assert drawn[figures.label("chgnet-0.3.0")].get_xdata().tolist() == pytest.approx([0.7, 0.7])
+    low, high = axes.get_ylim()
+    for line in drawn.values():
+        assert ((line.get_ydata() < low) & (line.get_ydata() > high)).all(), "a marker lies outside its lane"
+
+
+def test_label_choices_shows_the_median_of_every_choice():
+    choices = pd.concat(
+        pd.DataFrame({"model": model, "material": material, "ratio": [0.5, 0.6, 0.9, 5.0], "status": ["ok", "ok", "ok", "failed"]})
+        for model in PAPER_MODELS[:2]
+        for material in ("Si", "Mo")
+    )
+    axes = figures.label_choices(choices, "MAE after / before").axes[0]
+    medians = [line.get_xdata() for line in axes.lines if line.get_label() == figures.label("chgnet-0.3.0")]
+    assert np.allclose(np.ravel(medians), 0.6), "failed choices do not count"
+    assert axes.get_xlim() == (0.0, 2.0)
+
+
+def test_force_histogram_names_sets_with_their_medians():
+    forces = pd.DataFrame({"set": ["a"] * 3 + ["b"] * 3, "reference": [0.1, -0.2, 0.3, 1.0, -2.0, 0.0]})
+    figure = figures.force_histogram(forces, {"a": "training", "b": "test"})
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["training (median 0.200 eV/Å)", "test (median 1.50 eV/Å)"]
+
+
+def test_hero_has_three_panels_with_their_numbers():
+    scalar = scalars(["chgnet-0.3.0"])
+    force = scalar.assign(property="force", unit="eV/Å")
+    figure = figures.hero(force, scalar, force.assign(value=force["reference"]), model="chgnet-0.3.0")
+    assert len(figure.axes) == 3
+    words = [" ".join(text.get_text() for text in axes.texts) for axes in figure.axes]
+    assert "slope 0.8" in words[0]
+    assert "slope 1.000" in words[2]
+
+
+def test_a_table_is_escaped_captioned_and_reachable_by_keyboard():
+    shown = figures.show_table(pd.DataFrame({"a<b": [1.5, np.nan]}, index=["<x>", "y"]), caption="n < 2", footer="CPU & date")
+    soup = BeautifulSoup(shown._repr_html_(), "html.parser")
+    assert soup.select_one("figure.result > div.table-wrapper[tabindex='0'] > table") is not None
+    assert soup.select_one("tbody th").get_text() == "<x>"
+    assert soup.select("tbody td")[1].get_text() == "–"
+    assert soup.figcaption.get_text() == "n < 2CPU & date"
+
+
+def test_parity_without_fit_has_no_slope():
+    words = [text.get_text() for text in figures.parity(scalars(), "surface energy", fit=False).axes[0].texts]
+    assert all("slope" not in word for word in words)
+
+
+def test_with_interval_formats_numbers():
+    frame = pd.DataFrame({"s": [0.8, 0.9], "s_low": [0.7, np.nan], "s_high": [0.87, np.nan]})
+    assert figures.with_interval(frame, "s") == ["0.80 [0.70, 0.87]", "0.90"]
+    assert figures.with_interval(frame, "s", 0, scale=100) == ["80 [70, 87]", "90"]

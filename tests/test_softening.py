@@ -559,3 +559,22 @@ def test_one_label_failures():
         softening.one_label_corrections(force_table([0.8], n_frames=1))
     with pytest.raises(ValueError, match="method must be"):
         softening.one_label_corrections(table, "best")
+
+
+def test_factors_are_transferred_within_a_material():
+    scalars = pd.DataFrame(
+        {"model": "m", "material": ["Si", "Si", "Cu"], "value": [0.4, 0.8, 0.5], "reference": [0.8, 1.6, 1.0], "status": "ok"}
+    )
+    factors = pd.DataFrame({"model": "m", "material": ["Si", "Si", "Mo"], "label": ["a", "b", "c"], "c": [2.0, 1.5, 9.0], "status": "ok"})
+    moved = softening.transferred(scalars, factors)
+    assert moved["label"].tolist() == ["a", "b"]
+    assert moved["needed"].tolist() == pytest.approx([2.0, 2.0])
+    assert moved["ratio"].tolist() == pytest.approx([0.0, 0.5])
+
+
+def test_a_corrected_table_names_its_factor():
+    table = pd.DataFrame({"model": ["chgnet-0.3.0"], "value": [0.5]})
+    after = softening.corrected(table, 1.25)
+    assert after["value"].tolist() == [0.625]
+    assert after["model"].tolist() == ["chgnet-0.3.0*1.2500"]
+    assert table["value"].tolist() == [0.5]

@@ -606,7 +606,7 @@ def force_histogram(forces: pd.DataFrame, sets: Mapping[str, str]) -> Figure:
     return figure
 
 
-def by_material(table: pd.DataFrame, quantity: str, what: str, ideal: float = 1.0) -> Figure:
+def by_material(table: pd.DataFrame, quantity: str, what: str, ideal: float = 1.0, order: Sequence[str] | None = None) -> Figure:
     """Draw a number with its interval for each material (lanes) and model (markers).
 
     Parameters
@@ -619,9 +619,11 @@ def by_material(table: pd.DataFrame, quantity: str, what: str, ideal: float = 1.
         Its name on the axis.
     ideal : float
         Where a perfect model lies: a dashed line.
+    order : sequence of str, optional
+        Order of the lanes, the first on top; alphabetical by default.
     """
     models = in_order(table["model"])
-    materials = sorted(table["material"].unique())
+    materials = sorted(table["material"].unique()) if order is None else list(order)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2 * _PANEL + 0.2, 0.9 + 0.16 * len(materials) * (len(models) + 1)), layout="constrained")
         FigureCanvasAgg(figure)

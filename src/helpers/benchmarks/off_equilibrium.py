@@ -37,6 +37,7 @@ Loading keeps every frame; filters belong to the analysis. Pass tables through :
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -602,6 +603,31 @@ def sensitivity(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.Dat
     columns = ["model", "pressure_max_gpa", "with_u_systems", "n_frames", "n_materials", "slope", "slope_low", "slope_high"]
     columns += ["slope_median", "slope_median_low", "slope_median_high", "share_below_one"]
     return pd.concat(results, ignore_index=True)[columns].sort_values(columns[:3], ascending=[True, True, False], ignore_index=True)
+
+
+def by_pressure(table: pd.DataFrame, edges_gpa: Sequence[float] = (-20, 0, 5, 10, 15, 30, 50)) -> pd.DataFrame:
+    """Return the pooled scale of ``mattersim-tp`` in windows of the DFT pressure.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Unfiltered, from :func:`run`.
+    edges_gpa : sequence of float
+        Ends of the windows, GPa, ascending.
+
+    Returns
+    -------
+    DataFrame
+        One row per model and window: ``material`` (the window in words, in ascending order of pressure), ``n_frames``, and the
+        columns of :func:`helpers.softening.pooled`; intervals from resampling compounds.
+    """
+    rows = table[(table["set"] == "mattersim-tp") & (table["property"] == "force") & (table["status"] == "ok")]
+    names = [f"{low:g} to {high:g} GPa" for low, high in itertools.pairwise(edges_gpa)]
+    window = pd.cut(rows["pressure_gpa"], edges_gpa, labels=names)
+    rows = rows.assign(window=window)[window.notna()]
+    found = softening.pooled(rows, by=("model", "window")).rename(columns={"window": "material"})
+    frames = rows.groupby(["model", "window"], observed=True)["case"].nunique().rename("n_frames").rename_axis(["model", "material"])
+    return found.astype({"material": str}).merge(frames.reset_index().astype({"material": str}), on=["model", "material"])
 
 
 def summarise(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:

@@ -1,0 +1,66 @@
+"""The scoreboard's rule, and that its numbers come from where it says."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers import potentials, results, scoreboard
+from helpers.benchmarks import off_equilibrium, surfaces
+
+
+@pytest.mark.parametrize(
+    ("paper", "ours", "low", "high", "soft", "expected"),
+    [
+        (0.80, 0.84, np.nan, np.nan, "below one", "reproduced"),  # within a tenth
+        (0.80, 0.95, 0.75, 1.10, "below one", "reproduced"),  # inside the interval
+        (0.80, 0.95, 0.90, 0.99, "below one", "same direction"),
+        (0.80, 1.05, 1.01, 1.10, "below one", "not reproduced"),
+        (-0.04, -0.02, -0.03, -0.01, "negative", "same direction"),
+        (-0.04, 0.02, 0.01, 0.03, "negative", "not reproduced"),
+        (0.97, 0.40, 0.30, 0.50, "majority", "not reproduced"),
+        (0.80, np.nan, np.nan, np.nan, "below one", "missing"),
+    ],
+)
+def test_verdict_follows_the_rule(paper, ours, low, high, soft, expected):
+    assert scoreboard.verdict(paper, ours, low, high, soft) == expected
+
+
+def test_printed_numbers_are_the_papers():
+    assert scoreboard.printed("2", "a", "CHGNet", "MAE") == 0.042
+    assert scoreboard.printed("6", "a-right", "CHGNet fine tuned, 10 structure", "slope") == 0.995
+    with pytest.raises(KeyError, match="0 printed values"):
+        scoreboard.printed("2", "a", "CHGNet", "colour")
+
+
+def test_digitised_errors_agree_with_the_printed_mae():
+    points = pd.read_csv(scoreboard.data_dir() / "paper" / "fig2a_digitised.csv")
+    for label in ("M3GNet", "CHGNet", "MACE"):
+        mae = (points[f"{label}_eV_per_A2"] - points["DFT_eV_per_A2"]).abs().mean()
+        assert mae == pytest.approx(scoreboard.printed("2", "a", label, "MAE"), abs=1.5e-3)
+
+
+def test_the_board_is_complete_and_comes_from_the_tables():
+    board = scoreboard.table()
+    labels = {entry.label for entry in potentials.CATALOGUE.values() if entry.paper_label}
+    assert labels == set(board["model"])
+    assert set(board["verdict"]) <= {"reproduced", "same direction", "not reproduced", "missing"}
+    for line in board.itertuples():
+        benchmark = "surfaces" if line.figure == "2a" else "fine_tuning" if "ten labels" in line.quantity else "off_equilibrium"
+        missing = line.key not in results.models(benchmark)
+        assert (line.verdict == "missing") == missing
+        assert np.isfinite(line.ours) != missing
+        if missing:
+            assert line.ours_on.startswith("softening run ")
+    chgnet = board[(board["key"] == "chgnet-0.3.0") & (board["quantity"] == "surface-energy MAE")].iloc[0]
+    summary = surfaces.summarise(results.read("surfaces", "chgnet-0.3.0")).set_index(["set", "property"])
+    assert chgnet["ours"] == pytest.approx(summary.loc[("slabs-109", "gamma_relaxed"), "mae"])
+    scales = board[(board["key"] == "chgnet-0.3.0") & (board["quantity"] == "softening scale, median")]["ours"].tolist()
+    summary = off_equilibrium.summarise(results.read("off_equilibrium", "chgnet-0.3.0")).set_index("set")
+    assert scales == pytest.approx([summary.loc["wbm-21", "slope_median"], summary.loc["mattersim-tp", "slope_median"]])
+
+
+def test_readable_marks_digitised_and_missing_numbers():
+    shown = scoreboard.readable(scoreboard.table())
+    assert shown["paper"].str.endswith("*").any()
+    assert (shown.loc[shown["verdict"] == "missing", "ours"] == "–").all()
+    assert shown.loc[shown["verdict"] != "missing", "ours"].str.contains(r"^-?\d").all()
