@@ -6,7 +6,7 @@ MODELS ?= chgnet-0.3.0 chgnet-0.2.0 m3gnet-mp-2021.2.8 m3gnet-matpes-pbe-2025.1 
 PORT   ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint format serve lab results lock check clean
+.PHONY: help book test lint format serve lab results hero lock check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ lab: $(VENV)/.lab  ## Open the chapters in JupyterLab
 results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data: softening fetch)
 	for benchmark in surfaces off_equilibrium; do for model in $(MODELS); do $(BIN)/softening run $$benchmark --model $$model || exit 1; done; done
 	$(BIN)/softening run fine_tuning --model chgnet-0.3.0
+
+hero: $(VENV)/.core  ## Draw the picture of the README and the introduction anew
+	$(BIN)/python -c 'from helpers import scoreboard; scoreboard.hero().savefig("book/_static/hero.png", dpi=150)'
 
 lock:  ## Resolve the newest versions anew and rewrite requirements.lock (a test says which pins of environment.yml must follow)
 	$(PYTHON) -m venv $(VENV)-lock

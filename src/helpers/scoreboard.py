@@ -21,8 +21,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
-from helpers import potentials, results, softening
+from helpers import figures, potentials, results, softening
 from helpers.benchmarks import fine_tuning, off_equilibrium
 from helpers.registry import data_dir
 
@@ -205,6 +206,17 @@ def table() -> pd.DataFrame:
     lines = pd.DataFrame(_surface_lines() + _force_lines() + _fix_lines()).sort_values("figure", kind="stable", ignore_index=True)
     # A missing model needs one line per quantity, not one per set.
     return lines[~(lines.duplicated(["figure", "quantity", "key"]) & (lines["verdict"] == "missing"))].reset_index(drop=True)
+
+
+def hero(key: str = "chgnet-0.3.0", material: str = "Si") -> Figure:
+    """Draw softening in one picture, from the result tables: forces, surface energies, and forces after ten labels."""
+    forces = off_equilibrium.headline(results.read("off_equilibrium", key))
+    forces = forces[(forces["set"] == "single-element-md") & (forces["material"] == material) & (forces["property"] == "force")]
+    slabs = results.read("surfaces", key)
+    slabs = slabs[(slabs["set"] == "slabs-109") & (slabs["property"] == "gamma_relaxed")]
+    tuned = results.read("fine_tuning", key)
+    tuned = tuned[(tuned["material"] == material) & (tuned["property"] == "force") & (tuned["stage"] == "after") & (tuned["seed"] == 0)]
+    return figures.hero(forces, slabs, tuned, model=key)
 
 
 def readable(board: pd.DataFrame) -> pd.DataFrame:
