@@ -522,7 +522,7 @@ def test_force_histogram_names_sets_with_their_medians():
 def test_hero_has_three_panels_with_their_numbers():
     scalar = scalars(["chgnet-0.3.0"])
     force = scalar.assign(property="force", unit="eV/Å")
-    figure = figures.hero(force, scalar, force.assign(value=force["reference"]), model="chgnet-0.3.0")
+    figure = figures.hero(force, force.assign(value=force["reference"]), scalar, model="chgnet-0.3.0")
     assert len(figure.axes) == 3
     words = [" ".join(text.get_text() for text in axes.texts) for axes in figure.axes]
     assert "slope 0.8" in words[0]

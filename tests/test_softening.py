@@ -578,3 +578,23 @@ def test_a_corrected_table_names_its_factor():
     assert after["value"].tolist() == [0.625]
     assert after["model"].tolist() == ["chgnet-0.3.0*1.2500"]
     assert table["value"].tolist() == [0.5]
+
+
+def test_transfer_matrix_mends_its_own_condition_only():
+    x = np.array([1.0, -2.0, 0.5, 1.5])
+    table = pd.DataFrame(
+        {
+            "model": "m",
+            "material": "Si",
+            "case": "a",
+            "property": "force",
+            "status": "ok",
+            "reference": np.tile(x, 2),
+            "value": np.concatenate([0.5 * x, 1.0 * x + [0.1, 0.1, -0.1, 0.1]]),
+            "temperature_k": np.repeat([300.0, 3000.0], 4),
+        }
+    )
+    matrix = softening.transfer_matrix(table, "temperature_k")
+    assert matrix.loc[300.0, 300.0] == pytest.approx(0.0, abs=1e-12)
+    assert matrix.loc[300.0, 3000.0] > 5, "the cold factor ruins the hot frames"
+    assert 0.9 < matrix.loc[3000.0, 300.0] < 1.1

@@ -586,7 +586,7 @@ def force_histogram(forces: pd.DataFrame, sets: Mapping[str, str]) -> Figure:
     edges = np.logspace(-3, 2, 61)
     centres = np.sqrt(edges[1:] * edges[:-1])
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2 * _PANEL + 0.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(2 * _PANEL + 0.2, 4.3), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         tones = ["#9AA3AC", COLOURS["chgnet-0.3.0"], COLOURS["m3gnet-mp-2021.2.8"], "#222222"]
@@ -600,7 +600,7 @@ def force_histogram(forces: pd.DataFrame, sets: Mapping[str, str]) -> Figure:
                 axes.fill_between(centres, density, color=tone, alpha=0.45, linewidth=0, label=where)
             else:
                 axes.plot(centres, density, color=tone, linestyle=style, label=where)
-        axes.set(xscale="log", xlabel="size of a DFT force component (eV/Å)", ylabel="share of components per decade", xlim=(1e-3, 40))
+        axes.set(xscale="log", xlabel="size of a DFT force component (eV/Å)", ylabel="share per decade", xlim=(1e-3, 40))
         axes.set_ylim(bottom=0)
         figure.legend(loc="outside upper left", ncols=1)
     return figure
@@ -646,6 +646,51 @@ def by_material(table: pd.DataFrame, quantity: str, what: str, ideal: float = 1.
         _name_lanes(axes, materials)
         axes.set_xlabel(what)
         figure.legend(loc="outside upper center", ncols=2, columnspacing=1.2)
+    return figure
+
+
+def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float]) -> Figure:
+    """Draw the softening scale against the temperature, one panel per element, with the melting point.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`helpers.benchmarks.off_equilibrium.by_temperature`.
+    melting_k : mapping of str to float
+        Melting point of each element, K.
+    """
+    elements = list(melting_k)
+    models = in_order(table["model"])
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(len(elements))
+        figure.set_figheight(0.75 * figure.get_figheight())
+        for panel, element in zip(axes, elements, strict=True):
+            panel.axhline(1, color=_TEXT, linewidth=1.1, linestyle=(0, (4, 2.5)), zorder=2)
+            panel.axvspan(melting_k[element], 2e4, color="#F4E6D8", zorder=0)
+            for model in models:
+                part = table[(table["model"] == model) & (table["element"] == element)].sort_values("temperature_k")
+                spread = np.abs(part[["slope_low", "slope_high"]].to_numpy().T - part["slope"].to_numpy())
+                panel.errorbar(
+                    part["temperature_k"],
+                    part["slope"],
+                    spread,
+                    color=colour(model),
+                    marker=marker(model),
+                    markersize=_size(model, 5.5),
+                    linewidth=1.4,
+                    zorder=3,
+                )
+            panel.set(xscale="log", xlim=(230, 7500), ylim=(0.3, 1.45))
+            panel.set_xticks([300, 1000, 3000], ["300", "1000", "3000"])
+            panel.set_xticks([], minor=True)
+            panel.set_title(element, loc="left")
+        for position, panel in enumerate(axes):
+            if position + 2 >= len(axes):
+                panel.set_xlabel("temperature (K)")
+            if position % 2 == 0:
+                panel.set_ylabel("softening scale")
+        handles = [Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 5.5), label=label(m)) for m in models]
+        _legend(figure, spare, [*handles, Patch(color="#F4E6D8", label="above the melting point")])
     return figure
 
 
@@ -714,35 +759,31 @@ def _name_lanes(axes: Axes, materials: Sequence[str]) -> None:
         axes.axhline(edge - 0.5, color="#E4E7EA", linewidth=0.8, zorder=1)
 
 
-def hero(forces: pd.DataFrame, surfaces: pd.DataFrame, tuned: pd.DataFrame, model: str) -> Figure:
-    """Draw softening in one picture, three panels: forces away from equilibrium, surface energies, forces after ten labels.
+def hero(before: pd.DataFrame, after: pd.DataFrame, surfaces: pd.DataFrame, model: str) -> Figure:
+    """Draw softening in one picture, three panels: forces as trained, surface energies, and the same forces after fine-tuning.
 
     Parameters
     ----------
-    forces : DataFrame
-        Force rows of one material of ``off_equilibrium``.
+    before, after : DataFrame
+        Force rows of the same frames.
     surfaces : DataFrame
         Rows of one property of ``surfaces``.
-    tuned : DataFrame
-        Force rows of ``fine_tuning``, after, of the same material as ``forces``.
     model : str
         The model's key.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.55), layout="constrained")
+        figure = Figure(figsize=(9.6, 3.7), layout="constrained")
         FigureCanvasAgg(figure)
         left, middle, right = figure.subplots(1, 3)
-        before, after = _rows(forces, "force"), _rows(tuned, "force")
+        before, after, surfaces = _rows(before, "force"), _rows(after, "force"), _rows(surfaces, None)
         limit = float(np.quantile(np.abs(before["reference"].to_numpy(dtype=float)), 0.999)) * 1.05
-        _force_panel(left, model, before[before["model"] == model], limit, 42)
-        part = _rows(surfaces, None)
-        part = part[part["model"] == model]
-        top = 1.05 * float(part[["value", "reference"]].to_numpy().max())
-        _parity_panel(middle, model, part, pd.DataFrame(), "material", (-0.02 * top, top), str(part["unit"].iloc[0]))
+        _force_panel(left, model, before, limit, 42)
         _force_panel(right, model, after, limit, 42)
+        top = 1.05 * float(surfaces[["value", "reference"]].to_numpy().max())
+        _parity_panel(middle, model, surfaces, pd.DataFrame(), "material", (-0.02 * top, top), str(surfaces["unit"].iloc[0]))
         for axes, what in ((left, "force (eV/Å)"), (middle, "surface energy (eV/Å²)"), (right, "force (eV/Å)")):
             axes.set(xlabel=f"DFT {what}", ylabel=f"model {what}")
-        for axes, title in ((left, "Hot crystal: too weak"), (middle, "Surfaces: too cheap"), (right, "After ten labels")):
+        for axes, title in ((left, "Forces: too weak"), (middle, "Surfaces: too cheap"), (right, "After ten labels")):
             axes.set_title(title, loc="left", color=_TEXT)
     return figure
 

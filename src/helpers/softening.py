@@ -973,3 +973,29 @@ def transferred(scalars: pd.DataFrame, factors: pd.DataFrame) -> pd.DataFrame:
         part = chosen[["model", "material", "label", "c", "status"]].assign(mae_before=before, mae_after=after, ratio=after / before)
         parts.append(part.assign(needed=1 / softening_scale(x, y)))
     return pd.concat(parts, ignore_index=True)
+
+
+def transfer_matrix(table: pd.DataFrame, condition: str, quantity: str = "force") -> pd.DataFrame:
+    """Correct one condition (temperature, …) with the factor c = 1/s of another, for all pairs.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy table of one model and one material.
+    condition : str
+        The column whose values are compared.
+
+    Returns
+    -------
+    DataFrame
+        MAE after over MAE before: the condition that gave the factor in the rows, the condition it is tested on in the columns.
+    """
+    good = _good(_select(table, quantity, [condition]))
+    groups = {value: part for value, part in good.groupby(condition, observed=True)}
+    pairs = {value: (part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)) for value, part in groups.items()}
+    factors = {value: 1 / softening_scale(x, y) for value, (x, y) in pairs.items()}
+    ratios = {
+        tested: {source: np.abs(c * y - x).mean() / np.abs(y - x).mean() for source, c in factors.items()}
+        for tested, (x, y) in pairs.items()
+    }
+    return pd.DataFrame(ratios).rename_axis(index="factor from", columns="tested on")

@@ -97,6 +97,9 @@ _COMPONENTS = ("", "x", "y", "z", "xx", "yy", "zz", "yz", "xz", "xy")
 # The Materials Project applies a Hubbard U to these metals in oxides and fluorides (Jain et al., APL Mater. 1, 011002 (2013)).
 _U_METALS = frozenset({"Co", "Cr", "Fe", "Mn", "Mo", "Ni", "V", "W"})
 
+# Melting points, K (CRC Handbook of Chemistry and Physics, 97th ed. (2016)).
+MELTING_K = {"Si": 1687, "Mo": 2895, "Cu": 1358, "Li": 454, "Ni": 1728}
+
 # The other groups, strained cells and relaxed slabs, hold small or no forces: they are made for energies and stresses.
 _THERMAL_GROUPS = ("AIMD-NVT", "Vacancy")
 
@@ -628,6 +631,34 @@ def by_pressure(table: pd.DataFrame, edges_gpa: Sequence[float] = (-20, 0, 5, 10
     found = softening.pooled(rows, by=("model", "window")).rename(columns={"window": "material"})
     frames = rows.groupby(["model", "window"], observed=True)["case"].nunique().rename("n_frames").rename_axis(["model", "material"])
     return found.astype({"material": str}).merge(frames.reset_index().astype({"material": str}), on=["model", "material"])
+
+
+def crystals(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the force rows of ``single-element-md`` that are perfect crystals below the melting point (:data:`MELTING_K`)."""
+    rows = table[(table["set"] == "single-element-md") & (table["property"] == "force") & (table["group"] == "AIMD-NVT")]
+    return rows[rows["temperature_k"] < rows["material"].astype(str).map(MELTING_K)]
+
+
+def by_temperature(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the scale of ``single-element-md`` at each temperature of the ab-initio molecular dynamics.
+
+    Only perfect crystals (group ``AIMD-NVT``) whose source says the temperature are used. The temperatures of the vacancy frames are
+    left out: in silicon those said to be at 300 K have larger forces than those said to be at 3374 K.
+
+    Returns
+    -------
+    DataFrame
+        One row per model, element and temperature, in the order of :data:`MELTING_K` and of rising temperature: ``material`` (``Si 300 K``),
+        ``element``, ``temperature_k`` and the columns of :func:`helpers.softening.pooled`; intervals from resampling frames, which
+        are too narrow where frames follow each other closely.
+    """
+    rows = table[(table["set"] == "single-element-md") & (table["property"] == "force") & (table["status"] == "ok")]
+    rows = rows[(rows["group"] == "AIMD-NVT") & rows["temperature_k"].notna()]
+    found = softening.pooled(rows, clusters="case", by=("model", "material", "temperature_k")).rename(columns={"material": "element"})
+    found["element"] = pd.Categorical(found["element"].astype(str), categories=list(MELTING_K), ordered=True)
+    found = found.sort_values(["model", "element", "temperature_k"], ignore_index=True)
+    names = [f"{element} {kelvin:.0f} K" for element, kelvin in zip(found["element"], found["temperature_k"], strict=True)]
+    return found.assign(material=names)
 
 
 def summarise(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
