@@ -648,8 +648,8 @@ def by_temperature(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per model, element and temperature, in the order of :data:`MELTING_K` and of rising temperature: ``material`` (``Si 300 K``),
-        ``element``, ``temperature_k`` and the columns of :func:`helpers.softening.pooled`; intervals from resampling frames, which
+        One row per model, element (in the order of :data:`MELTING_K`) and rising temperature: ``material`` (``Si 300 K``), ``element``,
+        ``temperature_k`` and the columns of :func:`helpers.softening.pooled`; intervals from resampling frames, which
         are too narrow where frames follow each other closely.
     """
     rows = table[(table["set"] == "single-element-md") & (table["property"] == "force") & (table["status"] == "ok")]
