@@ -48,10 +48,10 @@ def imported(source: str) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
             # Benchmarks and model families are imported by name at run time.
             names |= {f"helpers.benchmarks.{node.value}", f"helpers.potentials.{node.value}"}
-    return {name for name in names if name.split(".")[0] == "helpers" and ".." not in name and module_file(name)}
+    return {name for name in names if name.split(".")[0] == "helpers" and module_file(name)}
 
 
 def closure(names: set[str]) -> set[str]:
@@ -111,10 +111,11 @@ def main() -> int:
     tool = str(Path(sys.executable).parent / "jupyter-book")
     command = [tool, "build", str(ROOT), "--path-output", str(ROOT / "book"), "-W", "-n", "--keep-going"]
     environment = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    reports = BUILD / "html" / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
     status = subprocess.run(command, env=environment, check=False).returncode  # noqa: S603
     if status:
-        report = BUILD / "html" / "reports"
-        for log in sorted(report.rglob("*.log")) if report.is_dir() else []:
+        for log in sorted(reports.rglob("*.log")):
             print(f"\n--- {log.name}\n{log.read_text()}", file=sys.stderr)
         return status
     FINGERPRINTS.write_text(json.dumps(now, indent=1) + "\n")

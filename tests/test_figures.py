@@ -65,7 +65,7 @@ def fits(models=PAPER_MODELS):
 
 
 def words(figure):
-    return "\n".join(text.get_text() for text in figure.findobj(Text) if text.get_visible())
+    return "\n".join(text.get_text() for text in figure.findobj(Text) if text.get_visible()).replace("\u00a0", " ")
 
 
 def drawn(figure):
@@ -545,5 +545,5 @@ def test_parity_without_fit_has_no_slope():
 
 def test_with_interval_formats_numbers():
     frame = pd.DataFrame({"s": [0.8, 0.9], "s_low": [0.7, np.nan], "s_high": [0.87, np.nan]})
-    assert figures.with_interval(frame, "s") == ["0.80 [0.70, 0.87]", "0.90"]
-    assert figures.with_interval(frame, "s", 0, scale=100) == ["80 [70, 87]", "90"]
+    assert figures.with_interval(frame, "s") == ["0.80\u00a0[0.70,\u00a00.87]", "0.90"]
+    assert figures.with_interval(frame, "s", 0, scale=100) == ["80\u00a0[70,\u00a087]", "90"]

@@ -293,7 +293,8 @@ def _note(axes: Axes, text: str, corner: str = "upper left") -> None:
 def _range(low: float, high: float, digits: int = 2) -> str:
     if not np.isfinite([low, high]).all():
         return ""
-    return f" [{low:.{digits}f}, {high:.{digits}f}]"
+    # No-break spaces keep an interval in one piece where a table is narrow.
+    return f"\u00a0[{low:.{digits}f},\u00a0{high:.{digits}f}]"
 
 
 def _significant(value: float) -> str:
@@ -772,7 +773,7 @@ def hero(before: pd.DataFrame, after: pd.DataFrame, surfaces: pd.DataFrame, mode
         The model's key.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.6, 3.7), layout="constrained")
+        figure = Figure(figsize=(8.6, 3.4), layout="constrained")
         FigureCanvasAgg(figure)
         left, middle, right = figure.subplots(1, 3)
         before, after, surfaces = _rows(before, "force"), _rows(after, "force"), _rows(surfaces, None)
@@ -1356,7 +1357,10 @@ class ShownTable:
     footer: str
 
     def _repr_html_(self) -> str:
-        body = self.frame.to_html(border=0, escape=True, na_rep="–", classes="table result-table", index_names=True)
+        # The name of the index goes into the corner instead of a line of its own; several become columns.
+        single = self.frame.index.nlevels == 1
+        frame = self.frame.rename_axis(index=None, columns=self.frame.index.name) if single else self.frame.reset_index()
+        body = frame.to_html(border=0, escape=True, na_rep="–", classes="table result-table", index=single)
         words = html.escape(self.caption) + (f"<small>{html.escape(self.footer)}</small>" if self.footer else "")
         return f'<figure class="result"><div class="table-wrapper" tabindex="0">{body}</div><figcaption>{words}</figcaption></figure>'
 

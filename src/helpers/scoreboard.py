@@ -122,15 +122,15 @@ def _surface_lines() -> list[dict[str, object]]:
             ("mean_error", "surface-energy mean error", "eV/Å²", digitised["mean_error"], "digitised", _NEGATIVE),
             ("share_below", "share of surface energies below DFT", "1", digitised["share_below"], "digitised", _MAJORITY),
         ):
-            ours_on = "109 elemental slabs, relaxed with the model"
+            ours_on = "109 slabs, relaxed"
             lines.append(_line("2a", quantity, unit, entry.label, paper, source, found, name, soft, ours_on, "surfaces", entry.key))
     return lines
 
 
 # The like-for-like frames first, then the many compounds.
 _FORCE_SETS = {
-    "wbm-21": "21 frames of the paper's own WBM set, 14 compounds",
-    "mattersim-tp": "MatterSim-TP compounds, −20 to 15 GPa",
+    "wbm-21": "WBM-21, 14 compounds",
+    "mattersim-tp": "MatterSim-TP",
 }
 
 
@@ -183,8 +183,8 @@ def _fix_lines() -> list[dict[str, object]]:
     before = printed("5", "a", "CHGNet", "force MAE")
     scalar, tuned = "CHGNet linear corrected, 1 structure", "CHGNet fine tuned, 10 structure"
     on_one, on_ten = (
-        "crystalline Si, every frame as the label; median, 95 % of the choices",
-        "Si, crystal and melt, three draws of ten labels; mean, range",
+        "Si crystal; 95 % of the labels",
+        "Si; range of three draws",
     )
     lines = []
     for quantity, name, paper, found, benchmark, where in (
@@ -223,24 +223,17 @@ def hero(key: str = "chgnet-0.3.0", material: str = "Si") -> Figure:
 
 def readable(board: pd.DataFrame) -> pd.DataFrame:
     """Return the scoreboard as a reader wants to see it: numbers with their intervals as text, digitised ones with a star."""
-
-    def ours(line: pd.Series) -> str:
-        if not np.isfinite(line["ours"]):
-            return "–"
-        interval = f" [{line['ours_low']:.3f}, {line['ours_high']:.3f}]" if np.isfinite(line["ours_low"]) else ""
-        return f"{line['ours']:.3f}{interval}"
-
-    star = board["paper_source"].map({"digitised": " *", "printed": ""})
+    missing = board["verdict"] == "missing"
+    star = board["paper_source"].map({"digitised": "\u00a0*", "printed": ""})
     shown = pd.DataFrame(
         {
             "figure": board["figure"],
             "quantity": [f"{q} ({u})" if u != "1" else q for q, u in zip(board["quantity"], board["unit"], strict=True)],
             "model": board["model"],
             "paper": board["paper"].map("{:.3f}".format) + star,
-            "ours": [ours(line) for _, line in board.iterrows()],
-            "n": [n or "–" for n in board["n"]],
+            "ours": np.where(missing, "–", figures.with_interval(board, "ours", 3)),
             "verdict": board["verdict"],
-            "ours is on": board["ours_on"],
+            "ours is on": np.where(missing, "no table yet", board["ours_on"]),
         }
     )
     return shown.set_index("figure")

@@ -228,13 +228,13 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 def before_and_after(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return, per material of ``ten-labels``, some columns of :func:`summarise` before, and their mean and range over the draws after.
 
-    Columns of the result: ``<column>_before``, ``<column>_after``, ``<column>_low``, ``<column>_high``, and ``draws``.
+    Columns of the result: ``<column>_before``, ``<column>`` (mean after), ``<column>_low``, ``<column>_high``, and ``draws``.
     """
     summary = summarise(table[table["set"] == "ten-labels"])
     before = summary[summary["stage"] == "before"].set_index("material")
     after = summary[summary["stage"] == "after"].groupby("material", sort=False)
     found = {"draws": after.size()}
     for column in columns:
-        found |= {f"{column}_before": before[column], f"{column}_after": after[column].mean()}
+        found |= {f"{column}_before": before[column], column: after[column].mean()}
         found |= {f"{column}_low": after[column].min(), f"{column}_high": after[column].max()}
     return pd.DataFrame(found).loc[before.index]
