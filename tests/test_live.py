@@ -22,6 +22,12 @@ def test_dft_frames_give_the_committed_numbers(key):
     assert len(runner.live_check("surfaces", key, sets=["slabs-109"], protocol=surfaces.Protocol(relax=False), limit=8)) > 100
 
 
+def test_the_training_loop_gives_the_committed_numbers():
+    checked = runner.live_check("fine_tuning", "chgnet-0.3.0")
+    error = checked[checked["property"] == "validation_force_mae"]["value"].to_numpy()
+    assert error[-1] < 0.6 * error[0]
+
+
 def test_every_model_that_runs_here_has_its_tables():
     for benchmark in ("surfaces", "off_equilibrium"):
         assert set(RUNNABLE) & set(potentials.CATALOGUE) <= set(results.models(benchmark))
