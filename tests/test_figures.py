@@ -20,6 +20,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from helpers import figures, softening
+from helpers.figures import interactive, style
 from helpers.potentials import CATALOGUE
 from helpers.registry import data_dir
 
@@ -86,7 +87,7 @@ def test_every_model_has_a_colour_and_a_marker_of_its_own():
     assert len(set(figures.MARKERS.values())) == len(figures.MARKERS)
     markers = {*figures.MARKERS.values(), figures.marker("chgnet-0.3.0*1.2"), figures.marker("chgnet-0.3.0+1"), figures.marker("ase:a.b")}
     assert len(markers) == len(figures.MARKERS) + 3
-    assert markers <= set(figures._PLOTLY_SYMBOL)
+    assert markers <= set(style._PLOTLY_SYMBOL)
 
 
 def lab(colour, matrix=None):
@@ -117,7 +118,7 @@ def test_the_papers_three_models_are_told_apart_by_colour_alone(vision):
 
 def test_coloured_text_has_contrast():
     for model in [*figures.COLOURS, "ase:a.b"]:
-        rgb = np.array(figures._readable(model))
+        rgb = np.array(style._readable(model))
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         assert 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) >= 4.5
 
@@ -367,7 +368,7 @@ def test_structure_view_has_picture_text_atoms_and_cell():
 
 def test_cell_edges_are_the_edges():
     cell = np.array([[3.0, 0, 0], [1, 2, 0], [0.5, 0.2, 4]])
-    edges = figures._cell_edges(cell)
+    edges = interactive._cell_edges(cell)
     fractional = edges @ np.linalg.inv(cell)
     corners, counts = np.unique(fractional.round(6).reshape(-1, 3), axis=0, return_counts=True)
     assert len(corners) == 8

@@ -1,0 +1,55 @@
+"""The one visual language of the book: a colour and a marker for each model, and every kind of figure.
+
+Functions take tidy tables (:mod:`helpers.benchmarks`, :mod:`helpers.softening`) and return a figure; they touch no global
+plotting state. :func:`show` gives a figure its alternative text and its caption. The paper's values
+are open markers in the colour of the model they belong to.
+"""
+
+from __future__ import annotations
+
+from helpers.figures.charts import (
+    by_material,
+    force_histogram,
+    force_parity,
+    hero,
+    label_choices,
+    mae_cmae,
+    parity,
+    scale_against_temperature,
+    scale_distribution,
+)
+from helpers.figures.interactive import StructureView, interactive_parity, structure_view
+from helpers.figures.page import Shown, ShownTable, caption, show, show_table, with_interval
+from helpers.figures.style import COLOURS, MARKERS, STYLE, apply_style, base_key, colour, in_order, label, marker, paper_key, paper_points
+
+__all__ = [
+    "COLOURS",
+    "MARKERS",
+    "STYLE",
+    "Shown",
+    "ShownTable",
+    "StructureView",
+    "apply_style",
+    "base_key",
+    "by_material",
+    "caption",
+    "colour",
+    "force_histogram",
+    "force_parity",
+    "hero",
+    "in_order",
+    "interactive_parity",
+    "label",
+    "label_choices",
+    "mae_cmae",
+    "marker",
+    "paper_key",
+    "paper_points",
+    "parity",
+    "scale_against_temperature",
+    "scale_distribution",
+    "show",
+    "show_table",
+    "structure_view",
+    "with_interval",
+]

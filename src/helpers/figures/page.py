@@ -1,0 +1,159 @@
+"""Figures and tables as they stand on a page: alternative text, caption, and the footer that says where the numbers come from."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+import plotly.graph_objects as go
+from matplotlib.figure import Figure
+
+from helpers.figures.interactive import StructureView, _identifier, _script
+from helpers.figures.style import _need_alt, _png_uri, _range, label
+
+
+def caption(provenances: Iterable[Mapping[str, object]], extra: str = "") -> str:
+    """Return the footer of a figure: models with their packages, device and date.
+
+    Parameters
+    ----------
+    provenances : iterable of mapping
+        From :func:`helpers.results.provenance`: ``model``, ``device``, ``date``, and ``potential`` with ``package``.
+    extra : str
+        A sentence to end with.
+
+    Returns
+    -------
+    str
+        Models that were run on one device on one day share a clause.
+
+    Raises
+    ------
+    ValueError
+        If a provenance lacks model, device or date, or there is none.
+    """
+    groups: dict[tuple[str, str], list[str]] = {}
+    for provenance in provenances:
+        missing = [key for key in ("model", "device", "date") if not provenance.get(key)]
+        if missing:
+            raise ValueError(f"a provenance lacks {', '.join(missing)}: {dict(provenance)}")
+        name = label(str(provenance["model"]))
+        package = (provenance.get("potential") or {}).get("package")
+        groups.setdefault((str(provenance["device"]), str(provenance["date"])), []).append(f"{name} ({package})" if package else name)
+    if not groups:
+        raise ValueError("a caption needs at least one provenance")
+    clauses = [f"{', '.join(names)}: {device}, {date}" for (device, date), names in groups.items()]
+    return "; ".join(clauses) + "." + (f" {extra}" if extra else "")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure with alternative text and caption; Jupyter and the book show it by itself."""
+
+    figure: Figure | go.Figure | StructureView
+    alt: str
+    caption: str
+    footer: str
+    script: str
+
+    def _repr_html_(self) -> str:
+        words = html.escape(self.caption)
+        if self.footer:
+            words += f"<small>{html.escape(self.footer)}</small>"
+        below = f"<figcaption>{words}</figcaption>" if words else ""
+        return f'<figure class="result">{self._content()}{below}</figure>'
+
+    def _content(self) -> str:
+        alternative = html.escape(self.alt, quote=True)
+        if isinstance(self.figure, StructureView):
+            return self.figure._repr_html_()
+        if isinstance(self.figure, go.Figure):
+            identifier = _identifier("plot", self.alt)
+            height = self.figure.layout.height or 450
+            draw = (
+                f"const plot = {self.figure.to_json()};\n"
+                f'return Plotly.newPlot("{identifier}", plot.data, plot.layout, {{responsive: true, displaylogo: false}});'
+            )
+            place = f'id="{identifier}" class="plotly-graph-div" role="img" aria-label="{alternative}"'
+            return f'<div {place} style="height: {height}px; width: 100%"></div>\n{_script(self.script, draw)}'
+        width = round(self.figure.get_figwidth() * 96)
+        return f'<img src="{_png_uri(self.figure)}" alt="{alternative}" width="{width}" style="max-width: 100%; height: auto">'
+
+    def __repr__(self) -> str:
+        return f"Figure: {self.alt}"
+
+
+def show(
+    figure: Figure | go.Figure | StructureView,
+    alt: str,
+    caption: str = "",
+    footer: str = "",
+    script: str = "../_static/vendor/plotly-basic.min.js",
+) -> Shown:
+    """Give a figure its alternative text and caption, as an HTML ``<figure>``.
+
+    Parameters
+    ----------
+    figure : matplotlib or plotly figure, or StructureView
+        A matplotlib figure becomes a PNG at twice the page's resolution.
+    alt : str
+        What the figure shows, for those who cannot see it.
+    caption : str
+        Plain text; it is escaped.
+    footer : str
+        From :func:`caption`: models, device, date.
+    script : str
+        Address of plotly.js, relative to the page. It is loaded once per page, and only for a plotly figure.
+
+    Raises
+    ------
+    ValueError
+        If the alternative text is empty.
+    """
+    _need_alt(alt)
+    return Shown(figure, alt, caption, footer, script)
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table with a caption; it scrolls by itself where the page is narrow."""
+
+    frame: pd.DataFrame
+    caption: str
+    footer: str
+
+    def _repr_html_(self) -> str:
+        # The name of the index goes into the corner instead of a line of its own; several become columns.
+        single = self.frame.index.nlevels == 1
+        frame = self.frame.rename_axis(index=None, columns=self.frame.index.name) if single else self.frame.reset_index()
+        body = frame.to_html(border=0, escape=True, na_rep="–", classes="table result-table", index=single)
+        words = html.escape(self.caption) + (f"<small>{html.escape(self.footer)}</small>" if self.footer else "")
+        return f'<figure class="result"><div class="table-wrapper" tabindex="0">{body}</div><figcaption>{words}</figcaption></figure>'
+
+    def __repr__(self) -> str:
+        return f"{self.caption}\n{self.frame.to_string()}"
+
+
+def show_table(frame: pd.DataFrame, caption: str, footer: str = "") -> ShownTable:
+    """Give a table its caption, in the same frame as a figure.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        As it should read: rounded, with units in the column names. The index becomes the row names.
+    caption : str
+        Plain text; it is escaped.
+    footer : str
+        From :func:`caption`.
+    """
+    return ShownTable(frame, caption, footer)
+
+
+def with_interval(
+    table: pd.DataFrame, column: str, digits: int = 2, low: str = "_low", high: str = "_high", scale: float = 1.0
+) -> list[str]:
+    """Return a column as text with its interval, ``0.80 [0.70, 0.87]``, from the columns with the endings ``low`` and ``high``."""
+    numbers = table[[column, column + low, column + high]].astype(float).to_numpy() * scale
+    return [f"{value:.{digits}f}" + _range(lower, upper, digits) for value, lower, upper in numbers]

@@ -1,0 +1,322 @@
+"""Colours, markers and names of the models, and the pieces that every chart is made of."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from itertools import count
+from math import ceil
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from helpers.potentials import CATALOGUE
+from helpers.registry import data_dir
+
+# Okabe and Ito's colours (jfly.uni-koeln.de/color, 2008) and Tol's olive; models of one architecture have related hues.
+COLOURS: dict[str, str] = {
+    "DFT": "#000000",
+    "chgnet-0.3.0": "#0072B2",
+    "chgnet-0.2.0": "#56B4E9",
+    "m3gnet-mp-2021.2.8": "#D55E00",
+    "m3gnet-matpes-pbe-2025.1": "#E69F00",
+    "tensornet-matpes-pbe-2025.1": "#CC79A7",
+    "mace-mp-0-medium": "#009E73",
+    "mace-mpa-0-medium": "#999933",
+}
+
+MARKERS: dict[str, str] = {
+    "DFT": "x",
+    "chgnet-0.3.0": "o",
+    "chgnet-0.2.0": "h",
+    "m3gnet-mp-2021.2.8": "s",
+    "m3gnet-matpes-pbe-2025.1": "D",
+    "tensornet-matpes-pbe-2025.1": "P",
+    "mace-mp-0-medium": "^",
+    "mace-mpa-0-medium": "v",
+}
+
+# Markers of equal size in points do not look equally large.
+_MARKER_SCALE = {"D": 0.85, "P": 1.25, "*": 1.4, "X": 1.15, "^": 1.1, "v": 1.1, "<": 1.1}
+
+# A model of the reader's own, and models made from a catalogue model.
+_OTHER_COLOUR, _OTHER_MARKER, _SCALED_MARKER, _TUNED_MARKER = "#5A5A5A", "<", "*", "X"
+
+_PLOTLY_SYMBOL = {
+    "x": "x-thin",
+    "o": "circle",
+    "h": "hexagon",
+    "s": "square",
+    "D": "diamond",
+    "P": "cross",
+    "^": "triangle-up",
+    "v": "triangle-down",
+    "<": "triangle-left",
+    "*": "star",
+    "X": "x",
+}
+
+STYLE = {
+    "figure.dpi": 96,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10.5,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#444444",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#E4E7EA",
+    "grid.linewidth": 0.8,
+    "xtick.labelsize": 10.5,
+    "ytick.labelsize": 10.5,
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "legend.fontsize": 10.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "mathtext.default": "regular",
+}
+
+_TEXT = "#222222"
+_MUTED = "#6B7480"
+_PANEL = 3.35  # inch; two panels side by side fill a column of text and can still be read on a phone
+_SINGLE = 4.6  # inch, of a panel alone
+_RESOLUTION = 192  # dots per inch of the page's 96, for screens with small pixels
+
+_ids = count()
+
+
+def apply_style() -> None:
+    """Make the book's style the default of matplotlib, for figures drawn by hand in a notebook."""
+    mpl.rcParams.update(STYLE)
+
+
+def base_key(model: str) -> str:
+    """Return the catalogue key that a model was made from: ``chgnet-0.3.0*1.2500`` and ``chgnet-0.3.0+10`` are CHGNet 0.3.0."""
+    return model if model.startswith(("ase:", "file:")) else model.split("*")[0].split("+")[0]
+
+
+def colour(model: str) -> str:
+    """Return the colour of a model: its own, that of the model it was made from, or grey."""
+    return COLOURS.get(base_key(model), _OTHER_COLOUR)
+
+
+def marker(model: str) -> str:
+    """Return the marker of a model. A scaled model is a star, a fine-tuned one a filled cross."""
+    base = base_key(model)
+    made = model[len(base) :]
+    if made:
+        return _SCALED_MARKER if "*" in made else _TUNED_MARKER
+    return MARKERS.get(base, _OTHER_MARKER)
+
+
+def _size(model: str, points: float) -> float:
+    return points * _MARKER_SCALE.get(marker(model), 1.0)
+
+
+def label(model: str) -> str:
+    """Return the name of a model for figures and text."""
+    base = base_key(model)
+    name = CATALOGUE[base].label if base in CATALOGUE else base
+    made, _, factor = model[len(base) :].partition("*")
+    if made:
+        labels = made.removeprefix("+")
+        name += f" + {labels} label{'' if labels == '1' else 's'}"
+    return f"{name} × {float(factor):.2f}" if factor else name
+
+
+def in_order(models: Iterable[str]) -> list[str]:
+    """Return models in the order of the catalogue, so that every figure lists them alike; unknown ones last."""
+    order = {key: position for position, key in enumerate(COLOURS)}
+    return sorted(set(models), key=lambda model: (order.get(base_key(model), len(order)), model))
+
+
+def paper_key(paper_label: str) -> str:
+    """Return the catalogue key of one of the paper's three models.
+
+    Raises
+    ------
+    ValueError
+        If the paper has no such model.
+    """
+    keys = {entry.paper_label: key for key, entry in CATALOGUE.items() if entry.paper_label}
+    if paper_label not in keys:
+        raise ValueError(f"the paper has no model {paper_label!r}; it has {', '.join(sorted(keys))}")
+    return keys[paper_label]
+
+
+def paper_points(figure: str) -> pd.DataFrame:
+    """Read a digitised parity figure of the paper.
+
+    Parameters
+    ----------
+    figure : {"fig2a", "fig2b", "fig2c"}
+        Surfaces (eV/Å²), defects (eV) or solid solutions (eV per formula unit).
+
+    Returns
+    -------
+    DataFrame
+        Columns ``model`` (catalogue key), ``value``, ``reference``. Points that lie off the figure's axis are left out.
+
+    Raises
+    ------
+    FileNotFoundError
+        If that figure was not digitised.
+    ValueError
+        If the table holds no DFT column.
+    """
+    wide = pd.read_csv(data_dir() / "paper" / f"{figure}_digitised.csv")
+    column = {name: next((c for c in wide if name in c.split("_")), None) for name in ("DFT", "M3GNet", "CHGNet", "MACE")}
+    if column["DFT"] is None:
+        raise ValueError(f"the digitised {figure} has no DFT column; it has {', '.join(wide)}")
+    reference = wide[column.pop("DFT")]
+    parts = [
+        pd.DataFrame({"model": paper_key(name), "value": wide[source], "reference": reference}) for name, source in column.items() if source
+    ]
+    return pd.concat(parts, ignore_index=True).dropna(ignore_index=True)
+
+
+def _rows(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
+    """Return the rows to draw: one property, nothing that failed."""
+    rows = table if quantity is None else table[table["property"] == quantity]
+    properties = sorted(rows["property"].unique())
+    if len(properties) != 1:
+        asked = "" if quantity is None else f" of property {quantity!r}"
+        raise ValueError(f"one property is needed, but the table{asked} has {properties or 'no rows'}; choose with quantity=…")
+    rows = rows[rows["status"] == "ok"]
+    if rows.empty:
+        raise ValueError(f"every row of property {properties[0]!r} failed")
+    bad = rows[~np.isfinite(rows[["value", "reference"]].to_numpy(dtype=float)).all(axis=1)]
+    if len(bad):
+        raise ValueError(f"{len(bad)} rows with status 'ok' hold values that are not finite, first in case {bad['case'].iloc[0]!r}")
+    return rows
+
+
+def _chosen(rows: pd.DataFrame, models: Sequence[str] | None) -> list[str]:
+    """Return the models to draw, after checking that all of them are there."""
+    there = set(rows["model"])
+    if models is None:
+        return in_order(there)
+    missing = [model for model in models if model not in there]
+    if missing or not models:
+        raise ValueError(f"the table has no good rows of {', '.join(missing) or 'any model'}; it has {', '.join(in_order(there))}")
+    return list(models)
+
+
+def _panels(n: int, extra: float = 0.0) -> tuple[Figure, list[Axes], Axes | None]:
+    """Return a figure with n panels in at most two columns, and the empty place beside the last one, if there is one.
+
+    ``extra`` inches of height are added when there is no empty place for legend and colour bar.
+    """
+    columns = min(n, 2)
+    lines = ceil(n / columns)
+    extra = 0.0 if n % columns else extra
+    side = _PANEL if columns == 2 else _SINGLE
+    figure = Figure(figsize=(side * columns + 0.2, side * lines + 0.2 + extra), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(lines, columns, squeeze=False).ravel())
+    spare = axes[n] if len(axes) > n else None
+    if spare is not None:
+        spare.set_axis_off()
+    return figure, axes[:n], spare
+
+
+def _legend(figure: Figure, spare: Axes | None, handles: list[object]) -> None:
+    """Put the legend into the empty place, else above the panels."""
+    if spare is not None:
+        spare.legend(handles=handles, loc="center", fontsize=STYLE["legend.fontsize"] + 0.5, labelspacing=1.0)
+    else:
+        columns = len(handles) if figure.get_figwidth() > 2 * _PANEL else 2
+        figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
+
+
+def _note(axes: Axes, text: str, corner: str = "upper left") -> None:
+    """Write numbers into a corner of a panel, on a veil of white that keeps them apart from points."""
+    x, horizontal = (0.035, "left") if "left" in corner else (0.965, "right")
+    y, vertical = (0.965, "top") if "upper" in corner else (0.035, "bottom")
+    axes.text(
+        x,
+        y,
+        text,
+        transform=axes.transAxes,
+        ha=horizontal,
+        va=vertical,
+        color=_TEXT,
+        fontsize=10,
+        linespacing=1.35,
+        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "boxstyle": "square,pad=0.15"},
+        zorder=10,
+    )
+
+
+def _range(low: float, high: float, digits: int = 2) -> str:
+    if not np.isfinite([low, high]).all():
+        return ""
+    # No-break spaces keep an interval in one piece where a table is narrow.
+    return f"\u00a0[{low:.{digits}f},\u00a0{high:.{digits}f}]"
+
+
+def _significant(value: float) -> str:
+    """Return three significant digits, with their zeros."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+def _square(axes: Axes, low: float, high: float) -> None:
+    axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+    # The same few round ticks on both axes, so that the diagonal can be read off.
+    ticks = MaxNLocator(nbins=5).tick_values(low, high)
+    ticks = ticks[(ticks >= low) & (ticks <= high)]
+    axes.set_xticks(ticks)
+    axes.set_yticks(ticks)
+    axes.plot([low, high], [low, high], color=_TEXT, linewidth=1.1, linestyle=(0, (4, 2.5)), zorder=2.5)
+
+
+def _title(axes: Axes, model: str) -> None:
+    axes.set_title(label(model), color=_readable(model), loc="left")
+
+
+def _readable(model: str) -> tuple[float, float, float]:
+    """Return a model's colour, darkened until text in it has a contrast of 4.5 on white (WCAG 2.1, criterion 1.4.3)."""
+    rgb = np.array(to_rgb(colour(model)))
+    while True:
+        linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+        if 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) >= 4.5:
+            return tuple(rgb)
+        rgb *= 0.96
+
+
+def _labels(figure: Figure, axes: Sequence[Axes], what: str, unit: str) -> None:
+    """Label the outer axes only: below the lowest panel of each column, and left of each line."""
+    columns = min(len(axes), 2)
+    suffix = f" ({unit})" if unit else ""
+    for position, panel in enumerate(axes):
+        if position + columns >= len(axes):
+            panel.set_xlabel(f"DFT {what}{suffix}")
+        if position % columns == 0:
+            panel.set_ylabel(f"model {what}{suffix}")
+
+
+def _need_alt(alt: str) -> None:
+    if not alt.strip():
+        raise ValueError("a figure needs an alternative text: say what it shows in a sentence")
+
+
+def _png_uri(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_RESOLUTION, metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
