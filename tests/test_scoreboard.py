@@ -51,10 +51,10 @@ def test_the_board_is_complete_and_comes_from_the_tables():
         assert np.isfinite(line.ours) != missing
         if missing:
             assert line.ours_on.startswith("softening run ")
-    chgnet = board[(board["key"] == "chgnet-0.3.0") & (board["quantity"] == "surface-energy MAE")].iloc[0]
+    chgnet = board[(board["key"] == "chgnet-0.3.0") & (board["quantity"] == "surface energy, MAE")].iloc[0]
     summary = surfaces.summarise(results.read("surfaces", "chgnet-0.3.0")).set_index(["set", "property"])
     assert chgnet["ours"] == pytest.approx(summary.loc[("slabs-109", "gamma_relaxed"), "mae"])
-    scales = board[(board["key"] == "chgnet-0.3.0") & (board["quantity"] == "softening scale, median")]["ours"].tolist()
+    scales = board[(board["key"] == "chgnet-0.3.0") & (board["quantity"] == "softening scale s, median")]["ours"].tolist()
     summary = off_equilibrium.summarise(results.read("off_equilibrium", "chgnet-0.3.0")).set_index("set")
     assert scales == pytest.approx([summary.loc["wbm-21", "slope_median"], summary.loc["mattersim-tp", "slope_median"]])
 

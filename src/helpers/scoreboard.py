@@ -118,9 +118,9 @@ def _surface_lines() -> list[dict[str, object]]:
             found = softening.scalar_summary(chosen["value"], chosen["reference"], clusters=chosen["material"])
         digitised = _digitised_surfaces(entry.paper_label)
         for name, quantity, unit, paper, source, soft in (
-            ("mae", "surface-energy MAE", "eV/Å²", printed("2", "a", entry.paper_label, "MAE"), "printed", _ANY),
-            ("mean_error", "surface-energy mean error", "eV/Å²", digitised["mean_error"], "digitised", _NEGATIVE),
-            ("share_below", "share of surface energies below DFT", "1", digitised["share_below"], "digitised", _MAJORITY),
+            ("mae", "surface energy, MAE", "eV/Å²", printed("2", "a", entry.paper_label, "MAE"), "printed", _ANY),
+            ("mean_error", "surface energy, mean error", "eV/Å²", digitised["mean_error"], "digitised", _NEGATIVE),
+            ("share_below", "surface energy, share below DFT", "1", digitised["share_below"], "digitised", _MAJORITY),
         ):
             ours_on = "109 slabs, relaxed"
             lines.append(_line("2a", quantity, unit, entry.label, paper, source, found, name, soft, ours_on, "surfaces", entry.key))
@@ -146,8 +146,8 @@ def _force_lines() -> list[dict[str, object]]:
         for chosen, ours_on in _FORCE_SETS.items():
             found = None if summary is None else {**summary.loc[chosen], "n": summary.loc[chosen, "n_materials"]}
             for figure, name, quantity, unit, paper, source, soft in (
-                ("5b", "slope_median", "softening scale, median", "1", stats.loc[label, "median"], "digitised", _BELOW_ONE),
-                ("5b", "share_below_one", "share of compounds with scale below 1", "1", below, "printed", _MAJORITY),
+                ("5b", "slope_median", "softening scale s, median", "1", stats.loc[label, "median"], "digitised", _BELOW_ONE),
+                ("5b", "share_below_one", "share with s < 1", "1", below, "printed", _MAJORITY),
                 ("6b", "mae_median", "force MAE, median", "eV/Å", quartiles[label, "MAE"], "digitised", _ANY),
                 ("6b", "cmae_median", "force cMAE, median", "eV/Å", quartiles[label, "cMAE"], "digitised", _ANY),
             ):
@@ -188,7 +188,7 @@ def _fix_lines() -> list[dict[str, object]]:
     )
     lines = []
     for quantity, name, paper, found, benchmark, where in (
-        ("slope after one label, scalar", "slope", printed("6", "a-left", scalar, "slope"), one, "off_equilibrium", on_one),
+        ("slope, one label", "slope", printed("6", "a-left", scalar, "slope"), one, "off_equilibrium", on_one),
         (
             "MAE after / before, one label",
             "mae_ratio",
@@ -197,7 +197,7 @@ def _fix_lines() -> list[dict[str, object]]:
             "off_equilibrium",
             on_one,
         ),
-        ("slope after ten labels", "slope", printed("6", "a-right", tuned, "slope"), ten, "fine_tuning", on_ten),
+        ("slope, ten labels", "slope", printed("6", "a-right", tuned, "slope"), ten, "fine_tuning", on_ten),
         ("MAE after / before, ten labels", "mae_ratio", printed("6", "a-right", tuned, "force MAE") / before, ten, "fine_tuning", on_ten),
     ):
         soft = _BELOW_ONE if name == "mae_ratio" else _ANY
