@@ -527,7 +527,7 @@ def test_hero_has_three_panels_with_their_numbers():
     assert len(figure.axes) == 3
     words = [" ".join(text.get_text() for text in axes.texts) for axes in figure.axes]
     assert "slope 0.8" in words[0]
-    assert "slope 1.000" in words[2]
+    assert "slope 1.00" in words[2]
 
 
 def test_a_table_is_escaped_captioned_and_reachable_by_keyboard():

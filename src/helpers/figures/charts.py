@@ -121,6 +121,7 @@ def _parity_panel(
     limits: tuple[float, float],
     unit: str,
     fit: bool = True,
+    brief: bool = False,
 ) -> None:
     x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
     if len(paper):
@@ -151,10 +152,13 @@ def _parity_panel(
     summary = softening.scalar_summary(y, x, clusters=None if clusters is None else part[clusters])
     _square(axes, *limits)
     lines = [f"n = {summary['n']}", f"MAE {_significant(summary['mae'])} {unit}"]
+    if brief:
+        lines = [f"MAE {summary['mae']:.2f} {unit}"]
     if fit:
         ends = np.array([min(x.min(), 0.0), max(x.max(), 0.0)])
         axes.plot(ends, summary["slope"] * ends, color=colour(model), linewidth=2, zorder=5, path_effects=_casing())
-        lines.insert(1, f"slope {summary['slope']:.2f}{_range(summary['slope_low'], summary['slope_high'])}")
+        interval = "" if brief else _range(summary["slope_low"], summary["slope_high"])
+        lines.insert(-1, f"slope {summary['slope']:.2f}{interval}")
     axes.set_xlim(limits)
     axes.set_ylim(limits)
     _note(axes, "\n".join(lines))
@@ -250,8 +254,8 @@ def _good_fits(fits: pd.DataFrame, models: Sequence[str] | None) -> tuple[pd.Dat
     return good, _chosen(good, models)
 
 
-def _force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsize: int) -> PolyCollection:
-    """Draw one model's force components as hexagons, with the fit and the numbers; return the hexagons."""
+def _force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsize: int, brief: bool = False) -> PolyCollection:
+    """Draw one model's force components as hexagons, with the fit and the numbers (``brief``: two of them); return the hexagons."""
     x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
     inside = (np.abs(x) <= limit) & (np.abs(y) <= limit)
     hexagons = axes.hexbin(
@@ -270,10 +274,13 @@ def _force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, grids
     ends = np.array([-limit, limit])
     axes.plot(ends, fitted.slope * ends, color=_readable(model), linewidth=2, zorder=5, path_effects=_casing())
     axes.set_ylim(-limit, limit)
+    if brief:
+        _note(axes, f"slope {fitted.slope:.2f}\nMAE {fitted.mae:.2f} eV/Å")
+        return hexagons
     _note(axes, f"slope {fitted.slope:.3f}\nMAE {fitted.mae:.3f}\ncMAE {fitted.cmae:.3f} eV/Å")
+    _title(axes, model)
     outside = np.count_nonzero(~inside)
     _note(axes, f"n = {len(x):,}" + (f"\n{outside:,} outside" if outside else ""), "lower right")
-    _title(axes, model)
     return hexagons
 
 
@@ -476,15 +483,15 @@ def hero(before: pd.DataFrame, after: pd.DataFrame, surfaces: pd.DataFrame, mode
         The model's key.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 3.4), layout="constrained")
+        figure = Figure(figsize=(9.0, 3.3), layout="constrained")
         FigureCanvasAgg(figure)
         left, middle, right = figure.subplots(1, 3)
         before, after, surfaces = _rows(before, "force"), _rows(after, "force"), _rows(surfaces, None)
         limit = float(np.quantile(np.abs(before["reference"].to_numpy(dtype=float)), 0.999)) * 1.05
-        _force_panel(left, model, before, limit, 42)
-        _force_panel(right, model, after, limit, 42)
+        _force_panel(left, model, before, limit, 42, brief=True)
+        _force_panel(right, model, after, limit, 42, brief=True)
         top = 1.05 * float(surfaces[["value", "reference"]].to_numpy().max())
-        _parity_panel(middle, model, surfaces, pd.DataFrame(), "material", (-0.02 * top, top), str(surfaces["unit"].iloc[0]))
+        _parity_panel(middle, model, surfaces, pd.DataFrame(), "material", (-0.02 * top, top), str(surfaces["unit"].iloc[0]), brief=True)
         for axes, what in ((left, "force (eV/Å)"), (middle, "surface energy (eV/Å²)"), (right, "force (eV/Å)")):
             axes.set(xlabel=f"DFT {what}", ylabel=f"model {what}")
         for axes, title in ((left, "Forces: too weak"), (middle, "Surfaces: too cheap"), (right, "After ten labels")):
