@@ -163,10 +163,14 @@ def test_unknown_set_is_named():
         surfaces.cases(sets=["nonsense"])
 
 
-def test_default_is_what_is_on_this_machine(monkeypatch, tmp_path):
+def test_by_default_all_sets_are_wanted(monkeypatch, tmp_path):
+    """A table without the main set would leave a hole in the chapter: what is missing is named, not passed over."""
     monkeypatch.delenv(registry.MIRROR_VARIABLE, raising=False)
-    monkeypatch.setenv("SOFTENING_CACHE", str(tmp_path))
-    assert {case.set for case in surfaces.cases()} == {"tran-rebuilt", "jarvis-binaries"}
+    monkeypatch.setenv(registry.CACHE_VARIABLE, str(tmp_path))
+    monkeypatch.setenv(registry.OFFLINE_VARIABLE, "1")
+    with pytest.raises(registry.RegistryError, match=r"Surface\.json is not on this machine"):
+        surfaces.cases()
+    assert {case.set for case in surfaces.cases(sets=["tran-rebuilt", "jarvis-binaries"])} == {"tran-rebuilt", "jarvis-binaries"}
 
 
 # -- run -------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     protocol : Protocol, optional
         Not needed here: slabs that are built are cut in :func:`run`, from the bulk that the model has relaxed.
     sets : iterable of str, optional
-        Keys of :data:`SETS`. By default all sets whose files are on this machine.
+        Keys of :data:`SETS`. By default all; files that are not here are fetched.
 
     Returns
     -------
@@ -188,9 +188,9 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     KeyError
         If a set is unknown.
     helpers.registry.RegistryError
-        If a set is asked for by name and its files cannot be had.
+        If a file cannot be had; the message says which, and where to put it.
     """
-    names = [name for name in SETS if registry.available(SETS[name])] if sets is None else list(sets)
+    names = list(SETS) if sets is None else list(sets)
     unknown = set(names) - set(SETS)
     if unknown:
         raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
