@@ -52,7 +52,7 @@ from ase import units
 from ase.build import bulk
 from ase.formula import Formula
 
-from helpers import registry, softening
+from helpers import registry, softening, structures
 from helpers.benchmarks import COLUMNS, Case
 from helpers.potentials.base import Potential, Prediction
 
@@ -216,17 +216,6 @@ def _bare(atoms: ase.Atoms) -> ase.Atoms:
     return ase.Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
 
 
-def _from_pymatgen(structure: dict) -> ase.Atoms:
-    """Read a pymatgen structure's dictionary; building its objects would take most of the time."""
-    sites = structure["sites"]
-    return ase.Atoms(
-        [site["species"][0]["element"] for site in sites],
-        scaled_positions=[site["abc"] for site in sites],
-        cell=structure["lattice"]["matrix"],
-        pbc=True,
-    )
-
-
 def _formula(atoms: ase.Atoms) -> str:
     return Formula(atoms.get_chemical_formula()).reduce()[0].format("metal")
 
@@ -265,7 +254,7 @@ def _read_wbm_full(chosen: str, paths: Sequence[Path]) -> list[Case]:
                         f"{chosen}/{material}/{frame}",
                         chosen,
                         material,
-                        _from_pymatgen(record["structure"]),
+                        structures.from_dict(record["structure"]),
                         record["vasp_e"],
                         record["vasp_f"],
                         stress,
@@ -367,7 +356,7 @@ def _read_single_elements(chosen: str, paths: Sequence[Path]) -> list[Case]:
                 stress = _stress_from_kbar(outputs["stress"], swapped=False)
                 if any(_same(outputs, reference) for reference in known):
                     continue
-            atoms = _from_pymatgen(record["structure"])
+            atoms = structures.from_dict(record["structure"])
             name = f"{chosen}/{source}/{number:03d}"
             found.append(_case(name, chosen, element, atoms, outputs["energy"], outputs["forces"], stress, group=group, **info))
     return found

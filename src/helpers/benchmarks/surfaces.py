@@ -50,7 +50,7 @@ from pymatgen.core.surface import Slab, SlabGenerator
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from helpers import engine, registry, softening
+from helpers import engine, registry, softening, structures
 from helpers.benchmarks import Case, row, table
 from helpers.potentials.base import Potential
 
@@ -225,11 +225,6 @@ def left_out() -> pd.DataFrame:
     )
 
 
-def _plain(structure: Structure) -> ase.Atoms:
-    """Turn a pymatgen structure into ASE atoms that carry nothing else."""
-    return ase.Atoms(numbers=structure.atomic_numbers, positions=structure.cart_coords, cell=structure.lattice.matrix, pbc=True)
-
-
 def _spaced(facet: str | Sequence[int]) -> str:
     """Return a Miller index as text, ``1 1 -2 0``."""
     return " ".join(str(index) for index in facet)
@@ -287,13 +282,13 @@ def _slabs_109() -> list[Case]:
         crystal = Structure.from_dict(frame["structure"])
         e_bulk = frame["outputs"]["energy"] / len(crystal)
         # The primitive cell is the same crystal with fewer atoms to evaluate.
-        bulk = _plain(crystal.get_primitive_structure(tolerance=0.05))
+        bulk = structures.plain(crystal.get_primitive_structure(tolerance=0.05))
         centring = "F" if element in ("Cu", "Ni", "Si") else "I"
         n_points = {"F": 4, "I": 2}[centring]
         lattice_a = (bulk.get_volume() / len(bulk) * n_points * (2 if element == "Si" else 1)) ** (1 / 3)
         origin = "mlearn" if element in ("Li", "Mo", "Si") else "snap"
         for record in slabs:
-            slab = _plain(Structure.from_dict(record["structure"]))
+            slab = structures.plain(Structure.from_dict(record["structure"]))
             stored = stored_miller(record)
             miller = stored or derive_miller(slab, lattice_a, centring)
             reconstructed = "reconstructed" in record.get("description", "")
@@ -416,11 +411,11 @@ def _pymatgen_tests() -> list[Case]:
     unit_cells = _read_json(registry.fetch(_UNIT_CELLS))
     for key, (name, bulk_name) in _ENTRY_FILES.items():
         crystal = Structure.from_dict(unit_cells[bulk_name]["structure"])
-        bulk, e_bulk = _plain(crystal), unit_cells[bulk_name]["energy"] / len(crystal)
+        bulk, e_bulk = structures.plain(crystal), unit_cells[bulk_name]["energy"] / len(crystal)
         for label, entry in _read_json(registry.fetch(key)).items():
             # Cu_mp-30_slab_k40_s10v10_310_shift0.08, La_hcp_slab_kpt40_s10v10_2-12
             facet = re.search(r"s10v10_((?:-?\d){3})", label).group(1)
-            slab = _plain(Structure.from_dict(entry["structure"]))
+            slab = structures.plain(Structure.from_dict(entry["structure"]))
             gamma = surface_energy(entry["energy"], len(slab), e_bulk, area(slab))
             miller = [int(part) for part in re.findall(r"-?\d", facet)]
             found.append(
@@ -581,13 +576,13 @@ def build_slab(bulk: ase.Atoms, miller: Sequence[int], protocol: Protocol) -> as
     )
     possible = [slab.get_orthogonal_c_slab() for slab in generator.get_slabs()]
     slabs = [
-        _plain(slab)
+        structures.plain(slab)
         for slab in possible
         if slab.composition.reduced_formula == crystal.composition.reduced_formula and _has_equal_faces(slab)
     ]
     if not slabs:
         raise ValueError(f"no stoichiometric slab with equal faces among the {len(possible)} cuts along ({_spaced(miller)})")
-    return min(slabs, key=lambda slab: round(_broken_bonds(slab, bulk) / area(slab), 6))
+    return min(slabs, key=lambda slab: round(broken_bonds(slab, bulk) / area(slab), 6))
 
 
 def _has_equal_faces(slab: Slab) -> bool:
@@ -596,12 +591,10 @@ def _has_equal_faces(slab: Slab) -> bool:
     return any(round(operation.rotation_matrix[2][2]) == -1 for operation in operations)
 
 
-def _broken_bonds(slab: ase.Atoms, bulk: ase.Atoms) -> float:
-    """Return how many nearest neighbours the slab's atoms lack, against the bulk's average."""
-    nearest = neighbor_list("d", bulk, 6.0).min()
-    cutoff = 1.15 * nearest
-    per_atom = len(neighbor_list("i", bulk, cutoff)) / len(bulk)
-    return per_atom * len(slab) - len(neighbor_list("i", slab, cutoff))
+def broken_bonds(slab: ase.Atoms, bulk: ase.Atoms) -> float:
+    """Return how many nearest neighbours the slab's atoms lack, against the bulk's average: twice the broken bonds of both faces."""
+    cutoff = structures.first_shell(bulk)
+    return structures.neighbours(bulk, cutoff).mean() * len(slab) - structures.neighbours(slab, cutoff).sum()
 
 
 @dataclass
@@ -636,26 +629,26 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
         a DFT value.
     """
     pairs = _pairs(potential, cases, protocol, progress)
-    structures: list[ase.Atoms] = []
+    distinct: list[ase.Atoms] = []
     slab_at: dict[int, int] = {}
     bulk_at: dict[int, int] = {}
     seen: dict[bytes, int] = {}
     for number, pair in enumerate(pairs):
         if pair.error is not None:
             continue
-        slab_at[number] = len(structures)
-        structures.append(pair.slab)
-        key = _content(pair.bulk)
+        slab_at[number] = len(distinct)
+        distinct.append(pair.slab)
+        key = structures.content(pair.bulk)
         if key not in seen:
-            seen[key] = len(structures)
-            structures.append(pair.bulk)
+            seen[key] = len(distinct)
+            distinct.append(pair.bulk)
         bulk_at[number] = seen[key]
 
-    static = potential.evaluate(structures, stress=False, progress=progress)
+    static = potential.evaluate(distinct, stress=False, progress=progress)
     outcomes = {"gamma_static": static}
     if protocol.relax:
         outcomes["gamma_relaxed"] = engine.relax(
-            potential, structures, cell="fixed", fmax=protocol.fmax_ev_per_a, max_steps=protocol.max_steps, progress=progress
+            potential, distinct, cell="fixed", fmax=protocol.fmax_ev_per_a, max_steps=protocol.max_steps, progress=progress
         )
 
     rows = []
@@ -683,7 +676,7 @@ def _pairs(potential: Potential, cases: Sequence[Case], protocol: Protocol, prog
     guesses: dict[bytes, ase.Atoms] = {}
     for case in cases:
         if "slab" not in case.structures and "bulk" in case.structures:
-            guesses.setdefault(_content(case.structures["bulk"]), case.structures["bulk"])
+            guesses.setdefault(structures.content(case.structures["bulk"]), case.structures["bulk"])
     relaxed = {}
     if guesses:
         results = engine.relax(
@@ -703,14 +696,14 @@ def _pair(case: Case, relaxed: dict[bytes, engine.Relaxed], protocol: Protocol) 
     if bulk is None:
         return _Pair(slab, error="no bulk structure")
     if slab is None:
-        result = relaxed[_content(bulk)]
+        result = relaxed[structures.content(bulk)]
         if result.error is not None:
             return _Pair(error=f"bulk: {result.error}")
         try:
             # The sizes follow the lattice parameter, so that every model gets a slab of equally many layers.
             stretch = (result.atoms.get_volume() / bulk.get_volume()) ** (1 / 3)
             sizes = replace(protocol, min_slab_a=stretch * protocol.min_slab_a, min_vacuum_a=stretch * protocol.min_vacuum_a)
-            bulk = _symmetrised(result.atoms, bulk)
+            bulk = structures.symmetrised(result.atoms, bulk)
             slab = build_slab(bulk, [int(index) for index in case.info["miller"].split()], sizes)
         except ValueError as error:
             return _Pair(error=str(error))
@@ -719,28 +712,9 @@ def _pair(case: Case, relaxed: dict[bytes, engine.Relaxed], protocol: Protocol) 
     return _Pair(slab, bulk)
 
 
-def _symmetrised(atoms: ase.Atoms, guess: ase.Atoms) -> ase.Atoms:
-    """Return the conventional cell of a relaxed crystal, free of the relaxation's rounding errors.
-
-    Raises
-    ------
-    ValueError
-        If the relaxation has changed the space group.
-    """
-    before, after = (SpacegroupAnalyzer(AseAtomsAdaptor.get_structure(a), symprec=0.02) for a in (guess, atoms))
-    if before.get_space_group_number() != after.get_space_group_number():
-        raise ValueError(f"bulk: went from {before.get_space_group_symbol()} to {after.get_space_group_symbol()} as it relaxed")
-    return _plain(after.get_conventional_standard_structure())
-
-
 def _composition(atoms: ase.Atoms) -> dict[int, float]:
     numbers, counts = np.unique(atoms.numbers, return_counts=True)
     return {int(number): round(float(count) / len(atoms), 6) for number, count in zip(numbers, counts, strict=True)}
-
-
-def _content(atoms: ase.Atoms) -> bytes:
-    """Return a key by which equal structures are recognised."""
-    return atoms.numbers.tobytes() + atoms.positions.tobytes() + atoms.cell.array.tobytes()
 
 
 def _gamma(pair: _Pair, slab: object, bulk: object) -> tuple[float, str | None]:
