@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 import shutil
@@ -21,6 +22,7 @@ from PIL import Image
 
 from helpers import figures, softening
 from helpers.figures import interactive, style
+from helpers.figures.lanes import _CURES
 from helpers.potentials import CATALOGUE
 from helpers.registry import data_dir
 
@@ -184,6 +186,64 @@ def test_figures_leave_the_global_style_alone(monkeypatch):
 # --- static figures
 
 
+def orderings(models=PAPER_MODELS):
+    """Return energies 1.2 x (1 − x) ± 0.02 of two orderings per composition; the lower one stands for three times as many."""
+    x = np.repeat(np.linspace(0, 1, 9), 2)
+    spread = np.tile([-0.02, 0.02], 9)
+    parts = [pd.DataFrame({"model": model, "x": x, "value": 1.2 * x * (1 - x) + spread * (x * (1 - x) > 0)}) for model in models]
+    return pd.concat(parts, ignore_index=True).assign(multiplicity=np.tile([3, 1], 9 * len(models)), status="ok")
+
+
+def paper_orderings():
+    x = np.linspace(0, 1, 9)
+    return pd.concat([pd.DataFrame({"model": model, "x": x, "value": 1.5 * x * (1 - x)}) for model in ("DFT", *PAPER_MODELS)])
+
+
+def gaps():
+    """Return binodals of regular solutions, T = 2 Tc (1 − 2x) / ln((1 − x) / x), and their tops."""
+    x = np.array([0.05, 0.2, 0.4, 0.6, 0.8, 0.95])
+    tops = pd.DataFrame(
+        [("chgnet-0.3.0", "ours", 0.5, 2000.0), ("chgnet-0.3.0", "paper", 0.5, 2200.0), ("DFT", "DFT", 0.5, 2500.0)],
+        columns=["model", "source", "x", "temperature_k"],
+    )
+    lines = [
+        pd.DataFrame({"model": m, "source": s, "x": x, "temperature_k": 2 * t * (1 - 2 * x) / np.log((1 - x) / x)})
+        for m, s, _, t in tops.itertuples(index=False)
+    ]
+    return pd.concat(lines, ignore_index=True), tops
+
+
+def cells(models=PAPER_MODELS):
+    rows = [
+        {"model": model, "material": metal, "n_sites": n, "value": reference - 0.1 * k + 1 / n, "reference": reference}
+        for k, model in enumerate(models)
+        for metal, reference in (("Al", 0.65), ("Mg", 0.8), ("Mo", 2.9))
+        for n in (256, 32, 108)
+    ]
+    return pd.DataFrame(rows).assign(set="cell-size", case="c", property="relaxed", unit="eV", status="ok", reason="")
+
+
+def losses(models=PAPER_MODELS):
+    """Return a ratio of 1 − loss / 2 with steps around it, for vacancies and two facets of five metals."""
+    rows = [
+        {"model": model, "element": str(n), "kind": kind, "coordination_loss": loss, "ratio": 1 - loss / 2 + 0.01 * (n - 2)}
+        for model in models
+        for kind, loss in (("vacancy", 1 / 12), ("1 1 1", 0.25), ("1 0 0", 1 / 3))
+        for n in range(5)
+    ]
+    return pd.DataFrame(rows)
+
+
+def cures():
+    values = {"before": (0.8, 0.7), "scaled": (0.95, 0.84), "fine-tuned": (1.01, 0.9)}
+    rows = [
+        {"material": metal, "cure": cure, "value": value, "value_low": value - 0.05, "value_high": value + 0.05}
+        for cure, both in values.items()
+        for metal, value in zip(("Mo", "Al"), both, strict=True)
+    ]
+    return pd.DataFrame(rows)
+
+
 def paper_table(name):
     return pd.read_csv(data_dir() / "paper" / f"{name}.csv")
 
@@ -195,6 +255,13 @@ FIGURES = {
     "forces, three models": lambda: figures.force_parity(forces()),
     "forces, two models": lambda: figures.force_parity(forces(PAPER_MODELS[:2])),
     "scales": lambda: figures.scale_distribution(fits(), paper_table("fig5b_stats")),
+    "orderings, three models": lambda: figures.by_composition(orderings(), paper_orderings()),
+    "orderings, one model": lambda: figures.by_composition(orderings(PAPER_MODELS[:1]), paper_orderings()),
+    "phase diagram": lambda: figures.phase_diagram(*gaps()),
+    "cells, all models": lambda: figures.cell_size(cells(list(CATALOGUE))),
+    "lost neighbours": lambda: figures.error_against_coordination(losses()),
+    "cures": lambda: figures.before_after(cures(), "vacancy formation energy, model / DFT"),
+    "choices, many materials": lambda: figures.label_choices(many_choices(18), "MAE after / before"),
     "errors, all models": lambda: figures.mae_cmae(fits(list(CATALOGUE)), paper_table("fig6b_quartiles")),
 }
 
@@ -348,6 +415,20 @@ def slab_and_crystal():
     return {"slab <1>": fcc111("Cu", (1, 1, 3), vacuum=5, periodic=True), "rock salt": bulk("MgO", "rocksalt", 4.21, cubic=True)}
 
 
+def placed(script):
+    """Return the atoms of each view in a script."""
+    return [json.loads(found) for found in re.findall(r"addAtoms\((\[.*\])\);", script)]
+
+
+def loops(script):
+    """Return what each loop of a script runs over: edges, arrows and empty sites of the first view, then of the next."""
+    return [json.loads(found) for found in re.findall(r"^  for \(const .* of (\[.*\])\) \{$", script, re.MULTILINE)]
+
+
+def script_of(view):
+    return BeautifulSoup(view._repr_html_(), "html.parser").find("script").string
+
+
 def test_structure_view_has_picture_text_atoms_and_cell():
     soup = BeautifulSoup(figures.structure_view(slab_and_crystal(), "Two structures.")._repr_html_(), "html.parser")
     pictures = soup.find_all("img")
@@ -359,8 +440,8 @@ def test_structure_view_has_picture_text_atoms_and_cell():
     script = soup.find("script").string
     assert script.count("createViewer") == 2
     assert json.loads(re.search(r"loadOnce\((\".*?\")\)\.then", script).group(1)) == "../_static/3Dmol-min.js"
-    assert script.count("Cu ") == 3
-    edges = [json.loads(found) for found in re.findall(r"of (\[\[.*?\]\]\])\)", script)]
+    assert [[atom["elem"] for atom in atoms] for atoms in placed(script)] == [["Cu"] * 3, ["Mg", "O"] * 4]
+    edges = loops(script)[::3]
     assert [len(part) for part in edges] == [12, 12]
     lengths = np.linalg.norm(np.diff(edges[1], axis=1), axis=-1)
     np.testing.assert_allclose(lengths, 4.21)
@@ -379,7 +460,111 @@ def test_cell_edges_are_the_edges():
 def test_a_molecule_without_cell_has_no_box():
     atoms = bulk("Cu")
     atoms.cell = np.zeros((3, 3))
-    assert "of [])" in figures.structure_view({"atom": atoms}, "An atom.")._repr_html_()
+    assert loops(script_of(figures.structure_view({"atom": atoms}, "An atom."))) == [[], [], []]
+
+
+def vacancy():
+    """Return a small cell with an empty site at its centre, displacements towards it, and the site."""
+    crystal = bulk("Al", cubic=True) * (2, 2, 2)
+    site = crystal.positions[np.argmin(np.linalg.norm(crystal.positions - crystal.cell.array.sum(axis=0) / 2, axis=1))].copy()
+    atoms = crystal[np.linalg.norm(crystal.positions - site, axis=1) > 0.1]
+    away = atoms.positions - site
+    distance = np.linalg.norm(away, axis=1)
+    # The nearest twelve move by 0.05 Å, the next by 0.01, the rest by less than 2 % of the largest.
+    nearest = distance < 1.2 * distance.min()
+    size = np.where(nearest, 0.05, np.where(distance < 1.5 * distance.min(), 0.01, 1e-4))
+    return atoms, -away / distance[:, None] * size[:, None], site
+
+
+def test_arrows_have_direction_and_scale_and_short_ones_are_left_out():
+    atoms, moves, site = vacancy()
+    views = {"bulk": bulk("Al"), "vacancy": atoms}
+    view = figures.structure_view(views, "A vacancy.", arrows={"vacancy": moves}, sites={"vacancy": [site]}, arrow_scale=20)
+    _, none, nowhere, _, arrows, sites = loops(script_of(view))
+    assert none == nowhere == []
+    seen = np.linalg.norm(moves, axis=1) > 1e-3
+    assert len(arrows) == seen.sum() < len(atoms)
+    starts, ends = np.moveaxis(np.array(arrows), 1, 0)
+    np.testing.assert_allclose(ends - starts, 20 * moves[seen], atol=2e-4)
+    np.testing.assert_allclose(np.linalg.norm(starts - atoms.positions[seen], axis=1), interactive._BALL, atol=2e-4)
+    np.testing.assert_allclose(sites, [site], atol=1e-4)
+    soup = BeautifulSoup(view._repr_html_(), "html.parser")
+    assert soup.find_all("img")[1]["alt"] == f"A vacancy. vacancy: {atoms.get_chemical_formula()}, empty site, displacement × 20."
+    (key,) = soup.select(".structure-key")
+    assert "displacement × 20" in key.get_text()
+
+
+def test_the_picture_shows_arrows_and_sites_where_the_atoms_are():
+    """Atoms move straight towards the empty site, so in the picture, too, every arrow starts at a ball and points to the site."""
+    atoms, moves, site = vacancy()
+    atoms.positions += atoms.cell.array.sum(axis=0) / 2 - site
+    atoms.wrap()
+    centre = atoms.cell.array.sum(axis=0) / 2
+    moves = -(atoms.positions - centre) * 0.05
+    view = figures.structure_view({"x": atoms}, "A vacancy.", arrows={"x": moves}, sites={"x": [centre]})
+    scene = interactive._Scene(atoms, interactive._arrow_ends(atoms, view.arrows["x"], 10), view.sites["x"])
+    axes = interactive._drawing(scene).axes[0]
+    (hole,) = [patch for patch in axes.patches if patch.get_alpha()]
+    balls = [patch for patch in axes.patches if getattr(patch, "radius", None) == interactive._BALL]
+    (arrows,) = [artist for artist in axes.collections if hasattr(artist, "U")]
+    assert len(balls) == len(atoms) == len(arrows.U)
+    from_balls = np.linalg.norm(arrows.XY[:, None] - [ball.center for ball in balls], axis=-1)
+    assert (from_balls.min(axis=1) <= interactive._BALL + 1e-9).all(), "an arrow starts away from its atom"
+    towards = np.array(hole.center) - arrows.XY
+    across = towards[:, 0] * arrows.V - towards[:, 1] * arrows.U
+    np.testing.assert_allclose(across, 0, atol=1e-9)
+    assert ((towards * np.column_stack([arrows.U, arrows.V])).sum(axis=1) >= -1e-9).all()
+
+
+def test_arrows_and_sites_are_checked():
+    atoms, moves, site = vacancy()
+    for words, extra in {
+        "arrows are given for 'y'": {"arrows": {"y": moves}},
+        r"arrows of 'x' must have shape \(31, 3\), not \(30, 3\)": {"arrows": {"x": moves[1:]}},
+        r"sites of 'x' must have shape \(k, 3\), not \(3,\)": {"sites": {"x": site}},
+        "sites of 'x' hold values that are not finite": {"sites": {"x": [site * np.nan]}},
+        "arrow_scale must be positive, not 0": {"arrow_scale": 0},
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            figures.structure_view({"x": atoms}, "A vacancy.", **extra)
+    assert loops(script_of(figures.structure_view({"x": atoms}, "At rest.", arrows={"x": 0 * moves})))[1] == []
+
+
+@pytest.mark.parametrize("vision", VISION)
+@pytest.mark.parametrize("mixed", [("Ca", "Mg", "O"), ("Nb", "Mo"), ("Ta", "W"), ("Si", "C", "Al", "N"), ("Ni", "Al")])
+def test_elements_that_are_mixed_are_told_apart(mixed, vision):
+    colours = interactive._element_colours(mixed)
+    seen = [lab(colours[symbol], VISION[vision]) for symbol in mixed]
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 20
+
+
+def test_picture_view_and_key_have_the_same_colours():
+    view = figures.structure_view(slab_and_crystal(), "Two structures.")
+    colours = interactive._element_colours(["Mg", "O"])
+    scheme = json.loads(re.findall(r"setStyle\(\{\}, (\{.*\})\);", script_of(view))[1])["sphere"]["colorscheme"]["map"]
+    assert scheme == {symbol: int(hue[1:], 16) for symbol, hue in colours.items()}
+    (key,) = BeautifulSoup(view._repr_html_(), "html.parser").select(".structure-key")
+    assert key.get_text().split() == ["Mg", "O"]
+    assert all(hue in str(key) for hue in colours.values())
+    scene = interactive._Scene(slab_and_crystal()["rock salt"], np.empty((0, 2, 3)), np.empty((0, 3)))
+    faces = {
+        tuple(np.round(patch.get_facecolor()[:3], 3)) for patch in interactive._drawing(scene).axes[0].patches if hasattr(patch, "radius")
+    }
+    assert faces == {tuple(np.round(to_rgb(hue), 3)) for hue in colours.values()}
+
+
+def test_only_neighbours_are_joined():
+    """Rock salt joins ions of opposite charge only, fcc all nearest neighbours that are in the picture, bcc not the second ones."""
+    salt = bulk("CaO", "rocksalt", 4.81, cubic=True) * (2, 2, 2)
+    salt.symbols[[i for i in range(len(salt)) if salt[i].symbol == "Ca"][::2]] = "Mg"
+    for atom, bonded in zip(salt, interactive._bonds(salt), strict=True):
+        assert {salt[other].symbol == "O" for other in bonded} == {atom.symbol != "O"}
+    assert max(map(len, interactive._bonds(salt))) == 6
+    assert max(map(len, interactive._bonds(bulk("Al", cubic=True) * (3, 3, 3)))) == 12
+    assert max(map(len, interactive._bonds(bulk("Mo", cubic=True) * (3, 3, 3)))) == 8
+    bonds = interactive._bonds(salt)
+    assert all(atom in bonds[other] for atom, bonded in enumerate(bonds) for other in bonded)
+    assert interactive._bonds(bulk("Cu")) == [[]]
 
 
 def test_several_viewers_on_a_page_have_their_own_places():
@@ -403,8 +588,11 @@ def test_structure_view_refuses():
 @pytest.mark.skipif(shutil.which("node") is None, reason="checks the syntax of the JavaScript with node")
 @pytest.mark.parametrize("kind", ["structures", "plot"])
 def test_scripts_are_javascript(kind, tmp_path):
+    atoms, moves, site = vacancy()
     figure = (
-        figures.structure_view(slab_and_crystal(), "x") if kind == "structures" else figures.interactive_parity(scalars(), "x </script>")
+        figures.structure_view({"x": atoms, **slab_and_crystal()}, "x", arrows={"x": moves}, sites={"x": [site]})
+        if kind == "structures"
+        else figures.interactive_parity(scalars(), "x </script>")
     )
     shown = figures.show(figure, "What it shows.")._repr_html_()
     (script,) = BeautifulSoup(shown, "html.parser").find_all("script")
@@ -477,6 +665,183 @@ def test_show_refuses_a_figure_without_words():
 
 
 # ---------------------------------------------------------------------------------------------------
+# Solid solutions and defects
+
+
+def lines_of(axes, **wanted):
+    """Return the lines of a panel with these properties, such as ``marker="o"``."""
+    return [line for line in axes.get_lines() if all(getattr(line, f"get_{name}")() == value for name, value in wanted.items())]
+
+
+def test_by_composition_draws_orderings_means_and_the_paper():
+    figure = figures.by_composition(orderings(), paper_orderings())
+    axes = figure.axes[0]
+    hue, x = figures.colour("chgnet-0.3.0"), np.linspace(0, 1, 9)
+    (points,) = [line for line in lines_of(axes, color=hue, linestyle="None") if line.get_markerfacecolor() != "none"]
+    ours = orderings(["chgnet-0.3.0"])
+    np.testing.assert_allclose(points.get_xydata(), ours[["x", "value"]])
+    (mean,) = lines_of(axes, color=hue, linestyle="-")
+    # Three of four arrangements are 0.02 below, one is 0.02 above.
+    np.testing.assert_allclose(mean.get_xydata(), np.column_stack([x, 1.2 * x * (1 - x) - 0.01 * (x * (1 - x) > 0)]), atol=1e-9)
+    (dft,) = lines_of(axes, color=figures.colour("DFT"), linestyle="-")
+    np.testing.assert_allclose(dft.get_xydata(), np.column_stack([x, 1.5 * x * (1 - x)]), atol=1e-9)
+    (theirs,) = lines_of(axes, markerfacecolor="none")
+    assert theirs.get_marker() == figures.marker("chgnet-0.3.0")
+    np.testing.assert_allclose(theirs.get_ydata(), 1.5 * x * (1 - x), atol=1e-9)
+    shift = theirs.get_xdata() - x
+    assert (shift > 0).all()
+    assert (shift < 1 / 16).all(), "a point lies nearer to the next composition"
+    assert len({panel.get_ylim() for panel in figure.axes[:3]}) == 1
+
+
+def test_by_composition_without_multiplicity_has_the_plain_mean_and_leaves_failures_out():
+    table = orderings(["chgnet-0.2.0"])
+    table.loc[2, ["status", "value"]] = ["failed", np.nan]
+    for given in (table.drop(columns="multiplicity"), table.assign(multiplicity=np.nan)):
+        axes = figures.by_composition(given, paper_orderings()).axes[0]
+        (mean,) = lines_of(axes, color=figures.colour("chgnet-0.2.0"), linestyle="-")
+        x = np.linspace(0, 1, 9)
+        expected = 1.2 * x * (1 - x) + 0.02 * (x == 1 / 8)
+        np.testing.assert_allclose(mean.get_ydata(), expected, atol=1e-9)
+        assert not lines_of(axes, markerfacecolor="none"), "the paper does not have this model"
+    with pytest.raises(ValueError, match="one property"):
+        figures.by_composition(pd.concat([table.assign(property="a"), table.assign(property="b")]))
+
+
+def test_phase_diagram_joins_the_consolute_point_and_tells_sources_apart():
+    figure = figures.phase_diagram(*gaps())
+    axes = figure.axes[0]
+    lines = [line for line in axes.get_lines() if len(line.get_xdata()) > 1]
+    assert [line.get_linestyle() for line in lines] == ["-", "--", "-"]
+    assert [line.get_color() for line in lines] == [figures.colour("chgnet-0.3.0")] * 2 + [figures.colour("DFT")]
+    for line, top in zip(lines, (2000, 2200, 2500), strict=True):
+        x, temperature = line.get_xydata().T
+        assert (np.diff(x) > 0).all()
+        assert temperature.max() == top
+        assert x[temperature.argmax()] == 0.5
+        np.testing.assert_allclose(temperature, temperature[::-1])
+    marks = [line for line in axes.get_lines() if len(line.get_xdata()) == 1]
+    assert [(mark.get_xdata()[0], mark.get_ydata()[0]) for mark in marks] == [(0.5, 2000), (0.5, 2200), (0.5, 2500)]
+    assert marks[1].get_markerfacecolor() == "white"
+    entries = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert entries == ["DFT (paper)", "CHGNet 0.3.0", "ours", "paper"]
+
+
+def test_phase_diagram_refuses():
+    lines, tops = gaps()
+    with pytest.raises(ValueError, match="unknown source 'theirs'"):
+        figures.phase_diagram(lines.assign(source="theirs"))
+    with pytest.raises(ValueError, match="more than one consolute point"):
+        figures.phase_diagram(lines, pd.concat([tops, tops]))
+    with pytest.raises(ValueError, match=r"consolute point of DFT \(DFT\) has no binodal"):
+        figures.phase_diagram(lines[lines["model"] != "DFT"], tops)
+
+
+def test_cell_size_has_a_panel_per_metal_with_lines_in_order():
+    figure = figures.cell_size(cells())
+    assert [axes.get_title("left") for axes in figure.axes[:3]] == ["Al", "Mg", "Mo"]
+    for axes, reference in zip(figure.axes[:3], (0.65, 0.8, 2.9), strict=True):
+        (line,) = lines_of(axes, color=figures.colour("m3gnet-mp-2021.2.8"))
+        sizes = np.array([32, 108, 256])
+        shift = 0.1 * figures.in_order(PAPER_MODELS).index("m3gnet-mp-2021.2.8")
+        np.testing.assert_allclose(line.get_xydata(), np.column_stack([sizes, reference - shift + 1 / sizes]))
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["32", "108", "256"]
+        (dft,) = lines_of(axes, linestyle="--")
+        assert set(dft.get_ydata()) == {reference}
+    assert np.ptp([np.ptp(axes.get_ylim()) for axes in figure.axes[:3]]) == pytest.approx(0)
+    changed = cells()
+    changed.loc[0, "reference"] = 0.7
+    with pytest.raises(ValueError, match="Al has several references"):
+        figures.cell_size(changed)
+    with pytest.raises(ValueError, match="has Al with 256 sites more than once"):
+        figures.cell_size(pd.concat([cells(), cells()]))
+
+
+def test_error_against_coordination_marks_kinds_and_medians():
+    figure = figures.error_against_coordination(losses())
+    for axes in figure.axes[:3]:
+        vacancies, surfaces = ([line for line in axes.get_lines() if line.get_marker() == shape] for shape in ("p", "d"))
+        np.testing.assert_allclose(vacancies[0].get_xdata(), [1 / 12] * 5)
+        assert len(surfaces[0].get_xdata()) == 10
+        medians = {tuple(line.get_xdata().round(2)): line.get_ydata()[0] for line in lines_of(axes, linewidth=2.2)}
+        assert medians == pytest.approx({(0.01, 0.14): 1 - 1 / 24, (0.16, 0.29): 0.875, (0.31, 0.44): 1 - 1 / 6})
+        boxes = [collection.get_paths()[0].vertices[:, 1] for collection in axes.collections]
+        assert [np.ptp(box) for box in boxes] == pytest.approx([0.02] * 3), "quartiles of steps of 0.01"
+        assert "n = 15" in [text.get_text() for text in axes.texts]
+    with pytest.raises(ValueError, match=r"loss of 0\.8 lies outside the bins"):
+        figures.error_against_coordination(losses().assign(coordination_loss=0.8))
+    with pytest.raises(ValueError, match="one property"):
+        figures.error_against_coordination(pd.concat([losses().assign(property="relaxed"), losses().assign(property="unrelaxed")]))
+
+
+def test_error_against_coordination_counts_what_lies_far_out():
+    table = losses(PAPER_MODELS[:1])
+    table.loc[0, "ratio"] = 9.0
+    axes = figures.error_against_coordination(table).axes[0]
+    assert "n = 15, 1 outside" in [text.get_text() for text in axes.texts]
+    assert axes.get_ylim()[1] < 2
+
+
+def test_before_after_has_arrows_from_before_to_after():
+    figure = figures.before_after(cures(), "ratio")
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["Al", "Mo"]
+    markers = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+    assert set(markers) == {"scaled", "fine-tuned"}
+    np.testing.assert_allclose(markers["scaled"].get_xdata(), [0.84, 0.95])
+    assert markers["scaled"].get_ydata()[0] < markers["fine-tuned"].get_ydata()[0]
+    arrows = sorted((text.xyann[0], text.xy[0]) for text in axes.texts)
+    np.testing.assert_allclose(arrows, [(0.7, 0.84), (0.7, 0.9), (0.8, 0.95), (0.8, 1.01)])
+    assert len({line.get_marker() for line in markers.values()}) == 2
+    assert figures.before_after(cures(), "ratio", order=["Mo"]).axes[0].get_yticklabels()[0].get_text() == "Mo"
+
+
+def test_before_after_refuses():
+    table = cures()
+    with pytest.raises(ValueError, match="Mo has no row 'before'"):
+        figures.before_after(table.drop(index=0), "ratio")
+    with pytest.raises(ValueError, match="Mo has 'scaled' more than once"):
+        figures.before_after(pd.concat([table, table[table["cure"] == "scaled"]]), "ratio")
+    with pytest.raises(ValueError, match="the table has 0 beside 'before'"):
+        figures.before_after(table[table["cure"] == "before"], "ratio")
+    with pytest.raises(ValueError, match="no column value_low"):
+        figures.before_after(table.drop(columns="value_low"), "ratio")
+    missing = table.assign(value_low=np.nan, value_high=np.nan).drop(index=2)
+    assert len(figures.before_after(missing, "ratio").axes[0].texts) == 3, "a cure that a material lacks has no arrow"
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_cures_are_told_apart(vision):
+    assert len({shape for shape, _ in _CURES}) == len(_CURES)
+    seen = [lab(hue, VISION[vision]) for _, hue in _CURES]
+    assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 20
+
+
+NEW = {
+    "by_composition": (figures.by_composition, orderings, "value"),
+    "phase_diagram": (figures.phase_diagram, lambda: gaps()[0], "temperature_k"),
+    "cell_size": (figures.cell_size, cells, "n_sites"),
+    "error_against_coordination": (figures.error_against_coordination, losses, "ratio"),
+    "before_after": (lambda table: figures.before_after(table, "ratio"), cures, "value"),
+    "label_choices": (lambda table: figures.label_choices(table, "ratio"), lambda: many_choices(3), "ratio"),
+}
+
+
+@pytest.mark.parametrize("name", NEW)
+def test_nothing_to_draw_missing_columns_and_bad_numbers_are_named(name):
+    draw, make, column = NEW[name]
+    table = make().reset_index(drop=True)
+    with pytest.raises(ValueError, match=r"nothing to draw|failed"):
+        draw(table.assign(status="failed"))
+    with pytest.raises(ValueError, match=f"no column {column}"):
+        draw(table.drop(columns=column))
+    table[column] = table[column].astype(float)
+    table.loc[1, column] = np.inf
+    with pytest.raises(ValueError, match=r"1 rows .*not finite"):
+        draw(table)
+
+
+# ---------------------------------------------------------------------------------------------------
 # Lanes, choices of labels, histogram, hero, tables
 
 
@@ -511,6 +876,34 @@ def test_label_choices_shows_the_median_of_every_choice():
     medians = [line.get_xdata() for line in axes.lines if line.get_label() == figures.label("chgnet-0.3.0")]
     assert np.allclose(np.ravel(medians), 0.6), "failed choices do not count"
     assert axes.get_xlim() == (0.0, 2.0)
+
+
+def many_choices(n, models=PAPER_MODELS):
+    rng = np.random.default_rng(0)
+    rows = [(model, f"mp-{k:02d}", ratio, "ok") for model in models for k in range(n) for ratio in rng.uniform(0.5, 1.1, 12)]
+    return pd.DataFrame(rows, columns=["model", "material", "ratio", "status"])
+
+
+@pytest.mark.parametrize("n", [3, 20])
+def test_choices_of_neighbouring_models_do_not_mix(n):
+    figure = figures.label_choices(many_choices(n), "MAE after / before", order=[f"mp-{k:02d}" for k in reversed(range(n))])
+    axes = figure.axes[0]
+    assert axes.get_yticklabels()[0].get_text() == f"mp-{n - 1:02d}"
+    hues = [figures.colour(model) for model in figures.in_order(PAPER_MODELS)]
+    spans = []
+    for row in range(n):
+        for hue in hues:
+            heights = np.concatenate([line.get_ydata() for line in lines_of(axes, color=hue, linestyle="None")])
+            inside = heights[np.abs(heights - row) < 0.5]
+            spans.append((inside.min(), inside.max()))
+    assert all(above[1] < below[0] for above, below in itertools.pairwise(spans))
+    # Markers keep clear of each other, and names of lanes too.
+    figure.canvas.draw()
+    place = np.diff(axes.transData.transform([(0, 0), (0, 0.8 / 3)])[:, 1])[0] / figure.dpi * 72
+    assert abs(place) > 6.5
+    boxes = [tick.get_window_extent() for tick in axes.get_yticklabels()]
+    assert all(upper.y0 > lower.y1 for upper, lower in itertools.pairwise(boxes))
+    assert figure.get_figheight() < 12
 
 
 def test_force_histogram_names_sets_with_their_medians():

@@ -7,20 +7,14 @@ are open markers in the colour of the model they belong to.
 
 from __future__ import annotations
 
-from helpers.figures.charts import (
-    by_material,
-    force_histogram,
-    force_parity,
-    hero,
-    label_choices,
-    mae_cmae,
-    parity,
-    scale_against_temperature,
-    scale_distribution,
-)
+from helpers.figures.against_dft import force_parity, hero, parity
+from helpers.figures.alloys import by_composition, phase_diagram
+from helpers.figures.distributions import force_histogram, mae_cmae, scale_distribution
 from helpers.figures.interactive import StructureView, interactive_parity, structure_view
+from helpers.figures.lanes import before_after, by_material, label_choices
 from helpers.figures.page import Shown, ShownTable, caption, show, show_table, with_interval
 from helpers.figures.style import COLOURS, MARKERS, STYLE, apply_style, base_key, colour, in_order, label, marker, paper_key, paper_points
+from helpers.figures.trends import cell_size, error_against_coordination, scale_against_temperature
 
 __all__ = [
     "COLOURS",
@@ -31,9 +25,13 @@ __all__ = [
     "StructureView",
     "apply_style",
     "base_key",
+    "before_after",
+    "by_composition",
     "by_material",
     "caption",
+    "cell_size",
     "colour",
+    "error_against_coordination",
     "force_histogram",
     "force_parity",
     "hero",
@@ -46,6 +44,7 @@ __all__ = [
     "paper_key",
     "paper_points",
     "parity",
+    "phase_diagram",
     "scale_against_temperature",
     "scale_distribution",
     "show",

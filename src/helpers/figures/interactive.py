@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -13,9 +13,13 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from ase.visualize.plot import plot_atoms
+from ase.data import atomic_numbers
+from ase.data.colors import jmol_colors
+from ase.visualize.plot import Matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 
 from helpers.figures.style import _PLOTLY_SYMBOL, _TEXT, STYLE, _ids, _need_alt, _png_uri, _rows, colour, in_order, label, marker
 
@@ -121,6 +125,38 @@ def _script(address: str, body: str) -> str:
     return f"<script>\n{_LOAD_ONCE}window.loadOnce({json.dumps(address)}).then(() => {{\n{body}\n}}).catch(console.error);\n</script>"
 
 
+# Elements that this book mixes and whose colours in the Jmol scheme, used for all others, look alike.
+_ELEMENTS = {
+    "Mg": "#F2C14E",
+    "Ca": "#2F5DA8",
+    "Nb": "#8FD3C8",
+    "Mo": "#1F6F78",
+    "Ta": "#9CC9F5",
+    "W": "#1B4F8F",
+    "Al": "#8A7FC7",
+    "Si": "#E8C07D",
+}
+_ARROW, _SITE = "#111111", "#7A3E9D"
+# Balls are smaller and of one size where there are arrows, so that arrows start at their surface. All in Å.
+_BALL, _ARROW_WIDTH, _SITE_RADIUS = 0.45, 0.1, 0.8
+# An arrow shorter than this fraction of the longest would be a speck.
+_SHORTEST = 0.02
+
+
+def _element_colours(symbols: Iterable[str]) -> dict[str, str]:
+    """Return the colour of each element, in order of first appearance."""
+    return {symbol: _ELEMENTS.get(symbol) or to_hex(jmol_colors[atomic_numbers[symbol]]) for symbol in dict.fromkeys(symbols)}
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What one view shows: atoms, arrows as starts and ends (n, 2, 3) in Å, and empty sites (k, 3) in Å."""
+
+    atoms: ase.Atoms
+    arrows: np.ndarray
+    sites: np.ndarray
+
+
 @dataclass(frozen=True)
 class StructureView:
     """Structures that can be turned with mouse or finger. Jupyter and the book show it by itself.
@@ -135,36 +171,76 @@ class StructureView:
         Address of 3Dmol.js, relative to the page.
     height : int
         Of each view, pixels.
+    arrows, sites : dict of str to ndarray
+        Displacements (n_atoms, 3) and positions of empty sites (k, 3), Å, by name.
+    arrow_scale : float
+        Length of an arrow over that of the displacement.
     """
 
     structures: Mapping[str, ase.Atoms]
     alt: str
     script: str
     height: int
+    arrows: Mapping[str, np.ndarray]
+    sites: Mapping[str, np.ndarray]
+    arrow_scale: float
 
     def _repr_html_(self) -> str:
         boxes, scripts = [], []
         for name, atoms in self.structures.items():
+            scene = _Scene(atoms, _arrow_ends(atoms, self.arrows.get(name), self.arrow_scale), self.sites.get(name, np.empty((0, 3))))
             identifier = _identifier("structure", self.alt + name)
-            alternative = html.escape(f"{self.alt} {name}: {atoms.get_chemical_formula()}.", quote=True)
+            extras = self._extras(scene)
+            words = f"{self.alt} {name}: {atoms.get_chemical_formula()}{''.join(f', {text}' for _, text in extras)}."
+            alternative = html.escape(words, quote=True)
             boxes.append(
                 '<div style="flex: 1 1 250px; min-width: 0; max-width: 420px">'
                 f'<div id="{identifier}" class="structure-viewer" role="img" aria-label="{alternative}" '
                 f'style="position: relative; width: 100%; height: {self.height}px; overflow: hidden; background: white">'
-                f'<img src="{_png_uri(_drawing(atoms))}" alt="{alternative}" '
+                f'<img src="{_png_uri(_drawing(scene))}" alt="{alternative}" '
                 'style="width: 100%; height: 100%; object-fit: contain"></div>'
-                f'<div style="text-align: center; font-size: 0.9rem">{html.escape(name)}</div></div>'
+                f'<div style="text-align: center; font-size: 0.9rem">{html.escape(name)}</div>{_key(atoms, extras)}</div>'
             )
-            scripts.append(_viewer(identifier, atoms))
+            scripts.append(_viewer(identifier, scene))
         layout = "display: flex; flex-wrap: wrap; gap: 0.8rem; justify-content: center; background: white; color: #222222"
         return f'<div class="structure-views" style="{layout}">{"".join(boxes)}</div>\n{_script(self.script, "".join(scripts))}'
+
+    def _extras(self, scene: _Scene) -> list[tuple[str, str]]:
+        """Return what is drawn besides atoms, as symbol and words."""
+        found = []
+        if len(scene.sites):
+            found.append((_chip(_SITE, 0.45), "empty site" if len(scene.sites) == 1 else "empty sites"))
+        if len(scene.arrows):
+            found.append(("→", f"displacement × {self.arrow_scale:g}"))
+        return found
 
     def __repr__(self) -> str:
         return f"StructureView({', '.join(self.structures)})"
 
 
+def _chip(hue: str, opacity: float = 1.0) -> str:
+    """Return a round spot of a colour, as HTML."""
+    style = f"display: inline-block; width: 0.75em; height: 0.75em; border-radius: 50%; border: 1px solid #444444; background: {hue}"
+    return f'<span aria-hidden="true" style="{style}; opacity: {opacity:g}"></span>'
+
+
+def _key(atoms: ase.Atoms, extras: Sequence[tuple[str, str]]) -> str:
+    """Return the key below a view, as HTML: the elements, if there are several, and what else is drawn."""
+    colours = _element_colours(atoms.get_chemical_symbols())
+    entries = [(_chip(hue), symbol) for symbol, hue in colours.items()] if len(colours) > 1 or extras else []
+    words = [f'<span style="white-space: nowrap">{mark} {text}</span>' for mark, text in (*entries, *extras)]
+    style = "display: flex; flex-wrap: wrap; gap: 0 0.9rem; justify-content: center; font-size: 0.85rem; color: #444444"
+    return f'<div class="structure-key" style="{style}">{"".join(words)}</div>' if words else ""
+
+
 def structure_view(
-    structures: Mapping[str, ase.Atoms], alt: str, script: str = "../_static/3Dmol-min.js", height: int = 260
+    structures: Mapping[str, ase.Atoms],
+    alt: str,
+    script: str = "../_static/3Dmol-min.js",
+    height: int = 260,
+    arrows: Mapping[str, np.ndarray] | None = None,
+    sites: Mapping[str, np.ndarray] | None = None,
+    arrow_scale: float = 10.0,
 ) -> StructureView:
     """Show structures with their unit cells, to be turned with mouse or finger.
 
@@ -176,16 +252,24 @@ def structure_view(
     structures : mapping of str to ase.Atoms
         By name.
     alt : str
-        What they show, for those who cannot see them. Name and formula of each are added.
+        What they show, for those who cannot see them. Name and formula of each are added, and what is drawn besides atoms.
     script : str
         Address of 3Dmol.js, relative to the page.
     height : int
         Of each view, pixels.
+    arrows : mapping of str to array of shape (n_atoms, 3), optional
+        Displacement of each atom, Å, for some of the structures. Arrows start at the surface of the ball of their atom, so that short
+        ones are seen; those shorter than 2 % of the longest are left out.
+    sites : mapping of str to array of shape (k, 3), optional
+        Positions of empty sites, Å: translucent balls.
+    arrow_scale : float
+        How much longer an arrow is than the displacement; the view says so.
 
     Raises
     ------
     ValueError
-        If there is no structure, one is empty, or the alternative text is.
+        If there is no structure, one is empty, the alternative text is, or arrows or sites belong to no structure, have another
+        shape, or are not finite.
     """
     if not structures:
         raise ValueError("there is no structure to show")
@@ -193,40 +277,124 @@ def structure_view(
     if empty:
         raise ValueError(f"structure {empty[0]!r} has no atoms")
     _need_alt(alt)
-    return StructureView(dict(structures), alt, script, height)
+    if not arrow_scale > 0:
+        raise ValueError(f"arrow_scale must be positive, not {arrow_scale:g}")
+    lengths = {name: len(atoms) for name, atoms in structures.items()}
+    return StructureView(
+        dict(structures),
+        alt,
+        script,
+        height,
+        _vectors("arrows", arrows, structures, lengths),
+        _vectors("sites", sites, structures, {}),
+        arrow_scale,
+    )
+
+
+def _vectors(
+    what: str, given: Mapping[str, np.ndarray] | None, structures: Mapping[str, ase.Atoms], lengths: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Return vectors by structure as arrays, after checking name, shape (with the length, where one is given) and numbers."""
+    found = {}
+    for name, vectors in (given or {}).items():
+        if name not in structures:
+            raise ValueError(f"{what} are given for {name!r}, but the structures are {', '.join(map(repr, structures))}")
+        array = np.asarray(vectors, dtype=float)
+        wanted = lengths.get(name)
+        if array.ndim != 2 or array.shape[1] != 3 or (wanted is not None and len(array) != wanted):
+            raise ValueError(f"{what} of {name!r} must have shape ({'k' if wanted is None else wanted}, 3), not {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{what} of {name!r} hold values that are not finite")
+        found[name] = array
+    return found
+
+
+def _arrow_ends(atoms: ase.Atoms, displacements: np.ndarray | None, scale: float) -> np.ndarray:
+    """Return start and end of the arrows that are long enough to be seen, shape (n, 2, 3), Å."""
+    if displacements is None:
+        return np.empty((0, 2, 3))
+    length = np.linalg.norm(displacements, axis=1)
+    seen = length > _SHORTEST * length.max()
+    starts = atoms.positions[seen] + _BALL * displacements[seen] / length[seen, None]
+    return np.stack([starts, starts + scale * displacements[seen]], axis=1)
 
 
 # How far each axis of the picture and of the first view is turned, degrees: a slab stands upright and shows some depth.
 _TILT, _TURN = -78, 22
 
 
-def _drawing(atoms: ase.Atoms) -> Figure:
-    """Return a picture of a structure and its cell."""
+def _drawing(scene: _Scene) -> Figure:
+    """Return a picture of a structure, its cell, and what else is there."""
+    atoms = scene.atoms
+    symbols = atoms.get_chemical_symbols()
+    colours = _element_colours(symbols)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.8, 2.8), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        plot_atoms(atoms, axes, radii=0.55, rotation=f"{_TILT}x,{_TURN}y,0z")
+        picture = Matplotlib(
+            atoms,
+            axes,
+            rotation=f"{_TILT}x,{_TURN}y,0z",
+            radii=np.full(len(atoms), _BALL) if len(scene.arrows) else 0.55,
+            colors=[colours[symbol] for symbol in symbols],
+        )
+        picture.write()
+        for x, y, _ in picture.to_image_plane_positions(scene.sites):
+            axes.add_patch(Circle((x, y), _SITE_RADIUS, facecolor=_SITE, edgecolor=_SITE, alpha=0.45, zorder=2))
+        if len(scene.arrows):
+            (x, y, _), (end_x, end_y, _) = np.moveaxis(picture.to_image_plane_positions(scene.arrows), [1, 2], [0, 1])
+            axes.quiver(
+                x,
+                y,
+                end_x - x,
+                end_y - y,
+                angles="xy",
+                scale_units="xy",
+                scale=1,
+                units="xy",
+                width=2 * _ARROW_WIDTH,
+                color=_ARROW,
+                zorder=3,
+            )
         axes.set_axis_off()
     return figure
 
 
-def _viewer(identifier: str, atoms: ase.Atoms) -> str:
+def _viewer(identifier: str, scene: _Scene) -> str:
     """Return the JavaScript that turns a picture into a view of 3Dmol.js."""
-    lines = [f"{symbol} {x:.4f} {y:.4f} {z:.4f}" for symbol, (x, y, z) in zip(atoms.get_chemical_symbols(), atoms.positions, strict=True)]
-    xyz = "\n".join([str(len(atoms)), "", *lines])
+    atoms = scene.atoms
+    symbols = atoms.get_chemical_symbols()
+    # Bonds would hide arrows.
+    bonds = [[] for _ in atoms] if len(scene.arrows) else _bonds(atoms)
+    placed = [
+        {"elem": symbol, "x": x, "y": y, "z": z, "bonds": bonded, "bondOrder": [1] * len(bonded)}
+        for symbol, (x, y, z), bonded in zip(symbols, atoms.positions.round(4).tolist(), bonds, strict=True)
+    ]
     edges = _cell_edges(np.asarray(atoms.cell)).round(4).tolist() if atoms.cell.rank == 3 else []
+    ball = {"radius": _BALL} if len(scene.arrows) else {"scale": 0.32}
+    # The scheme takes colours as numbers.
+    scheme = {"prop": "elem", "map": {symbol: int(hue[1:], 16) for symbol, hue in _element_colours(symbols).items()}}
+    style = {"sphere": {**ball, "colorscheme": scheme}, "stick": {"radius": 0.11, "colorscheme": scheme}}
+    arrow = {"radius": _ARROW_WIDTH, "radiusRatio": 2.2, "mid": 0.6, "color": _ARROW}
+    site = {"radius": _SITE_RADIUS, "color": _SITE, "opacity": 0.45}
     return f"""\
 (() => {{
   const box = document.getElementById({json.dumps(identifier)});
   const picture = [...box.children];
   const viewer = $3Dmol.createViewer(box, {{backgroundColor: "white"}});
   if (!viewer) return;
-  viewer.addModel({json.dumps(xyz)}, "xyz");
-  viewer.setStyle({{}}, {{sphere: {{scale: 0.32, colorscheme: "Jmol"}}, stick: {{radius: 0.11, colorscheme: "Jmol"}}}});
+  viewer.addModel().addAtoms({json.dumps(placed)});
+  viewer.setStyle({{}}, {json.dumps(style)});
   const point = ([x, y, z]) => ({{x, y, z}});
   for (const [start, end] of {json.dumps(edges)}) {{
     viewer.addCylinder({{start: point(start), end: point(end), radius: 0.04, color: "#777777"}});
+  }}
+  for (const [start, end] of {json.dumps(scene.arrows.round(4).tolist())}) {{
+    viewer.addArrow({{start: point(start), end: point(end), ...{json.dumps(arrow)}}});
+  }}
+  for (const center of {json.dumps(scene.sites.round(4).tolist())}) {{
+    viewer.addSphere({{center: point(center), ...{json.dumps(site)}}});
   }}
   viewer.zoomTo();
   viewer.rotate({_TILT}, "x");
@@ -237,6 +405,20 @@ def _viewer(identifier: str, atoms: ase.Atoms) -> str:
   box.addEventListener("wheel", (event) => {{ if (!event.ctrlKey) event.stopPropagation(); }}, true);
 }})();
 """
+
+
+def _bonds(atoms: ase.Atoms) -> list[list[int]]:
+    """Return which atoms each atom is drawn joined to: its nearest neighbours in the picture, none across a boundary.
+
+    Distances are compared with that to the nearest neighbour in the crystal, of whichever atom is farther from its own: the first
+    shell of a relaxed crystal is taken in, and ions of one kind, which a rule by radii would join, are not.
+    """
+    nearest = atoms.get_all_distances(mic=bool(atoms.pbc.any()))
+    np.fill_diagonal(nearest, np.inf)
+    shortest = nearest.min(axis=1)
+    distances = atoms.get_all_distances()
+    np.fill_diagonal(distances, np.inf)
+    return [np.flatnonzero(row).tolist() for row in distances < 1.15 * np.maximum.outer(shortest, shortest)]
 
 
 def _cell_edges(cell: np.ndarray) -> np.ndarray:

@@ -98,6 +98,9 @@ _PANEL = 3.35  # inch; two panels side by side fill a column of text and can sti
 _SINGLE = 4.6  # inch, of a panel alone
 _RESOLUTION = 192  # dots per inch of the page's 96, for screens with small pixels
 
+# The line on which a perfect model would lie.
+_IDEAL = {"color": _TEXT, "linewidth": 1.1, "linestyle": (0, (4, 2.5))}
+
 _ids = count()
 
 
@@ -193,17 +196,39 @@ def paper_points(figure: str) -> pd.DataFrame:
 
 def _rows(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
     """Return the rows to draw: one property, nothing that failed."""
+    rows = _one_property(table, quantity)
+    name = rows["property"].iloc[0]
+    rows = rows[rows["status"] == "ok"]
+    if rows.empty:
+        raise ValueError(f"every row of property {name!r} failed")
+    bad = rows[~np.isfinite(rows[["value", "reference"]].to_numpy(dtype=float)).all(axis=1)]
+    if len(bad):
+        raise ValueError(f"{len(bad)} rows with status 'ok' hold values that are not finite, first in case {bad['case'].iloc[0]!r}")
+    return rows
+
+
+def _one_property(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
+    """Return the rows of a property, by default of the only one there is."""
     rows = table if quantity is None else table[table["property"] == quantity]
     properties = sorted(rows["property"].unique())
     if len(properties) != 1:
         asked = "" if quantity is None else f" of property {quantity!r}"
         raise ValueError(f"one property is needed, but the table{asked} has {properties or 'no rows'}; choose with quantity=…")
-    rows = rows[rows["status"] == "ok"]
+    return rows
+
+
+def _good(table: pd.DataFrame, texts: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+    """Return the rows to draw of a table with these columns: none that failed, and no number that is not finite."""
+    missing = [column for column in (*texts, *numbers) if column not in table]
+    if missing:
+        raise ValueError(f"the table has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
+    rows = table[table["status"] == "ok"] if "status" in table else table
     if rows.empty:
-        raise ValueError(f"every row of property {properties[0]!r} failed")
-    bad = rows[~np.isfinite(rows[["value", "reference"]].to_numpy(dtype=float)).all(axis=1)]
+        raise ValueError("there is nothing to draw: the table has no rows, or all of them failed")
+    bad = rows[~np.isfinite(rows[list(numbers)].to_numpy(dtype=float)).all(axis=1)]
     if len(bad):
-        raise ValueError(f"{len(bad)} rows with status 'ok' hold values that are not finite, first in case {bad['case'].iloc[0]!r}")
+        first = ", ".join(f"{column} {bad[column].iloc[0]!r}" for column in (*texts, *numbers))
+        raise ValueError(f"{len(bad)} rows hold values of {', '.join(numbers)} that are not finite, first: {first}")
     return rows
 
 
@@ -283,7 +308,7 @@ def _square(axes: Axes, low: float, high: float) -> None:
     ticks = ticks[(ticks >= low) & (ticks <= high)]
     axes.set_xticks(ticks)
     axes.set_yticks(ticks)
-    axes.plot([low, high], [low, high], color=_TEXT, linewidth=1.1, linestyle=(0, (4, 2.5)), zorder=2.5)
+    axes.plot([low, high], [low, high], zorder=2.5, **_IDEAL)
 
 
 def _title(axes: Axes, model: str) -> None:
@@ -300,15 +325,24 @@ def _readable(model: str) -> tuple[float, float, float]:
         rgb *= 0.96
 
 
-def _labels(figure: Figure, axes: Sequence[Axes], what: str, unit: str) -> None:
+def _robust_limits(values: np.ndarray) -> tuple[float, float]:
+    """Return limits that hold all values, unless some lie more than four times the interquartile range beyond the quartiles."""
+    lower, upper = np.quantile(values, [0.25, 0.75])
+    reach = 4 * (upper - lower)
+    kept = values[(values >= lower - reach) & (values <= upper + reach)]
+    low, high = min(kept.min(), 1.0), max(kept.max(), 1.0)
+    margin = 0.04 * (high - low) + 0.04
+    return float(low - margin), float(high + margin)
+
+
+def _outer_labels(axes: Sequence[Axes], below: str, left: str) -> None:
     """Label the outer axes only: below the lowest panel of each column, and left of each line."""
     columns = min(len(axes), 2)
-    suffix = f" ({unit})" if unit else ""
     for position, panel in enumerate(axes):
         if position + columns >= len(axes):
-            panel.set_xlabel(f"DFT {what}{suffix}")
+            panel.set_xlabel(below)
         if position % columns == 0:
-            panel.set_ylabel(f"model {what}{suffix}")
+            panel.set_ylabel(left)
 
 
 def _need_alt(alt: str) -> None:

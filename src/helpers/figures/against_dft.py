@@ -1,0 +1,282 @@
+"""Charts of model against DFT: scalars as points, forces as a density, and the picture on the first page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import Normal, Stroke
+
+from helpers import softening
+from helpers.figures.style import (
+    _IDEAL,
+    _TEXT,
+    STYLE,
+    _chosen,
+    _legend,
+    _note,
+    _outer_labels,
+    _panels,
+    _range,
+    _readable,
+    _rows,
+    _significant,
+    _size,
+    _square,
+    _title,
+    colour,
+    marker,
+)
+
+
+def parity(
+    table: pd.DataFrame,
+    what: str,
+    quantity: str | None = None,
+    paper: pd.DataFrame | None = None,
+    clusters: str | None = "material",
+    models: Sequence[str] | None = None,
+    fit: bool = True,
+) -> Figure:
+    """Draw model against DFT for a scalar property, one panel per model.
+
+    Each panel has the diagonal, the line fitted through the origin, and the numbers: n, slope with its 95 % interval (bootstrap over
+    materials) and MAE.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy table; failed rows are left out.
+    what : str
+        Name of the property for the axes: ``surface energy``.
+    quantity : str, optional
+        Which property, if the table has several.
+    paper : DataFrame, optional
+        The paper's points, from :func:`paper_points`: open markers behind ours.
+    clusters : str or None
+        Column to resample for the interval; None resamples single values.
+    models : sequence of str, optional
+        Which models, in which order. By default all, in the order of the catalogue.
+    fit : bool
+        Draw the fitted line and its slope; not where the reference is another functional.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, or the table holds several properties or units.
+    """
+    rows = _rows(table, quantity)
+    units = rows["unit"].unique()
+    if len(units) != 1:
+        raise ValueError(f"one unit is needed, but the table has {', '.join(map(str, units))}")
+    models = _chosen(rows, models)
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(len(models), extra=0.3)
+        columns = ["model", "value", "reference"]
+        shown = pd.DataFrame(columns=columns) if paper is None else paper.loc[paper["model"].isin(models), columns]
+        parts = [rows[rows["model"] == model] for model in models]
+        everything = np.concatenate([part[columns[1:]].to_numpy(dtype=float).ravel() for part in (*parts, shown)])
+        low, high = everything.min(), everything.max()
+        # A quantity of one sign is drawn from zero, where the fitted line starts.
+        low, high = (min(low, 0.0), max(high, 0.0)) if low * high > 0 else (low, high)
+        margin = 0.04 * (high - low)
+        low, high = low - margin, high + margin
+        for panel, model, part in zip(axes, models, parts, strict=True):
+            _parity_panel(panel, model, part, shown[shown["model"] == model], clusters, (low, high), str(units[0]), fit)
+        suffix = f" ({units[0]})" if units[0] else ""
+        _outer_labels(axes, f"DFT {what}{suffix}", f"model {what}{suffix}")
+        handles = [
+            Line2D([], [], color="#444444", marker="o", linestyle="none", markersize=6, label="ours"),
+            *([Line2D([], [], color="#444444", linewidth=2, label="fit through zero")] if fit else []),
+            Line2D([], [], label="model = DFT", **_IDEAL),
+        ]
+        if len(shown):
+            handles.insert(
+                1, Line2D([], [], color="#444444", marker="o", markerfacecolor="none", linestyle="none", alpha=0.55, label="paper")
+            )
+        _legend(figure, spare, handles)
+    return figure
+
+
+def _parity_panel(
+    axes: Axes,
+    model: str,
+    part: pd.DataFrame,
+    paper: pd.DataFrame,
+    clusters: str | None,
+    limits: tuple[float, float],
+    unit: str,
+    fit: bool = True,
+    brief: bool = False,
+) -> None:
+    x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
+    if len(paper):
+        axes.plot(
+            paper["reference"],
+            paper["value"],
+            marker=marker(model),
+            linestyle="none",
+            markersize=_size(model, 4.5),
+            markerfacecolor="none",
+            markeredgecolor=colour(model),
+            markeredgewidth=0.9,
+            alpha=0.45,
+            zorder=3,
+        )
+    axes.plot(
+        x,
+        y,
+        marker=marker(model),
+        linestyle="none",
+        markersize=_size(model, 5.5),
+        color=colour(model),
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        alpha=0.9,
+        zorder=4,
+    )
+    summary = softening.scalar_summary(y, x, clusters=None if clusters is None else part[clusters])
+    _square(axes, *limits)
+    lines = [f"n = {summary['n']}", f"MAE {_significant(summary['mae'])} {unit}"]
+    if brief:
+        lines = [f"MAE {summary['mae']:.2f} {unit}"]
+    if fit:
+        ends = np.array([min(x.min(), 0.0), max(x.max(), 0.0)])
+        axes.plot(ends, summary["slope"] * ends, color=colour(model), linewidth=2, zorder=5, path_effects=_casing())
+        interval = "" if brief else _range(summary["slope_low"], summary["slope_high"])
+        lines.insert(-1, f"slope {summary['slope']:.2f}{interval}")
+    axes.set_xlim(limits)
+    axes.set_ylim(limits)
+    _note(axes, "\n".join(lines))
+    _title(axes, model)
+
+
+def _casing(width: float = 4.0) -> list[object]:
+    """Return path effects that put white on both sides of a line, so that it stands out from points of its own colour."""
+    return [Stroke(linewidth=width, foreground="white"), Normal()]
+
+
+def _ramp(base: str) -> LinearSegmentedColormap:
+    """Return a colour map from a tint to a shade of one colour."""
+    rgb = np.array(to_rgb(base))
+    return LinearSegmentedColormap.from_list("ramp", [0.8 + 0.2 * rgb, rgb, 0.3 * rgb])
+
+
+def force_parity(
+    table: pd.DataFrame, models: Sequence[str] | None = None, limit: float | None = None, quantity: str = "force", gridsize: int = 42
+) -> Figure:
+    """Draw model against DFT force components as a density, one panel per model (the paper's Fig. 5a).
+
+    Each panel has the fitted line through the origin, the softening scale, MAE and corrected MAE of all components together.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy table, one row per component; failed rows are left out.
+    models : sequence of str, optional
+        Which models, in which order.
+    limit : float, optional
+        Largest component drawn, eV/Å. By default it holds 99.9 % of the DFT components; how many points lie outside is written in the
+        panel. All count for the numbers.
+    quantity : str
+        The property.
+    gridsize : int
+        Hexagons across a panel.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw.
+    """
+    rows = _rows(table, quantity)
+    models = _chosen(rows, models)
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(len(models), extra=1.1)
+        if limit is None:
+            limit = float(np.quantile(np.abs(rows["reference"].to_numpy(dtype=float)), 0.999)) * 1.05
+        drawn = [
+            _force_panel(panel, model, rows[rows["model"] == model], limit, gridsize) for panel, model in zip(axes, models, strict=True)
+        ]
+        norm = LogNorm(1, max(2, *(hexagons.get_array().max() for hexagons in drawn)))
+        for hexagons in drawn:
+            hexagons.set_norm(norm)
+        _outer_labels(axes, "DFT force (eV/Å)", "model force (eV/Å)")
+        # One scale for all panels, in grey: lightness counts, hue names the model.
+        scale = mpl.cm.ScalarMappable(norm, _ramp("#7F7F7F"))
+        if spare is None:
+            figure.colorbar(scale, ax=axes, location="bottom", shrink=0.6, aspect=28, label="components per hexagon")
+        else:
+            figure.colorbar(scale, cax=spare.inset_axes([0.1, 0.28, 0.8, 0.05]), orientation="horizontal", label="components per hexagon")
+        handles = [
+            Line2D([], [], color="#444444", linewidth=2, label="fit through zero"),
+            Line2D([], [], label="model = DFT", **_IDEAL),
+        ]
+        _legend(figure, spare, handles)
+    return figure
+
+
+def _force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsize: int, brief: bool = False) -> PolyCollection:
+    """Draw one model's force components as hexagons, with the fit and the numbers (``brief``: two of them); return the hexagons."""
+    x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
+    inside = (np.abs(x) <= limit) & (np.abs(y) <= limit)
+    hexagons = axes.hexbin(
+        x[inside],
+        y[inside],
+        gridsize=gridsize,
+        extent=(-limit, limit, -limit, limit),
+        mincnt=1,
+        cmap=_ramp(colour(model)),
+        norm=LogNorm(),
+        linewidths=0.1,
+        zorder=2,
+    )
+    _square(axes, -limit, limit)
+    fitted = softening.fit(x, y)
+    ends = np.array([-limit, limit])
+    axes.plot(ends, fitted.slope * ends, color=_readable(model), linewidth=2, zorder=5, path_effects=_casing())
+    axes.set_ylim(-limit, limit)
+    if brief:
+        _note(axes, f"slope {fitted.slope:.2f}\nMAE {fitted.mae:.2f} eV/Å")
+        return hexagons
+    _note(axes, f"slope {fitted.slope:.3f}\nMAE {fitted.mae:.3f}\ncMAE {fitted.cmae:.3f} eV/Å")
+    _title(axes, model)
+    outside = np.count_nonzero(~inside)
+    _note(axes, f"n = {len(x):,}" + (f"\n{outside:,} outside" if outside else ""), "lower right")
+    return hexagons
+
+
+def hero(before: pd.DataFrame, after: pd.DataFrame, surfaces: pd.DataFrame, model: str) -> Figure:
+    """Draw softening in one picture, three panels: forces as trained, surface energies, and the same forces after fine-tuning.
+
+    Parameters
+    ----------
+    before, after : DataFrame
+        Force rows of the same frames.
+    surfaces : DataFrame
+        Rows of one property of ``surfaces``.
+    model : str
+        The model's key.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.3), layout="constrained")
+        FigureCanvasAgg(figure)
+        left, middle, right = figure.subplots(1, 3)
+        before, after, surfaces = _rows(before, "force"), _rows(after, "force"), _rows(surfaces, None)
+        limit = float(np.quantile(np.abs(before["reference"].to_numpy(dtype=float)), 0.999)) * 1.05
+        _force_panel(left, model, before, limit, 42, brief=True)
+        _force_panel(right, model, after, limit, 42, brief=True)
+        top = 1.05 * float(surfaces[["value", "reference"]].to_numpy().max())
+        _parity_panel(middle, model, surfaces, pd.DataFrame(), "material", (-0.02 * top, top), str(surfaces["unit"].iloc[0]), brief=True)
+        for axes, what in ((left, "force (eV/Å)"), (middle, "surface energy (eV/Å²)"), (right, "force (eV/Å)")):
+            axes.set(xlabel=f"DFT {what}", ylabel=f"model {what}")
+        for axes, title in ((left, "Forces: too weak"), (middle, "Surfaces: too cheap"), (right, "After ten labels")):
+            axes.set_title(title, loc="left", color=_TEXT)
+    return figure

@@ -1,0 +1,199 @@
+"""Charts of solid solutions: energies against composition, and the phase diagram that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from helpers.figures.style import (
+    _MUTED,
+    _PANEL,
+    STYLE,
+    _chosen,
+    _good,
+    _legend,
+    _one_property,
+    _outer_labels,
+    _panels,
+    _size,
+    _title,
+    colour,
+    in_order,
+    label,
+    marker,
+)
+
+_SOURCES = ("ours", "paper", "DFT")
+
+
+def by_composition(
+    ours: pd.DataFrame,
+    paper: pd.DataFrame | None = None,
+    models: Sequence[str] | None = None,
+    quantity: str | None = None,
+    what: str = "formation energy",
+    unit: str = "eV per formula unit",
+    species: str = "Ca",
+) -> Figure:
+    """Draw the energy of every ordering of a solid solution, and its mean at each composition, one panel per model (the paper's Fig. 2c).
+
+    Parameters
+    ----------
+    ours : DataFrame
+        One row per ordering: ``model``, ``x`` (fraction of ``species`` among the sites that mix), ``value``. Where all
+        orderings of a model have a ``multiplicity`` (how many arrangements are equal by symmetry) the mean is weighted with it: it is that
+        of random alloys. Rows whose ``status`` is not ``ok`` are left out.
+    paper : DataFrame, optional
+        The paper's points in the same form: ``model`` is a catalogue key, or ``DFT``, which is drawn in every panel. Points are
+        drawn beside their composition, DFT on the left, the paper's model on the right; means at their composition.
+    models : sequence of str, optional
+        Which models, in which order.
+    quantity : str, optional
+        Which ``property`` of ours, if the table has several.
+    what, unit : str
+        Name and unit of the energy.
+    species : str
+        The species that ``x`` counts.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, the table holds several properties, a column is missing, or a value is not finite.
+    """
+    rows = _good(_one_property(ours, quantity) if "property" in ours else ours, ["model"], ["x", "value"])
+    models = _chosen(rows, models)
+    theirs = rows.iloc[:0] if paper is None else _good(paper, ["model"], ["x", "value"])
+    dft = theirs[theirs["model"] == "DFT"]
+    beside = 0.24 * min(np.diff(np.unique(rows["x"].to_numpy(dtype=float).round(6))), default=0.1)
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(len(models), extra=0.6)
+        shown = pd.concat([rows.loc[rows["model"].isin(models), "value"], theirs.loc[theirs["model"].isin([*models, "DFT"]), "value"]])
+        low, high = min(shown.min(), 0.0), max(shown.max(), 0.0)
+        margin = 0.05 * max(high - low, 0.01)
+        for panel, model in zip(axes, models, strict=True):
+            panel.axhline(0, color=_MUTED, linewidth=0.9, zorder=1)
+            _orderings(panel, dft, -beside, color=_MUTED)
+            _orderings(panel, rows[rows["model"] == model], 0.0, color=colour(model))
+            _orderings(panel, theirs[theirs["model"] == model], beside, color=colour(model), open_marker=marker(model))
+            _mean(panel, dft, "DFT")
+            _mean(panel, rows[rows["model"] == model], model)
+            panel.set(xlim=(-0.04, 1.04), ylim=(low - margin, high + margin))
+            panel.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+            _title(panel, model)
+        _outer_labels(axes, f"{species} fraction", f"{what}\n({unit})")
+        _legend(figure, spare, _composition_key(len(dft) > 0, bool(set(theirs["model"]) & set(models))))
+    return figure
+
+
+def _orderings(axes: Axes, part: pd.DataFrame, shift: float, color: str, open_marker: str | None = None) -> None:
+    """Draw one point per ordering: small and translucent, or the paper's open marker."""
+    style = (
+        {"marker": "o", "markersize": 3.6, "markeredgewidth": 0, "alpha": 0.4}
+        if open_marker is None
+        else {"marker": open_marker, "markersize": 3.8, "markerfacecolor": "none", "markeredgewidth": 0.8, "alpha": 0.6}
+    )
+    if len(part):
+        axes.plot(part["x"] + shift, part["value"], linestyle="none", color=color, zorder=3, **style)
+
+
+def _mean(axes: Axes, part: pd.DataFrame, model: str) -> None:
+    """Draw the mean at each composition as a line with the model's marker."""
+    if part.empty:
+        return
+    known = "multiplicity" in part and part["multiplicity"].notna().all()
+    weights = part["multiplicity"] if known else pd.Series(1.0, part.index)
+    x = part["x"].round(6)
+    means = (part["value"] * weights).groupby(x).sum() / weights.groupby(x).sum()
+    edge = {} if model == "DFT" else {"markeredgecolor": "white", "markeredgewidth": 0.5}
+    axes.plot(means.index, means, color=colour(model), marker=marker(model), markersize=_size(model, 5.5), linewidth=1.6, zorder=5, **edge)
+
+
+def _composition_key(with_dft: bool, with_paper: bool) -> list[Line2D]:
+    tone = "#444444"
+    handles = [
+        Line2D([], [], color=tone, marker="o", markersize=3.6, alpha=0.5, linestyle="none", label="ours, an ordering"),
+        Line2D([], [], color=tone, marker="o", markersize=5.5, linewidth=1.6, label="ours, mean"),
+    ]
+    if with_paper:
+        handles.append(Line2D([], [], color=tone, marker="o", markersize=3.8, markerfacecolor="none", linestyle="none", label="paper"))
+    if with_dft:
+        handles.append(Line2D([], [], color=colour("DFT"), marker=marker("DFT"), markersize=5.5, linewidth=1.6, label="DFT (paper)"))
+    return handles
+
+
+def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None, species: str = "Ca") -> Figure:
+    """Draw miscibility gaps: the temperature above which a solid solution mixes, against its composition.
+
+    Parameters
+    ----------
+    binodals : DataFrame
+        One row per point of a binodal: ``model`` (a catalogue key, or ``DFT``), ``source`` (``ours``, ``paper`` or ``DFT``), ``x``
+        (fraction of ``species`` among the sites that mix) and ``temperature_k`` (K). Ours are solid lines, the paper's dashed, DFT black.
+    consolute : DataFrame, optional
+        The top of each gap, one row per model and source, with the same columns. It is joined to its line and marked.
+    species : str
+        The species that ``x`` counts.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, a column is missing, a value is not finite, a source is unknown, or a consolute point is without a gap
+        or given twice.
+    """
+    columns = ["model", "source", "x", "temperature_k"]
+    rows = _good(binodals, columns[:2], columns[2:])
+    tops = rows.iloc[:0] if consolute is None else _good(consolute, columns[:2], columns[2:])
+    unknown = sorted(set(rows["source"]).union(tops["source"]) - set(_SOURCES))
+    if unknown:
+        raise ValueError(f"unknown source {unknown[0]!r}; there are: {', '.join(_SOURCES)}")
+    if tops.duplicated(columns[:2]).any():
+        raise ValueError(f"{tops.loc[tops.duplicated(columns[:2]), 'model'].iloc[0]} has more than one consolute point")
+    drawn = list(dict.fromkeys(zip(rows["model"], rows["source"], strict=True)))
+    lost = [key for key in zip(tops["model"], tops["source"], strict=True) if key not in drawn]
+    if lost:
+        raise ValueError(f"the consolute point of {lost[0][0]} ({lost[0][1]}) has no binodal")
+    models = in_order(rows["model"])
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2 * _PANEL + 0.2, 4.2 + 0.13 * len(models)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        for model, source in drawn:
+            part, top = (frame[(frame["model"] == model) & (frame["source"] == source)] for frame in (rows, tops))
+            line = pd.concat([part, top]).sort_values("x", kind="stable")
+            axes.plot(line["x"], line["temperature_k"], color=colour(model), zorder=3, **_gap_style(model, source))
+            if len(top):
+                face = "white" if source == "paper" else colour(model)
+                axes.plot(
+                    top["x"],
+                    top["temperature_k"],
+                    marker=marker(model),
+                    markersize=_size(model, 8),
+                    color=colour(model),
+                    markerfacecolor=face,
+                    markeredgewidth=1.8 if model == "DFT" else 1.4,
+                    linestyle="none",
+                    zorder=4,
+                )
+        axes.set(xlim=(0, 1), xlabel=f"{species} fraction", ylabel="temperature (K)")
+        axes.set_ylim(bottom=0)
+        handles = [
+            Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 7), label="DFT (paper)" if m == "DFT" else label(m))
+            for m in models
+        ]
+        for source in ("ours", "paper"):
+            if source in set(rows["source"]):
+                face = {"markerfacecolor": "white"} if source == "paper" else {}
+                handles.append(Line2D([], [], color="#444444", marker="o", markersize=7, label=source, **face, **_gap_style("", source)))
+        figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=2.0, handlelength=3.0)
+    return figure
+
+
+def _gap_style(model: str, source: str) -> dict[str, object]:
+    return {"linewidth": 2.2 if model == "DFT" else 1.8, "linestyle": (0, (5, 2)) if source == "paper" else "-"}

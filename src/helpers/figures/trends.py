@@ -1,0 +1,228 @@
+"""Charts of a number against a condition: temperature, size of the cell, lost neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from helpers.figures.style import (
+    _IDEAL,
+    _TEXT,
+    STYLE,
+    _chosen,
+    _good,
+    _legend,
+    _note,
+    _one_property,
+    _outer_labels,
+    _panels,
+    _robust_limits,
+    _rows,
+    _size,
+    _title,
+    colour,
+    in_order,
+    label,
+    marker,
+)
+
+
+def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float]) -> Figure:
+    """Draw the softening scale against the temperature, one panel per element, with the melting point.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`helpers.benchmarks.off_equilibrium.by_temperature`.
+    melting_k : mapping of str to float
+        Melting point of each element, K.
+    """
+    elements = list(melting_k)
+    models = in_order(table["model"])
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(len(elements))
+        figure.set_figheight(0.75 * figure.get_figheight())
+        for panel, element in zip(axes, elements, strict=True):
+            panel.axhline(1, zorder=2, **_IDEAL)
+            panel.axvspan(melting_k[element], 2e4, color="#F4E6D8", zorder=0)
+            for model in models:
+                part = table[(table["model"] == model) & (table["element"] == element)].sort_values("temperature_k")
+                spread = np.abs(part[["slope_low", "slope_high"]].to_numpy().T - part["slope"].to_numpy())
+                panel.errorbar(
+                    part["temperature_k"],
+                    part["slope"],
+                    spread,
+                    color=colour(model),
+                    marker=marker(model),
+                    markersize=_size(model, 5.5),
+                    linewidth=1.4,
+                    zorder=3,
+                )
+            panel.set(xscale="log", xlim=(230, 7500), ylim=(0.3, 1.45))
+            panel.set_xticks([300, 1000, 3000], ["300", "1000", "3000"])
+            panel.set_xticks([], minor=True)
+            panel.set_title(element, loc="left")
+        _outer_labels(axes, "temperature (K)", "softening scale")
+        handles = [Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 5.5), label=label(m)) for m in models]
+        _legend(figure, spare, [*handles, Patch(color="#F4E6D8", label="above the melting point")])
+    return figure
+
+
+def cell_size(
+    table: pd.DataFrame,
+    quantity: str | None = None,
+    models: Sequence[str] | None = None,
+    what: str = "formation energy",
+) -> Figure:
+    """Draw the energy of a defect against the number of lattice sites of its cell, one panel per metal.
+
+    All panels span the same energy, so that slopes can be compared between them.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy table with the column ``n_sites``; failed rows are left out. The reference is a dashed line.
+    quantity : str, optional
+        Which property, if the table has several.
+    models : sequence of str, optional
+        Which models, in which order.
+    what : str
+        Name of the energy.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, the column is missing, a metal has several references, or a model has a size of cell twice.
+    """
+    rows = _good(_rows(table, quantity), ["model", "material"], ["n_sites", "value", "reference"])
+    models = _chosen(rows, models)
+    rows = rows[rows["model"].isin(models)]
+    twice = rows[rows.duplicated(["model", "material", "n_sites"])]
+    if len(twice):
+        first = twice.iloc[0]
+        raise ValueError(f"{first['model']} has {first['material']} with {first['n_sites']:g} sites more than once")
+    metals = list(dict.fromkeys(rows["material"]))
+    energies = rows.groupby("material", observed=True)[["value", "reference"]]
+    low, high = energies.min().min(axis=1), energies.max().max(axis=1)
+    centre, span = (low + high) / 2, 1.2 * max((high - low).max(), 0.05)
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(len(metals), extra=1.0)
+        figure.set_figheight(0.85 * figure.get_figheight())
+        for panel, metal in zip(axes, metals, strict=True):
+            part = rows[rows["material"] == metal]
+            references = part["reference"].unique()
+            if len(references) > 1:
+                raise ValueError(f"{metal} has several references: {', '.join(f'{value:g}' for value in references)}")
+            panel.axhline(references[0], zorder=2, **_IDEAL)
+            for model in models:
+                line = part[part["model"] == model].sort_values("n_sites")
+                panel.plot(
+                    line["n_sites"], line["value"], color=colour(model), marker=marker(model), markersize=_size(model, 5.5), linewidth=1.4
+                )
+            sizes = sorted(part["n_sites"].unique())
+            panel.set_xscale("log")
+            panel.set_xticks(sizes, [f"{size:g}" for size in sizes])
+            panel.set_xticks([], minor=True)
+            panel.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
+            panel.set_ylim(centre[metal] - span / 2, centre[metal] + span / 2)
+            panel.set_title(metal, loc="left")
+        _outer_labels(axes, "lattice sites in the cell", f"{what} ({rows['unit'].iloc[0]})")
+        handles = [Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 5.5), label=label(m)) for m in models]
+        _legend(figure, spare, [*handles, Line2D([], [], label="DFT", **_IDEAL)])
+    return figure
+
+
+def error_against_coordination(
+    table: pd.DataFrame,
+    quantity: str | None = None,
+    models: Sequence[str] | None = None,
+    edges: Sequence[float] = (0.0, 0.15, 0.3, 0.45, 0.7),
+) -> Figure:
+    """Draw model over DFT against the coordination that atoms have lost, one panel per model.
+
+    Behind the points stands, for each bin of the loss with three or more of them, a box from the lower to the upper quartile with
+    the median.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One row per defect or surface: ``model``, ``kind`` (``vacancy``, or anything else for a surface), ``coordination_loss``
+        (fraction of nearest neighbours lost) and ``ratio`` (model/DFT). Rows whose ``status`` is not ``ok`` are left out.
+    quantity : str, optional
+        Which ``property``, if the table has several.
+    models : sequence of str, optional
+        Which models, in which order.
+    edges : sequence of float
+        Edges of the bins. A loss on an edge belongs to the bin below it.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, the table holds several properties, a column is missing, a value is not finite, or a loss lies outside
+        the bins.
+    """
+    rows = _good(_one_property(table, quantity) if "property" in table else table, ["model", "kind"], ["coordination_loss", "ratio"])
+    models = _chosen(rows, models)
+    rows = rows[rows["model"].isin(models)]
+    beyond = rows[(rows["coordination_loss"] <= edges[0]) | (rows["coordination_loss"] > edges[-1])]
+    if len(beyond):
+        raise ValueError(f"a coordination loss of {beyond['coordination_loss'].iloc[0]:g} lies outside the bins {tuple(edges)}")
+    low, high = _robust_limits(rows["ratio"].to_numpy(dtype=float))
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(len(models), extra=0.3)
+        figure.set_figheight(0.85 * figure.get_figheight())
+        for panel, model in zip(axes, models, strict=True):
+            part = rows[rows["model"] == model]
+            panel.axhline(1, zorder=2, **_IDEAL)
+            _binned(panel, part, edges, colour(model))
+            for vacancy, style in _KINDS.items():
+                points = part[(part["kind"] == "vacancy") == vacancy]
+                panel.plot(
+                    points["coordination_loss"],
+                    points["ratio"],
+                    linestyle="none",
+                    color=colour(model),
+                    markeredgecolor="white",
+                    markeredgewidth=0.5,
+                    alpha=0.85,
+                    zorder=4,
+                    **style,
+                )
+            outside = np.count_nonzero((part["ratio"] < low) | (part["ratio"] > high))
+            _note(panel, f"n = {len(part)}" + (f", {outside} outside" if outside else ""), "lower right")
+            panel.set(xlim=(edges[0], edges[-1]), ylim=(low, high))
+            _title(panel, model)
+        _outer_labels(axes, "nearest neighbours lost (fraction)", "model / DFT")
+        handles = [
+            *(
+                Line2D([], [], color="#444444", linestyle="none", label="vacancy" if vacancy else "surface", **style)
+                for vacancy, style in _KINDS.items()
+            ),
+            Patch(facecolor="#444444", alpha=0.25, label="quartiles"),
+            Line2D([], [], color=_TEXT, linewidth=2.2, label="median"),
+        ]
+        _legend(figure, spare, handles)
+    return figure
+
+
+# Shapes that no model has; True is a vacancy.
+_KINDS = {True: {"marker": "p", "markersize": 7}, False: {"marker": "d", "markersize": 5.5}}
+
+
+def _binned(axes: Axes, part: pd.DataFrame, edges: Sequence[float], hue: str) -> None:
+    """Draw quartiles and median of the ratio in each bin that has three points or more."""
+    bins = pd.cut(part["coordination_loss"], list(edges))
+    for interval, ratio in part["ratio"].groupby(bins, observed=True):
+        if len(ratio) < 3:
+            continue
+        lower, median, upper = ratio.quantile([0.25, 0.5, 0.75])
+        inner = [interval.left + 0.006, interval.right - 0.006]
+        axes.fill_between(inner, lower, upper, color=hue, alpha=0.22, linewidth=0, zorder=2.5)
+        axes.plot(inner, [median] * 2, color=_TEXT, linewidth=2.2, solid_capstyle="butt", zorder=3)
