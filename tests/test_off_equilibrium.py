@@ -595,7 +595,7 @@ def test_shears_of_frames_that_two_sources_share(everything):
     assert len(ours) == 12
     for case in ours:
         (same,) = [outputs for outputs in theirs if off._same(outputs, case.reference)]
-        assert case.reference["stress"] == pytest.approx(off._stress_from_kbar(same["stress"], swapped=False), abs=1e-6)
+        assert case.reference["stress"] == pytest.approx(off.stress_from_kbar(same["stress"], swapped=False), abs=1e-6)
 
 
 @needs_mirror

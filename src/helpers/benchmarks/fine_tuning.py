@@ -33,7 +33,7 @@ from ase.build import bulk
 from helpers import finetune, softening
 from helpers.benchmarks import Case, off_equilibrium, row, surfaces, table
 from helpers.finetune import Label, Recipe
-from helpers.potentials.base import Potential
+from helpers.potentials.base import Potential, Prediction
 
 SETS: dict[str, tuple[str, ...]] = {
     "ten-labels": tuple(dict.fromkeys(off_equilibrium.SETS["single-element-md"] + surfaces.SETS["slabs-109"])),
@@ -137,7 +137,8 @@ def _case(material: str, seed: int, labels: Sequence[Case], held: Sequence[Case]
     )
 
 
-def _labels(case: Case, kind: str) -> list[Label]:
+def labels_of(case: Case, kind: str) -> list[Label]:
+    """Return the labelled structures of a case whose role begins with ``kind`` (``label`` or ``held``)."""
     roles = [role for role in case.structures if role.startswith(kind)]
     return [
         Label(case.structures[r], case.reference[f"energy/{r}"], case.reference[f"forces/{r}"], case.reference[f"stress/{r}"])
@@ -164,18 +165,29 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
             labels, held = everything[:4], everything[4:]
             recipe = protocol.recipe(case.info["seed"], epochs=_TEACHER_EPOCHS, learning_rate=3e-4)
         else:
-            labels, held = _labels(case, "label"), _labels(case, "held")
+            labels, held = labels_of(case, "label"), labels_of(case, "held")
             recipe = protocol.recipe(case.info["seed"])
         tuned = finetune.fine_tune(potential, labels, recipe, progress=progress)
         slabs = _slabs(case.material) if case.set == "ten-labels" else []
         if case.info["seed"] == protocol.seeds[0]:
             rows += _evaluate(potential, potential.key, case, held, slabs, "before")
         rows += _evaluate(tuned.potential, potential.key, case, held, slabs, "after")
-        for epoch in tuned.history:
-            for name, unit in (("validation_force_mae", "eV/Å"), ("loss", "1")):
-                rows.append(row(potential.key, case, name, epoch[name], np.nan, unit, stage="training", epoch=epoch["epoch"]))
-        rows.append(row(potential.key, case, "best_epoch", tuned.best_epoch, np.nan, "1", stage="training"))
-    made = table(rows)
+        rows += training_rows(potential.key, case, tuned)
+    return filled(table(rows))
+
+
+def training_rows(key: str, case: Case, tuned: finetune.FineTuned) -> list[dict[str, object]]:
+    """Return validation error and loss of every epoch, and which epoch was kept."""
+    rows = [
+        row(key, case, name, epoch[name], np.nan, unit, stage="training", epoch=epoch["epoch"])
+        for epoch in tuned.history
+        for name, unit in (("validation_force_mae", "eV/Å"), ("loss", "1"))
+    ]
+    return [*rows, row(key, case, "best_epoch", tuned.best_epoch, np.nan, "1", stage="training")]
+
+
+def filled(made: pd.DataFrame) -> pd.DataFrame:
+    """Give columns that some rows lack their type: -1 for numbers, empty text."""
     for name in ("atom", "epoch", "seed"):
         if name in made:
             made[name] = made[name].fillna(-1).astype("int32")
@@ -189,8 +201,20 @@ def _slabs(material: str) -> list[Case]:
 def _evaluate(
     potential: Potential, key: str, case: Case, held: Sequence[Label], slabs: Sequence[Case], stage: str
 ) -> list[dict[str, object]]:
+    rows = force_rows(key, case, held, potential.evaluate([label.atoms for label in held]), stage)
+    if slabs:
+        gammas = surfaces.run(potential, slabs, surfaces.Protocol(relax=False))
+        for _, entry in gammas[gammas["property"] == "gamma_static"].iterrows():
+            error = entry["reason"] or None
+            values = entry["value"], entry["reference"], entry["unit"]
+            rows.append(row(key, case, "surface_energy", *values, error=error, stage=stage, held_out=entry["case"]))
+    return rows
+
+
+def force_rows(key: str, case: Case, held: Sequence[Label], predictions: Sequence[Prediction], stage: str) -> list[dict[str, object]]:
+    """Return one row per force component of the held-out frames; one failed row for a frame that could not be evaluated."""
     rows = []
-    for number, (label, prediction) in enumerate(zip(held, potential.evaluate([x.atoms for x in held]), strict=True)):
+    for number, (label, prediction) in enumerate(zip(held, predictions, strict=True)):
         frame = {"stage": stage, "held_out": f"{number:03d}"}
         if not prediction.ok:
             rows.append(row(key, case, "force", np.nan, np.nan, "eV/Å", error=prediction.error, **frame))
@@ -198,12 +222,6 @@ def _evaluate(
         for atom, (predicted, reference) in enumerate(zip(prediction.forces, label.forces, strict=True)):
             for component, value, wanted in zip("xyz", predicted, reference, strict=True):
                 rows.append(row(key, case, "force", round(value, 4), round(wanted, 4), "eV/Å", atom=atom, component=component, **frame))
-    if slabs:
-        gammas = surfaces.run(potential, slabs, surfaces.Protocol(relax=False))
-        for _, entry in gammas[gammas["property"] == "gamma_static"].iterrows():
-            error = entry["reason"] or None
-            values = entry["value"], entry["reference"], entry["unit"]
-            rows.append(row(key, case, "surface_energy", *values, error=error, stage=stage, held_out=entry["case"]))
     return rows
 
 
@@ -226,11 +244,15 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def before_and_after(table: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Return, per material of ``ten-labels``, some columns of :func:`summarise` before, and their mean and range over the draws after.
+    """Return, per material of ``ten-labels``, some columns of :func:`summarise` before and after; see :func:`compare_stages`."""
+    return compare_stages(summarise(table[table["set"] == "ten-labels"]), columns)
+
+
+def compare_stages(summary: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Return, per material of a summary, some of its columns before fine-tuning, and their mean and range over the draws after.
 
     Columns of the result: ``<column>_before``, ``<column>`` (mean after), ``<column>_low``, ``<column>_high``, and ``draws``.
     """
-    summary = summarise(table[table["set"] == "ten-labels"])
     before = summary[summary["stage"] == "before"].set_index("material")
     after = summary[summary["stage"] == "after"].groupby("material", sort=False)
     found = {"draws": after.size()}

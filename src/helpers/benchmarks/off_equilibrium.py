@@ -315,7 +315,7 @@ def _read_mptrj(chosen: str, paths: Sequence[Path]) -> list[Case]:
     ]
 
 
-def _stress_from_kbar(six: Sequence[float], *, swapped: bool) -> np.ndarray:
+def stress_from_kbar(six: Sequence[float], *, swapped: bool) -> np.ndarray:
     """Return a stress (3, 3), eV/Å³, ASE's sign, from VASP's six numbers xx, yy, zz, xy, yz, zx in kbar, positive under compression.
 
     ``swapped`` says that the last two are in the order zx, yz.
@@ -348,12 +348,12 @@ def _read_single_elements(chosen: str, paths: Sequence[Path]) -> list[Case]:
             info: dict[str, object] = {"source_file": source, "split": split}
             if from_mlearn:
                 group = record["group"]
-                stress = _stress_from_kbar(outputs["virial_stress"], swapped=_shears_swapped(element, group))
+                stress = stress_from_kbar(outputs["virial_stress"], swapped=_shears_swapped(element, group))
                 temperature = re.search(r"at (\d+) K", record["description"])
                 info["temperature_k"] = float(temperature[1]) if temperature else np.nan
             else:
                 group = {"AIMD": "AIMD-NVT"}.get(path.stem, path.stem)
-                stress = _stress_from_kbar(outputs["stress"], swapped=False)
+                stress = stress_from_kbar(outputs["stress"], swapped=False)
                 if any(_same(outputs, reference) for reference in known):
                     continue
             atoms = structures.from_dict(record["structure"])

@@ -1,0 +1,138 @@
+"""Fine-tuning for energy differences: draws, energies against the pure crystals, and that the loop learns them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from ase.build import bulk
+
+from helpers import potentials, registry
+from helpers.benchmarks import fine_tuning, mending
+from helpers.finetune import Label
+
+needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
+
+
+def toy_pool(n=14, held=3):
+    """Return labels that can be told apart by their energy, and two pure crystals."""
+    labels = [Label(bulk("NaCl", "rocksalt", a=5.6), float(k), np.full((2, 3), float(k)), np.zeros((3, 3))) for k in range(n)]
+    crystals = {"Na": (bulk("Na", "bcc", a=4.2, cubic=True), -2.6), "Cl": (bulk("Cl", "sc", a=4.0), -1.8)}
+    return mending._Pool(labels[held:], labels[:held], crystals)
+
+
+def test_draws_differ_by_seed_and_never_touch_what_is_held_out():
+    source = toy_pool()
+    drawn = []
+    for seed in range(3):
+        case = mending._draw("set/NaCl", "set", "NaCl", seed, source, 10)
+        assert case.name == f"set/NaCl/seed-{seed}"
+        labels = [label.energy for label in fine_tuning.labels_of(case, "label")]
+        held = [label.energy for label in fine_tuning.labels_of(case, "held")]
+        assert len(set(labels)) == 10
+        assert held == [0.0, 1.0, 2.0]
+        assert not set(labels) & set(held)
+        drawn.append(labels)
+    assert drawn[0] != drawn[1] != drawn[2]
+    again = mending._draw("set/NaCl", "set", "NaCl", 1, source, 10)
+    assert [label.energy for label in fine_tuning.labels_of(again, "label")] == drawn[1]
+
+
+class _Constant:
+    """A potential whose energy is a given number per atom of each element."""
+
+    key = "constant"
+
+    def __init__(self, **per_atom):
+        self.per_atom = per_atom
+
+    def evaluate(self, structures):
+        from helpers.potentials.base import Prediction
+
+        energies = [sum(self.per_atom[s] for s in atoms.get_chemical_symbols()) for atoms in structures]
+        return [Prediction(e, np.zeros((len(atoms), 3))) for e, atoms in zip(energies, structures, strict=True)]
+
+
+def test_an_energy_difference_is_taken_from_the_pure_crystals():
+    """A sum of atomic energies has no energy of mixing, and what is left of DFT is what its crystals leave."""
+    case = mending._draw("set/NaCl", "set", "NaCl", 0, toy_pool(), 10)
+    rows = pd.DataFrame(mending._evaluate(_Constant(Na=-1.3, Cl=-2.4), "constant", case, "before"))
+    made = rows[rows["property"] == "energy_difference"]
+    assert made["value"].to_numpy() == pytest.approx(0, abs=1e-12)
+    # NaCl holds one Na, half of the cubic cell's -2.6 eV, and one Cl of -1.8 eV.
+    assert made["reference"].tolist() == pytest.approx([k + 1.3 + 1.8 for k in (0.0, 1.0, 2.0)])
+    assert (rows["property"] == "force").sum() == 3 * 2 * 3
+
+
+@pytest.fixture(scope="module")
+def taught():
+    potential = potentials.load("chgnet-0.3.0")
+    cases = mending.cases(sets=["teacher"])
+    return mending.run(potential, cases, mending.Protocol()), potential
+
+
+def test_the_loop_learns_the_energies_of_a_stiffer_teacher(taught):
+    table, _ = taught
+    summary = mending.summarise(table).set_index("stage")
+    assert summary.loc["before", "energy_slope"] == pytest.approx(1 / 1.25, abs=1e-3)
+    assert summary.loc["before", "force_slope"] == pytest.approx(1 / 1.25, abs=1e-3)
+    assert abs(summary.loc["after", "force_slope"] - 1) < 0.75 * abs(summary.loc["before", "force_slope"] - 1)
+    assert np.isnan(summary["vacancy_energy"]).all()
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(taught, monkeypatch, tmp_path):
+    table, potential = taught
+    monkeypatch.setattr(mending.results, "runs_dir", lambda: tmp_path)
+    protocol = mending.Protocol()
+    [case] = mending.cases(sets=["teacher"])
+    real, calls = mending.finetune._save, []
+
+    def stop_after_three(state, path):
+        real(state, path)
+        calls.append(path)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mending.finetune, "_save", stop_after_three)
+        with pytest.raises(KeyboardInterrupt):
+            mending.run(potential, [case], protocol)
+    assert calls[0].is_file()
+    resumed = mending.run(potential, [case], protocol)
+    assert not calls[0].is_file()
+    errors = [t.loc[t["property"] == "validation_force_mae", "value"].to_numpy() for t in (table, resumed)]
+    assert errors[1] == pytest.approx(errors[0], abs=1e-4)
+
+
+def test_unknown_sets_are_refused():
+    with pytest.raises(KeyError, match="there are: vacancy-frames, orderings, teacher"):
+        mending.cases(sets=["vacancies"])
+
+
+@needs_mirror
+def test_vacancy_frames_cost_what_a_vacancy_costs():
+    """Cold frames lie above the crystal by the vacancy and the heat: more than 3/2 kT per atom in excess of a few eV is not a vacancy."""
+    protocol = mending.Protocol()
+    everything = mending.cases(protocol, ["vacancy-frames"])
+    assert len(everything) == 3 * len(protocol.seeds) + 2
+    cases = {case.material: case for case in everything if case.info["seed"] == 0}
+    assert set(cases) == set(protocol.elements)
+    for element, case in cases.items():
+        labels = fine_tuning.labels_of(case, "label") + fine_tuning.labels_of(case, "held")
+        assert len(labels) == protocol.n_labels + protocol.n_held_out
+        crystal = case.reference[f"energy/crystal/{element}"] / len(case.structures[f"crystal/{element}"])
+        above = [label.energy - len(label.atoms) * crystal for label in labels]
+        assert min(above) > 0.5, element
+        sizes = {len(label.atoms) for label in labels}
+        assert sizes == {{"Si": 63, "Mo": 53, "Li": 53, "Cu": 107, "Ni": 107}[element]}
+
+
+@needs_mirror
+def test_orderings_are_labelled_unrelaxed_and_tested_relaxed():
+    protocol = mending.Protocol(seeds=(0,))
+    for case in mending.cases(protocol, ["orderings"]):
+        labels, held = fine_tuning.labels_of(case, "label"), fine_tuning.labels_of(case, "held")
+        assert (len(labels), len(held)) == (protocol.n_labels, protocol.n_held_out_orderings)
+        assert min(np.abs(label.forces).max() for label in labels) > 1e-3
+        largest = [[np.abs(label.forces).max() for label in part] for part in (held, labels)]
+        assert max(largest[0]) < 0.15
+        assert np.median(largest[0]) < 0.1 * np.median(largest[1])
+        assert {len(label.atoms) for label in labels + held} == {16}
