@@ -24,7 +24,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers import figures, potentials, results, softening
-from helpers.benchmarks import fine_tuning, off_equilibrium
+from helpers.benchmarks import defects, fine_tuning, off_equilibrium, solid_solutions
 from helpers.registry import data_dir
 
 CLOSE = 0.1  # relative difference below which two values count as equal
@@ -127,6 +127,48 @@ def _surface_lines() -> list[dict[str, object]]:
     return lines
 
 
+def _defect_lines() -> list[dict[str, object]]:
+    points = figures.paper_points("fig2b")
+    lines = []
+    for entry in _paper_models():
+        found = None
+        if entry.key in results.models("defects"):
+            summary = defects.summarise(results.read("defects", entry.key)).set_index(["set", "property"])
+            found = dict(summary.loc[("all", "relaxed")])
+        of_model = points[points["model"] == entry.key]
+        digitised = softening.scalar_summary(of_model["value"], of_model["reference"])
+        for name, quantity, unit, paper, source, soft in (
+            ("mae", "defect energy, MAE", "eV", printed("2", "b", entry.paper_label, "MAE"), "printed", _ANY),
+            ("slope", "defect energy, slope", "1", digitised["slope"], "digitised", _BELOW_ONE),
+            ("share_below", "defect energy, share below DFT", "1", digitised["share_below"], "digitised", _MAJORITY),
+        ):
+            where = "38 vacancies, 11 combinations in alloys"
+            lines.append(_line("2b", quantity, unit, entry.label, paper, source, found, name, soft, where, "defects", entry.key))
+    return lines
+
+
+def _solution_lines() -> list[dict[str, object]]:
+    lowest = "lowest formation energy at x_Ca=0.5 (arrow label)"
+    points = figures.paper_points("fig2c")
+    lines = []
+    for entry in _paper_models():
+        found = None
+        if entry.key in results.models("solid_solutions"):
+            found = solid_solutions.against_paper(results.read("solid_solutions", entry.key))
+        of_model = points[points["model"] == entry.key]
+        ratio = printed("2", "c", entry.paper_label, lowest) / printed("2", "c", "DFT", lowest)
+        slope = softening.softening_scale(of_model["reference"], of_model["value"])
+        for name, quantity, paper, source in (
+            ("lowest_ratio", "lowest formation energy at x = ½, model / DFT", ratio, "printed"),
+            ("slope", "formation energy, slope", slope, "digitised"),
+        ):
+            where = "Ca-Mg-O, all orderings of a 16-cation cell"
+            lines.append(
+                _line("2c", quantity, "1", entry.label, paper, source, found, name, _BELOW_ONE, where, "solid_solutions", entry.key)
+            )
+    return lines
+
+
 # The like-for-like frames first, then the many compounds.
 _FORCE_SETS = {
     "wbm-21": "WBM-21, 14 compounds",
@@ -207,7 +249,9 @@ def _fix_lines() -> list[dict[str, object]]:
 
 def table() -> pd.DataFrame:
     """Return the scoreboard: one row per published number and model, in the order of the paper's figures."""
-    lines = pd.DataFrame(_surface_lines() + _force_lines() + _fix_lines()).sort_values("figure", kind="stable", ignore_index=True)
+    lines = pd.DataFrame(_surface_lines() + _defect_lines() + _solution_lines() + _force_lines() + _fix_lines()).sort_values(
+        "figure", kind="stable", ignore_index=True
+    )
     # A missing model needs one line per quantity, not one per set.
     return lines[~(lines.duplicated(["figure", "quantity", "key"]) & (lines["verdict"] == "missing"))].reset_index(drop=True)
 

@@ -24,7 +24,7 @@ from types import ModuleType
 import ase
 import pandas as pd
 
-CATALOGUE = ("surfaces", "off_equilibrium", "fine_tuning")
+CATALOGUE = ("surfaces", "defects", "solid_solutions", "off_equilibrium", "fine_tuning", "mending")
 
 COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]
 

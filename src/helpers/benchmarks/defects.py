@@ -821,8 +821,8 @@ def against_surfaces(defects: pd.DataFrame, slabs: pd.DataFrame) -> pd.DataFrame
             faces): half of the missing neighbours. An fcc atom that is taken out breaks 12 bonds but adds 6 to the bulk, so there are 6;
         ``ratio``
             model over DFT energy;
-        ``error_per_bond_ev``
-            (model − DFT energy) / n_bonds, eV, with the energy γ · 2A for a surface.
+        ``dft_per_bond_ev``, ``error_per_bond_ev``
+            DFT energy, and model − DFT energy, over n_bonds, eV, with the energy γ · 2A for a surface.
 
     Notes
     -----
@@ -842,13 +842,14 @@ def against_surfaces(defects: pd.DataFrame, slabs: pd.DataFrame) -> pd.DataFrame
         if (line.model, line.material) in shared:
             loss, n_bonds, area = _cut(line.material, line.miller)
             records.append(_compared(line, line.miller, names[line.property], loss, n_bonds, 2 * area))
-    columns = ["model", "element", "kind", "property", "coordination_loss", "n_bonds", "ratio", "error_per_bond_ev"]
+    columns = ["model", "element", "kind", "property", "coordination_loss", "n_bonds", "ratio", "dft_per_bond_ev", "error_per_bond_ev"]
     return pd.DataFrame(records, columns=columns).sort_values(["model", "element", "property"], kind="stable", ignore_index=True)
 
 
 def _compared(line: tuple, kind: str, quantity: str, loss: float, n_bonds: float, factor: float) -> tuple:
-    error = factor * (line.value - line.reference)
-    return line.model, line.material, kind, quantity, loss, n_bonds, line.value / line.reference, error / n_bonds
+    per_bond = factor / n_bonds
+    energies = line.value / line.reference, per_bond * line.reference, per_bond * (line.value - line.reference)
+    return line.model, line.material, kind, quantity, loss, n_bonds, *energies
 
 
 @cache
