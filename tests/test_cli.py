@@ -51,6 +51,14 @@ def test_fetch_offline_says_what_is_missing(no_data):
     assert "Traceback" not in outcome.stderr
 
 
+def test_fetch_knows_what_a_benchmark_reads_of_another_ones_files(no_data):
+    """The pure metals of the alloys are listed in the registry under the surfaces."""
+    outcome = softening("fetch", "solid_solutions")
+    assert outcome.returncode == 1
+    assert "NbMo_SS.json" in outcome.stderr
+    assert "Nb_Elastic.json" in outcome.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

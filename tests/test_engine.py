@@ -5,6 +5,7 @@ import pytest
 import torch
 from ase.build import bulk, fcc111, molecule
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms, FixCartesian
 from ase.filters import UnitCellFilter
 from ase.optimize import FIRE
 
@@ -148,3 +149,43 @@ def test_out_of_memory_halves_the_batch(chgnet, structures, monkeypatch):
 def test_unknown_cell_mode(chgnet, structures):
     with pytest.raises(ValueError, match="out-of-plane"):
         engine.relax(chgnet, structures, cell="isotropic")
+
+
+def test_held_coordinates_equal_ase_constraints(monkeypatch):
+    """Each structure has other coordinates held, and they leave a small batch at different times."""
+    monkeypatch.setattr(engine, "_memory_limit", lambda potential: 600.0)
+    potential = ASEPotential("emt", EMT())
+    metals = ("Cu", "Al", "Au", "Ag")
+    given = [rattled(bulk(metal, cubic=True), seed, 0.1) for seed, metal in enumerate(metals)]
+    constraints = [
+        [FixAtoms([0, 2])],
+        [],
+        [FixCartesian([1], [True, False, False]), FixAtoms([3])],
+        [FixCartesian([0, 2], [False, True, True])],
+    ]
+    held = [np.zeros((4, 3), dtype=bool), None, np.zeros((4, 3), dtype=bool), np.zeros((4, 3), dtype=bool)]
+    held[0][[0, 2]] = True
+    held[2][1, 0] = held[2][3] = True
+    held[3][[0, 2], 1:] = True
+    relaxed = engine.relax(potential, given, fmax=0.002, held=held)
+    assert len({result.steps for result in relaxed}) > 1
+    for atoms, constraint, mask, result in zip(given, constraints, held, relaxed, strict=True):
+        assert result.converged
+        reference = atoms.copy()
+        reference.calc = EMT()
+        reference.set_constraint(constraint)
+        assert FIRE(reference, logfile=None).run(fmax=0.001, steps=500)
+        assert result.energy == pytest.approx(reference.get_potential_energy(), abs=1e-4)
+        if mask is not None:
+            assert np.array_equal(result.atoms.positions[mask], atoms.positions[mask])
+            assert (result.forces[mask] == 0).all()
+            assert (result.atoms.positions[~mask] != atoms.positions[~mask]).all()
+
+
+def test_held_coordinates_that_do_not_fit_are_refused(chgnet, structures):
+    with pytest.raises(ValueError, match="fixed cell"):
+        engine.relax(chgnet, structures[:1], cell="full", held=[None])
+    with pytest.raises(ValueError, match="2 structures but 1"):
+        engine.relax(chgnet, structures[:2], held=[None])
+    with pytest.raises(ValueError, match=r"held\[1\] has shape"):
+        engine.relax(chgnet, structures[:2], held=[None, np.array([0])])

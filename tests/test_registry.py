@@ -198,11 +198,11 @@ def test_a_second_download_must_be_the_recorded_file(small_registry, server):
 
 
 def test_fetch_all_goes_on_after_an_error(small_registry):
-    results = dict((file.key, result) for file, result in registry.fetch_all())
+    results = dict((file.key, result) for file, result in registry.fetch_all(registry.files()))
     assert list(results) == ["good", "wrong", "unsigned"]
     assert results["good"].read_bytes() == results["unsigned"].read_bytes() == CONTENT
     assert isinstance(results["wrong"], RegistryError)
-    assert [file.key for file, _ in registry.fetch_all("forces")] == ["good", "wrong"]
+    assert [file.key for file, _ in registry.fetch_all(registry.files("forces"))] == ["good", "wrong"]
 
 
 def test_unknown_names(small_registry, monkeypatch):

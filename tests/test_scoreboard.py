@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from helpers import potentials, results, scoreboard
-from helpers.benchmarks import off_equilibrium, surfaces
+from helpers.benchmarks import defects, off_equilibrium, surfaces
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,8 @@ def test_the_board_is_complete_and_comes_from_the_tables():
     assert labels == set(board["model"])
     assert set(board["verdict"]) <= {"reproduced", "same direction", "not reproduced", "missing"}
     for line in board.itertuples():
-        benchmark = "surfaces" if line.figure == "2a" else "fine_tuning" if "ten labels" in line.quantity else "off_equilibrium"
+        families = {"2a": "surfaces", "2b": "defects", "2c": "solid_solutions"}
+        benchmark = "fine_tuning" if "ten labels" in line.quantity else families.get(line.figure, "off_equilibrium")
         missing = line.key not in results.models(benchmark)
         assert (line.verdict == "missing") == missing
         assert np.isfinite(line.ours) != missing
@@ -54,6 +55,10 @@ def test_the_board_is_complete_and_comes_from_the_tables():
     chgnet = board[(board["key"] == "chgnet-0.3.0") & (board["quantity"] == "surface energy, MAE")].iloc[0]
     summary = surfaces.summarise(results.read("surfaces", "chgnet-0.3.0")).set_index(["set", "property"])
     assert chgnet["ours"] == pytest.approx(summary.loc[("slabs-109", "gamma_relaxed"), "mae"])
+    found = board[(board["key"] == "chgnet-0.3.0") & (board["figure"] == "2b")].set_index("quantity")["ours"]
+    summary = defects.summarise(results.read("defects", "chgnet-0.3.0")).set_index(["set", "property"]).loc[("all", "relaxed")]
+    assert found["defect energy, MAE"] == pytest.approx(summary["mae"])
+    assert found["defect energy, slope"] == pytest.approx(summary["slope"])
     scales = board[(board["key"] == "chgnet-0.3.0") & (board["quantity"] == "softening scale s, median")]["ours"].tolist()
     summary = off_equilibrium.summarise(results.read("off_equilibrium", "chgnet-0.3.0")).set_index("set")
     assert scales == pytest.approx([summary.loc["wbm-21", "slope_median"], summary.loc["mattersim-tp", "slope_median"]])

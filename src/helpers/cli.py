@@ -48,6 +48,14 @@ def models() -> None:
     typer.echo("\nAlso: ase:module.factory (any ASE calculator) and file:PATH (a MACE model file).")
 
 
+def _needed(name: str | None) -> list[registry.RegisteredFile]:
+    """Return the files that a benchmark reads, which may be listed under another one in the registry; or those of a group."""
+    if name in benchmarks.CATALOGUE:
+        sets = benchmarks.module(name).SETS.values()
+        return [registry.lookup(key) for key in dict.fromkeys(key for keys in sets for key in keys)]
+    return registry.files(name)
+
+
 @app.command()
 def fetch(
     benchmark: Annotated[str | None, typer.Argument(help="A benchmark, or 'weights'. Everything if left out.")] = None,
@@ -58,7 +66,7 @@ def fetch(
     """
     failed = []
     count = 0
-    for file, outcome in registry.fetch_all(benchmark):
+    for file, outcome in registry.fetch_all(_needed(benchmark)):
         count += 1
         if isinstance(outcome, registry.RegistryError):
             failed.append(file.key)

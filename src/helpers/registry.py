@@ -247,12 +247,12 @@ def available(keys: Iterable[str]) -> bool:
     return all(local_path(key) is not None for key in keys)
 
 
-def fetch_all(benchmark: str | None = None) -> Iterator[tuple[RegisteredFile, Path | RegistryError]]:
-    """Fetch every file of a benchmark (or of everything), yielding each with its path or its error.
+def fetch_all(chosen: Iterable[RegisteredFile]) -> Iterator[tuple[RegisteredFile, Path | RegistryError]]:
+    """Fetch files, yielding each with its path or its error.
 
     One failure does not stop the rest.
     """
-    for file in files(benchmark):
+    for file in chosen:
         try:
             yield file, fetch(file.key)
         except RegistryError as error:
