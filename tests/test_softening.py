@@ -570,6 +570,9 @@ def test_factors_are_transferred_within_a_material():
     assert moved["label"].tolist() == ["a", "b"]
     assert moved["needed"].tolist() == pytest.approx([2.0, 2.0])
     assert moved["ratio"].tolist() == pytest.approx([0.0, 0.5])
+    # One value, as the vacancy energy of an element, is enough.
+    alone = softening.transferred(scalars.iloc[:1], factors)
+    assert alone["needed"].tolist() == pytest.approx([2.0, 2.0])
 
 
 def test_a_corrected_table_names_its_factor():

@@ -971,7 +971,8 @@ def transferred(scalars: pd.DataFrame, factors: pd.DataFrame) -> pd.DataFrame:
         before = np.abs(y - x).mean()
         after = np.abs(chosen["c"].to_numpy()[:, None] * y - x).mean(axis=1)
         part = chosen[["model", "material", "label", "c", "status"]].assign(mae_before=before, mae_after=after, ratio=after / before)
-        parts.append(part.assign(needed=1 / softening_scale(x, y)))
+        # A single value has no slope, but it asks for a factor all the same.
+        parts.append(part.assign(needed=(x @ x) / (x @ y)))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -92,8 +92,6 @@ class Protocol:
         Relaxed orderings evaluated, none of which is a relaxed label.
     seeds : tuple of int
         One draw of labels each.
-    first_seed_only : tuple of str
-        Materials of which only the first draw is made: their cells of 107 atoms take five times as long.
     epochs, learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight, batch_size
         See :class:`helpers.finetune.Recipe`.
     """
@@ -103,8 +101,7 @@ class Protocol:
     n_labels: int = 10
     n_held_out: int = 12
     n_held_out_orderings: int = 100
-    seeds: tuple[int, ...] = (0, 1)
-    first_seed_only: tuple[str, ...] = ("Cu", "Ni")
+    seeds: tuple[int, ...] = (0,)
     epochs: int = 100
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
@@ -146,7 +143,6 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         for seed in protocol.seeds
         for name, materials in sources.items()
         for material, source in materials.items()
-        if seed == protocol.seeds[0] or material not in protocol.first_seed_only
     ]
     if "teacher" in chosen:
         found.append(Case("teacher/Al/seed-0", "teacher", "Al", {}, {}, {"seed": 0}))
