@@ -37,7 +37,7 @@ class Relaxed:
     energy : float
         eV; NaN if it failed.
     forces : ndarray, shape (n_atoms, 3)
-        eV/Å.
+        eV/Å; zero for coordinates that were held.
     steps : int
         FIRE steps taken.
     converged : bool
@@ -78,6 +78,7 @@ def relax(
     fmax: float = 0.05,
     smax: float = 6e-4,
     max_steps: int = 500,
+    held: Sequence[np.ndarray | None] | None = None,
     progress: bool = False,
 ) -> list[Relaxed]:
     """Relax many structures with FIRE.
@@ -96,6 +97,9 @@ def relax(
         Largest component of the stress at convergence where the cell relaxes, eV/Å³ (6e-4 is 0.1 GPa).
     max_steps : int
         Steps after which a structure is given up.
+    held : sequence of (ndarray of bool, shape (n_atoms, 3), or None), optional
+        For each structure, the Cartesian coordinates that do not move; None if all move. Needs ``cell="fixed"``. Their forces do not
+        count for convergence.
     progress : bool
         Show a progress bar.
 
@@ -104,12 +108,18 @@ def relax(
     list of Relaxed
         One per structure, in order. Batches are halved when the memory does not suffice.
 
+    Raises
+    ------
+    ValueError
+        If the cell mode is unknown, or ``held`` does not fit the structures or the cell mode.
+
     Notes
     -----
     FIRE: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), in torch-sim's implementation of ASE's variant.
     """
     if cell not in CELL_MODES:
         raise ValueError(f"cell={cell!r}; choose one of {', '.join(CELL_MODES)}")
+    free = _free(structures, held, cell)
     results: list[Relaxed | None] = [None] * len(structures)
     waiting: list[int] = []
     for index, atoms in enumerate(structures):
@@ -123,7 +133,7 @@ def relax(
         limit = _memory_limit(potential)
         while waiting:
             try:
-                for index, relaxed in _relax_all(potential, structures, waiting, cell, fmax, smax, max_steps, limit):
+                for index, relaxed in _relax_all(potential, structures, waiting, free, cell, fmax, smax, max_steps, limit):
                     results[index] = relaxed
                     bar.update()
             except torch.OutOfMemoryError:
@@ -135,6 +145,23 @@ def relax(
                 limit /= 2
             waiting = [index for index in waiting if results[index] is None]
     return results
+
+
+def _free(structures: Sequence[ase.Atoms], held: Sequence[np.ndarray | None] | None, cell: str) -> list[np.ndarray] | None:
+    """Return for each structure which coordinates move, shape (n_atoms, 3); None if all of all structures do."""
+    if held is None:
+        return None
+    if cell != "fixed":
+        raise ValueError(f"coordinates can be held in a fixed cell only, not with cell={cell!r}")
+    if len(held) != len(structures):
+        raise ValueError(f"there are {len(structures)} structures but {len(held)} entries in held")
+    free = []
+    for number, (atoms, mask) in enumerate(zip(structures, held, strict=True)):
+        mask = np.zeros((len(atoms), 3), dtype=bool) if mask is None else np.asarray(mask, dtype=bool)
+        if mask.shape != (len(atoms), 3):
+            raise ValueError(f"held[{number}] has shape {mask.shape}; structure {number} needs ({len(atoms)}, 3)")
+        free.append(~mask)
+    return free
 
 
 def _check(potential: Potential, atoms: ase.Atoms, cell: str) -> None:
@@ -162,7 +189,7 @@ def _memory_limit(potential: Potential) -> float:
     return potential.max_edges() / edges_per_metric
 
 
-def _relax_all(potential, structures, indices, cell, fmax, smax, max_steps, limit):
+def _relax_all(potential, structures, indices, free, cell, fmax, smax, max_steps, limit):
     """Yield (index, Relaxed) as structures finish."""
     moves_cell = cell != "fixed"
     had_stress = potential.compute_stress
@@ -188,14 +215,25 @@ def _relax_all(potential, structures, indices, cell, fmax, smax, max_steps, limi
                 yield index, _record(potential, structures[index], final, int(steps[position]), fmax, smax if moves_cell else None)
             if state is None:
                 return
+            mask = _mask(state, free, [indices[position] for position in current])
+            # A coordinate that never feels a force starts at rest and stays at rest: FIRE needs no other change.
+            state.forces = state.forces * mask
             done = _done(state, fmax, smax if moves_cell else None)
             if not done.any():
                 state = step(state)
+                state.forces = state.forces * mask
                 steps[current] += 1
                 done = _done(state, fmax, smax if moves_cell else None)
             done |= torch.as_tensor(steps[current] >= max_steps, device=done.device)
     finally:
         potential.compute_stress = had_stress
+
+
+def _mask(state: ts.SimState, free: list[np.ndarray] | None, current: Sequence[int]) -> torch.Tensor | float:
+    """Return the factor of the forces: 1 for coordinates of this batch that move, 0 for those that are held."""
+    if free is None:
+        return 1.0
+    return torch.as_tensor(np.concatenate([free[index] for index in current]), dtype=state.dtype, device=state.device)
 
 
 def _initial_states(model, initialise, structures, indices, limit):
