@@ -67,11 +67,12 @@ SETS: dict[str, tuple[str, ...]] = {
 }
 LIVE = "ca-mg-o"
 
-# How far a recomputed value may lie from the committed one: rounding for statics, the force threshold for relaxed alloys.
+# How far a recomputed value may lie from the committed one: rounding for statics, the thresholds for relaxed alloys. M3GNet's old weights
+# jump a little as bonds cross the cutoff, so that two relaxations of one alloy were seen to end 3 meV apart.
 TOLERANCES = {
-    "formation_energy": 2e-3,
+    "formation_energy": 6e-3,
     "formation_energy_unrelaxed": 2e-3,
-    "mixing_energy": 2e-3,
+    "mixing_energy": 6e-3,
     "mixing_energy_static": 5e-4,
     "force": 2e-3,
 }
