@@ -1,0 +1,391 @@
+"""Elastic moduli: the curvature of the energy at equilibrium, against DFT of the training data's functional.
+
+Strain a crystal by ε and its energy rises by ½ V Σ C_ij ε_i ε_j (Voigt's notation, i and j from 1 to 6); the stress is σ_i = Σ C_ij ε_j.
+The elastic tensor C is a curvature, as the squares of phonon frequencies are, so E → c E gives C → c C and the same lattice. The
+averages of Voigt, Reuss and Hill over all directions are the bulk modulus K and the shear modulus G of a polycrystal
+(Hill, Proc. Phys. Soc. A 65, 349 (1952)). The reference sets are
+
+``binaries``
+    A random choice of the binary compounds of the Materials Project with elastic moduli (de Jong et al., Sci. Data 2, 150009 (2015)), as
+    collected for the benchmark of MatCalc. The functional is PBE, as in the models' training data: no part of a difference is a
+    difference of functionals. Which compounds are left out is a matter of composition, size and the DFT values alone (:func:`left_out`).
+``prototypes``
+    Six simple crystals built here, without reference.
+
+The model relaxes the primitive cell, atoms and lattice. A crystal that has lost its symmetry as it relaxed is a failed case. The
+relaxed crystal, made symmetric again, is strained along each of the six axes of Voigt's notation in both senses, and the atoms
+are relaxed in the strained cell, as in DFT. The slopes of the stresses are the columns of C. Both senses together cancel
+the first anharmonic term and the stress that the relaxation has left over. Finally C is averaged over the symmetry of the crystal.
+
+How large a strain? The DFT values are slopes over ±0.5 and ±1 %, for shear ±3 and ±6 %. A network's energy can be uneven on this scale,
+so that its curvature depends on the strain over which it is taken (``Protocol.strain``). What is tabulated is the mean
+curvature over that range, not the one at a point.
+
+A tensor with an eigenvalue that is not positive belongs to a crystal that would deform of itself (Born's criterion: Mouhat and
+Coudert, Phys. Rev. B 90, 224104 (2014)). Its averages mean nothing, so it is a failed case. Such cases do not enter the slopes: a model
+whose crystals are soft to the point of instability looks better than it is, unless they are counted (``n_unstable``).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import ase
+import ase.build
+import ase.data
+import numpy as np
+import pandas as pd
+from ase import units
+from pymatgen.analysis.elasticity import ElasticTensor, Strain
+from pymatgen.io.ase import AseAtomsAdaptor
+from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+from helpers import engine, registry, softening, structures
+from helpers.benchmarks import Case, row, table
+from helpers.benchmarks.off_equilibrium import has_u_metal_with_o_or_f
+from helpers.potentials.base import Potential
+
+_MODULI = "materialsvirtuallab/matcalc/benchmark_data/mp-binary-pbe-elasticity-2025.1.json.gz"
+
+SETS: dict[str, tuple[str, ...]] = {"binaries": (_MODULI,), "prototypes": ()}
+LIVE = "prototypes"
+
+# How far a recomputed value may lie from the committed one: what the thresholds of the relaxations and single precision leave open.
+TOLERANCES = {"bulk_modulus": 1.0, "shear_modulus": 1.0, "volume_per_atom": 0.02}
+
+_UNITS = {"bulk_modulus": "GPa", "shear_modulus": "GPa", "volume_per_atom": "Å³"}
+
+# Elements with open d and f shells.
+_MAGNETIC = frozenset(
+    {"V", "Cr", "Mn", "Fe", "Co", "Ni", "U", "Np", "Pu"} | {ase.data.chemical_symbols[number] for number in range(58, 71)}  # Ce to Yb
+)
+
+# Below this the Materials Project gives its own values with a warning.
+_LEAST_GPA = 2.0
+
+# Crystal structure and measured lattice parameter, Å: only where the relaxation starts.
+_PROTOTYPES = {
+    "Al": ("fcc", 4.05),
+    "Cu": ("fcc", 3.61),
+    "W": ("bcc", 3.16),
+    "Si": ("diamond", 5.43),
+    "MgO": ("rocksalt", 4.21),
+    "NaCl": ("rocksalt", 5.64),
+}
+
+# The crystals that are strained are symmetric up to rounding.
+_SYMPREC = 1e-3
+
+_UNSTABLE = "unstable: "
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings of the elasticity benchmark.
+
+    Attributes
+    ----------
+    n_compounds : int
+        Size of the set ``binaries``. They come in random order, so that the first n of them are a fair sample too.
+    seed : int
+        Of that order.
+    max_atoms : int
+        Largest cell of that set.
+    strain : float
+        Size of the strains, a component in Voigt's notation (a shear strain is twice the component of the tensor).
+    fmax_ev_per_a : float
+        Largest force at convergence of a relaxation, eV/Å.
+    smax_ev_per_a3 : float
+        Largest stress at convergence of the relaxation of the cell, eV/Å³ (6e-5 is 0.01 GPa).
+    max_steps : int
+        FIRE steps after which a relaxation counts as failed.
+    """
+
+    n_compounds: int = 400
+    seed: int = 0
+    max_atoms: int = 8
+    strain: float = 0.01
+    fmax_ev_per_a: float = 1e-3
+    smax_ev_per_a3: float = 6e-5
+    max_steps: int = 500
+
+
+# ---------------------------------------------------------------------------------------------------
+# Reference cases
+
+
+def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
+    """Return the reference cases.
+
+    Parameters
+    ----------
+    protocol : Protocol, optional
+        For the number of compounds, their size and their order.
+    sets : iterable of str, optional
+        Keys of :data:`SETS`. By default all; files that are not here are fetched.
+
+    Returns
+    -------
+    list of Case
+        Structure ``crystal``; reference ``bulk_modulus`` and ``shear_modulus`` (averages of Voigt, Reuss and Hill, GPa)
+        and ``volume_per_atom`` (Å³), where there are DFT values.
+
+    Raises
+    ------
+    KeyError
+        If a set is unknown.
+    helpers.registry.RegistryError
+        If a file cannot be had; the message says which, and where to put it.
+    """
+    names = list(SETS) if sets is None else list(sets)
+    unknown = set(names) - set(SETS)
+    if unknown:
+        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    chosen = Protocol() if protocol is None else protocol
+    makers = {"binaries": _binaries, "prototypes": _prototypes}
+    return [case for name in names for case in makers[name](chosen)]
+
+
+def left_out(protocol: Protocol | None = None) -> pd.DataFrame:
+    """Return the compounds of the source that cannot be cases, with the reason: columns ``set, material, formula, reason``."""
+    chosen = Protocol() if protocol is None else protocol
+    rows = [("binaries", record["mp_id"], record["formula"], reason) for record in _records() if (reason := _unfit(record, chosen))]
+    return pd.DataFrame(rows, columns=["set", "material", "formula", "reason"])
+
+
+def _records() -> list[dict]:
+    with gzip.open(registry.fetch(_MODULI), "rt") as handle:
+        return json.load(handle)
+
+
+def _unfit(record: dict, protocol: Protocol) -> str:
+    """Return why a compound is no case ('' if it is one); the model is never asked."""
+    sites = record["structure"]["sites"]
+    elements = {site["species"][0]["element"] for site in sites}
+    k, g = record["bulk_modulus_vrh"], record["shear_modulus_vrh"]
+    if magnetic := elements & _MAGNETIC:
+        return f"{', '.join(sorted(magnetic))}: open d or f shell"
+    if has_u_metal_with_o_or_f(elements):
+        return "DFT+U"
+    if len(sites) > protocol.max_atoms:
+        return f"more than {protocol.max_atoms} atoms"
+    if min(k, g) < _LEAST_GPA:
+        return f"DFT modulus below {_LEAST_GPA:g} GPa"
+    # ν = (3K − 2G) / (6K + 2G). True auxetic polycrystals are rare; in the source most are calculations that went wrong.
+    if 2 * g > 3 * k:
+        return "DFT moduli with a negative Poisson ratio"
+    return ""
+
+
+def _binaries(protocol: Protocol) -> list[Case]:
+    fit = sorted((record for record in _records() if not _unfit(record, protocol)), key=lambda record: record["mp_id"])
+    order = np.random.default_rng(protocol.seed).permutation(len(fit))
+    return [_binary(fit[number]) for number in order[: protocol.n_compounds]]
+
+
+def _binary(record: dict) -> Case:
+    crystal = structures.from_dict(record["structure"])
+    reference = {
+        "bulk_modulus": record["bulk_modulus_vrh"],
+        "shear_modulus": record["shear_modulus_vrh"],
+        "volume_per_atom": crystal.get_volume() / len(crystal),
+    }
+    return _case("binaries", record["mp_id"], record["formula"], crystal, reference, "PBE")
+
+
+def _prototypes(_: Protocol) -> list[Case]:
+    return [
+        _case("prototypes", formula, formula, ase.build.bulk(formula, structure, a=a), {}, "")
+        for formula, (structure, a) in _PROTOTYPES.items()
+    ]
+
+
+def _case(name: str, material: str, formula: str, crystal: ase.Atoms, reference: dict[str, float], functional: str) -> Case:
+    info = {"formula": formula, "functional": functional, "n_atoms": len(crystal)}
+    return Case(f"{name}/{material}", name, material, {"crystal": crystal}, reference, info)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Elasticity
+
+
+def strains(amount: float) -> list[Strain]:
+    """Return the twelve strains: each component of Voigt's notation alone, with both signs."""
+    return [Strain.from_voigt(sign * amount * axis) for axis in np.eye(6) for sign in (1, -1)]
+
+
+def strained(crystal: ase.Atoms, strain: np.ndarray) -> ase.Atoms:
+    """Return a strained copy of a crystal, r → (1 + ε) r with the atoms carried along; ε is a symmetric tensor, shape (3, 3)."""
+    copy = crystal.copy()
+    copy.set_cell(crystal.cell.array @ (np.eye(3) + np.asarray(strain)), scale_atoms=True)
+    return copy
+
+
+def elastic_tensor(amount: float, stresses: Sequence[np.ndarray], crystal: ase.Atoms) -> ElasticTensor:
+    """Fit the elastic tensor of a crystal to its stresses.
+
+    Parameters
+    ----------
+    amount : float
+        Size of the strains.
+    stresses : sequence of ndarray, shape (3, 3)
+        Stress under each of :func:`strains`, eV/Å³, positive under tension.
+    crystal : ase.Atoms
+        The unstrained crystal, for its symmetry.
+
+    Returns
+    -------
+    pymatgen.analysis.elasticity.ElasticTensor
+        GPa, with C_ij = C_ji and the symmetry of the crystal. ``k_vrh`` and ``g_vrh`` are the moduli.
+    """
+    in_gpa = [(stress + stress.T) / 2 / units.GPa for stress in map(np.asarray, stresses)]
+    with warnings.catch_warnings():
+        # Before the next line makes it symmetric, the tensor is so up to the accuracy of the stresses only.
+        warnings.simplefilter("ignore")
+        fitted = ElasticTensor.from_independent_strains(strains(amount), in_gpa)
+    return fitted.voigt_symmetrized.fit_to_structure(AseAtomsAdaptor.get_structure(crystal), symprec=_SYMPREC)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Predictions
+
+
+@dataclass
+class _Outcome:
+    """What is known of one crystal."""
+
+    crystal: ase.Atoms | None = None
+    tensor: ElasticTensor | None = None
+    error: str | None = None
+
+
+def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> pd.DataFrame:
+    """Predict bulk and shear moduli and the volume at equilibrium.
+
+    All crystals are relaxed together, then all strained ones, and their stresses are evaluated in one call.
+
+    Parameters
+    ----------
+    potential : Potential
+    cases : sequence of Case
+        From :func:`cases`, or your own with a ``crystal``.
+    protocol : Protocol
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Tidy table, one row per case and property: ``bulk_modulus`` and ``shear_modulus`` (GPa), ``volume_per_atom`` (Å³). A failed
+        row says why; the reason begins with "unstable" where the elastic tensor is not positive. The volume stands
+        nevertheless. ``reference`` is NaN where there is no DFT value.
+    """
+    guesses = [case.structures["crystal"] for case in cases]
+    relaxed = engine.relax(
+        potential,
+        guesses,
+        cell="full",
+        fmax=protocol.fmax_ev_per_a,
+        smax=protocol.smax_ev_per_a3,
+        max_steps=protocol.max_steps,
+        progress=progress,
+    )
+    outcomes = [_relaxed(result, guess) for result, guess in zip(relaxed, guesses, strict=True)]
+    _strain(potential, [outcome for outcome in outcomes if outcome.error is None], protocol, progress)
+    return table(line for case, outcome in zip(cases, outcomes, strict=True) for line in _rows(potential.key, case, outcome))
+
+
+def _relaxed(result: engine.Relaxed, guess: ase.Atoms) -> _Outcome:
+    """Return the primitive cell of a relaxed crystal, symmetric again, or why there is none."""
+    if result.error is not None:
+        return _Outcome(error=result.error)
+    try:
+        conventional = structures.symmetrised(result.atoms, guess)
+    except ValueError as error:
+        return _Outcome(error=str(error))
+    analyser = SpacegroupAnalyzer(AseAtomsAdaptor.get_structure(conventional), symprec=_SYMPREC)
+    return _Outcome(structures.plain(analyser.get_primitive_standard_structure()))
+
+
+def _strain(potential: Potential, outcomes: Sequence[_Outcome], protocol: Protocol, progress: bool) -> None:
+    """Add the elastic tensor to each outcome, or why there is none."""
+    imposed = strains(protocol.strain)
+    relaxed = engine.relax(
+        potential,
+        [strained(outcome.crystal, strain) for outcome in outcomes for strain in imposed],
+        cell="fixed",
+        fmax=protocol.fmax_ev_per_a,
+        max_steps=protocol.max_steps,
+        progress=progress,
+    )
+    predictions = potential.evaluate([result.atoms for result in relaxed], stress=True, progress=progress)
+    for number, outcome in enumerate(outcomes):
+        own = slice(number * len(imposed), (number + 1) * len(imposed))
+        errors = [result.error for result in (*relaxed[own], *predictions[own]) if result.error is not None]
+        if errors:
+            outcome.error = f"strained: {errors[0]}"
+            continue
+        outcome.tensor = elastic_tensor(protocol.strain, [prediction.stress for prediction in predictions[own]], outcome.crystal)
+        lowest = np.linalg.eigvalsh(outcome.tensor.voigt)[0]
+        if lowest <= 0:
+            outcome.error = f"{_UNSTABLE}an eigenvalue of the elastic tensor is {lowest:.1f} GPa"
+
+
+def _rows(model: str, case: Case, outcome: _Outcome) -> list[dict[str, object]]:
+    found = {"bulk_modulus": np.nan, "shear_modulus": np.nan, "volume_per_atom": np.nan}
+    errors = dict.fromkeys(found, outcome.error)
+    if outcome.crystal is not None:
+        found["volume_per_atom"] = outcome.crystal.get_volume() / len(outcome.crystal)
+        errors["volume_per_atom"] = None
+    if outcome.error is None:
+        found |= {"bulk_modulus": float(outcome.tensor.k_vrh), "shear_modulus": float(outcome.tensor.g_vrh)}
+    return [
+        row(model, case, name, value, float(case.reference.get(name, np.nan)), _UNITS[name], error=errors[name])
+        for name, value in found.items()
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Summary
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the numbers that the chapter quotes, one row per model, set and property.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run`. Rows without a DFT value do not count.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``model, set, property, n, n_failed``, ``n_unstable`` (of the failed, those whose elastic tensor is not positive), those
+        of :func:`helpers.softening.scalar_summary` (intervals from resampling compounds), and ``ratio_median``, model over
+        DFT, with ``_low`` and ``_high``. What does not exist is NaN for groups of fewer than two values.
+    """
+    records = []
+    rated = table[table["reference"].notna()]
+    for (model, name, quantity), group in rated.groupby(["model", "set", "property"], sort=False):
+        good = group[group["status"] == "ok"]
+        record = {
+            "model": model,
+            "set": name,
+            "property": quantity,
+            "n": len(good),
+            "n_failed": len(group) - len(good),
+            "n_unstable": int(group["reason"].str.startswith(_UNSTABLE).sum()),
+        }
+        if len(good) >= 2:
+            record |= softening.scalar_summary(good["value"], good["reference"], clusters=good["material"])
+            ratio = good["value"] / good["reference"]
+            # The shape that distribution() takes; the ratio of a single number is its slope through the origin.
+            fits = good.assign(slope=ratio, inverse_slope=1 / ratio, mae=(good["value"] - good["reference"]).abs(), cmae=0.0)
+            spread = softening.distribution(fits).iloc[0]
+            record |= {f"ratio_median{end}": spread[f"slope_median{end}"] for end in ("", "_low", "_high")}
+        records.append(record)
+    return pd.DataFrame(records)

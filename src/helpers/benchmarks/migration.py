@@ -1,0 +1,865 @@
+"""Ion migration barriers (Deng et al., npj Comput. Mater. 11, 9 (2025), Fig. 3).
+
+A migration barrier is how far the energy rises as an ion moves from one site to the next:
+E_m = (highest image of the path) − (lower end point). The path is a row of images of the crystal, each with the ion a little
+further along. The four reference sets are
+
+``livpo4f``
+    One ApproxNEB path of Li in VPO4F: seven images, relaxed with DFT, and their energies (Materials Project). The only set with a DFT
+    geometry, so it has static values besides relaxed ones. The file does not name the functional. The workflow's input set
+    (atomate2, ``ApproxNEBSetGenerator``) switches +U off, whereas the models learned V with O or F from DFT+U.
+``elements``
+    Vacancy migration in metals whose ground state is fcc (one hop) or hcp (one in the basal plane, one out of it), PBE: Angsten et
+    al., New J. Phys. 16, 015018 (2014). One functional, one group, one kind of hop: the clean control.
+``hops``
+    Hops of Li, Na, K, Mg, Ca, Sr, Zn and Al in battery materials, barriers from the literature: Devi et al., arXiv 2508.06459. Only
+    those from a GGA without +U whose geometry makes sense (:func:`left_out` lists the others), and of those a sample. In more than half
+    of the compounds the models learned the transition metal from DFT+U (column ``has_u_metal_with_o_or_f``): another functional.
+``fcc-metals``
+    Al and Cu in a small supercell, without a DFT value: what the book recomputes while it builds.
+
+**Paths of ions** (``livpo4f``, ``hops``) follow ApproxNEB: Rong et al., J. Chem. Phys. 145, 074112 (2016). The cell is fixed. End points
+relax freely. In an image between them the ion stays where it is, and so does the atom furthest from it: with the ion alone held
+the whole crystal could slide until the ion is back in its site, and there would be no barrier. All images of all paths relax at once.
+
+The images of ``hops`` lie on the straight line between two sites of the unrelaxed crystal, at 0, ¼, ½, ¾ and 1, whereas the
+published barriers belong to paths that were free to bend (NEB). So there are two values. ``barrier``, with the ion held, is too high
+where the path bends. ``barrier_bent`` starts from there, and the ion may move sideways but not along the hop: that lies below the
+barrier of the bent path as far as its images miss the top.
+
+**Vacancy hops in metals** are symmetric: the second half of the path mirrors the first, so the images 0, ¼ and ½ suffice. The model's own
+relaxed crystal is used, and its cell is fixed. In an image the ion may move sideways but not along the hop, and the furthest atom does
+not move along the hop either: so at ½ the path may bend within the mirror plane, as it does in hcp. The image ¼ is there because ½
+need not be the top: in hcp Ti it is a shallow minimum between two saddle points (Shang et al., Phys. Rev. B 83, 224104 (2011)).
+Where ¼ is higher the barrier is a lower bound (column ``highest_image``).
+
+The table of hcp metals has two columns of barriers, and the file does not say which is which. ``e_vacmig_v`` is taken for the hop in the
+basal plane and ``e_vacmig`` for that out of it: mlip-arena, from which the file comes, compares the latter with a hop between the
+two atoms of the primitive cell. The values agree: in Zn and Cd, whose c axis is long, the hop out of the plane is the easy one.
+
+The files behind ``hops`` do not say whether a barrier counts from the first or from the lower end point. Here it is the lower one
+throughout, and ``end_difference_ev`` tells what that choice is worth. The kinetically resolved barrier, from the mean of the
+end points, is E_m − |``end_difference_ev``|/2.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from xml.etree import ElementTree
+
+import ase
+import ase.build
+import numpy as np
+import pandas as pd
+from ase.geometry import find_mic
+
+from helpers import engine, registry, softening, structures
+from helpers.benchmarks import Case, defects, row, table
+from helpers.benchmarks.off_equilibrium import has_u_metal_with_o_or_f
+from helpers.potentials.base import Potential
+
+_LIVPO4F = "materialsproject/emmet/test_files/mobility/test_match_npr_doc.json.gz"
+# Its other hop is marked as failed.
+_LIVPO4F_HOP = "0+1"
+
+_DEVI = "sai-mat-group/predicting-migration-barriers"
+_DEVI_PATHS = tuple(f"{_DEVI}/DATA_FILES/MODEL-3-4/RAW/RAW-Em-5-images-{part}.json" for part in ("TRAIN", "TEST"))
+_DEVI_SHEET = f"{_DEVI}/TABULATION-GIT-HUB.xlsx"
+
+_ANGSTEN = dict(zip(("fcc", "hcp"), defects.SETS["vacancies"], strict=True))
+# By structure: hops and the column with the barrier.
+_METAL_HOPS = {"fcc": {"fcc": "e_vacmig"}, "hcp": {"in-plane": "e_vacmig_v", "out-of-plane": "e_vacmig"}}
+# Path coordinate of the images of a symmetric hop; the second half is the mirror image.
+_HALF_PATH = (0.0, 0.25, 0.5)
+
+SETS: dict[str, tuple[str, ...]] = {
+    "livpo4f": (_LIVPO4F,),
+    "elements": tuple(_ANGSTEN.values()),
+    "hops": (*_DEVI_PATHS, _DEVI_SHEET),
+    "fcc-metals": (),
+}
+LIVE = "fcc-metals"
+
+# Properties of a path: its barrier and its images.
+_PROPERTIES = {
+    "relaxed": ("barrier", "image_energy_relaxed"),
+    "bent": ("barrier_bent", "image_energy_bent"),
+    "static": ("barrier_static", "image_energy_static"),
+}
+_LIVE_METALS = ("Al", "Cu")
+_LIVE_SITES = 32
+
+# How far a recomputed value (eV) may lie from the committed one: for statics the rounding of about a hundred energies per atom, for relaxed
+# images also which step is the first below the force threshold.
+TOLERANCES = {
+    "image_energy_static": 2e-3,
+    "barrier_static": 2e-3,
+    "image_energy_relaxed": 1e-2,
+    "barrier": 1e-2,
+    "image_energy_bent": 2e-2,
+    "barrier_bent": 2e-2,
+    "vacancy_energy": 1e-2,
+}
+
+# What makes a hop of Devi et al. a case.
+_FUNCTIONAL = "GGA"
+_MAX_ATOMS = 150
+_MAX_HOP_A = 6.0
+_MIN_DISTANCE_A = 1.3
+_BARRIERS_EV = (0.05, 4.0)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings of the migration benchmark.
+
+    Attributes
+    ----------
+    fmax_ev_per_a : float
+        Largest force at convergence of a relaxation, eV/Å, on coordinates that are free.
+    max_steps : int
+        FIRE steps after which a relaxation counts as failed.
+    fcc_sites, hcp_sites : int
+        Sites of the supercells of set ``elements``; see :func:`helpers.benchmarks.defects.supercell`.
+    n_mg_hops, n_other_hops : int
+        Hops of Mg, and of all other ions, in set ``hops``. More than there are means all.
+    seed : int
+        Decides which hops are drawn. For one seed a larger number of hops keeps those of a smaller one and adds to them.
+    bend : bool
+        Whether straight paths are relaxed a second time, with the ion free to move sideways. Without it there are no ``barrier_bent`` rows.
+    """
+
+    fmax_ev_per_a: float = 0.05
+    max_steps: int = 500
+    fcc_sites: int = 64
+    hcp_sites: int = 64
+    n_mg_hops: int = 40
+    n_other_hops: int = 60
+    seed: int = 0
+    bend: bool = True
+
+
+def barrier(energies: Sequence[float]) -> float:
+    """Return the migration barrier: the highest image above the lower end point.
+
+    Parameters
+    ----------
+    energies : sequence of float
+        Of all images along the path, from one end point to the other, eV.
+
+    Returns
+    -------
+    float
+        eV; zero if no image lies above the lower end point.
+    """
+    return float(max(energies) - min(energies[0], energies[-1]))
+
+
+def furthest_atom(atoms: ase.Atoms, ion: int) -> int:
+    """Return the index of the atom furthest from another one, which ApproxNEB holds together with the ion."""
+    return int(np.argmax(atoms.get_distances(ion, range(len(atoms)), mic=True)))
+
+
+def moving_ion(images: Sequence[ase.Atoms]) -> int:
+    """Return the index of the atom that moves furthest from the first image to the last."""
+    return int(np.argmax(np.linalg.norm(_displacements(images[0], images[-1]), axis=1)))
+
+
+def way(images: Sequence[ase.Atoms], ion: int) -> np.ndarray:
+    """Return how far an ion has come at each image, along the path, shape (n_images,), Å.
+
+    Between neighbouring images it goes the shortest way.
+    """
+    steps = [np.linalg.norm(_displacements(before, after)[ion]) for before, after in pairwise(images)]
+    return np.concatenate([[0.0], np.cumsum(steps)])
+
+
+def _displacements(before: ase.Atoms, after: ase.Atoms) -> np.ndarray:
+    """Return how each atom moves, by the shortest way, shape (n_atoms, 3), Å."""
+    return find_mic(after.positions - before.positions, before.cell, pbc=True)[0]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Reference cases
+
+
+def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
+    """Return the reference cases.
+
+    Parameters
+    ----------
+    protocol : Protocol, optional
+        For the supercells, and for which hops are drawn.
+    sets : iterable of str, optional
+        Keys of :data:`SETS`. By default all; files that are not here are fetched.
+
+    Returns
+    -------
+    list of Case
+        Structures ``image-0``, ``image-1``, … in the order of the path, all with the same order of atoms; for the vacancy hops these are
+        the first half of the path, on the lattice that the relaxation of ``host`` starts from. Reference ``barrier`` (eV), in
+        ``livpo4f`` also ``energies`` (eV above the first image, one per image), and in ``elements`` ``vacancy_energy`` (eV, once
+        per element). What was left out, and why, is listed by :func:`left_out`.
+
+    Raises
+    ------
+    KeyError
+        If a set is unknown.
+    helpers.registry.RegistryError
+        If a file cannot be had; the message says which, and where to put it.
+    """
+    protocol = Protocol() if protocol is None else protocol
+    names = list(SETS) if sets is None else list(sets)
+    unknown = set(names) - set(SETS)
+    if unknown:
+        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    makers = {
+        "livpo4f": lambda: [_livpo4f()],
+        "elements": lambda: _elements(protocol),
+        "hops": lambda: _hops(protocol),
+        "fcc-metals": lambda: [_metal_case("fcc-metals", "own", ase.build.bulk(m), "fcc", "fcc", _LIVE_SITES, {}) for m in _LIVE_METALS],
+    }
+    return [case for name in names for case in makers[name]()]
+
+
+def left_out() -> pd.DataFrame:
+    """Return the barriers of the sources that no protocol makes a case, with the reason: columns ``set, material, case, reason``."""
+    rows = [("livpo4f", "LiVPO4F", "2+1", "the calculation is marked as failed")]
+    for case in _vacancies(Protocol()):
+        rows += [
+            ("elements", case.material, hop, "no barrier in the table")
+            for hop, column in _METAL_HOPS[case.info["structure"]].items()
+            if not _angsten(case.info["structure"], case.material)[column]
+        ]
+    rows += [("hops", record["formula"], record["name"], record["reason"]) for record in _devi_records() if record["reason"]]
+    return pd.DataFrame(rows, columns=["set", "material", "case", "reason"])
+
+
+def _info(images: Sequence[ase.Atoms], **known: object) -> dict[str, object]:
+    """Return the columns of a case; every set has the same ones."""
+    ion = moving_ion(images)
+    info = {
+        "mobile_ion": images[0].symbols[ion],
+        "formula": images[0].get_chemical_formula(empirical=True),
+        "n_atoms": len(images[0]),
+        "hop": "",
+        "hop_length_a": float(way(images, ion)[-1]),
+        "family": "",
+        "source": "",
+        "functional": "PBE",
+        "has_u_metal_with_o_or_f": has_u_metal_with_o_or_f(images[0].get_chemical_symbols()),
+        "authors_mace": np.nan,
+    }
+    return {**info, **known}
+
+
+def _roles(images: Sequence[ase.Atoms]) -> dict[str, ase.Atoms]:
+    return {f"image-{number}": image for number, image in enumerate(images)}
+
+
+def _images(case: Case) -> list[ase.Atoms]:
+    roles = [f"image-{number}" for number in range(len(case.structures) - ("host" in case.structures))]
+    if len(roles) < 2 or not set(roles) <= set(case.structures):
+        raise ValueError(f"case {case.name!r} has {', '.join(case.structures) or 'no structures'}; a path needs image-0, image-1, …")
+    return [case.structures[role] for role in roles]
+
+
+def _livpo4f() -> Case:
+    with gzip.open(registry.fetch(_LIVPO4F)) as handle:
+        hop = json.load(handle)["hops"][_LIVPO4F_HOP]
+    images = [structures.from_dict(image) for image in hop["images"]]
+    energies = np.array(hop["energies"]) - hop["energies"][0]
+    reference = {"energies": energies, "barrier": barrier(energies)}
+    info = _info(images, source="Materials Project", family="tavorite")
+    return Case("emmet/LiVPO4F", "livpo4f", "LiVPO4F", _roles(images), reference, info)
+
+
+def _vacancies(protocol: Protocol) -> list[Case]:
+    """Return the vacancies in ground-state hosts, from the same tables as the barriers."""
+    return defects.cases(defects.Protocol(fcc_sites=protocol.fcc_sites, hcp_sites=protocol.hcp_sites), ["vacancies"])
+
+
+def _angsten(structure: str, element: str) -> dict[str, str]:
+    """Return the row of an element, the ferromagnetic one if there are two."""
+    with registry.fetch(_ANGSTEN[structure]).open(newline="") as handle:
+        found = {record["symbol"]: record for record in csv.DictReader(handle)}
+    return found.get(f"{element}_mag") or found[element]
+
+
+def _elements(protocol: Protocol) -> list[Case]:
+    found = []
+    sites = {"fcc": protocol.fcc_sites, "hcp": protocol.hcp_sites}
+    for vacancy in _vacancies(protocol):
+        structure = vacancy.info["structure"]
+        record = _angsten(structure, vacancy.material)
+        # Once per element: the vacancy is the same for every hop.
+        energy = {"vacancy_energy": vacancy.reference["energy"]}
+        for hop, column in _METAL_HOPS[structure].items():
+            if record[column]:
+                reference = {"barrier": float(record[column]), **energy}
+                host = vacancy.structures["host"]
+                found.append(_metal_case("elements", "angsten2014", host, structure, hop, sites[structure], reference))
+                energy = {}
+    return found
+
+
+def vacancy_hop(host: ase.Atoms, structure: str, hop: str, n_sites: int) -> list[ase.Atoms]:
+    """Return the first half of the path of an atom that hops into a vacancy next to it, none of it relaxed.
+
+    Parameters
+    ----------
+    host : ase.Atoms
+        Primitive cell, with lattice vectors as :func:`ase.build.bulk` orients them.
+    structure : {"fcc", "hcp"}
+    hop : {"fcc", "in-plane", "out-of-plane"}
+        Which of the nearest neighbours hops; ``fcc`` in an fcc metal, the others in an hcp metal.
+    n_sites : int
+        Sites of the supercell; see :func:`helpers.benchmarks.defects.supercell`.
+
+    Returns
+    -------
+    list of ase.Atoms
+        At 0, ¼ and ½ of the hop. The second half mirrors them.
+    """
+    vector = host.positions[1] - host.positions[0] if hop == "out-of-plane" else host.cell.array[0]
+    # The vacant site is that of the unit cell's last atom: in hcp the neighbours of the other one lie the other way.
+    vacant = host.positions[-1]
+    start = defects.supercell(host, structure, n_sites)
+    del start[_atom_at(start, vacant)]
+    ion = _atom_at(start, vacant - vector)
+    images = [start.copy() for _ in _HALF_PATH]
+    for image, fraction in zip(images, _HALF_PATH, strict=True):
+        image.positions[ion] += fraction * vector
+    return images
+
+
+def _metal_case(name: str, source: str, host: ase.Atoms, structure: str, hop: str, n_sites: int, reference: Mapping[str, object]) -> Case:
+    images = vacancy_hop(host, structure, hop, n_sites)
+    info = _info(images, hop=hop, family=structure, source=source)
+    info["hop_length_a"] *= 2
+    return Case(f"{source}/{host.symbols[0]}/{hop}", name, host.symbols[0], {"host": host, **_roles(images)}, dict(reference), info)
+
+
+def _atom_at(crystal: ase.Atoms, position: np.ndarray) -> int:
+    return int(np.argmin(np.linalg.norm(find_mic(crystal.positions - position, crystal.cell, pbc=True)[0], axis=1)))
+
+
+def _hops(protocol: Protocol) -> list[Case]:
+    """Return a sample of the hops; the order in which they are drawn does not depend on how many are drawn."""
+    records = sorted((record for record in _devi_records() if not record["reason"]), key=lambda record: record["name"])
+    order = np.random.default_rng(protocol.seed).permutation(len(records))
+    drawn = [records[number] for number in order]
+    magnesium = [record for record in drawn if record["ion"] == "Mg"][: protocol.n_mg_hops]
+    others = [record for record in drawn if record["ion"] != "Mg"][: protocol.n_other_hops]
+    return [_devi_case(record) for record in (*magnesium, *others)]
+
+
+def _devi_case(record: Mapping[str, object]) -> Case:
+    images = record["images"]
+    info = _info(
+        images,
+        family=record["family"].lower(),
+        source="arXiv 2508.06459",
+        functional=record["functional"],
+        authors_mace=record["authors_mace"],
+    )
+    name = f"devi2025/{record['name']}"
+    return Case(name, "hops", record["formula"], _roles(images), {"barrier": record["barrier"]}, info)
+
+
+def _devi_records() -> list[dict[str, object]]:
+    """Read all hops of Devi et al., with why a hop is no case ('' if it is one)."""
+    sheet = {line["sys_name"]: line for line in read_sheet(registry.fetch(_DEVI_SHEET))}
+    found = []
+    for key in _DEVI_PATHS:
+        for entry in json.loads(registry.fetch(key).read_text()):
+            name, lattice, elements = entry["sys_name"], entry["atoms"]["lattice_mat"], entry["atoms"]["elements"]
+            if name not in sheet:
+                raise ValueError(f"{key}: hop {name!r} is not in {_DEVI_SHEET}")
+            line = sheet[name]
+            sites = np.array(entry["atoms"]["coords"])
+            # The first five sites are one and the same ion on its way.
+            images = [
+                ase.Atoms(elements[4:], scaled_positions=np.vstack([sites[number], sites[5:]]), cell=lattice, pbc=True)
+                for number in range(5)
+            ]
+            record = {
+                "name": name,
+                "ion": elements[0],
+                "formula": line["COMPOSITION"],
+                "family": line["CLASS"],
+                "functional": line["XC"],
+                "barrier": float(entry["target"]),
+                "authors_mace": float(line.get("MACE-RELAX", "nan")),
+                "images": images,
+            }
+            found.append(record | {"reason": _unusable(record)})
+    return found
+
+
+def _unusable(record: Mapping[str, object]) -> str:
+    """Return why a hop of Devi et al. is no case, or ''."""
+    images = record["images"]
+    low, high = _BARRIERS_EV
+    hop = way(images, 0)[-1]
+    nearest = float(images[2].get_distances(0, range(1, len(images[2])), mic=True).min())
+    if record["functional"] != _FUNCTIONAL:
+        return f"functional {record['functional']}"
+    if len(images[0]) > _MAX_ATOMS:
+        return f"{len(images[0])} atoms, more than {_MAX_ATOMS}"
+    if hop >= _MAX_HOP_A:
+        return f"a hop of {hop:.2f} Å, not below {_MAX_HOP_A:g} Å"
+    if nearest <= _MIN_DISTANCE_A:
+        return f"half-way the ion is {nearest:.2f} Å from an atom, not more than {_MIN_DISTANCE_A:g} Å"
+    if not low <= record["barrier"] <= high:
+        return f"a barrier of {record['barrier']:g} eV, outside {low:g} to {high:g} eV"
+    return ""
+
+
+_SHEET_TAG = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
+
+
+def read_sheet(path: Path) -> list[dict[str, str]]:
+    """Read the first sheet of an Excel file, one dictionary per row with the first row's cells as keys; empty cells are left out.
+
+    Formulas, dates and formats are not looked at.
+    """
+    with zipfile.ZipFile(path) as archive:
+        # The registry has checked the file against its hash.
+        texts, sheet = (
+            ElementTree.fromstring(archive.read(f"xl/{name}.xml"))  # noqa: S314
+            for name in ("sharedStrings", "worksheets/sheet1")
+        )
+    shared = ["".join(part.text or "" for part in text.iter(f"{_SHEET_TAG}t")) for text in texts]
+    lines = []
+    for line in sheet.iter(f"{_SHEET_TAG}row"):
+        cells = {}
+        for cell in line:
+            value = cell.find(f"{_SHEET_TAG}v")
+            if value is not None:
+                column = re.match("[A-Z]+", cell.get("r")).group()
+                cells[column] = shared[int(value.text)] if cell.get("t") == "s" else value.text
+        lines.append(cells)
+    header = lines[0]
+    return [{header[column]: value for column, value in cells.items() if column in header} for cells in lines[1:]]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Predictions
+
+
+@dataclass
+class _Plan:
+    """What one case needs relaxed, or why it cannot be."""
+
+    ion: int
+    half: bool
+    hop_length: float = np.nan
+    images: list[ase.Atoms] = field(default_factory=list)
+    held: list[np.ndarray | None] = field(default_factory=list)
+    error: str | None = None
+
+
+def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> pd.DataFrame:
+    """Predict migration barriers.
+
+    Perfect metals are relaxed together. Then the images of all paths are relaxed together, each distinct one once, and
+    the DFT images are evaluated as they are.
+
+    Parameters
+    ----------
+    potential : Potential
+    cases : sequence of Case
+        From :func:`cases`, or your own: with ``image-0``, ``image-1``, … in the order of the path and the same order of atoms. With
+        a ``host`` they are the first half of a symmetric vacancy hop, from the end point to half-way.
+    protocol : Protocol
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Tidy table, all values in eV. Properties, relaxed unless they say otherwise:
+
+        ``barrier``
+            One row per case, with ``highest_image`` (path coordinate of the highest image, 0 to 1), ``end_difference_ev`` (last end
+            point − first) and ``ion_shift_a`` (how far the ion moved from its place on the path in any image, end points included, Å).
+            A path that the ion has left by more than half of the hop counts as failed.
+        ``image_energy_relaxed``
+            One row per image, above the first image, with ``image`` (its number) and ``path_coordinate`` (0 to 1, at the ion's initial
+            positions). The reference is NaN where there is none.
+        ``barrier_bent``, ``image_energy_bent``
+            The same with the ion free to move sideways, for straight paths.
+        ``barrier_static``, ``image_energy_static``
+            The same at the DFT geometry, where there is one.
+        ``vacancy_energy``
+            Formation energy of the vacancy, once per metal of set ``elements``.
+
+        A failed row says why.
+    """
+    hosts = _relaxed_hosts(potential, cases, protocol, progress)
+    plans = [_plan(case, hosts) for case in cases]
+    pool: dict[bytes, tuple[ase.Atoms, np.ndarray | None]] = {}
+    for plan in plans:
+        pool |= {_key(image, held): (image, held) for image, held in zip(plan.images, plan.held, strict=True)}
+    outcomes = dict(zip(pool, _relax(potential, pool.values(), protocol, progress), strict=True))
+    paths = [[outcomes[_key(image, held)] for image, held in zip(plan.images, plan.held, strict=True)] for plan in plans]
+    with_dft = [number for number, case in enumerate(cases) if "energies" in case.reference]
+    straight = [number for number, plan in enumerate(plans) if not plan.half and number not in with_dft]
+    bent = _bent(potential, plans, paths, straight, protocol, progress) if protocol.bend else {}
+    evaluated = iter(potential.evaluate([image for number in with_dft for image in _images(cases[number])], progress=progress))
+    static = {number: [next(evaluated) for _ in _images(cases[number])] for number in with_dft}
+
+    rows: list[dict[str, object]] = []
+    for number, (case, plan) in enumerate(zip(cases, plans, strict=True)):
+        rows += _path_rows(potential.key, case, plan, paths[number], "relaxed")
+        if number in bent:
+            rows += _path_rows(potential.key, case, plan, bent[number], "bent")
+        if number in static:
+            rows += _path_rows(potential.key, case, plan, static[number], "static")
+        if "vacancy_energy" in case.reference:
+            rows.append(_vacancy_row(potential.key, case, plan, paths[number], hosts))
+    return table(rows)
+
+
+def _relax(
+    potential: Potential, images: Iterable[tuple[ase.Atoms, np.ndarray | None]], protocol: Protocol, progress: bool
+) -> list[engine.Relaxed]:
+    """Relax images, each with the coordinates that are held in it."""
+    images = list(images)
+    settings = {"fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
+    return engine.relax(potential, [image for image, _ in images], held=[held for _, held in images], **settings)
+
+
+def _key(image: ase.Atoms, held: np.ndarray | None) -> bytes:
+    return structures.content(image) + (b"" if held is None else held.tobytes())
+
+
+def _relaxed_hosts(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool) -> dict[bytes, engine.Relaxed]:
+    hosts = {structures.content(case.structures["host"]): case.structures["host"] for case in cases if "host" in case.structures}
+    settings = {"cell": "full", "fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
+    return dict(zip(hosts, engine.relax(potential, list(hosts.values()), **settings), strict=True))
+
+
+def _plan(case: Case, hosts: Mapping[bytes, engine.Relaxed]) -> _Plan:
+    """Return the images of a case as their relaxation starts, and the coordinates that are held."""
+    images = _images(case)
+    plan = _Plan(moving_ion(images), "host" in case.structures)
+    if plan.half:
+        guess = case.structures["host"]
+        host = hosts[structures.content(guess)]
+        try:
+            if host.error is not None:
+                raise ValueError(f"bulk: {host.error}")
+            structures.symmetrised(host.atoms, guess)
+        except ValueError as error:
+            plan.error = str(error)
+            return plan
+        images = [_on_lattice(image, guess, host.atoms) for image in images]
+    plan.hop_length = way(images, plan.ion)[-1] * (2 if plan.half else 1)
+    if plan.half:
+        step = _displacements(images[0], images[1])[plan.ion]
+        images[1:] = [_turned(image, step) for image in images[1:]]
+    for number, image in enumerate(images):
+        free = number == 0 or (number == len(images) - 1 and not plan.half)
+        plan.images.append(image)
+        plan.held.append(None if free else _held(image, plan.ion, along_x=plan.half))
+    return plan
+
+
+def _on_lattice(image: ase.Atoms, guess: ase.Atoms, host: ase.Atoms) -> ase.Atoms:
+    """Put an image, made for one cell of the host, on another; fractional positions stay."""
+    placed = image.copy()
+    placed.set_cell(np.round(image.cell.array @ np.linalg.inv(guess.cell.array)) @ host.cell.array, scale_atoms=True)
+    return placed
+
+
+def _turned(image: ase.Atoms, step: np.ndarray) -> ase.Atoms:
+    """Turn an image so that a step along the hop is along x, and a single coordinate can be held."""
+    turned = image.copy()
+    turned.rotate(step, "x", rotate_cell=True)
+    return turned
+
+
+def _turned_back(image: ase.Atoms, cell: ase.cell.Cell) -> ase.Atoms:
+    """Turn an image until its cell is the one given."""
+    back = image.copy()
+    back.set_cell(cell, scale_atoms=True)
+    return back
+
+
+def _bent(
+    potential: Potential,
+    plans: Sequence[_Plan],
+    paths: Sequence[Sequence[engine.Relaxed]],
+    straight: Sequence[int],
+    protocol: Protocol,
+    progress: bool,
+) -> dict[int, list[engine.Relaxed]]:
+    """Return, by number, the straight paths after the ion was free to move sideways; a path that has failed stays as it is."""
+    bent = {number: list(paths[number]) for number in straight}
+    places = [
+        (number, position)
+        for number in straight
+        if all(result.error is None for result in paths[number])
+        for position in range(1, len(paths[number]) - 1)
+    ]
+    starts = []
+    for number, position in places:
+        plan = plans[number]
+        image = _turned(paths[number][position].atoms, _displacements(plan.images[0], plan.images[1])[plan.ion])
+        starts.append((image, _held(image, plan.ion, along_x=True)))
+    for (number, position), result in zip(places, _relax(potential, starts, protocol, progress), strict=True):
+        # The forces stay turned: nothing uses them.
+        bent[number][position] = replace(result, atoms=_turned_back(result.atoms, plans[number].images[0].cell))
+    return bent
+
+
+def _held(image: ase.Atoms, ion: int, along_x: bool) -> np.ndarray:
+    """Return the coordinates held in an image between the end points, shape (n_atoms, 3)."""
+    held = np.zeros((len(image), 3), dtype=bool)
+    held[[ion, furthest_atom(image, ion)], : 1 if along_x else 3] = True
+    return held
+
+
+def _path_coordinates(case: Case, plan: _Plan) -> np.ndarray:
+    """Return the ion's way to each image over that of the whole path, shape (n_images,)."""
+    ways = way(_images(case), plan.ion)
+    return ways / ways[-1] * (0.5 if plan.half else 1.0)
+
+
+def _ion_shift(plan: _Plan, path: Sequence[engine.Relaxed]) -> float:
+    """Return how far the ion moved as the images relaxed, Å; the largest of all."""
+    pairs = zip(plan.images, path, strict=True)
+    return max(float(np.linalg.norm(_displacements(image, result.atoms)[plan.ion])) for image, result in pairs)
+
+
+def _path_rows(model: str, case: Case, plan: _Plan, path: Sequence[object], kind: str) -> list[dict[str, object]]:
+    """Return the rows of one path: its barrier and its images. ``path`` has an ``energy`` and an ``error`` for each image."""
+    n_images = len(_images(case))
+    coordinates = _path_coordinates(case, plan)
+    errors = [plan.error] * n_images if plan.error else [result.error for result in path]
+    energies = np.array([np.nan] * n_images if plan.error else [result.energy if result.error is None else np.nan for result in path])
+    reason = plan.error or next((f"image {number}: {error}" for number, error in enumerate(errors) if error), None)
+    nowhere = dict.fromkeys(("image", "path_coordinate", "highest_image", "end_difference_ev", "ion_shift_a"), np.nan)
+
+    found, value = {}, np.nan
+    if reason is None:
+        value = barrier([*energies, energies[0]] if plan.half else energies)
+        found["highest_image"] = float(coordinates[np.argmax(energies)])
+        found["end_difference_ev"] = 0.0 if plan.half else float(energies[-1] - energies[0])
+        if kind != "static":
+            found["ion_shift_a"] = _ion_shift(plan, path)
+            if found["ion_shift_a"] > plan.hop_length / 2:
+                reason = f"the ion left its place on the path by {found['ion_shift_a']:.2f} Å, more than half of the hop"
+                value = np.nan
+    barrier_name, image_name = _PROPERTIES[kind]
+    rows = [row(model, case, barrier_name, value, float(case.reference.get("barrier", np.nan)), "eV", error=reason, **nowhere | found)]
+    dft = case.reference.get("energies", np.full(n_images, np.nan))
+    for number in range(n_images):
+        place = nowhere | {"image": float(number), "path_coordinate": float(coordinates[number])}
+        # Energies count from the first image, so its failure is the failure of all.
+        error = errors[number] or (errors[0] and f"image 0: {errors[0]}")
+        rows.append(row(model, case, image_name, energies[number] - energies[0], float(dft[number]), "eV", error=error, **place))
+    return rows
+
+
+def _vacancy_row(
+    model: str, case: Case, plan: _Plan, outcome: Sequence[engine.Relaxed], hosts: Mapping[bytes, engine.Relaxed]
+) -> dict[str, object]:
+    host = hosts[structures.content(case.structures["host"])]
+    error = plan.error or (f"image 0: {outcome[0].error}" if outcome[0].error else None)
+    value = np.nan if error else defects.formation_energy([(1, plan.images[0], outcome[0].energy)], host.atoms, host.energy)
+    return row(model, case, "vacancy_energy", value, float(case.reference["vacancy_energy"]), "eV", error=error)
+
+
+def path_frames(potential: Potential, case: Case, protocol: Protocol) -> list[ase.Atoms]:
+    """Return the relaxed images of one path, all of it, to be looked at.
+
+    Parameters
+    ----------
+    potential : Potential
+    case : Case
+        From :func:`cases`.
+    protocol : Protocol
+
+    Returns
+    -------
+    list of ase.Atoms
+        In the order of the path, in one cell, with the same order of atoms. ``info`` holds ``energy_ev`` (above the first image),
+        ``path_coordinate`` (0 to 1) and ``moving_ion``, the ion's index. The straight path of an ion stays straight.
+
+    Raises
+    ------
+    ValueError
+        If an image, or the perfect crystal, cannot be relaxed.
+    """
+    plan = _plan(case, _relaxed_hosts(potential, [case], protocol, progress=False))
+    if plan.error is not None:
+        raise ValueError(f"{case.name}: {plan.error}")
+    starts, held = list(plan.images), list(plan.held)
+    coordinates = _path_coordinates(case, plan)
+    if plan.half:
+        for number in range(len(plan.images) - 2, -1, -1):
+            starts.append(_mirrored(plan.images[number], plan))
+            held.append(_held(starts[-1], plan.ion, along_x=True) if number else None)
+        coordinates = np.concatenate([coordinates, 1 - coordinates[-2::-1]])
+    results = _relax(potential, zip(starts, held, strict=True), protocol, progress=False)
+    frames = []
+    for number, (result, coordinate) in enumerate(zip(results, coordinates, strict=True)):
+        if result.error is not None:
+            raise ValueError(f"{case.name}, image {number}: {result.error}")
+        frame = _turned_back(result.atoms, plan.images[0].cell)
+        energy = result.energy - results[0].energy
+        frame.info = {"energy_ev": energy, "path_coordinate": float(coordinate), "moving_ion": plan.ion}
+        frames.append(frame)
+    return frames
+
+
+def _mirrored(image: ase.Atoms, plan: _Plan) -> ase.Atoms:
+    """Return the image on the other side of half-way, before it relaxes."""
+    mirrored = image.copy()
+    # In fractions of the cell, because some images are turned.
+    scaled, half_way = (atoms.get_scaled_positions(wrap=False) for atoms in (image, plan.images[-1]))
+    scaled[plan.ion] = 2 * half_way[plan.ion] - scaled[plan.ion]
+    mirrored.set_scaled_positions(scaled)
+    return mirrored
+
+
+# ---------------------------------------------------------------------------------------------------
+# One label
+
+
+def from_one_image(table: pd.DataFrame, method: str = "inverse_slope") -> pd.DataFrame:
+    """Correct a path with the DFT energy of one of its images, for every choice of that image.
+
+    The factor is c = ΔE_DFT / ΔE_model of the labelled image, with ΔE above the first image (there are no DFT forces to take it from).
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run`, with a path that has DFT energies.
+    method : {"inverse_slope", "least_squares"}
+        As for :func:`helpers.softening.correction`; with one number as label both give the same.
+
+    Returns
+    -------
+    DataFrame
+        Columns of :func:`helpers.softening.one_label_corrections` (``label`` is the number of the image, errors are those of all
+        other images but the first) and ``property`` (static or relaxed), ``barrier_before``, ``barrier_after`` and ``barrier_reference``
+        (eV). An image that the model puts on the other side of the first one gives no factor.
+    """
+    parts = []
+    for image_name, barrier_name in (("image_energy_relaxed", "barrier"), ("image_energy_static", "barrier_static")):
+        # The first image is zero for model and DFT alike.
+        images = table[(table["property"] == image_name) & table["reference"].notna() & (table["image"] > 0)]
+        factors = softening.one_label_corrections(images.assign(case=images["image"].astype(int)), method, image_name)
+        barriers = table[(table["property"] == barrier_name) & (table["status"] == "ok")]
+        barriers = barriers[["model", "set", "material", "value", "reference"]]
+        barriers = barriers.rename(columns={"value": "barrier_before", "reference": "barrier_reference"})
+        part = factors.merge(barriers, on=["model", "set", "material"], how="left")
+        parts.append(part.assign(property=image_name, barrier_after=part["c"] * part["barrier_before"]))
+    return pd.concat(parts, ignore_index=True)
+
+
+def from_vacancy_energy(table: pd.DataFrame) -> pd.DataFrame:
+    """Correct the barriers of each metal with the formation energy of its vacancy.
+
+    The factor is c = E_f(DFT) / E_f(model).
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run`, set ``elements``.
+
+    Returns
+    -------
+    DataFrame
+        One row per model and hop: ``model, material, hop, c, value, corrected, reference`` (eV) and ``status, reason`` (a model's
+        formation energy that is not positive gives no factor). Hops of a metal without a formation energy are left out.
+    """
+    good = table[(table["status"] == "ok") & (table["set"] == "elements")]
+    labels = good.loc[good["property"] == "vacancy_energy", ["model", "material", "value", "reference"]]
+    usable = labels["value"] > 0
+    labels = labels.assign(c=(labels["reference"] / labels["value"]).where(usable))[["model", "material", "c"]]
+    barriers = good.loc[good["property"] == "barrier", ["model", "material", "hop", "value", "reference"]]
+    merged = barriers.merge(labels, on=["model", "material"])
+    found = merged["c"].notna()
+    return merged.assign(
+        corrected=merged["c"] * merged["value"],
+        status=np.where(found, "ok", "failed"),
+        reason=np.where(found, "", "the model's formation energy is not positive"),
+    )
+
+
+def from_one_element(table: pd.DataFrame, method: str = "inverse_slope") -> pd.DataFrame:
+    """Correct the barriers of all metals with those of one, for every choice of that one.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run`, set ``elements``.
+    method : {"inverse_slope", "least_squares"}
+        As for :func:`helpers.softening.correction`; they differ for hcp metals, which have two barriers.
+
+    Returns
+    -------
+    DataFrame
+        As from :func:`helpers.softening.one_label_corrections`; ``label`` is the metal.
+    """
+    barriers = table[(table["property"] == "barrier") & (table["set"] == "elements")]
+    return softening.one_label_corrections(barriers.assign(case=barriers["material"], material="metals"), method, "barrier")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Summary
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the numbers that the chapter quotes, one row per model, set and property.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run`, and from :func:`authors`, if their values are to stand beside ours.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``model, set, property, n, n_failed`` and those of :func:`helpers.softening.scalar_summary` (eV, intervals from resampling
+        materials), NaN for groups of fewer than two different values. Two parts of ``hops`` stand by themselves as well: ``hops-Mg``,
+        as the paper's test has Mg only, and ``hops-without-U``, the compounds that the models did not learn from DFT+U. Values
+        without a reference, and first images, which are zero by definition, are left out.
+    """
+    hops = table[table["set"] == "hops"]
+    magnesium = hops[hops["mobile_ion"] == "Mg"].assign(set="hops-Mg")
+    without_u = hops[~hops["has_u_metal_with_o_or_f"].astype(bool)].assign(set="hops-without-U")
+    chosen = pd.concat([table, magnesium, without_u])
+    chosen = chosen[chosen["reference"].notna() & ~(chosen["image"] == 0)]
+    records = []
+    for (model, name, quantity), group in chosen.groupby(["model", "set", "property"], sort=False):
+        good = group[group["status"] == "ok"]
+        record = {"model": model, "set": name, "property": quantity, "n": len(good), "n_failed": len(group) - len(good)}
+        if good["value"].nunique() >= 2 and good["reference"].nunique() >= 2:
+            record |= softening.scalar_summary(good["value"], good["reference"], clusters=good["material"])
+        records.append(record)
+    return pd.DataFrame(records)
+
+
+def authors(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the barriers that Devi et al. computed with MACE for the hops of a table, as rows of a model of their own.
+
+    They are those of column ``MACE-RELAX`` of the source's sheet. Of several models in the table the first decides which hops there are.
+    """
+    hops = table[(table["set"] == "hops") & (table["property"] == "barrier") & table["authors_mace"].notna()]
+    hops = hops[hops["model"] == hops["model"].iloc[0]] if len(hops) else hops
+    unknown = dict.fromkeys(("highest_image", "end_difference_ev", "ion_shift_a"), np.nan)
+    return hops.assign(model="MACE (Devi et al.)", value=hops["authors_mace"], status="ok", reason="", **unknown)

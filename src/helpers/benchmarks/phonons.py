@@ -1,0 +1,978 @@
+"""Phonons (Deng et al., npj Comput. Mater. 11, 9 (2025), Fig. 4).
+
+The frequencies of a crystal are the square roots of the curvature of its energy surface, over the masses: E → c E gives ω → √c ω.
+All of them come from finite displacements, in a supercell whose atoms are moved one at a time; phonopy turns the
+forces into force constants and these into frequencies (Togo, J. Phys. Soc. Jpn. 92, 012001 (2023)). An imaginary frequency
+is given as a negative number. The reference sets are
+
+``phonondb``
+    229 compounds of PhononDB, those of the paper. Unit cell, supercell, displacements and forces are there, so that a displacement of
+    the model has its counterpart in DFT. The functional is **PBEsol**, but the models are trained on PBE, which binds more weakly.
+``csf``
+    CsF (mp-1784) of the same source: the paper's Fig. 4a, with band structure and density of states.
+``phonondb-pbe``
+    103 rocksalt, zincblende and wurtzite binaries in PBE, as the models' training data (Póta et al., arXiv:2408.00755). There are
+    frequencies on a mesh, no forces.
+``prototypes``
+    Five simple crystals built here, without reference.
+
+None has the non-analytic term of polar crystals at q → 0 (LO–TO splitting), because no potential has charges for it.
+
+The model relaxes the primitive cell, atoms and lattice, in the symmetry of the reference: a crystal that the model finds unstable would
+otherwise turn into another one, for which the displacements do not suffice. Strain and shifts are carried over to the unit
+cell of the DFT calculation, and the same supercell is built and the same displacements are imposed as in DFT. The forces of the
+perfect supercell are subtracted.
+
+Which q-points? The authors' highest DFT frequencies are those along high-symmetry lines. ``omega_max`` is the highest frequency on a
+mesh and on straight lines from Γ through the zone (:func:`sampling`). ``omega_mean`` (real modes only) and ``omega_min`` belong to the
+mesh. Between the q-points that are commensurate with the supercell frequencies are interpolated, and a small supercell makes
+shallow dips below zero: how many compounds count as stable depends on the sampling.
+``omega_gamma`` is the highest frequency at Γ, the one number that in a harmonic crystal does not depend on the supercell.
+
+Networks are less smooth than DFT on the scale of the displacements, so that longer ones give other frequencies. All are those of
+DFT, 0.01 Å, and where DFT brings none they are equally long.
+
+A ``displacement_slope`` is the softening scale (see :mod:`helpers.softening`) of a single displacement, over the forces on all atoms of the
+supercell. The reference cells keep small forces. Their estimate is the median, over the pairs of opposite displacements, of the mean
+of the two forces, which is subtracted from all. Symmetry leaves some crystals without such pairs; ``residual_removed`` tells.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import tarfile
+import time
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import ase
+import ase.build
+import ase.data
+import ase.io
+import numpy as np
+import pandas as pd
+from ase.cell import Cell
+from ase.constraints import FixSymmetry
+from ase.filters import FrechetCellFilter
+from ase.optimize import BFGS
+from phonopy import Phonopy
+from phonopy.file_IO import parse_FORCE_SETS_from_strings
+from phonopy.interface.vasp import read_vasp_from_strings
+from phonopy.phonon.band_structure import get_band_qpoints
+from phonopy.structure.atoms import PhonopyAtoms
+from phonopy.structure.cells import get_supercell, guess_primitive_matrix
+from pymatgen.core import Composition
+from scipy.linalg import sqrtm
+from tqdm.auto import tqdm
+
+from helpers import registry, softening
+from helpers.benchmarks import Case, row, table
+from helpers.potentials.base import Potential
+
+UNIT = "THz"
+
+_PHONONDB = "WMD-group/phononDB/phonon_db_tarred/"
+_CSF = "mp-1784"
+_PBE_FREQUENCIES = "MPA2suite/k_SRME/data/kappas_phononDB_PBE_noNAC.json.gz"
+_PBE_STRUCTURES = "MPA2suite/k_SRME/data/phononDB-PBE-structures.extxyz"
+
+
+def _material(key: str) -> str:
+    """Return the Materials Project identifier in the name of a PhononDB archive."""
+    return "mp-" + re.search(r"materials-id-(\d+)-", key).group(1)
+
+
+_ARCHIVES = {_material(file.key): file.key for file in registry.files("phonons") if file.key.startswith(_PHONONDB)}
+
+SETS: dict[str, tuple[str, ...]] = {
+    "phonondb": tuple(key for material, key in _ARCHIVES.items() if material != _CSF),
+    "csf": (_ARCHIVES[_CSF],),
+    "phonondb-pbe": (_PBE_FREQUENCIES, _PBE_STRUCTURES),
+    "prototypes": (),
+}
+LIVE = "prototypes"
+
+# How far a recomputed value may lie from the committed one: what the thresholds of the relaxation leave open.
+TOLERANCES = {
+    "omega_max": 0.05,
+    "omega_mean": 0.03,
+    "omega_min": 0.1,
+    "omega_gamma": 0.05,
+    "volume_per_atom": 0.02,
+    "displacement_slope": 0.02,
+    "band": 0.1,
+    "dos": 0.5,
+}
+
+_FREQUENCIES = ("omega_max", "omega_mean", "omega_min", "omega_gamma")
+_RATIOS = ("omega_max", "omega_mean", "omega_gamma")
+
+# DFT frequencies above this count as real, THz.
+_STABLE_THZ = -0.1
+
+# Elements with open d and f shells.
+_MAGNETIC = frozenset(
+    {"V", "Cr", "Mn", "Fe", "Co", "Ni", "U"} | {ase.data.chemical_symbols[number] for number in range(58, 71)}  # Ce to Yb
+)
+
+# Crystal structure and measured lattice parameter, Å: only where the relaxation starts.
+_PROTOTYPES = {
+    "MgO": ("rocksalt", 4.21),
+    "NaCl": ("rocksalt", 5.64),
+    "CsCl": ("cesiumchloride", 4.12),
+    "Si": ("diamond", 5.43),
+    "Al": ("fcc", 4.05),
+}
+_PROTOTYPE_REPEATS = 3
+
+# Within what atoms lie where a symmetry operation wants them, Å: phonopy's own value.
+_SYMPREC = 1e-5
+
+_DISPLACED = "displaced "
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings of the phonon benchmark.
+
+    Attributes
+    ----------
+    fmax_ev_per_a : float
+        Largest force at convergence of the relaxation, eV/Å, and largest stress times the volume per atom, eV. With 15 Å³ per atom
+        the stress is then below 0.005 GPa.
+    max_steps : int
+        Steps after which a relaxation counts as failed.
+    relax : bool
+        Whether the cell is relaxed with the model. Without it, phonons are those at the cell of the reference.
+    displacement_a : float
+        Length of the displacements in the sets that do not bring their own, Å.
+    mesh : int
+        q-points of the Γ-centred mesh along each reciprocal axis.
+    line_points : int
+        q-points on each line from Γ.
+    bands : tuple of (str, str)
+        Names of cases whose bands and density of states go into the table, with the path in the names of ``ase.cell.Cell.bandpath``.
+    band_points : int
+        q-points on a path.
+    dos_mesh_a : float
+        Density of the mesh for the density of states, as a length, Å.
+    dos_step_thz : float
+        Spacing of the density of states, THz.
+    """
+
+    fmax_ev_per_a: float = 5e-4
+    max_steps: int = 300
+    relax: bool = True
+    displacement_a: float = 0.01
+    mesh: int = 8
+    line_points: int = 21
+    bands: tuple[tuple[str, str], ...] = ((f"csf/{_CSF}", "GXU,KGLWX"),)
+    band_points: int = 201
+    dos_mesh_a: float = 100.0
+    dos_step_thz: float = 0.02
+
+
+# ---------------------------------------------------------------------------------------------------
+# Reference cases
+
+
+def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
+    """Return the reference cases.
+
+    Parameters
+    ----------
+    protocol : Protocol, optional
+        For the length of the displacements in the sets that do not bring their own.
+    sets : iterable of str, optional
+        Keys of :data:`SETS`. By default all; files that are not here are fetched.
+
+    Returns
+    -------
+    list of Case
+        Structures ``unit_cell`` and ``displaced 1``, ``displaced 2``, …: supercells of it, in phonopy's order of atoms, with one atom
+        displaced. Reference ``supercell_matrix`` and ``primitive_matrix``, both shape (3, 3) and in phonopy's convention, and, where there
+        are DFT values, ``forces`` (eV/Å, shape (n_displacements, n_atoms, 3)) or ``frequencies`` (THz, shape
+        (n_q, n_branches)) with their ``qpoints`` (reduced, shape (n_q, 3)) and ``weights`` (shape (n_q,)).
+
+    Raises
+    ------
+    KeyError
+        If a set is unknown.
+    ValueError
+        If a file is not what it should be.
+    helpers.registry.RegistryError
+        If a file cannot be had; the message says which, and where to put it.
+    """
+    names = list(SETS) if sets is None else list(sets)
+    unknown = set(names) - set(SETS)
+    if unknown:
+        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    chosen = Protocol() if protocol is None else protocol
+    makers = {"phonondb": _phonondb, "csf": _phonondb, "phonondb-pbe": _phonondb_pbe, "prototypes": _prototypes}
+    return [case for name in names for case in makers[name](name, chosen)]
+
+
+def authors() -> pd.DataFrame:
+    """Return the authors' own highest frequencies, THz: columns ``material, dft`` (PBEsol) and ``mace_mp_0``."""
+    with (registry.data_dir() / "reference" / "phonondb_omega_max_authors.csv").open(newline="") as handle:
+        rows = [
+            (line["material_id"], float(line["omega_max_dft_pbesol_thz"]), float(line["omega_max_mace_mp0_thz"]))
+            for line in csv.DictReader(handle)
+        ]
+    return pd.DataFrame(rows, columns=["material", "dft", "mace_mp_0"])
+
+
+def supercell_matrix(conf: str, source: str) -> np.ndarray:
+    """Return the supercell matrix that a ``phonopy.conf`` sets with its tag DIM (three or nine whole numbers).
+
+    Parameters
+    ----------
+    conf : str
+        Text of the file.
+    source : str
+        Its name, for the message.
+
+    Raises
+    ------
+    ValueError
+        If there is no such tag or it has another number of entries.
+    """
+    found = re.search(r"^\s*DIM\s*=\s*(.*)$", conf, flags=re.MULTILINE)
+    entries = [int(entry) for entry in found.group(1).split()] if found else []
+    if len(entries) == 3:
+        return np.diag(entries)
+    if len(entries) == 9:
+        return np.array(entries).reshape(3, 3)
+    raise ValueError(f"{source}: DIM needs 3 or 9 numbers, not {len(entries)}")
+
+
+def _phonondb(name: str, _: Protocol) -> list[Case]:
+    return [_archived(name, key) for key in SETS[name]]
+
+
+def _archived(name: str, key: str) -> Case:
+    with tarfile.open(registry.fetch(key), "r:xz") as archive:
+        members = {Path(member.name).name: member for member in archive if member.isfile()}
+        texts = {file: archive.extractfile(members[file]).read().decode() for file in ("POSCAR-unitcell", "FORCE_SETS", "phonopy.conf")}
+    unit_cell = read_vasp_from_strings(texts["POSCAR-unitcell"])
+    matrix = supercell_matrix(texts["phonopy.conf"], f"{key}: phonopy.conf")
+    dataset = parse_FORCE_SETS_from_strings(texts["FORCE_SETS"])
+    perfect = get_supercell(unit_cell, matrix)
+    if dataset["natom"] != len(perfect):
+        raise ValueError(f"{key}: FORCE_SETS is for {dataset['natom']} atoms, but the supercell of phonopy.conf has {len(perfect)}")
+    displacements = [(first["number"], first["displacement"]) for first in dataset["first_atoms"]]
+    reference = {"forces": np.array([first["forces"] for first in dataset["first_atoms"]])}
+    return _case(name, _material(key), unit_cell, matrix, guess_primitive_matrix(unit_cell), displacements, perfect, reference, "PBEsol")
+
+
+def _phonondb_pbe(name: str, protocol: Protocol) -> list[Case]:
+    with gzip.open(registry.fetch(_PBE_FREQUENCIES), "rt") as handle:
+        columns = json.load(handle)
+    where = {material: number for number, material in columns["mp_id"].items()}
+    found = []
+    for atoms in ase.io.read(registry.fetch(_PBE_STRUCTURES), ":"):
+        material = atoms.info["mp_id"]
+        reference = {
+            quantity: np.array(columns[quantity][where[material]], dtype=float) for quantity in ("frequencies", "qpoints", "weights")
+        }
+        matrix = np.array(atoms.info["fc2_supercell"], dtype=int)
+        primitive_matrix = np.array(atoms.info.get("primitive_matrix", np.eye(3)), dtype=float)
+        found.append(_systematic_case(name, material, _to_phonopy(atoms), matrix, primitive_matrix, reference, "PBE", protocol))
+    return found
+
+
+def _prototypes(name: str, protocol: Protocol) -> list[Case]:
+    found = []
+    for formula, (structure, a) in _PROTOTYPES.items():
+        unit_cell = _to_phonopy(ase.build.bulk(formula, structure, a=a))
+        matrix = _PROTOTYPE_REPEATS * np.eye(3, dtype=int)
+        found.append(_systematic_case(name, formula, unit_cell, matrix, np.eye(3), {}, "", protocol))
+    return found
+
+
+def _systematic_case(
+    name: str,
+    material: str,
+    unit_cell: PhonopyAtoms,
+    matrix: np.ndarray,
+    primitive_matrix: np.ndarray,
+    reference: dict[str, np.ndarray],
+    functional: str,
+    protocol: Protocol,
+) -> Case:
+    """Return a case with the fewest displacements that the symmetry allows.
+
+    They follow from the symmetry of the unit cell, which the supercells here share and which is found much faster.
+    """
+    small = dynamics(unit_cell, np.eye(3), primitive_matrix)
+    small.generate_displacements(distance=protocol.displacement_a)
+    perfect = get_supercell(unit_cell, matrix)
+    displacements = [(int(perfect.u2s_map[first["number"]]), first["displacement"]) for first in small.dataset["first_atoms"]]
+    return _case(name, material, unit_cell, matrix, primitive_matrix, displacements, perfect, reference, functional)
+
+
+def _case(
+    name: str,
+    material: str,
+    unit_cell: PhonopyAtoms,
+    matrix: np.ndarray,
+    primitive_matrix: np.ndarray,
+    displacements: Sequence[tuple[int, np.ndarray]],
+    perfect: PhonopyAtoms,
+    reference: dict[str, np.ndarray],
+    functional: str,
+) -> Case:
+    atoms = _to_ase(unit_cell)
+    supercells = displaced(_to_ase(perfect), displacements)
+    structures = {"unit_cell": atoms, **{f"{_DISPLACED}{number}": cell for number, cell in enumerate(supercells, 1)}}
+    info = {
+        "formula": Composition(atoms.get_chemical_formula()).reduced_formula,
+        "functional": functional,
+        "magnetic": not _MAGNETIC.isdisjoint(atoms.get_chemical_symbols()),
+        "n_atoms": len(atoms),
+        "n_displacements": len(displacements),
+        "supercell_atoms": len(perfect),
+    }
+    matrices = {"supercell_matrix": matrix, "primitive_matrix": primitive_matrix}
+    return Case(f"{name}/{material}", name, material, structures, matrices | reference, info)
+
+
+def displaced(supercell: ase.Atoms, displacements: Iterable[tuple[int, np.ndarray]]) -> list[ase.Atoms]:
+    """Return copies of a supercell with one atom displaced in each; displacements are pairs of an atom's index and a vector, Å."""
+    copies = []
+    for atom, vector in displacements:
+        copy = supercell.copy()
+        copy.positions[atom] += vector
+        copies.append(copy)
+    return copies
+
+
+def _to_ase(cell: PhonopyAtoms) -> ase.Atoms:
+    return ase.Atoms(cell.symbols, scaled_positions=cell.scaled_positions, cell=cell.cell, pbc=True)
+
+
+def _to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
+    # Positions are not wrapped: an atom that crosses a face of the cell must keep its place in the supercell.
+    return PhonopyAtoms(
+        symbols=atoms.get_chemical_symbols(), scaled_positions=atoms.get_scaled_positions(wrap=False), cell=atoms.cell.array
+    )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Lattice dynamics
+
+
+def dynamics(unit_cell: PhonopyAtoms, matrix: np.ndarray, primitive_matrix: np.ndarray) -> Phonopy:
+    """Return phonopy's crystal, with its symmetry and without forces yet; matrices as in :func:`cases`."""
+    return Phonopy(unit_cell, supercell_matrix=np.rint(matrix).astype(int), primitive_matrix=primitive_matrix)
+
+
+def add_forces(crystal: Phonopy, displacements: Sequence[tuple[int, np.ndarray]], forces: np.ndarray) -> None:
+    """Give a crystal its force constants, symmetrised under permutation and translation as ``phonopy.load`` does.
+
+    Parameters
+    ----------
+    crystal : Phonopy
+    displacements : sequence of (int, ndarray)
+        Index of the displaced atom in the supercell, and displacement, Å.
+    forces : ndarray, shape (n_displacements, n_atoms, 3)
+        eV/Å.
+    """
+    crystal.dataset = {
+        "natom": len(crystal.supercell),
+        "first_atoms": [
+            {"number": int(atom), "displacement": vector, "forces": force}
+            for (atom, vector), force in zip(displacements, forces, strict=True)
+        ],
+    }
+    crystal.produce_force_constants(calculate_full_force_constants=False, show_drift=False)
+    crystal.symmetrize_force_constants(show_drift=False)
+
+
+def sampling(crystal: Phonopy, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+    """Return the q-points at which a crystal with force constants is sampled.
+
+    The irreducible points of a mesh, and points on the 13 straight lines from Γ to ½(h b₁ + k b₂ + l b₃) with h, k, l of −1, 0 and 1, on
+    which most maxima of the authors lie.
+
+    Returns
+    -------
+    qpoints : ndarray, shape (n_q, 3)
+        Reduced coordinates of the primitive cell. Γ is among them.
+    weights : ndarray, shape (n_q,)
+        Multiplicity of the mesh points; 0 on the lines.
+    """
+    with warnings.catch_warnings():
+        # Where the symmetry exchanges axes of unequal meshes phonopy says that it uses time reversal only.
+        warnings.simplefilter("ignore")
+        crystal.init_mesh([protocol.mesh] * 3, is_gamma_center=True)
+    # Of each pair of opposite directions one.
+    ends = [end for end in product((0.0, 0.5, -0.5), repeat=3) if end > (0.0, 0.0, 0.0)]
+    lines = np.concatenate(get_band_qpoints([[np.zeros(3), np.array(end)] for end in ends], npoints=protocol.line_points))
+    mesh = crystal.mesh
+    return np.concatenate([mesh.qpoints, lines]), np.concatenate([mesh.weights, np.zeros(len(lines))])
+
+
+def frequencies(crystal: Phonopy, qpoints: np.ndarray) -> np.ndarray:
+    """Return the frequencies (THz, imaginary ones negative) at reduced q-points, shape (n_q, n_branches)."""
+    return crystal.run_qpoints(qpoints).frequencies
+
+
+def _figures(omega: np.ndarray, qpoints: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """Return what is tabulated of frequencies."""
+    mesh, share = omega[weights > 0], weights[weights > 0]
+    real = mesh > 0
+    gamma = np.abs(qpoints).max(axis=1) < 1e-8
+    return {
+        "omega_max": float(omega.max()),
+        "omega_mean": float((share[:, None] * np.where(real, mesh, 0)).sum() / (share[:, None] * real).sum()),
+        "omega_min": float(mesh.min()),
+        "omega_gamma": float(omega[gamma].max()),
+    }
+
+
+def without_residual(displacements: Sequence[tuple[int, np.ndarray]], forces: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Subtract the forces that a not quite relaxed supercell has without any displacement.
+
+    To first order opposite displacements have opposite effects, so that half of the sum of their forces is what is sought. The second
+    order remains on the atoms around the displaced one; the median over all pairs is free of it.
+
+    Parameters
+    ----------
+    displacements, forces
+        As for :func:`add_forces`.
+
+    Returns
+    -------
+    forces : ndarray
+        Unchanged if no two displacements are opposite.
+    removed : bool
+    """
+    pairs = [
+        (i, j)
+        for i, (atom, vector) in enumerate(displacements)
+        for j, (other, opposite) in enumerate(displacements[:i])
+        if atom == other and np.abs(np.add(vector, opposite)).max() < 1e-6
+    ]
+    if not pairs:
+        return forces, False
+    return forces - np.median([(forces[i] + forces[j]) / 2 for i, j in pairs], axis=0), True
+
+
+def relax(potential: Potential, crystal: ase.Atoms, fmax: float, max_steps: int) -> ase.Atoms:
+    """Relax the atoms and the cell of a crystal in its symmetry.
+
+    One crystal at a time, with ASE's constraint and a quasi-Newton method: within the symmetry there are few degrees of freedom, and
+    a dozen steps do where FIRE takes a hundred.
+
+    Parameters
+    ----------
+    potential : Potential
+    crystal : ase.Atoms
+        Not changed. Its space group is found with a tolerance of 1e-5 Å.
+    fmax, max_steps
+        As in :class:`Protocol`.
+
+    Raises
+    ------
+    ValueError
+        If it does not converge or cannot be evaluated.
+    """
+    atoms = crystal.copy()
+    atoms.calc = potential.calculator()
+    atoms.set_constraint(FixSymmetry(atoms, symprec=_SYMPREC))
+    try:
+        converged = BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=fmax, steps=max_steps)
+    except RuntimeError as error:
+        # ASE's constraint refuses a strain of more than a quarter in one step.
+        raise ValueError(f"relaxation went astray: {error}") from error
+    if not converged:
+        force = np.linalg.norm(atoms.get_forces(), axis=1).max()
+        raise ValueError(f"relaxation not converged in {max_steps} steps: largest force {force:.1e} eV/Å")
+    return ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
+
+
+def carried_over(crystal: Phonopy, relaxed: ase.Atoms) -> ase.Atoms:
+    """Return the unit cell of a crystal after its primitive cell has been relaxed.
+
+    Lattice and atoms change as those of the primitive cell have changed. No rotation is carried over, so that Cartesian displacements
+    keep their directions in the crystal.
+
+    Parameters
+    ----------
+    crystal : Phonopy
+        Before the relaxation.
+    relaxed : ase.Atoms
+        ``crystal.primitive``, relaxed.
+
+    Returns
+    -------
+    ase.Atoms
+        With the atoms of ``crystal.unitcell`` in their order.
+    """
+    before = _to_ase(crystal.primitive)
+    # The deformation r → r F, without its rotation.
+    deformation = np.linalg.inv(before.cell.array) @ relaxed.cell.array
+    stretch = sqrtm(deformation @ deformation.T)
+    shift = relaxed.get_scaled_positions(wrap=False) - before.get_scaled_positions(wrap=False)
+    shift = (shift - np.rint(shift)) @ before.cell.array
+
+    primitive, supercell = crystal.primitive, crystal.supercell
+    in_primitive = [primitive.p2p_map[primitive.s2p_map[index]] for index in supercell.u2s_map]
+    atoms = _to_ase(crystal.unitcell)
+    positions = (atoms.positions + shift[in_primitive]) @ stretch
+    return ase.Atoms(numbers=atoms.numbers, positions=positions, cell=atoms.cell.array @ stretch, pbc=True)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Predictions
+
+
+@dataclass
+class Phonons:
+    """A crystal's lattice dynamics by the reference and by the model.
+
+    Attributes
+    ----------
+    case : Case
+    reference : phonopy.Phonopy
+        At the cell of the case; with force constants if the case has forces.
+    displacements : list of (int, ndarray)
+        Index in the supercell, and displacement, Å.
+    model : phonopy.Phonopy or None
+        At the model's cell, with the model's force constants.
+    forces : ndarray, shape (n_displacements, n_atoms, 3), or None
+        Of the model, without those of the perfect supercell, eV/Å.
+    seconds : float
+        Computing time; that of shared batches is divided by the number of atoms.
+    error : str or None
+        Why there is no model.
+    """
+
+    case: Case
+    reference: Phonopy
+    displacements: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    model: Phonopy | None = None
+    forces: np.ndarray | None = None
+    seconds: float = 0.0
+    error: str | None = None
+
+
+def phonons(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> list[Phonons]:
+    """Compute the lattice dynamics of crystals with a potential; arguments as for :func:`run`.
+
+    Crystals are relaxed one by one; all supercells are evaluated in one call.
+    """
+    found = [_prepared(case) for case in cases]
+    supercells: list[ase.Atoms] = []
+    first: list[int] = []
+    for item in tqdm(found, disable=not progress, unit="crystal", desc="relaxation"):
+        first.append(len(supercells))
+        if item.error is not None:
+            continue
+        start = time.perf_counter()
+        try:
+            item.model = _model_crystal(potential, item, protocol)
+        except ValueError as error:
+            item.error = str(error)
+        else:
+            perfect = _to_ase(item.model.supercell)
+            supercells += [perfect, *displaced(perfect, item.displacements)]
+        item.seconds += time.perf_counter() - start
+
+    start = time.perf_counter()
+    predictions = potential.evaluate(supercells, stress=False, progress=progress)
+    per_atom = (time.perf_counter() - start) / max(1, sum(len(supercell) for supercell in supercells))
+    for item, at in zip(found, first, strict=True):
+        if item.error is not None:
+            continue
+        perfect, *moved = predictions[at : at + 1 + len(item.displacements)]
+        start = time.perf_counter()
+        item.error = next((prediction.error for prediction in (perfect, *moved) if prediction.error is not None), None)
+        if item.error is not None:
+            item.model = None
+            continue
+        item.forces = np.array([prediction.forces for prediction in moved]) - perfect.forces
+        add_forces(item.model, item.displacements, item.forces)
+        item.seconds += time.perf_counter() - start + per_atom * len(perfect.forces) * (1 + len(moved))
+    return found
+
+
+def _prepared(case: Case) -> Phonons:
+    """Return the crystal at the cell of the case, with the reference's force constants if there are forces."""
+    start = time.perf_counter()
+    missing = [name for name in ("supercell_matrix", "primitive_matrix") if name not in case.reference]
+    if missing or "unit_cell" not in case.structures:
+        raise ValueError(f"{case.name} needs a structure unit_cell, and supercell_matrix and primitive_matrix among its references")
+    crystal = dynamics(_to_phonopy(case.structures["unit_cell"]), case.reference["supercell_matrix"], case.reference["primitive_matrix"])
+    found = Phonons(case, crystal)
+    try:
+        found.displacements = _displacements(case, _to_ase(crystal.supercell))
+        if "forces" in case.reference:
+            expected = (len(found.displacements), len(crystal.supercell), 3)
+            if case.reference["forces"].shape != expected:
+                raise ValueError(f"reference forces have the shape {case.reference['forces'].shape}, not {expected}")
+            add_forces(crystal, found.displacements, case.reference["forces"])
+    except ValueError as error:
+        found.error = str(error)
+    found.seconds = time.perf_counter() - start
+    return found
+
+
+def _displacements(case: Case, supercell: ase.Atoms) -> list[tuple[int, np.ndarray]]:
+    """Return which atom is displaced in each displaced supercell of a case, and by what.
+
+    Raises
+    ------
+    ValueError
+        If there is none, one is no supercell of the unit cell, or not exactly one atom is displaced in it.
+    """
+    found = []
+    for role, atoms in case.structures.items():
+        if not role.startswith(_DISPLACED):
+            continue
+        if not np.array_equal(atoms.numbers, supercell.numbers):
+            raise ValueError(f"{role} has not the atoms of the supercell, in phonopy's order")
+        scaled = atoms.get_scaled_positions(wrap=False) - supercell.get_scaled_positions(wrap=False)
+        vectors = (scaled - np.rint(scaled)) @ supercell.cell.array
+        moved = np.flatnonzero(np.linalg.norm(vectors, axis=1) > 1e-5)
+        if len(moved) != 1:
+            raise ValueError(f"{role} has {len(moved)} displaced atoms, not one")
+        found.append((int(moved[0]), vectors[moved[0]]))
+    if not found:
+        raise ValueError("there are no displaced supercells")
+    return found
+
+
+def _model_crystal(potential: Potential, item: Phonons, protocol: Protocol) -> Phonopy:
+    """Return the crystal at the cell at which the model's phonons are computed."""
+    given = item.case.reference
+    cell = item.case.structures["unit_cell"]
+    if protocol.relax:
+        relaxed = relax(potential, _to_ase(item.reference.primitive), protocol.fmax_ev_per_a, protocol.max_steps)
+        cell = carried_over(item.reference, relaxed)
+    crystal = dynamics(_to_phonopy(cell), given["supercell_matrix"], given["primitive_matrix"])
+    n_before, n_after = (len(each.symmetry.symmetry_operations["rotations"]) for each in (item.reference, crystal))
+    # With fewer operations phonopy would fill the force constants from too few displacements, without a word.
+    if n_after < n_before:
+        raise ValueError(f"lost symmetry as it relaxed: {n_after} of {n_before} operations are left")
+    return crystal
+
+
+def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> pd.DataFrame:
+    """Predict phonon frequencies, and the softening of single displacements.
+
+    Parameters
+    ----------
+    potential : Potential
+    cases : sequence of Case
+        From :func:`cases`, or your own with a ``unit_cell``, displaced supercells, the two matrices and, if there are any, DFT forces.
+    protocol : Protocol
+    progress : bool
+        Show progress bars.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Tidy table. One row per case each: ``omega_max``, ``omega_mean``, ``omega_min``, ``omega_gamma`` (THz) and ``volume_per_atom`` (Å³).
+        One row per displacement with DFT forces: ``displacement_slope``, with columns ``displacement`` (from 1), ``atom``
+        (in the supercell), ``element``, ``residual_removed``. For the cases of ``protocol.bands``: ``band`` (THz), with columns
+        ``q`` (number on the path), ``branch`` (from 0), ``distance`` (along the path, Å⁻¹) and ``label`` (of a
+        high-symmetry point), and ``dos`` (states per THz and primitive cell), with ``frequency_thz``. Columns ``dft_stable``
+        (lowest DFT frequency above −0.1 THz; missing without DFT) and ``seconds`` are in all rows.
+    """
+    bands = dict(protocol.bands)
+    rows = []
+    for item in phonons(potential, cases, protocol, progress):
+        start = time.perf_counter()
+        made = _scalar_rows(potential.key, item, protocol)
+        lowest = next(line["reference"] for line in made if line["property"] == "omega_min")
+        if item.error is None:
+            if "forces" in item.case.reference:
+                made += _slope_rows(potential.key, item)
+            if item.case.name in bands:
+                made += _band_rows(potential.key, item, bands[item.case.name], protocol)
+                made += _dos_rows(potential.key, item, protocol)
+        seconds = round(item.seconds + time.perf_counter() - start, 2)
+        stable = bool(lowest > _STABLE_THZ) if np.isfinite(lowest) else None
+        rows += [line | {"dft_stable": stable, "seconds": seconds} for line in made]
+    return table(rows)
+
+
+def _has_forces(item: Phonons) -> bool:
+    return item.reference.force_constants is not None
+
+
+def _scalar_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str, object]]:
+    """Return one row for each of the frequencies and for the volume."""
+    case, given = item.case, item.case.reference
+    value = reference = dict.fromkeys(_FREQUENCIES, np.nan)
+    volume, reference_volume = np.nan, np.nan
+    if "frequencies" in given:
+        qpoints, weights = given["qpoints"], given["weights"]
+        reference = _figures(given["frequencies"], qpoints, weights)
+    elif _has_forces(item):
+        # The model is sampled at the same reduced points, though its cell is another.
+        qpoints, weights = sampling(item.reference, protocol)
+        reference = _figures(frequencies(item.reference, qpoints), qpoints, weights)
+    elif item.model is not None:
+        qpoints, weights = sampling(item.model, protocol)
+    if item.model is not None:
+        value = _figures(frequencies(item.model, qpoints), qpoints, weights)
+        volume = item.model.unitcell.volume / len(item.model.unitcell)
+    if np.isfinite(reference["omega_max"]):
+        reference_volume = item.reference.unitcell.volume / len(item.reference.unitcell)
+    rows = [row(model, case, name, value[name], reference[name], UNIT, error=item.error) for name in _FREQUENCIES]
+    return [*rows, row(model, case, "volume_per_atom", volume, reference_volume, "Å³", error=item.error)]
+
+
+def _slope_rows(model: str, item: Phonons) -> list[dict[str, object]]:
+    """Return one row per displacement."""
+    reference, removed = without_residual(item.displacements, item.case.reference["forces"])
+    symbols = item.reference.supercell.symbols
+    rows = []
+    for number, ((atom, _), dft, forces) in enumerate(zip(item.displacements, reference, item.forces, strict=True), 1):
+        slope = softening.softening_scale(dft, forces)
+        extra = {"displacement": number, "atom": float(atom), "element": symbols[atom], "residual_removed": removed}
+        rows.append(row(model, item.case, "displacement_slope", slope, 1.0, "", **extra))
+    return rows
+
+
+def _band_rows(model: str, item: Phonons, path: str, protocol: Protocol) -> list[dict[str, object]]:
+    """Return one row per q-point of the path and branch; distances are those in the reference's reciprocal cell."""
+    band_path = Cell(item.reference.primitive.cell).bandpath(path, npoints=protocol.band_points)
+    distance, _, _ = band_path.get_linear_kpoint_axis()
+    points = band_path.special_points.items()
+    labels = [next((name for name, point in points if np.abs(q - point).max() < 1e-9), "") for q in band_path.kpts]
+    value = frequencies(item.model, band_path.kpts)
+    reference = frequencies(item.reference, band_path.kpts) if _has_forces(item) else np.full_like(value, np.nan)
+    return [
+        row(
+            model,
+            item.case,
+            "band",
+            float(value[q, branch]),
+            float(reference[q, branch]),
+            UNIT,
+            q=float(q),
+            branch=float(branch),
+            distance=float(distance[q]),
+            label=labels[q],
+        )
+        for q, branch in np.ndindex(value.shape)
+    ]
+
+
+def _dos_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str, object]]:
+    """Return one row per frequency, from the lowest to the highest of both."""
+    crystals = [item.model, item.reference] if _has_forces(item) else [item.model]
+    for crystal in crystals:
+        crystal.run_mesh(protocol.dos_mesh_a)
+    step = protocol.dos_step_thz
+    # Acoustic modes at Γ are zero but for rounding.
+    low = np.floor(min(crystal.mesh.frequencies.min() for crystal in crystals) / step + 1e-3) * step
+    high = np.ceil(max(crystal.mesh.frequencies.max() for crystal in crystals) / step) * step
+    # phonopy takes frequencies below the end: half a step makes the end the last one.
+    done = [crystal.run_total_dos(freq_min=low, freq_max=high + step / 2, freq_pitch=step) for crystal in crystals]
+    value = done[0].dos
+    reference = done[1].dos if _has_forces(item) else np.full_like(value, np.nan)
+    return [
+        row(model, item.case, "dos", float(one), float(other), "1/THz", frequency_thz=float(at))
+        for at, one, other in zip(done[0].frequency_points, value, reference, strict=True)
+    ]
+
+
+def softest_mode(
+    potential: Potential,
+    case: Case,
+    protocol: Protocol,
+    q: Sequence[float] = (0.0, 0.0, 0.0),
+    *,
+    repeats: Sequence[int] = (2, 2, 2),
+    amplitude_a: float = 0.4,
+    n_frames: int = 24,
+) -> list[ase.Atoms]:
+    """Return one period of a crystal's softest vibration at a q-point, for an animation.
+
+    Parameters
+    ----------
+    potential : Potential
+    case : Case
+        Such as CsF, ``cases(sets=["csf"])[0]``.
+    protocol : Protocol
+    q : sequence of three float
+        Reduced coordinates of the primitive cell. At Γ, where the three acoustic modes are translations, the lowest of the other
+        modes is taken.
+    repeats : sequence of three int
+        How often the primitive cell is repeated.
+    amplitude_a : float
+        Largest displacement of an atom, Å; far more than the zero-point motion, so that it can be seen.
+    n_frames : int
+        The last frame is one step before the first.
+
+    Returns
+    -------
+    list of ase.Atoms
+        With ``info["frequency_thz"]``, negative for an unstable mode (which grows instead of vibrating).
+
+    Raises
+    ------
+    ValueError
+        If the phonons cannot be computed, or the crystal has one atom per primitive cell and q is Γ.
+    """
+    (found,) = phonons(potential, [case], protocol)
+    if found.error is not None:
+        raise ValueError(f"{case.name}: {found.error}")
+    at_gamma = np.abs(q - np.rint(q)).max() < 1e-8
+    if at_gamma and len(found.model.primitive) == 1:
+        raise ValueError(f"{case.name}: one atom per primitive cell has no optical mode at Γ")
+    # The three acoustic modes are the ones closest to zero; an unstable optical mode lies below them.
+    omega = frequencies(found.model, [q])[0]
+    acoustic = set(np.argsort(np.abs(omega))[:3]) if at_gamma else set()
+    branch = next(number for number in range(len(omega)) if number not in acoustic)
+    wave = found.model.run_modulations(repeats, [(np.asarray(q, dtype=float), branch, 1.0, 0.0)])
+    still = _to_ase(wave.supercell)
+    field = wave.modulations[0] * amplitude_a / np.linalg.norm(wave.modulations[0], axis=1).max()
+    frames = []
+    for phase in 2 * np.pi * np.arange(n_frames) / n_frames:
+        frame = still.copy()
+        frame.positions += (field * np.exp(-1j * phase)).real
+        frame.info["frequency_thz"] = float(omega[branch])
+        frames.append(frame)
+    return frames
+
+
+# ---------------------------------------------------------------------------------------------------
+# Summary
+
+
+def _ratios(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
+    """Return the rows of some frequencies that have a DFT value, with ``ratio`` model/DFT (missing if the case failed)."""
+    chosen = table[table["property"].isin(quantities) & table["reference"].notna()]
+    return chosen.assign(ratio=chosen["value"] / chosen["reference"])
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the numbers that the chapter quotes: the ratio of frequencies, model over DFT.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run`.
+
+    Returns
+    -------
+    DataFrame
+        One row per model, set, property (``omega_max``, ``omega_mean``, ``omega_gamma``) and subset (``all``; ``dft_stable``, without
+        imaginary DFT frequencies; ``non_magnetic``, without elements that have open d or f shells): ``n``, ``n_failed``, and
+        ``ratio_mean``, ``ratio_median``, ``share_below_one`` with ``_low`` and ``_high``, the 95 % interval from
+        resampling compounds (:func:`helpers.softening.distribution`), NaN for one compound. A subset without a
+        compound that has not failed has no row.
+    """
+    rows = _ratios(table, _RATIOS)
+    subsets = {
+        "all": np.ones(len(rows), dtype=bool),
+        "dft_stable": rows["dft_stable"].eq(True),
+        "non_magnetic": ~rows["magnetic"].astype(bool),
+    }
+    keys = ["model", "set", "property", "subset"]
+    fits = pd.concat([rows[members].assign(subset=name) for name, members in subsets.items()]).rename(columns={"ratio": "slope"})
+    fits = fits.merge(fits.loc[fits["status"] == "ok", keys].drop_duplicates(), on=keys)
+    if fits.empty:
+        return pd.DataFrame()
+    # The shape that distribution() takes; the ratio of a single number is its slope through the origin.
+    error = (fits["value"] - fits["reference"]).abs()
+    fits = fits.assign(inverse_slope=1 / fits["slope"], mae=error, cmae=0.0)
+    summary = softening.distribution(fits, by=keys)
+    summary = summary.rename(columns=lambda column: column.replace("slope_", "ratio_").replace("n_materials", "n"))
+    kept = ["ratio_mean", "ratio_median", "share_below_one"]
+    return summary[["model", "set", "property", "subset", "n", "n_failed", *[name + end for name in kept for end in ("", "_low", "_high")]]]
+
+
+def one_displacement_corrections(table: pd.DataFrame) -> pd.DataFrame:
+    """Correct a compound's frequencies with one displacement, for every choice of it.
+
+    A displacement in which the model's forces are s times those of DFT asks for c = 1/s, and E → c E turns ω into √c ω.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run`.
+
+    Returns
+    -------
+    DataFrame
+        One row per displacement: ``model, set, material, displacement, element, dft_stable, c``, ``needed`` = (ω_DFT/ω)², the factor
+        that ``omega_max`` itself asks for, ``before`` and ``after`` (ω_max and √c ω_max, THz), ``reference``, ``error_before`` and
+        ``error_after`` (minus the reference), ``status`` and ``reason`` (a slope that is not positive gives no correction).
+    """
+    keys = ["model", "set", "material"]
+    good = table[table["status"] == "ok"]
+    top = good[good["property"] == "omega_max"][[*keys, "value", "reference"]].rename(columns={"value": "before"})
+    labels = good[good["property"] == "displacement_slope"][[*keys, "displacement", "element", "dft_stable", "value"]]
+    both = labels.merge(top, on=keys, validate="many_to_one")
+    usable = both["value"] > 0
+    c = (1 / both["value"]).where(usable)
+    after = np.sqrt(c) * both["before"]
+    return both.drop(columns="value").assign(
+        c=c,
+        needed=(both["reference"] / both["before"]) ** 2,
+        after=after,
+        error_before=both["before"] - both["reference"],
+        error_after=after - both["reference"],
+        status=np.where(usable, "ok", "failed"),
+        reason=np.where(usable, "", "the slope of the displacement is not positive"),
+    )
+
+
+def functionals(table: pd.DataFrame) -> pd.DataFrame:
+    """Set the compounds that are there in PBEsol and in PBE side by side.
+
+    The two sets have other supercells, which decide the interpolated frequencies, so their frequencies are not compared in general. At
+    Γ all cells move alike, and the frequency does not depend on the supercell: there PBE over PBEsol is the functional
+    (with the lattice parameter that belongs to it), and model/PBEsol = model/PBE × PBE/PBEsol.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run`, with the sets ``phonondb`` or ``csf`` and ``phonondb-pbe``.
+
+    Returns
+    -------
+    DataFrame
+        One row per model and compound in both: ``model, material, formula``; at Γ, in THz, ``pbesol``, ``pbe``, and the model in either
+        supercell, ``model`` and ``model_pbe_supercell`` (equal if all is well); ``pbe_over_pbesol``, ``model_over_pbesol``,
+        ``model_over_pbe``; and, each within its own supercell, the ratios of the highest frequencies,
+        ``max_over_pbesol`` and ``max_over_pbe``. Empty if there is no such compound.
+    """
+    good = _ratios(table, ("omega_max", "omega_gamma"))
+    good = good[good["status"] == "ok"]
+    keys = ["model", "material", "formula"]
+
+    def side(names: Sequence[str]) -> pd.DataFrame:
+        chosen = good[good["set"].isin(names)]
+        gamma = chosen[chosen["property"] == "omega_gamma"][[*keys, "value", "reference", "ratio"]]
+        top = chosen[chosen["property"] == "omega_max"][[*keys, "ratio"]]
+        return gamma.merge(top, on=keys, suffixes=("_gamma", "_max"), validate="one_to_one")
+
+    both = side(["phonondb", "csf"]).merge(side(["phonondb-pbe"]), on=keys, suffixes=("", "_pbe"), validate="one_to_one")
+    return pd.DataFrame(
+        {
+            **{key: both[key] for key in keys},
+            "pbesol": both["reference"],
+            "pbe": both["reference_pbe"],
+            "model": both["value"],
+            "model_pbe_supercell": both["value_pbe"],
+            "pbe_over_pbesol": both["reference_pbe"] / both["reference"],
+            "model_over_pbesol": both["ratio_gamma"],
+            "model_over_pbe": both["ratio_gamma_pbe"],
+            "max_over_pbesol": both["ratio_max"],
+            "max_over_pbe": both["ratio_max_pbe"],
+        }
+    )

@@ -1,0 +1,317 @@
+"""Elastic moduli: the tensor, the reference cases, and the way from a potential to a table."""
+
+import ase
+import numpy as np
+import pandas as pd
+import pytest
+from ase import units
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.optimize import BFGS
+from pymatgen.analysis.elasticity import ElasticTensor
+
+from helpers import benchmarks, engine, registry
+from helpers.benchmarks import Case, elasticity
+from helpers.benchmarks.off_equilibrium import has_u_metal_with_o_or_f
+from helpers.potentials.ase import ASEPotential
+
+needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
+
+EMT_METALS = frozenset({13, 28, 29, 46, 47, 78, 79})
+PROTOCOL = elasticity.Protocol()
+HCP = bulk("Cu", "hcp", a=2.55, c=4.15)
+
+
+def emt() -> ASEPotential:
+    return ASEPotential("emt", EMT(), elements=EMT_METALS)
+
+
+def own_case(name: str, crystal: ase.Atoms, **reference: float) -> Case:
+    return Case(name, "binaries", name, {"crystal": crystal}, reference, {"formula": crystal.get_chemical_formula()})
+
+
+def cubic(c11: float, c12: float, c44: float) -> np.ndarray:
+    tensor = np.diag([c11 - c12] * 3 + [c44] * 3)
+    tensor[:3, :3] += c12
+    return tensor
+
+
+def hill(c11: float, c12: float, c44: float) -> tuple[float, float]:
+    """Bulk and shear modulus of a cubic polycrystal in closed form (Hill 1952)."""
+    shear = c11 - c12
+    voigt, reuss = (shear + 3 * c44) / 5, 5 * shear * c44 / (4 * c44 + 3 * shear)
+    return (c11 + 2 * c12) / 3, (voigt + reuss) / 2
+
+
+def stresses_of(tensor: np.ndarray, amount: float) -> list[np.ndarray]:
+    """Stresses (eV/Å³) of a linear crystal with this tensor (GPa, Voigt's notation) under the twelve strains."""
+    elastic = ElasticTensor.from_voigt(tensor)
+    return [np.array(elastic.calculate_stress(strain)) * units.GPa for strain in elasticity.strains(amount)]
+
+
+def curvature(crystal: ase.Atoms, axis: np.ndarray, amount: float = 0.004, relaxed: bool = False) -> float:
+    """Return C along a direction of strain space (Voigt's notation), GPa, from energies: (E₊ − 2E₀ + E₋) / (V ε²)."""
+    energies = []
+    for factor in (amount, 0.0, -amount):
+        xx, yy, zz, yz, xz, xy = factor * np.asarray(axis, dtype=float)
+        atoms = elasticity.strained(crystal, np.array([[xx, xy / 2, xz / 2], [xy / 2, yy, yz / 2], [xz / 2, yz / 2, zz]]))
+        atoms.calc = EMT()
+        if relaxed:
+            BFGS(atoms, logfile=None).run(fmax=1e-5)
+        energies.append(atoms.get_potential_energy())
+    return (energies[0] - 2 * energies[1] + energies[2]) / crystal.get_volume() / amount**2 / units.GPa
+
+
+# -- strains and tensor ----------------------------------------------------------------------------
+
+
+def test_a_strain_is_imposed_as_asked():
+    """A shear strain in Voigt's notation is twice the component: the angle between the axes closes by it."""
+    crystal = bulk("Cu", cubic=True)
+    shear = elasticity.strains(0.01)[6]
+    result = elasticity.strained(crystal, shear)
+    assert np.deg2rad(90 - result.cell.angles()[0]) == pytest.approx(0.01, rel=1e-3)
+    np.testing.assert_allclose(result.get_scaled_positions(), crystal.get_scaled_positions(), atol=1e-12)
+    assert elasticity.strained(crystal, elasticity.strains(0.01)[1]).cell.lengths()[0] == pytest.approx(0.99 * crystal.cell.lengths()[0])
+
+
+def test_tensor_of_a_linear_crystal():
+    constants = (160.0, 110.0, 70.0)
+    tensor = elasticity.elastic_tensor(0.01, stresses_of(cubic(*constants), 0.01), bulk("Cu", cubic=True))
+    np.testing.assert_allclose(tensor.voigt, cubic(*constants), atol=1e-9)
+    k, g = hill(*constants)
+    assert tensor.k_vrh == pytest.approx(k)
+    assert tensor.g_vrh == pytest.approx(g)
+
+
+def test_stress_left_over_by_the_relaxation_does_not_matter():
+    left_over = np.array([[0.3, 0.1, 0.0], [0.1, -0.2, 0.0], [0.0, 0.0, 0.5]]) * units.GPa
+    stresses = [stress + left_over for stress in stresses_of(cubic(160, 110, 70), 0.01)]
+    tensor = elasticity.elastic_tensor(0.01, stresses, bulk("Cu", cubic=True))
+    np.testing.assert_allclose(tensor.voigt, cubic(160, 110, 70), atol=1e-9)
+
+
+def test_symmetry_averages_errors_away():
+    """Noise in the stresses is no excuse for C11 ≠ C33 in a cubic crystal, nor for C12 ≠ C21."""
+    rng = np.random.default_rng(0)
+    stresses = [stress + rng.normal(0, 0.01, (3, 3)) * units.GPa for stress in stresses_of(cubic(160, 110, 70), 0.01)]
+    voigt = elasticity.elastic_tensor(0.01, stresses, bulk("Cu")).voigt
+    np.testing.assert_allclose(voigt, cubic(voigt[0, 0], voigt[0, 1], voigt[3, 3]), atol=1e-9)
+    np.testing.assert_allclose(voigt, cubic(160, 110, 70), atol=1.5)
+
+
+# -- cases -----------------------------------------------------------------------------------------
+
+
+def test_module_has_the_common_names():
+    assert elasticity.LIVE in elasticity.SETS
+    assert elasticity.SETS[elasticity.LIVE] == ()
+    known = {file.key for file in registry.files()}
+    assert {key for keys in elasticity.SETS.values() for key in keys} <= known
+
+
+def test_prototypes():
+    found = elasticity.cases(sets=["prototypes"])
+    assert [case.material for case in found] == ["Al", "Cu", "W", "Si", "MgO", "NaCl"]
+    assert all(len(case.structures["crystal"]) <= 2 and not case.reference for case in found)
+
+
+def test_unknown_set_is_named():
+    with pytest.raises(KeyError, match="nonsense"):
+        elasticity.cases(sets=["nonsense"])
+
+
+def record(elements: str, k: float, g: float, repeats: int = 1) -> dict:
+    sites = [{"species": [{"element": element}]} for element in elements.split() * repeats]
+    return {"structure": {"sites": sites}, "bulk_modulus_vrh": k, "shear_modulus_vrh": g}
+
+
+@pytest.mark.parametrize(
+    ("compound", "reason"),
+    [
+        (record("Mg O", 150, 120), ""),
+        (record("Fe O", 150, 120), "Fe: open d or f shell"),
+        (record("W O", 150, 120), "DFT+U"),
+        (record("W C", 150, 120), ""),
+        (record("Mg O", 150, 120, repeats=4), ""),
+        (record("Mg O", 150, 120, repeats=5), "more than 8 atoms"),
+        (record("Mg O", 150, 1.9), "DFT modulus below 2 GPa"),
+        (record("Mg O", -20, 10), "DFT modulus below 2 GPa"),
+        # The Poisson ratio is zero at G = 3K/2.
+        (record("Mg O", 100, 149), ""),
+        (record("Mg O", 100, 151), "DFT moduli with a negative Poisson ratio"),
+    ],
+)
+def test_what_is_left_out(compound, reason):
+    assert elasticity._unfit(compound, PROTOCOL) == reason
+
+
+# -- run -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def emt_table() -> pd.DataFrame:
+    found = [
+        own_case("fcc", bulk("Cu"), bulk_modulus=140.0),
+        own_case("hcp", HCP),
+        own_case("bcc", bulk("Cu", "bcc", a=2.85), volume_per_atom=12.0),
+        own_case("unknown", bulk("Fe")),
+    ]
+    return elasticity.run(emt(), found, PROTOCOL)
+
+
+def value(frame: pd.DataFrame, case: str, quantity: str) -> float:
+    return frame.set_index(["case", "property"])["value"][case, quantity]
+
+
+def test_table(emt_table):
+    assert list(emt_table.columns[: len(benchmarks.COLUMNS)]) == benchmarks.COLUMNS
+    assert len(emt_table) == 12
+    assert set(emt_table["property"]) == set(elasticity.TOLERANCES) == {"bulk_modulus", "shear_modulus", "volume_per_atom"}
+    both = emt_table.set_index(["case", "property"])
+    assert both["reference"]["fcc", "bulk_modulus"] == 140.0
+    assert np.isnan(both["reference"]["fcc", "shear_modulus"])
+    assert both["status"]["fcc", "shear_modulus"] == "ok"
+
+
+def test_a_cubic_crystal_against_its_energy(emt_table):
+    """The moduli come from stresses; here C11, C12 and C44 come from second differences of the energy."""
+    crystal = bulk("Cu", a=(4 * value(emt_table, "fcc", "volume_per_atom")) ** (1 / 3))
+    c11, c44 = (curvature(crystal, axis) for axis in ([1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0]))
+    # E'' along (1, −1, 0) is 2 (C11 − C12).
+    c12 = c11 - curvature(crystal, [1, -1, 0, 0, 0, 0]) / 2
+    k, g = hill(c11, c12, c44)
+    assert value(emt_table, "fcc", "bulk_modulus") == pytest.approx(k, rel=2e-3)
+    assert value(emt_table, "fcc", "shear_modulus") == pytest.approx(g, rel=2e-3)
+
+
+def test_atoms_relax_in_the_strained_crystal():
+    """In an hcp crystal a shear in the basal plane shifts the two atoms against each other, which makes it softer."""
+    relaxed = engine.relax(emt(), [HCP], cell="full", fmax=1e-4, smax=1e-5)[0]
+    outcome = elasticity._relaxed(relaxed, HCP)
+    elasticity._strain(emt(), [outcome], PROTOCOL, progress=False)
+    c66 = outcome.tensor.voigt[5, 5]
+    shear = [0, 0, 0, 0, 0, 1]
+    assert c66 == pytest.approx(curvature(outcome.crystal, shear, relaxed=True), rel=0.01)
+    assert c66 < 0.95 * curvature(outcome.crystal, shear)
+
+
+def test_an_unstable_crystal_is_a_failure_with_a_volume(emt_table):
+    """Copper is fcc: sheared along the Bain path, a bcc crystal goes down in energy."""
+    rows = emt_table[emt_table["case"] == "bcc"].set_index("property")
+    assert rows.loc[["bulk_modulus", "shear_modulus"], "status"].tolist() == ["failed", "failed"]
+    assert rows.loc["shear_modulus", "reason"].startswith("unstable: ")
+    assert rows.loc[["bulk_modulus", "shear_modulus"], "value"].isna().all()
+    a = (2 * rows.loc["volume_per_atom", "value"]) ** (1 / 3)
+    assert curvature(bulk("Cu", "bcc", a=a), [1, -1, 0, 0, 0, 0]) < 0
+
+
+def test_a_failure_leaves_the_others_alone(emt_table):
+    rows = emt_table[emt_table["case"] == "unknown"]
+    assert (rows["status"] == "failed").all()
+    assert rows["reason"].str.contains("Fe").all()
+    assert rows["value"].isna().all()
+
+
+def test_a_run_in_which_everything_fails():
+    assert (elasticity.run(emt(), [own_case("unknown", bulk("Fe"))], PROTOCOL)["status"] == "failed").all()
+
+
+def test_lost_symmetry_is_a_failure():
+    sheared = elasticity.strained(bulk("Cu"), elasticity.strains(0.1)[6])
+    outcome = elasticity._relaxed(engine.Relaxed(sheared, -0.1, np.zeros((1, 3)), 10, True), bulk("Cu"))
+    assert outcome.crystal is None
+    assert outcome.error.startswith("bulk: went from Fm-3m to ")
+
+
+def test_relaxation_that_does_not_converge():
+    result = elasticity.run(emt(), [own_case("far", bulk("Cu", a=4.2))], elasticity.Protocol(max_steps=2))
+    assert (result["status"] == "failed").all()
+    assert result["reason"].str.startswith("not converged in 2 steps").all()
+
+
+def test_a_scaled_energy_scales_the_moduli(emt_table):
+    """E → c E changes neither the lattice nor the symmetry, and multiplies every curvature by c."""
+    half = elasticity.run(emt().scaled(0.5), [own_case("fcc", bulk("Cu"))], PROTOCOL)
+    for quantity, factor in (("bulk_modulus", 0.5), ("shear_modulus", 0.5), ("volume_per_atom", 1.0)):
+        assert value(half, "fcc", quantity) == pytest.approx(factor * value(emt_table, "fcc", quantity), rel=2e-3)
+
+
+# -- summary ---------------------------------------------------------------------------------------
+
+
+def test_summary_by_hand():
+    rows = [
+        ("binaries", "A", "bulk_modulus", 90.0, 100.0, "ok", ""),
+        ("binaries", "B", "bulk_modulus", 40.0, 50.0, "ok", ""),
+        ("binaries", "C", "bulk_modulus", 33.0, 30.0, "ok", ""),
+        ("binaries", "D", "bulk_modulus", np.nan, 10.0, "failed", "unstable: an eigenvalue of the elastic tensor is -3.0 GPa"),
+        ("binaries", "E", "bulk_modulus", np.nan, 10.0, "failed", "not converged in 500 steps"),
+        ("binaries", "A", "shear_modulus", 20.0, 40.0, "ok", ""),
+        ("prototypes", "Cu", "bulk_modulus", 140.0, np.nan, "ok", ""),
+    ]
+    frame = pd.DataFrame(rows, columns=["set", "material", "property", "value", "reference", "status", "reason"]).assign(model="m")
+    result = elasticity.summarise(frame).set_index(["set", "property"])
+    assert list(result.index) == [("binaries", "bulk_modulus"), ("binaries", "shear_modulus")]
+    k = result.loc["binaries", "bulk_modulus"]
+    assert (k["n"], k["n_failed"], k["n_unstable"]) == (3, 2, 1)
+    assert k["slope"] == pytest.approx((90 * 100 + 40 * 50 + 33 * 30) / (100**2 + 50**2 + 30**2))
+    assert k["inverse_slope"] == pytest.approx((90 * 100 + 40 * 50 + 33 * 30) / (90**2 + 40**2 + 33**2))
+    assert k["mae"] == pytest.approx((10 + 10 + 3) / 3)
+    assert k["share_below"] == pytest.approx(2 / 3)
+    assert k["ratio_median"] == pytest.approx(0.9)
+    for name in ("slope", "inverse_slope", "mae", "share_below", "ratio_median"):
+        assert k[f"{name}_low"] <= k[name] <= k[f"{name}_high"]
+    assert result.loc["binaries", "shear_modulus"]["n"] == 1
+    assert np.isnan(result.loc["binaries", "shear_modulus"]["slope"])
+
+
+# -- the DFT data ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def everything() -> list[Case]:
+    return elasticity.cases(elasticity.Protocol(n_compounds=10_000), sets=["binaries"])
+
+
+@needs_mirror
+def test_every_compound_is_a_case_or_left_out_with_a_reason(everything):
+    out = elasticity.left_out()
+    assert len(everything) + len(out) == 3953
+    assert not {case.material for case in everything} & set(out["material"])
+    assert len({case.name for case in everything}) == len(everything) > 2000
+    assert (out["reason"].str.len() > 0).all()
+
+
+@needs_mirror
+def test_the_chosen_compounds_are_what_they_should_be(everything):
+    for case in everything:
+        crystal = case.structures["crystal"]
+        elements = set(crystal.get_chemical_symbols())
+        assert len(elements) == 2
+        assert len(crystal) <= 8
+        assert not elements & {"V", "Cr", "Mn", "Fe", "Co", "Ni", "Gd", "U"}
+        assert not has_u_metal_with_o_or_f(elements)
+        assert 2 <= case.reference["bulk_modulus"] < 500
+        assert 2 <= case.reference["shear_modulus"] <= 1.5 * case.reference["bulk_modulus"]
+
+
+@needs_mirror
+def test_first_compounds_are_a_fair_sample(everything):
+    """The order is the same whatever the number, it is not that of the file, and it does not follow the moduli."""
+    few = elasticity.cases(elasticity.Protocol(n_compounds=100), sets=["binaries"])
+    assert [case.name for case in few] == [case.name for case in everything[:100]]
+    other = elasticity.cases(elasticity.Protocol(n_compounds=100, seed=1), sets=["binaries"])
+    assert len({case.name for case in few} & {case.name for case in other}) < 20
+    moduli = np.log([case.reference["bulk_modulus"] for case in everything])
+    assert abs(moduli[:400].mean() - moduli.mean()) < 3 * moduli.std() / np.sqrt(400)
+
+
+@needs_mirror
+def test_volumes_are_those_of_pbe(everything):
+    """PBE makes lattices too wide by about one per cent; PBEsol, r2SCAN and measured ones would not pass."""
+    found = {case.material: case for case in everything}
+    for material, measured in (("mp-1265", 4.212), ("mp-22862", 5.640), ("mp-2534", 5.653)):
+        # MgO, NaCl, GaAs: eight atoms in the cube of rocksalt and zincblende.
+        a = (8 * found[material].reference["volume_per_atom"]) ** (1 / 3)
+        assert 1.007 < a / measured < 1.022
