@@ -200,6 +200,11 @@ def test_a_straight_path_is_too_high_where_the_path_bends(metals, crystals):
     held, bent = (values(table, name)["path"] for name in ("barrier", "barrier_bent"))
     assert held > bent + 0.02
     assert bent == pytest.approx(values(metals, "barrier")["in-plane"], abs=0.015)
+    images = table[table["property"] == "image_energy_bent"]
+    assert images["path_coordinate"].tolist() == pytest.approx(np.arange(9) / 8)
+    # The images between add nothing new to a smooth path with its top half-way.
+    assert images["value"].to_numpy()[1:5] == pytest.approx(np.sort(images["value"].to_numpy()[1:5]))
+    assert images["value"].to_numpy()[5:] == pytest.approx(images["value"].to_numpy()[3::-1], abs=0.03)
     shift = table[table["property"].isin(["barrier", "barrier_bent"])].set_index("property")["ion_shift_a"]
     assert shift["barrier_bent"] > 0.1 > shift["barrier"]
 

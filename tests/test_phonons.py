@@ -393,6 +393,7 @@ def test_all_supercells_are_evaluated_in_one_call():
     assert calls == [[8, 8, 8, 8]]
 
 
+@pytest.mark.filterwarnings("ignore:FixSymmetry adjust_cell")
 def test_failures_are_rows_with_reasons_and_do_not_disturb_others():
     good = own_case("good", bulk("Cu"), reference=emt())
     iron = own_case("iron", bulk("Fe"))

@@ -24,8 +24,8 @@ the whole crystal could slide until the ion is back in its site, and there would
 
 The images of ``hops`` lie on the straight line between two sites of the unrelaxed crystal, at 0, ¼, ½, ¾ and 1, whereas the
 published barriers belong to paths that were free to bend (NEB). So there are two values. ``barrier``, with the ion held, is too high
-where the path bends. ``barrier_bent`` starts from there, and the ion may move sideways but not along the hop: that lies below the
-barrier of the bent path as far as its images miss the top.
+where the path bends. ``barrier_bent`` starts from there, and the ion may move sideways but not along the hop; then an image is put
+between each two, and relaxed in the same way. It lies below the barrier as far as its images miss the top of the path.
 
 **Vacancy hops in metals** are symmetric: the second half of the path mirrors the first, so the images 0, ¼ and ½ suffice. The model's own
 relaxed crystal is used, and its cell is fixed. In an image the ion may move sideways but not along the hop, and the furthest atom does
@@ -497,7 +497,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
             One row per image, above the first image, with ``image`` (its number) and ``path_coordinate`` (0 to 1, at the ion's initial
             positions). The reference is NaN where there is none.
         ``barrier_bent``, ``image_energy_bent``
-            The same with the ion free to move sideways, for straight paths.
+            The same with the ion free to move sideways, and twice as many images, for straight paths.
         ``barrier_static``, ``image_energy_static``
             The same at the DFT geometry, where there is one.
         ``vacancy_energy``
@@ -604,23 +604,43 @@ def _bent(
     protocol: Protocol,
     progress: bool,
 ) -> dict[int, list[engine.Relaxed]]:
-    """Return, by number, the straight paths after the ion was free to move sideways; a path that has failed stays as it is."""
+    """Return, by number, the straight paths after the ion was free to move sideways, with an image more between each two.
+
+    A path that has failed stays as it is.
+    """
     bent = {number: list(paths[number]) for number in straight}
-    places = [
-        (number, position)
-        for number in straight
-        if all(result.error is None for result in paths[number])
-        for position in range(1, len(paths[number]) - 1)
-    ]
-    starts = []
-    for number, position in places:
-        plan = plans[number]
-        image = _turned(paths[number][position].atoms, _displacements(plan.images[0], plan.images[1])[plan.ion])
-        starts.append((image, _held(image, plan.ion, along_x=True)))
-    for (number, position), result in zip(places, _relax(potential, starts, protocol, progress), strict=True):
-        # The forces stay turned: nothing uses them.
-        bent[number][position] = replace(result, atoms=_turned_back(result.atoms, plans[number].images[0].cell))
+    inner = [(number, position) for number in _unbroken(bent) for position in range(1, len(bent[number]) - 1)]
+    starts = [(plans[number], bent[number][position].atoms) for number, position in inner]
+    for (number, position), result in zip(inner, _relax_sideways(potential, starts, protocol, progress), strict=True):
+        bent[number][position] = result
+    # Where a path bends its top is often between two images: from an octahedral to a tetrahedral site, for example.
+    unbroken = _unbroken(bent)
+    starts = [(plans[number], _midpoint(a.atoms, b.atoms)) for number in unbroken for a, b in pairwise(bent[number])]
+    between = iter(_relax_sideways(potential, starts, protocol, progress))
+    for number in unbroken:
+        ends = bent[number]
+        bent[number] = [ends[0], *[result for end in ends[1:] for result in (next(between), end)]]
     return bent
+
+
+def _unbroken(paths: Mapping[int, Sequence[engine.Relaxed]]) -> list[int]:
+    return [number for number, path in paths.items() if all(result.error is None for result in path)]
+
+
+def _relax_sideways(
+    potential: Potential, starts: Sequence[tuple[_Plan, ase.Atoms]], protocol: Protocol, progress: bool
+) -> list[engine.Relaxed]:
+    """Relax images with the ion, and the atom furthest from it, held along the hop only."""
+    turned = [(plan, _turned(image, _displacements(plan.images[0], plan.images[1])[plan.ion])) for plan, image in starts]
+    results = _relax(potential, [(image, _held(image, plan.ion, along_x=True)) for plan, image in turned], protocol, progress)
+    # The forces stay turned: nothing uses them.
+    return [replace(r, atoms=_turned_back(r.atoms, plan.images[0].cell)) for r, (plan, _) in zip(results, starts, strict=True)]
+
+
+def _midpoint(before: ase.Atoms, after: ase.Atoms) -> ase.Atoms:
+    middle = before.copy()
+    middle.positions += _displacements(before, after) / 2
+    return middle
 
 
 def _held(image: ase.Atoms, ion: int, along_x: bool) -> np.ndarray:
@@ -630,10 +650,11 @@ def _held(image: ase.Atoms, ion: int, along_x: bool) -> np.ndarray:
     return held
 
 
-def _path_coordinates(case: Case, plan: _Plan) -> np.ndarray:
-    """Return the ion's way to each image over that of the whole path, shape (n_images,)."""
+def _path_coordinates(case: Case, plan: _Plan, n_images: int) -> np.ndarray:
+    """Return the ion's way to each image over that of the whole path, shape (n_images,); more images than given stand between these."""
     ways = way(_images(case), plan.ion)
-    return ways / ways[-1] * (0.5 if plan.half else 1.0)
+    given = ways / ways[-1] * (0.5 if plan.half else 1.0)
+    return np.interp(np.linspace(0, len(given) - 1, n_images), np.arange(len(given)), given)
 
 
 def _ion_shift(plan: _Plan, path: Sequence[engine.Relaxed]) -> float:
@@ -644,8 +665,9 @@ def _ion_shift(plan: _Plan, path: Sequence[engine.Relaxed]) -> float:
 
 def _path_rows(model: str, case: Case, plan: _Plan, path: Sequence[object], kind: str) -> list[dict[str, object]]:
     """Return the rows of one path: its barrier and its images. ``path`` has an ``energy`` and an ``error`` for each image."""
-    n_images = len(_images(case))
-    coordinates = _path_coordinates(case, plan)
+    n_given = len(_images(case))
+    n_images = len(path) or n_given
+    coordinates = _path_coordinates(case, plan, n_images)
     errors = [plan.error] * n_images if plan.error else [result.error for result in path]
     energies = np.array([np.nan] * n_images if plan.error else [result.energy if result.error is None else np.nan for result in path])
     reason = plan.error or next((f"image {number}: {error}" for number, error in enumerate(errors) if error), None)
@@ -657,7 +679,7 @@ def _path_rows(model: str, case: Case, plan: _Plan, path: Sequence[object], kind
         found["highest_image"] = float(coordinates[np.argmax(energies)])
         found["end_difference_ev"] = 0.0 if plan.half else float(energies[-1] - energies[0])
         if kind != "static":
-            found["ion_shift_a"] = _ion_shift(plan, path)
+            found["ion_shift_a"] = _ion_shift(plan, path[:: (n_images - 1) // (n_given - 1)])
             if found["ion_shift_a"] > plan.hop_length / 2:
                 reason = f"the ion left its place on the path by {found['ion_shift_a']:.2f} Å, more than half of the hop"
                 value = np.nan
@@ -695,7 +717,7 @@ def path_frames(potential: Potential, case: Case, protocol: Protocol) -> list[as
     -------
     list of ase.Atoms
         In the order of the path, in one cell, with the same order of atoms. ``info`` holds ``energy_ev`` (above the first image),
-        ``path_coordinate`` (0 to 1) and ``moving_ion``, the ion's index. The straight path of an ion stays straight.
+        ``path_coordinate`` (0 to 1) and ``moving_ion``, the ion's index. A straight path is shown bent, if the protocol bends it.
 
     Raises
     ------
@@ -706,13 +728,16 @@ def path_frames(potential: Potential, case: Case, protocol: Protocol) -> list[as
     if plan.error is not None:
         raise ValueError(f"{case.name}: {plan.error}")
     starts, held = list(plan.images), list(plan.held)
-    coordinates = _path_coordinates(case, plan)
+    coordinates = _path_coordinates(case, plan, len(starts))
     if plan.half:
         for number in range(len(plan.images) - 2, -1, -1):
             starts.append(_mirrored(plan.images[number], plan))
             held.append(_held(starts[-1], plan.ion, along_x=True) if number else None)
         coordinates = np.concatenate([coordinates, 1 - coordinates[-2::-1]])
     results = _relax(potential, zip(starts, held, strict=True), protocol, progress=False)
+    if protocol.bend and not plan.half and "energies" not in case.reference:
+        results = _bent(potential, [plan], [results], [0], protocol, progress=False)[0]
+        coordinates = _path_coordinates(case, plan, len(results))
     frames = []
     for number, (result, coordinate) in enumerate(zip(results, coordinates, strict=True)):
         if result.error is not None:
