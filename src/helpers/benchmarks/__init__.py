@@ -24,7 +24,7 @@ from types import ModuleType
 import ase
 import pandas as pd
 
-CATALOGUE = ("surfaces", "defects", "solid_solutions", "off_equilibrium", "fine_tuning", "mending")
+CATALOGUE = ("surfaces", "defects", "solid_solutions", "migration", "phonons", "elasticity", "off_equilibrium", "fine_tuning", "mending")
 
 COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]
 

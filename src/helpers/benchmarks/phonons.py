@@ -29,6 +29,9 @@ mesh. Between the q-points that are commensurate with the supercell frequencies 
 shallow dips below zero: how many compounds count as stable depends on the sampling.
 ``omega_gamma`` is the highest frequency at Γ, the one number that in a harmonic crystal does not depend on the supercell.
 
+What the model's own cell adds is told by ``omega_max_static`` and ``omega_mean_static``: the same at the cell and the atomic positions of
+the reference. A crystal that PBE makes larger than PBEsol does has softer phonons for that reason alone.
+
 Networks are less smooth than DFT on the scale of the displacements, so that longer ones give other frequencies. All are those of
 DFT, 0.01 Å, and where DFT brings none they are equally long.
 
@@ -47,7 +50,7 @@ import tarfile
 import time
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -104,6 +107,8 @@ TOLERANCES = {
     "omega_mean": 0.03,
     "omega_min": 0.1,
     "omega_gamma": 0.05,
+    "omega_max_static": 0.05,
+    "omega_mean_static": 0.03,
     "volume_per_atom": 0.02,
     "displacement_slope": 0.02,
     "band": 0.1,
@@ -111,7 +116,9 @@ TOLERANCES = {
 }
 
 _FREQUENCIES = ("omega_max", "omega_mean", "omega_min", "omega_gamma")
-_RATIOS = ("omega_max", "omega_mean", "omega_gamma")
+_STATIC = "_static"
+_STATIC_FREQUENCIES = ("omega_max", "omega_mean")
+_RATIOS = ("omega_max", "omega_mean", "omega_gamma", *(name + _STATIC for name in _STATIC_FREQUENCIES))
 
 # DFT frequencies above this count as real, THz.
 _STABLE_THZ = -0.1
@@ -145,11 +152,14 @@ class Protocol:
     ----------
     fmax_ev_per_a : float
         Largest force at convergence of the relaxation, eV/Å, and largest stress times the volume per atom, eV. With 15 Å³ per atom
-        the stress is then below 0.005 GPa.
+        the stress is then below 0.01 GPa.
     max_steps : int
         Steps after which a relaxation counts as failed.
     relax : bool
         Whether the cell is relaxed with the model. Without it, phonons are those at the cell of the reference.
+    static_atoms : int
+        A compound with DFT forces whose displaced supercells have at most so many atoms together is computed at the cell of the reference
+        as well. More than there are means all, 0 none.
     displacement_a : float
         Length of the displacements in the sets that do not bring their own, Å.
     mesh : int
@@ -166,9 +176,10 @@ class Protocol:
         Spacing of the density of states, THz.
     """
 
-    fmax_ev_per_a: float = 5e-4
-    max_steps: int = 300
+    fmax_ev_per_a: float = 1e-3
+    max_steps: int = 500
     relax: bool = True
+    static_atoms: int = 3000
     displacement_a: float = 0.01
     mesh: int = 8
     line_points: int = 21
@@ -488,7 +499,10 @@ def relax(potential: Potential, crystal: ase.Atoms, fmax: float, max_steps: int)
     atoms.calc = potential.calculator()
     atoms.set_constraint(FixSymmetry(atoms, symprec=_SYMPREC))
     try:
-        converged = BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=fmax, steps=max_steps)
+        with warnings.catch_warnings():
+            # SciPy's logarithm of the deformation reports errors of 1e-13.
+            warnings.filterwarnings("ignore", message="logm result may be inaccurate", category=RuntimeWarning)
+            converged = BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=fmax, steps=max_steps)
     except RuntimeError as error:
         # ASE's constraint refuses a strain of more than a quarter in one step.
         raise ValueError(f"relaxation went astray: {error}") from error
@@ -681,6 +695,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     -------
     pandas.DataFrame
         Tidy table. One row per case each: ``omega_max``, ``omega_mean``, ``omega_min``, ``omega_gamma`` (THz) and ``volume_per_atom`` (Å³).
+        For the cases of ``protocol.static_atoms``: ``omega_max_static``, ``omega_mean_static`` (THz).
         One row per displacement with DFT forces: ``displacement_slope``, with columns ``displacement`` (from 1), ``atom``
         (in the supercell), ``element``, ``residual_removed``. For the cases of ``protocol.bands``: ``band`` (THz), with columns
         ``q`` (number on the path), ``branch`` (from 0), ``distance`` (along the path, Å⁻¹) and ``label`` (of a
@@ -688,10 +703,14 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
         (lowest DFT frequency above −0.1 THz; missing without DFT) and ``seconds`` are in all rows.
     """
     bands = dict(protocol.bands)
+    small = [case for case in cases if protocol.relax and "forces" in case.reference and _work(case) <= protocol.static_atoms]
+    static = {item.case.name: item for item in phonons(potential, small, replace(protocol, relax=False), progress)}
     rows = []
     for item in phonons(potential, cases, protocol, progress):
         start = time.perf_counter()
         made = _scalar_rows(potential.key, item, protocol)
+        if item.case.name in static:
+            made += _static_rows(potential.key, static[item.case.name], protocol)
         lowest = next(line["reference"] for line in made if line["property"] == "omega_min")
         if item.error is None:
             if "forces" in item.case.reference:
@@ -703,6 +722,11 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
         stable = bool(lowest > _STABLE_THZ) if np.isfinite(lowest) else None
         rows += [line | {"dft_stable": stable, "seconds": seconds} for line in made]
     return table(rows)
+
+
+def _work(case: Case) -> int:
+    """Return the number of atoms in all displaced supercells of a case."""
+    return sum(len(atoms) for role, atoms in case.structures.items() if role.startswith(_DISPLACED))
 
 
 def _has_forces(item: Phonons) -> bool:
@@ -730,6 +754,12 @@ def _scalar_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str
         reference_volume = item.reference.unitcell.volume / len(item.reference.unitcell)
     rows = [row(model, case, name, value[name], reference[name], UNIT, error=item.error) for name in _FREQUENCIES]
     return [*rows, row(model, case, "volume_per_atom", volume, reference_volume, "Å³", error=item.error)]
+
+
+def _static_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str, object]]:
+    """Return the rows of the frequencies at the cell of the reference."""
+    rows = _scalar_rows(model, item, protocol)
+    return [line | {"property": line["property"] + _STATIC} for line in rows if line["property"] in _STATIC_FREQUENCIES]
 
 
 def _slope_rows(model: str, item: Phonons) -> list[dict[str, object]]:
@@ -869,7 +899,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per model, set, property (``omega_max``, ``omega_mean``, ``omega_gamma``) and subset (``all``; ``dft_stable``, without
+        One row per model, set, property (``omega_max``, ``omega_mean``, ``omega_gamma``, and the first two static) and subset (``all``; ``dft_stable``, without
         imaginary DFT frequencies; ``non_magnetic``, without elements that have open d or f shells): ``n``, ``n_failed``, and
         ``ratio_mean``, ``ratio_median``, ``share_below_one`` with ``_low`` and ``_high``, the 95 % interval from
         resampling compounds (:func:`helpers.softening.distribution`), NaN for one compound. A subset without a
@@ -929,6 +959,28 @@ def one_displacement_corrections(table: pd.DataFrame) -> pd.DataFrame:
         status=np.where(usable, "ok", "failed"),
         reason=np.where(usable, "", "the slope of the displacement is not positive"),
     )
+
+
+def relaxation(table: pd.DataFrame) -> pd.DataFrame:
+    """Set the highest frequencies at the model's own cell and at that of the reference side by side, for the compounds that have both.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run`.
+
+    Returns
+    -------
+    DataFrame
+        One row per model and compound: ``model, set, material, formula``, the ratios model/DFT ``relaxed`` and ``static``, and
+        ``volume``, the model's volume over that of the reference.
+    """
+    keys = ["model", "set", "material", "formula"]
+    good = table[(table["status"] == "ok") & table["reference"].notna()]
+    names = {"omega_max": "relaxed", "omega_max_static": "static", "volume_per_atom": "volume"}
+    good = good[good["property"].isin(names)].assign(ratio=lambda rows: rows["value"] / rows["reference"])
+    wide = good.pivot(index=keys, columns="property", values="ratio").rename(columns=names).rename_axis(columns=None)
+    return wide.dropna().reset_index()
 
 
 def functionals(table: pd.DataFrame) -> pd.DataFrame:

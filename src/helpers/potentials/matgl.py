@@ -52,7 +52,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from ase.data import atomic_numbers
@@ -66,7 +65,7 @@ with warnings.catch_warnings():
     from matgl.apps.pes import Potential as MatGLModel
     from matgl.layers._three_body import combine_sbf_shf
     from matgl.models import M3GNet, TensorNet
-    from matgl.utils.cutoff import polynomial_cutoff
+    from matgl.utils.cutoff import cosine_cutoff, polynomial_cutoff
 
 
 @dataclass(frozen=True)
@@ -204,20 +203,138 @@ class M3GNetPotential(MatGLPotential):
 
 
 class TensorNetPotential(MatGLPotential):
-    """TensorNet. Legacy weights are turned into current ones when they are loaded (:func:`exchange_ends`)."""
+    """TensorNet. Legacy weights are turned into current ones when they are loaded (:func:`exchange_ends`).
+
+    MatGL writes the three irreducible parts of a tensor as a 3 × 3 matrix each, for every edge. Here a tensor has its nine independent
+    components (:data:`_TO_MATRIX`), and what depends on one atom only is computed per atom: the same numbers with a third of the memory
+    traffic, which is what the network spends its time on. The layers and their parameters are MatGL's own.
+    """
 
     bytes_measured = 140_000
 
     def atomic_energies(self, graph: Graph, rows: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        # MatGL forms r[j] − r[i] + shift. The bond vectors are already known, to double precision: they go in
-        # as the shifts of atoms that all sit at the origin.
-        bonds = SimpleNamespace(
-            node_type=rows,
-            pos=graph.vectors.new_zeros(len(rows), 3),
-            edge_index=graph.edge_index,
-            pbc_offshift=graph.vectors,
-        )
-        return self.network.final_layer(self.network.forward_features(bonds)["readout"]).view(-1)
+        network = self.network
+        lengths = torch.linalg.norm(graph.vectors, dim=1)
+        radial = network.bond_expansion(lengths)
+        cutoff = cosine_cutoff(lengths, network.cutoff)[:, None]
+        tensors = _embedded(network.tensor_embedding, rows, graph.edge_index, graph.vectors / lengths[:, None], radial, cutoff)
+        for layer in network.layers:
+            tensors = _interacted(layer, tensors, graph.edge_index, radial, cutoff)
+        features = network.linear(network.out_norm(torch.cat(_squares(tensors), dim=1)))
+        return network.final_layer(features).view(-1)
+
+
+# A real 3 × 3 matrix is a multiple of the unit matrix, a skew matrix and a symmetric one without trace. Its nine independent components:
+# the multiple; the vector a with a × r = A r; and xx, yy, xy, xz, yz of the symmetric one.
+_PARTS = ((0, 1), (1, 4), (4, 9))
+_PART = [number for number, (start, stop) in enumerate(_PARTS) for _ in range(start, stop)]
+# From components to matrix elements in the order xx, xy, xz, yx, …, zz.
+_TO_MATRIX = torch.tensor(
+    [
+        [1, 0, 0, 0, 1, 0, 0, 0, 0],
+        [0, 0, 0, -1, 0, 0, 1, 0, 0],
+        [0, 0, 1, 0, 0, 0, 0, 1, 0],
+        [0, 0, 0, 1, 0, 0, 1, 0, 0],
+        [1, 0, 0, 0, 0, 1, 0, 0, 0],
+        [0, -1, 0, 0, 0, 0, 0, 0, 1],
+        [0, 0, -1, 0, 0, 0, 0, 1, 0],
+        [0, 1, 0, 0, 0, 0, 0, 0, 1],
+        [1, 0, 0, 0, -1, -1, 0, 0, 0],
+    ],
+    dtype=torch.float64,
+)
+
+
+def _matrices(tensors: torch.Tensor) -> torch.Tensor:
+    """Return tensors, shape (N, 9, units), as matrices, shape (N, 3, 3, units)."""
+    return (_TO_MATRIX.to(tensors) @ tensors).unflatten(1, (3, 3))
+
+
+def _components(matrices: torch.Tensor) -> torch.Tensor:
+    """Return matrices, shape (N, 3, 3, units), as tensors, shape (N, 9, units)."""
+    return torch.linalg.inv(_TO_MATRIX).to(matrices) @ matrices.flatten(1, 2)
+
+
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Return the matrix product of each unit, shape (N, 3, 3, units)."""
+    return (left[:, :, :, None] * right[:, None]).sum(2)
+
+
+def _squares(tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the squared Frobenius norms of the three parts, shape (N, units) each."""
+    multiple, skew, symmetric = (tensors[:, start:stop] for start, stop in _PARTS)
+    diagonal, off_diagonal = symmetric[:, :2], symmetric[:, 2:]
+    last = diagonal.sum(1)
+    return (
+        3 * multiple[:, 0] ** 2,
+        2 * (skew**2).sum(1),
+        (diagonal**2).sum(1) + last**2 + 2 * (off_diagonal**2).sum(1),
+    )
+
+
+def _mixed(layers: Sequence[torch.nn.Module], tensors: torch.Tensor) -> torch.Tensor:
+    """Mix the units of each part with the part's own layer."""
+    return torch.cat([layer(tensors[:, start:stop]) for layer, (start, stop) in zip(layers, _PARTS, strict=True)], dim=1)
+
+
+def _summed(messages: Sequence[torch.Tensor], centre: torch.Tensor, n_atoms: int) -> torch.Tensor:
+    """Return the sums over each atom's bonds of messages, one tensor of shape (E, …, units) for each part."""
+    return torch.cat([part.new_zeros(n_atoms, *part.shape[1:]).index_add(0, centre, part) for part in messages], dim=1)
+
+
+def _embedded(
+    embedding: torch.nn.Module,
+    rows: torch.Tensor,
+    edge_index: torch.Tensor,
+    directions: torch.Tensor,
+    radial: torch.Tensor,
+    cutoff: torch.Tensor,
+) -> torch.Tensor:
+    """Return the first tensors of the atoms, shape (N, 9, units): sums over neighbours of the outer products of the bonds' directions."""
+    centre, neighbour = edge_index
+    units = embedding.units
+    # A linear layer of two atoms' features side by side is the sum of one for each.
+    elements, weight = embedding.emb(rows), embedding.emb2.weight
+    of_centre = elements @ weight[:, :units].T + embedding.emb2.bias
+    of_neighbour = elements @ weight[:, units:].T
+    pair = (of_centre[centre] + of_neighbour[neighbour]) * cutoff
+    multiple, skew, symmetric = (
+        project(radial) * pair for project in (embedding.distance_proj1, embedding.distance_proj2, embedding.distance_proj3)
+    )
+    x, y, z = directions.unbind(1)
+    square = torch.stack([x * x - 1 / 3, y * y - 1 / 3, x * y, x * z, y * z], dim=1)
+    messages = [multiple[:, None], directions[:, :, None] * skew[:, None], square[:, :, None] * symmetric[:, None]]
+    tensors = _summed(messages, centre, len(rows))
+
+    norm = embedding.init_norm(sum(_squares(tensors)))
+    for linear in embedding.linears_scalar:
+        norm = embedding.act(linear(norm))
+    return _mixed(embedding.linears_tensor, tensors) * norm.unflatten(1, (units, 3)).movedim(2, 1)[:, _PART]
+
+
+def _interacted(
+    layer: torch.nn.Module, tensors: torch.Tensor, edge_index: torch.Tensor, radial: torch.Tensor, cutoff: torch.Tensor
+) -> torch.Tensor:
+    """Return the tensors after one interaction, shape (N, 9, units)."""
+    centre, neighbour = edge_index
+    weights = radial
+    for linear in layer.linears_scalar:
+        weights = layer.act(linear(weights))
+    weights = (weights * cutoff).unflatten(1, (layer.units, 3)).movedim(2, 1).contiguous()
+
+    tensors = tensors / (sum(_squares(tensors)) + 1)[:, None]
+    own = _mixed(layer.linears_tensor[:3], tensors)
+    messages = [own[neighbour, start:stop] * weights[:, part, None] for part, (start, stop) in enumerate(_PARTS)]
+    received = _matrices(_summed(messages, centre, len(own)))
+    own = _matrices(own)
+    if layer.equivariance_invariance_group == "O(3)":
+        change = _product(received, own) + _product(own, received)
+    else:
+        change = 2 * _product(own, received)
+    change = change / ((change**2).sum((1, 2)) + 1)[:, None, None]
+    change = _mixed(layer.linears_tensor[3:], _components(change))
+    matrix = _matrices(change)
+    return tensors + change + _components(_product(matrix, matrix))
 
 
 def exchange_ends(network: TensorNet) -> None:
