@@ -34,8 +34,8 @@ class Label:
     Attributes
     ----------
     atoms : ase.Atoms
-    energy : float
-        Total energy, eV.
+    energy : float or None
+        Total energy, eV; None if it is not known.
     forces : ndarray, shape (n_atoms, 3)
         eV/Å.
     stress : ndarray, shape (3, 3), or None
@@ -43,7 +43,7 @@ class Label:
     """
 
     atoms: ase.Atoms
-    energy: float
+    energy: float | None
     forces: np.ndarray
     stress: np.ndarray | None = None
 
@@ -59,7 +59,7 @@ class Recipe:
     epochs: int = 100
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5  # cosine schedule
-    energy_weight: float = 0.1
+    energy_weight: float = 0.1  # 0, or labels without energy: the energy is not trained on
     force_weight: float = 100.0
     stress_weight: float = 0.1  # 0, or labels without stress: the stress is not computed
     batch_size: int = 1  # structures; not given in the paper
@@ -163,6 +163,7 @@ def fine_tune(
         raise PotentialError(f"{potential.key} has no weights to train; use the linear correction.")
     if not labels:
         raise ValueError("fine-tuning needs at least one label")
+    with_energy = recipe.energy_weight > 0 and all(label.energy is not None for label in labels)
     with_stress = recipe.stress_weight > 0 and all(label.stress is not None for label in labels)
     train, validation = split(len(labels), recipe)
 
@@ -174,7 +175,7 @@ def fine_tune(
     optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate)
     generator = torch.Generator().manual_seed(recipe.seed)
 
-    batches = [_batch(tuned, [label], with_stress) for label in labels]
+    batches = [_batch(tuned, [label], with_energy, with_stress) for label in labels]
     result = FineTuned(tuned, train=train, validation=validation)
     best_weights, start = copy.deepcopy(tuned.network.state_dict()), 0
     best_error = math.inf
@@ -249,18 +250,18 @@ def learning_rate(epoch: int, recipe: Recipe) -> float:
 @dataclass
 class _Batch:
     graph: Graph
-    energy: torch.Tensor
+    energy: torch.Tensor | None
     forces: torch.Tensor
     stress: torch.Tensor | None
 
 
-def _batch(potential: GraphPotential, labels: Sequence[Label], with_stress: bool) -> _Batch:
+def _batch(potential: GraphPotential, labels: Sequence[Label], with_energy: bool, with_stress: bool) -> _Batch:
     def tensor(array) -> torch.Tensor:
         return torch.as_tensor(np.asarray(array), dtype=torch.float64, device=potential.device)
 
     return _Batch(
         graph=potential.collate([potential.system(label.atoms) for label in labels]),
-        energy=tensor([label.energy for label in labels]),
+        energy=tensor([label.energy for label in labels]) if with_energy else None,
         forces=tensor(np.concatenate([label.forces for label in labels])),
         stress=tensor(np.stack([label.stress for label in labels])) if with_stress else None,
     )
@@ -272,8 +273,9 @@ def _loss(potential: GraphPotential, batch: _Batch, recipe: Recipe, *, training:
     energies, forces, stresses = potential.compute(batch.graph, stress=with_stress, training=training)
     error = forces - batch.forces
     n_atoms = batch.graph.n_atoms
-    loss = recipe.energy_weight * torch.mean(((energies - batch.energy) / n_atoms) ** 2)
-    loss = loss + recipe.force_weight * torch.mean(error**2)
+    loss = recipe.force_weight * torch.mean(error**2)
+    if batch.energy is not None:
+        loss = loss + recipe.energy_weight * torch.mean(((energies - batch.energy) / n_atoms) ** 2)
     if with_stress:
         loss = loss + recipe.stress_weight * torch.mean(((stresses - batch.stress) * EV_PER_A3_IN_GPA) ** 2)
     return loss, float(error.detach().abs().mean())

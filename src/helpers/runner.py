@@ -30,7 +30,8 @@ from helpers import benchmarks, potentials, registry, results
 from helpers.benchmarks import Case
 from helpers.potentials import Potential
 
-# A shard is the unit of loss and of parallel work: about half a minute of CHGNet on one core.
+# A shard is the unit of loss and of parallel work: about half a minute of CHGNet on one core where each structure is evaluated a few
+# times. A benchmark that evaluates its structures more often has an ATOMS_PER_SHARD of its own.
 _ATOMS_PER_SHARD = 1500
 
 
@@ -164,7 +165,7 @@ def _run_locked(benchmark, key, potential, protocol, cases, mark, folder, proces
         _clear(folder)
         return results.read(benchmark, key)
 
-    pieces = shards(cases)
+    pieces = shards(cases, getattr(benchmarks.module(benchmark), "ATOMS_PER_SHARD", _ATOMS_PER_SHARD))
     paths = [folder / f"{number:05d}.parquet" for number in range(len(pieces))]
     todo = [(piece, path) for piece, path in zip(pieces, paths, strict=True) if not path.is_file()]
     workers = min(processes or (1 if potential.device.type == "cuda" else os.cpu_count() or 1), max(len(todo), 1))

@@ -11,7 +11,8 @@
 
 Each module also has ``SETS`` (name of each reference set → the registry keys it needs; an empty tuple for
 a set that needs no external file), ``LIVE`` (the set that the book recomputes while it builds) and ``TOLERANCES``
-(largest accepted difference between the live values and the committed ones, by property).
+(largest accepted difference between the live values and the committed ones, by property). One that evaluates each structure very often
+sets ``ATOMS_PER_SHARD``, the size of the pieces in which :mod:`helpers.runner` computes it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,18 @@ from types import ModuleType
 import ase
 import pandas as pd
 
-CATALOGUE = ("surfaces", "defects", "solid_solutions", "migration", "phonons", "elasticity", "off_equilibrium", "fine_tuning", "mending")
+CATALOGUE = (
+    "surfaces",
+    "defects",
+    "solid_solutions",
+    "phonons",
+    "elasticity",
+    "migration",
+    "off_equilibrium",
+    "fine_tuning",
+    "mending",
+    "curvature_mending",
+)
 
 COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]
 

@@ -53,6 +53,7 @@ _MODULI = "materialsvirtuallab/matcalc/benchmark_data/mp-binary-pbe-elasticity-2
 
 SETS: dict[str, tuple[str, ...]] = {"binaries": (_MODULI,), "prototypes": ()}
 LIVE = "prototypes"
+ATOMS_PER_SHARD = 60  # each crystal is relaxed, strained twelve times and relaxed again: hundreds of evaluations
 
 # How far a recomputed value may lie from the committed one: what the thresholds of the relaxations and single precision leave open.
 TOLERANCES = {"bulk_modulus": 1.0, "shear_modulus": 1.0, "volume_per_atom": 0.02}
@@ -266,7 +267,8 @@ class _Outcome:
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> pd.DataFrame:
     """Predict bulk and shear moduli and the volume at equilibrium.
 
-    All crystals are relaxed together, then all strained ones, and their stresses are evaluated in one call.
+    All crystals are relaxed together, then all strained ones, and their stresses are evaluated in one call. A potential with a
+    smooth variant is used in that (:meth:`~helpers.potentials.Potential.smooth`).
 
     Parameters
     ----------
@@ -284,6 +286,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
         row says why; the reason begins with "unstable" where the elastic tensor is not positive. The volume stands
         nevertheless. ``reference`` is NaN where there is no DFT value.
     """
+    potential = potential.smooth()
     guesses = [case.structures["crystal"] for case in cases]
     relaxed = engine.relax(
         potential,

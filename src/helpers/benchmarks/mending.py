@@ -232,8 +232,9 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
         if case.set == "teacher":
             case = _teacher_case(potential, case)
             recipe = protocol.recipe(case.info["seed"], epochs=_TEACHER_EPOCHS, learning_rate=3e-4)
-        checkpoint = checkpoint_path(potential, case, recipe)
-        tuned = finetune.fine_tune(potential, fine_tuning.labels_of(case, "label"), recipe, checkpoint=checkpoint, progress=progress)
+        labels = fine_tuning.labels_of(case, "label")
+        checkpoint = checkpoint_path(potential, case, recipe, labels)
+        tuned = finetune.fine_tune(potential, labels, recipe, checkpoint=checkpoint, progress=progress)
         if case.info["seed"] == protocol.seeds[0]:
             rows += _evaluate(potential, potential.key, case, "before")
         rows += _evaluate(tuned.potential, potential.key, case, "after")
@@ -242,10 +243,10 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
     return fine_tuning.filled(table(rows))
 
 
-def checkpoint_path(potential: Potential, case: Case, recipe: Recipe) -> Path:
+def checkpoint_path(potential: Potential, case: Case, recipe: Recipe, labels: Sequence[Label]) -> Path:
     """Return where the training of a case is saved: a name that follows from weights, labels and recipe."""
     digest = hashlib.sha256(json.dumps([potential.describe(), asdict(recipe)], sort_keys=True, default=str).encode())
-    for label in fine_tuning.labels_of(case, "label"):
+    for label in labels:
         digest.update(structures.content(label.atoms) + np.round(label.forces, 6).tobytes())
     return results.runs_dir() / "mending" / "checkpoints" / f"{case.name.replace('/', '_')}-{digest.hexdigest()[:16]}.pt"
 

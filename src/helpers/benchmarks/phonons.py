@@ -153,8 +153,11 @@ class Protocol:
     fmax_ev_per_a : float
         Largest force at convergence of the relaxation, eV/Å, and largest stress times the volume per atom, eV. With 15 Å³ per atom
         the stress is then below 0.01 GPa.
+    accepted_ev_per_a : float
+        The same for a relaxation that has not converged after ``max_steps``: below this it is good enough for phonons (the forces of the
+        perfect supercell are subtracted), above it has failed. M3GNet's energy has small steps where bonds cross its cutoff.
     max_steps : int
-        Steps after which a relaxation counts as failed.
+        Steps of a relaxation.
     relax : bool
         Whether the cell is relaxed with the model. Without it, phonons are those at the cell of the reference.
     static_atoms : int
@@ -177,7 +180,8 @@ class Protocol:
     """
 
     fmax_ev_per_a: float = 1e-3
-    max_steps: int = 500
+    accepted_ev_per_a: float = 1e-2
+    max_steps: int = 300
     relax: bool = True
     static_atoms: int = 3000
     displacement_a: float = 0.01
@@ -227,6 +231,21 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     chosen = Protocol() if protocol is None else protocol
     makers = {"phonondb": _phonondb, "csf": _phonondb, "phonondb-pbe": _phonondb_pbe, "prototypes": _prototypes}
     return [case for name in names for case in makers[name](name, chosen)]
+
+
+def compound(material: str) -> Case:
+    """Return one compound of PhononDB, by its Materials Project identifier.
+
+    Raises
+    ------
+    KeyError
+        If it is not among those of ``phonondb`` and ``csf``.
+    helpers.registry.RegistryError
+        If its file cannot be had.
+    """
+    if material not in _ARCHIVES:
+        raise KeyError(f"PhononDB has {len(_ARCHIVES)} compounds here, and {material} is not among them")
+    return _archived("csf" if material == _CSF else "phonondb", _ARCHIVES[material])
 
 
 def authors() -> pd.DataFrame:
@@ -476,7 +495,7 @@ def without_residual(displacements: Sequence[tuple[int, np.ndarray]], forces: np
     return forces - np.median([(forces[i] + forces[j]) / 2 for i, j in pairs], axis=0), True
 
 
-def relax(potential: Potential, crystal: ase.Atoms, fmax: float, max_steps: int) -> ase.Atoms:
+def relax(potential: Potential, crystal: ase.Atoms, protocol: Protocol) -> ase.Atoms:
     """Relax the atoms and the cell of a crystal in its symmetry.
 
     One crystal at a time, with ASE's constraint and a quasi-Newton method: within the symmetry there are few degrees of freedom, and
@@ -487,8 +506,7 @@ def relax(potential: Potential, crystal: ase.Atoms, fmax: float, max_steps: int)
     potential : Potential
     crystal : ase.Atoms
         Not changed. Its space group is found with a tolerance of 1e-5 Å.
-    fmax, max_steps
-        As in :class:`Protocol`.
+    protocol : Protocol
 
     Raises
     ------
@@ -502,13 +520,14 @@ def relax(potential: Potential, crystal: ase.Atoms, fmax: float, max_steps: int)
         with warnings.catch_warnings():
             # SciPy's logarithm of the deformation reports errors of 1e-13.
             warnings.filterwarnings("ignore", message="logm result may be inaccurate", category=RuntimeWarning)
-            converged = BFGS(FrechetCellFilter(atoms), logfile=None).run(fmax=fmax, steps=max_steps)
+            free = FrechetCellFilter(atoms)
+            converged = BFGS(free, logfile=None).run(fmax=protocol.fmax_ev_per_a, steps=protocol.max_steps)
+            force = np.linalg.norm(free.get_forces(), axis=1).max()
     except RuntimeError as error:
         # ASE's constraint refuses a strain of more than a quarter in one step.
         raise ValueError(f"relaxation went astray: {error}") from error
-    if not converged:
-        force = np.linalg.norm(atoms.get_forces(), axis=1).max()
-        raise ValueError(f"relaxation not converged in {max_steps} steps: largest force {force:.1e} eV/Å")
+    if not converged and not force < protocol.accepted_ev_per_a:
+        raise ValueError(f"relaxation not converged in {protocol.max_steps} steps: largest force {force:.1e} eV/Å")
     return ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
 
 
@@ -581,8 +600,10 @@ class Phonons:
 def phonons(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> list[Phonons]:
     """Compute the lattice dynamics of crystals with a potential; arguments as for :func:`run`.
 
-    Crystals are relaxed one by one; all supercells are evaluated in one call.
+    Crystals are relaxed one by one; all supercells are evaluated in one call. A potential with a smooth variant is used in that
+    (:meth:`~helpers.potentials.Potential.smooth`).
     """
+    potential = potential.smooth()
     found = [_prepared(case) for case in cases]
     supercells: list[ase.Atoms] = []
     first: list[int] = []
@@ -669,7 +690,7 @@ def _model_crystal(potential: Potential, item: Phonons, protocol: Protocol) -> P
     given = item.case.reference
     cell = item.case.structures["unit_cell"]
     if protocol.relax:
-        relaxed = relax(potential, _to_ase(item.reference.primitive), protocol.fmax_ev_per_a, protocol.max_steps)
+        relaxed = relax(potential, _to_ase(item.reference.primitive), protocol)
         cell = carried_over(item.reference, relaxed)
     crystal = dynamics(_to_phonopy(cell), given["supercell_matrix"], given["primitive_matrix"])
     n_before, n_after = (len(each.symmetry.symmetry_operations["rotations"]) for each in (item.reference, crystal))
@@ -899,8 +920,9 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        One row per model, set, property (``omega_max``, ``omega_mean``, ``omega_gamma``, and the first two static) and subset (``all``; ``dft_stable``, without
-        imaginary DFT frequencies; ``non_magnetic``, without elements that have open d or f shells): ``n``, ``n_failed``, and
+        One row per model, set, property (``omega_max``, ``omega_mean``, ``omega_gamma``, and the first two static) and subset
+        (``all``; ``dft_stable``, without imaginary DFT
+        frequencies; ``non_magnetic``, without elements that have open d or f shells): ``n``, ``n_failed``, and
         ``ratio_mean``, ``ratio_median``, ``share_below_one`` with ``_low`` and ``_high``, the 95 % interval from
         resampling compounds (:func:`helpers.softening.distribution`), NaN for one compound. A subset without a
         compound that has not failed has no row.
@@ -979,7 +1001,7 @@ def relaxation(table: pd.DataFrame) -> pd.DataFrame:
     good = table[(table["status"] == "ok") & table["reference"].notna()]
     names = {"omega_max": "relaxed", "omega_max_static": "static", "volume_per_atom": "volume"}
     good = good[good["property"].isin(names)].assign(ratio=lambda rows: rows["value"] / rows["reference"])
-    wide = good.pivot(index=keys, columns="property", values="ratio").rename(columns=names).rename_axis(columns=None)
+    wide = good.pivot_table(index=keys, columns="property", values="ratio").rename(columns=names).rename_axis(columns=None)
     return wide.dropna().reset_index()
 
 

@@ -322,6 +322,13 @@ class Potential(ModelInterface):
         twin.key = f"{base}*{twin.scale:.4f}"
         return twin
 
+    def smooth(self) -> Potential:
+        """Return the variant of the potential to use where tiny forces decide, as in phonons and elastic constants.
+
+        That is the potential itself, unless its energy jumps as atoms move (see :mod:`helpers.potentials.matgl`). The key stays.
+        """
+        return self
+
     def describe(self) -> dict[str, object]:
         """Return what identifies the potential: family, version, hash of the weights, parameters, training set, elements."""
         return {

@@ -125,17 +125,22 @@ def undirected_bonds(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
     """
     centre, neighbour = graph.edge_index
     shifts = graph.shifts.to(torch.int64)
-    forward = torch.cat([centre[:, None], neighbour[:, None], shifts], dim=1)
-    reverse = torch.cat([neighbour[:, None], centre[:, None], -shifts], dim=1)
-    # The smaller of the two keys, in dictionary order, names the bond.
-    differs = forward != reverse
-    column = differs.to(torch.int8).argmax(dim=1, keepdim=True)
-    smaller = forward.gather(1, column) < reverse.gather(1, column)
-    _, bond, counts = torch.unique(torch.where(smaller, forward, reverse), dim=0, return_inverse=True, return_counts=True)
+    largest = int(shifts.abs().max()) if len(shifts) else 0
+    forward = _edge_number(centre, neighbour, shifts, largest, len(graph.numbers))
+    reverse = _edge_number(neighbour, centre, -shifts, largest, len(graph.numbers))
+    _, bond, counts = torch.unique(torch.minimum(forward, reverse), return_inverse=True, return_counts=True)
     if not (counts == 2).all():
         raise ValueError("the neighbour list does not hold every pair in both directions")
     order = torch.argsort(bond, stable=True)
     return bond, order[::2]
+
+
+def _edge_number(centre: torch.Tensor, neighbour: torch.Tensor, shifts: torch.Tensor, largest: int, n_atoms: int) -> torch.Tensor:
+    """Return one whole number for each edge, in the order of (centre, neighbour, shift); sorting these is faster than sorting rows."""
+    number = centre * n_atoms + neighbour
+    for axis in range(3):
+        number = number * (2 * largest + 1) + shifts[:, axis] + largest
+    return number
 
 
 def load(key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> CHGNetPotential:

@@ -29,7 +29,7 @@ by less than 0.02 meV/atom and forces by less than 1 meV/Å (checked in the test
 
 :data:`LEGACY_RIGHT_TRIPLES` evaluates the same weights with the right bonds. That is exactly invariant and
 smooth, and within 0.3 meV/atom and 1 meV/Å of :data:`LEGACY`. It is what to use where tiny forces or
-differences matter; the default remains what the weights were released with.
+differences matter (:meth:`M3GNetPotential.smooth`); the default remains what the weights were released with.
 
 What is known about weight files
 --------------------------------
@@ -49,7 +49,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -160,6 +160,15 @@ class M3GNetPotential(MatGLPotential):
     """M3GNet in any of the three conventions."""
 
     bytes_measured = 40_000
+
+    def smooth(self) -> M3GNetPotential:
+        """Return the same weights with the right triples (:data:`LEGACY_RIGHT_TRIPLES`) if they were released with others."""
+        if not self.convention.stand_ins:
+            return self
+        twin = copy.copy(self)
+        twin.convention = replace(self.convention, name=LEGACY_RIGHT_TRIPLES.name, stand_ins=False)
+        twin._description = {**self._description, "convention": twin.convention.name}
+        return twin
 
     def topology(self, graph: Graph, distances: torch.Tensor) -> dict[str, torch.Tensor]:
         """List the triples: two bonds of an atom shorter than the three-body cutoff, and the bonds that stand in for them."""

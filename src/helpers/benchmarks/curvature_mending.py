@@ -1,0 +1,295 @@
+"""Do a few labels mend curvature and barriers? Fine-tuning for phonons and for vacancy hops.
+
+The counterpart of :mod:`helpers.benchmarks.mending`, which asks the same of energy differences. A phonon is a force on atoms that have
+hardly moved; a barrier is an energy half-way between two sites. What counts is what the tuned potential says of crystals and hops
+that no label shows.
+
+Sets
+----
+``displacements``
+    Ten labels from ten compounds of PhononDB, one displaced supercell each (forces only, PBEsol). Held out are other compounds: does
+    curvature learned here help there?
+``csf``
+    CsF, whose two displaced supercells are all the labels there are: one trains, the other selects the epoch.
+``vacancy-hops``
+    Cu and Ni: frames of molecular dynamics with a vacancy as labels (Li et al., Phys. Rev. B 98, 094104 (2018)), and the barrier of
+    the vacancy's hop as the test.
+``teacher``
+    Al with small displacements of all atoms, labelled by the same potential made a quarter stiffer, and its phonons: no file is needed and the right answer is known.
+
+The table
+---------
+Columns beyond the standard ones: ``stage`` (``before``, ``after`` or ``training``), ``seed``, ``held_out`` (the compound, or the hop),
+``epoch``. Properties: ``omega_max`` and ``omega_mean`` (THz, see :mod:`helpers.benchmarks.phonons`), in set ``csf`` also ``band`` with its
+columns; ``barrier`` and ``vacancy_energy`` (eV, see :mod:`helpers.benchmarks.migration`); ``validation_force_mae``, ``loss`` and
+``best_epoch`` of the training. What does not depend on the draw (stage ``before``) is there for seed 0 only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+
+import ase
+import numpy as np
+import pandas as pd
+from ase.build import bulk
+
+from helpers import finetune
+from helpers.benchmarks import Case, fine_tuning, mending, migration, off_equilibrium, phonons, row, table
+from helpers.finetune import Label, Recipe
+from helpers.potentials.base import Potential
+
+SETS: dict[str, tuple[str, ...]] = {
+    "displacements": phonons.SETS["phonondb"],
+    "csf": phonons.SETS["csf"],
+    "vacancy-hops": tuple(dict.fromkeys(off_equilibrium.SETS["single-element-md"] + migration.SETS["elements"])),
+    "teacher": (),
+}
+LIVE = "teacher"
+
+# Training amplifies the last digits of float32: a few hundred steps apart, two machines differ by about a per cent.
+TOLERANCES = {
+    "omega_max": 0.3,
+    "omega_mean": 0.2,
+    "band": 0.3,
+    "barrier": 0.05,
+    "vacancy_energy": 0.05,
+    "validation_force_mae": 0.02,
+    "loss": 0.5,
+    "best_epoch": 100,
+}
+
+_TEACHER_SCALE = 1.25
+_TEACHER_EPOCHS = 6
+_KEPT = ("omega_max", "omega_mean", "band", "barrier", "vacancy_energy")
+# Columns of the inner benchmarks that are kept.
+_COLUMNS = ("q", "branch", "distance", "label")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings.
+
+    Attributes
+    ----------
+    n_labels : int
+        Labelled frames per draw; a tenth of them (at least one) selects the epoch.
+    max_label_atoms : int
+        Largest supercell of a label in set ``displacements``; what is larger takes long to train on.
+    n_held_out : int
+        Compounds held out in that set.
+    max_held_out_atoms : int
+        Most atoms in all displaced supercells of a compound that is held out.
+    elements : tuple of str
+        Metals of set ``vacancy-hops``.
+    seeds : tuple of int
+        One draw of labels each in set ``displacements``.
+    hop_seeds : tuple of int
+        The same in set ``vacancy-hops``, where training takes longer.
+    epochs, learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight, batch_size
+        See :class:`helpers.finetune.Recipe`.
+    """
+
+    n_labels: int = 10
+    max_label_atoms: int = 64
+    n_held_out: int = 30
+    max_held_out_atoms: int = 1500
+    elements: tuple[str, ...] = ("Cu", "Ni")
+    seeds: tuple[int, ...] = (0, 1)
+    hop_seeds: tuple[int, ...] = (0,)
+    epochs: int = 100
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    energy_weight: float = 0.1
+    force_weight: float = 100.0
+    stress_weight: float = 0.1
+    batch_size: int = 1
+
+    def recipe(self, seed: int, **changes: object) -> Recipe:
+        """Return the recipe of one draw."""
+        names = {f.name for f in fields(Recipe)}
+        return Recipe(**{k: v for k, v in {**asdict(self), "seed": seed, **changes}.items() if k in names})
+
+
+def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
+    """Return one case per set, material and draw of labels.
+
+    ``structures`` holds the labels (``label/0`` …) and what is held out (``held/mp-1234`` …: unit cells of compounds); ``reference`` the
+    labels' forces (eV/Å), and energies (eV) and stresses (eV/Å³) where there are any, under ``forces/<role>`` and so on.
+
+    Raises
+    ------
+    KeyError
+        If a set is unknown.
+    """
+    protocol = protocol or Protocol()
+    chosen = list(SETS) if sets is None else list(sets)
+    unknown = set(chosen) - set(SETS)
+    if unknown:
+        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    compounds = phonons.cases(sets=["phonondb"]) if "displacements" in chosen else []
+    frames = _vacancy_frames(protocol) if "vacancy-hops" in chosen else {}
+    found = []
+    if compounds:
+        held, pool = divided(compounds, protocol)
+        found += [_across(held, pool, seed, protocol) for seed in protocol.seeds]
+    if "csf" in chosen:
+        (csf,) = phonons.cases(sets=["csf"])
+        labels = [_displaced(csf, number) for number in range(csf.info["n_displacements"])]
+        found.append(_case("csf", "CsF", 0, labels, {csf.material: csf.structures["unit_cell"]}))
+    for seed in protocol.hop_seeds:
+        for element, labels in frames.items():
+            drawn = np.sort(np.random.default_rng(seed + 1).choice(len(labels), protocol.n_labels, replace=False))
+            found.append(_case("vacancy-hops", element, seed, [labels[number] for number in drawn], {}))
+    if "teacher" in chosen:
+        found.append(Case("teacher/Al/seed-0", "teacher", "Al", {}, {}, {"seed": 0}))
+    return found
+
+
+def divided(compounds: Sequence[Case], protocol: Protocol) -> tuple[list[Case], list[Case]]:
+    """Divide compounds into those held out and those that labels may be drawn from; the same at every call."""
+    compounds = sorted(compounds, key=lambda case: case.material)
+    order = np.random.default_rng(0).permutation(len(compounds))
+    shuffled = [compounds[number] for number in order]
+    cheap = [case for case in shuffled if case.info["n_displacements"] * case.info["supercell_atoms"] <= protocol.max_held_out_atoms]
+    held = cheap[: protocol.n_held_out]
+    names = {case.material for case in held}
+    pool = [case for case in shuffled if case.material not in names and case.info["supercell_atoms"] <= protocol.max_label_atoms]
+    if len(held) < protocol.n_held_out or len(pool) < protocol.n_labels:
+        raise ValueError(f"{len(compounds)} compounds do not suffice for {protocol.n_held_out} held out and {protocol.n_labels} labels")
+    return held, pool
+
+
+def _across(held: Sequence[Case], pool: Sequence[Case], seed: int, protocol: Protocol) -> Case:
+    """Return the case of one draw: a displaced supercell from each of some compounds."""
+    rng = np.random.default_rng(seed + 1)
+    drawn = rng.choice(len(pool), protocol.n_labels, replace=False)
+    labels = [_displaced(pool[k], int(rng.integers(pool[k].info["n_displacements"]))) for k in drawn]
+    return _case("displacements", "ten compounds", seed, labels, {case.material: case.structures["unit_cell"] for case in held})
+
+
+def _displaced(compound: Case, number: int) -> Label:
+    """Return a displaced supercell with its DFT forces; there is no energy."""
+    return Label(compound.structures[f"displaced {number + 1}"], None, compound.reference["forces"][number])
+
+
+def _vacancy_frames(protocol: Protocol) -> dict[str, list[Label]]:
+    frames = off_equilibrium.cases(sets=["single-element-md"])
+    return {
+        element: [
+            Label(case.structures["frame"], *(case.reference[name] for name in ("energy", "forces", "stress")))
+            for case in frames
+            if case.material == element and case.info["group"] == "Vacancy"
+        ]
+        for element in protocol.elements
+    }
+
+
+def _case(name: str, material: str, seed: int, labels: Sequence[Label], held: dict[str, ase.Atoms]) -> Case:
+    structures = {f"label/{k}": label.atoms for k, label in enumerate(labels)} | {f"held/{key}": cell for key, cell in held.items()}
+    reference: dict[str, object] = {}
+    for k, label in enumerate(labels):
+        known = {"energy": label.energy, "forces": label.forces, "stress": label.stress}
+        reference |= {f"{quantity}/label/{k}": value for quantity, value in known.items() if value is not None}
+    return Case(f"{name}/{material}/seed-{seed}".replace(" ", "-"), name, material, structures, reference, {"seed": seed})
+
+
+def _labels(case: Case) -> list[Label]:
+    roles = [role for role in case.structures if role.startswith("label/")]
+    return [
+        Label(case.structures[role], *(case.reference.get(f"{quantity}/{role}") for quantity in ("energy", "forces", "stress")))
+        for role in roles
+    ]
+
+
+def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
+    """Fine-tune on each case's labels and evaluate before and after; a tidy table as the module's docstring says.
+
+    Training writes a checkpoint after every epoch, so that a killed run goes on where it stopped; it is removed when the case is done.
+    """
+    protocol = protocol or Protocol()
+    rows: list[dict[str, object]] = []
+    for case in cases:
+        recipe = protocol.recipe(case.info["seed"])
+        if case.set == "teacher":
+            case = _teacher_case(potential, case)
+            recipe = protocol.recipe(case.info["seed"], epochs=_TEACHER_EPOCHS, learning_rate=3e-4)
+        checkpoint = mending.checkpoint_path(potential, case, recipe, _labels(case))
+        tuned = finetune.fine_tune(potential, _labels(case), recipe, checkpoint=checkpoint, progress=progress)
+        if case.info["seed"] == 0:
+            rows += _evaluate(potential, potential, case, "before", progress)
+        rows += _evaluate(tuned.potential, potential, case, "after", progress)
+        rows += fine_tuning.training_rows(potential.key, case, tuned)
+        checkpoint.unlink(missing_ok=True)
+    made = fine_tuning.filled(table(rows))
+    return made.fillna({"label": ""}) if "label" in made else made
+
+
+def _evaluate(potential: Potential, original: Potential, case: Case, stage: str, progress: bool) -> list[dict[str, object]]:
+    """Return the rows of what is held out."""
+    if case.set == "vacancy-hops":
+        inner = [hop for hop in migration.cases(sets=["elements"]) if hop.material == case.material]
+        made = migration.run(potential, inner, migration.Protocol(), progress)
+    elif case.set == "teacher":
+        inner = [_teacher_phonons(original)]
+        made = phonons.run(potential, inner, phonons.Protocol(relax=False), progress)
+    else:
+        inner = [phonons.compound(role.removeprefix("held/")) for role in case.structures if role.startswith("held/")]
+        made = phonons.run(potential, inner, phonons.Protocol(static_atoms=0), progress)
+    made = made[made["property"].isin(_KEPT)]
+    extra = [column for column in _COLUMNS if column in made]
+    rows = []
+    for _, entry in made.iterrows():
+        values = entry["property"], entry["value"], entry["reference"], entry["unit"]
+        more = {column: entry[column] for column in extra}
+        found = row(original.key, case, *values, error=entry["reason"] or None, stage=stage, held_out=entry["case"], **more)
+        rows.append(found)
+    return rows
+
+
+def _teacher_case(potential: Potential, case: Case) -> Case:
+    """Return the teacher's case with its labels: Al with small displacements of all atoms, labelled by the stiffer potential."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(4):
+        atoms = bulk("Al").repeat(2)
+        atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
+        frames.append(atoms)
+    answers = potential.scaled(_TEACHER_SCALE).evaluate(frames, stress=True)
+    labels = [Label(atoms, p.energy, p.forces, p.stress) for atoms, p in zip(frames, answers, strict=True)]
+    made = _case("teacher", "Al", 0, labels, {})
+    return Case(case.name, case.set, case.material, made.structures, made.reference, case.info)
+
+
+def _teacher_phonons(potential: Potential) -> Case:
+    """Return Al with the teacher's forces on its displaced supercell as reference."""
+    aluminium = next(case for case in phonons.cases(sets=["prototypes"]) if case.material == "Al")
+    supercells = [atoms for role, atoms in aluminium.structures.items() if role != "unit_cell"]
+    answers = potential.scaled(_TEACHER_SCALE).evaluate(supercells)
+    return replace(aluminium, reference={**aluminium.reference, "forces": np.array([answer.forces for answer in answers])})
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Return, per case, stage and property, how what is held out compares with DFT.
+
+    Columns: ``model, set, material, case, seed, stage, property, n, n_failed``; ``ratio_median`` and ``ratio_mean`` (model over DFT),
+    ``share_below`` (of DFT) and ``mae`` (THz or eV). Where only one is held out the ratios are its own.
+    """
+    held = table[table["property"].isin(set(_KEPT) - {"band"})]
+    records = []
+    for keys, part in held.groupby(["model", "set", "material", "case", "seed", "stage", "property"], sort=False):
+        good = part[part["status"] == "ok"]
+        names = ("model", "set", "material", "case", "seed", "stage", "property")
+        record = dict(zip(names, keys, strict=True)) | {"n": len(good), "n_failed": len(part) - len(good)}
+        if len(good):
+            ratio = good["value"] / good["reference"]
+            error = good["value"] - good["reference"]
+            record |= {
+                "ratio_median": float(ratio.median()),
+                "ratio_mean": float(ratio.mean()),
+                "share_below": float((error < 0).mean()),
+                "mae": float(error.abs().mean()),
+            }
+        records.append(record)
+    return pd.DataFrame(records)
