@@ -15,7 +15,8 @@ Sets
     Cu and Ni: frames of molecular dynamics with a vacancy as labels (Li et al., Phys. Rev. B 98, 094104 (2018)), and the barrier of
     the vacancy's hop as the test.
 ``teacher``
-    Al with small displacements of all atoms, labelled by the same potential made a quarter stiffer, and its phonons: no file is needed and the right answer is known.
+    Al with small displacements of all atoms, labelled by the same potential made a quarter stiffer, and its phonons: no file is needed
+    and the right answer is known.
 
 The table
 ---------

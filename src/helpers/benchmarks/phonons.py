@@ -233,6 +233,25 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     return [case for name in names for case in makers[name](name, chosen)]
 
 
+def own(crystal: ase.Atoms, repeats: int | Sequence[int], protocol: Protocol | None = None, name: str = "own") -> Case:
+    """Return a case for a crystal of your own, with the fewest displacements that its symmetry allows.
+
+    Parameters
+    ----------
+    crystal : ase.Atoms
+        Primitive cell; the relaxation starts from it.
+    repeats : int or three int
+        Size of the supercell in primitive cells, along each lattice vector. Twice the reach of the forces is wanted.
+    protocol : Protocol, optional
+        For the length of the displacements.
+    name : str
+        What the case is to be called, before the formula.
+    """
+    repeats = np.full(3, repeats) if np.isscalar(repeats) else np.asarray(repeats)
+    formula = Composition(crystal.get_chemical_formula()).reduced_formula
+    return _systematic_case(name, formula, _to_phonopy(crystal), np.diag(repeats), np.eye(3), {}, "", protocol or Protocol())
+
+
 def compound(material: str) -> Case:
     """Return one compound of PhononDB, by its Materials Project identifier.
 
@@ -318,12 +337,8 @@ def _phonondb_pbe(name: str, protocol: Protocol) -> list[Case]:
 
 
 def _prototypes(name: str, protocol: Protocol) -> list[Case]:
-    found = []
-    for formula, (structure, a) in _PROTOTYPES.items():
-        unit_cell = _to_phonopy(ase.build.bulk(formula, structure, a=a))
-        matrix = _PROTOTYPE_REPEATS * np.eye(3, dtype=int)
-        found.append(_systematic_case(name, formula, unit_cell, matrix, np.eye(3), {}, "", protocol))
-    return found
+    crystals = [ase.build.bulk(formula, structure, a=a) for formula, (structure, a) in _PROTOTYPES.items()]
+    return [own(crystal, _PROTOTYPE_REPEATS, protocol, name) for crystal in crystals]
 
 
 def _systematic_case(
