@@ -52,8 +52,8 @@ lab: $(VENV)/.lab  ## Open the chapters in JupyterLab
 	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks
 
 results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data: softening fetch)
-	for benchmark in surfaces defects solid_solutions off_equilibrium; do for model in $(MODELS); do $(BIN)/softening run $$benchmark --model $$model || exit 1; done; done
-	for benchmark in fine_tuning mending; do $(BIN)/softening run $$benchmark --model chgnet-0.3.0 || exit 1; done
+	for benchmark in surfaces defects solid_solutions phonons elasticity migration off_equilibrium; do for model in $(MODELS); do $(BIN)/softening run $$benchmark --model $$model || exit 1; done; done
+	for benchmark in fine_tuning mending curvature_mending; do $(BIN)/softening run $$benchmark --model chgnet-0.3.0 || exit 1; done
 
 hero: $(VENV)/.core  ## Draw the picture of the README and the introduction anew
 	$(BIN)/python -c 'from helpers import scoreboard; scoreboard.hero().savefig("book/_static/hero.png", dpi=150)'

@@ -10,7 +10,10 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-CHAPTERS = [ROOT / "notebooks" / f"{name}.ipynb" for name in ("surfaces", "defects", "solid_solutions", "off_equilibrium")]
+CHAPTERS = [
+    ROOT / "notebooks" / f"{name}.ipynb"
+    for name in ("surfaces", "defects", "solid_solutions", "migration", "phonons", "elasticity", "off_equilibrium")
+]
 
 
 def load(name):

@@ -45,7 +45,7 @@ def test_the_board_is_complete_and_comes_from_the_tables():
     assert labels == set(board["model"])
     assert set(board["verdict"]) <= {"reproduced", "same direction", "not reproduced", "missing"}
     for line in board.itertuples():
-        families = {"2a": "surfaces", "2b": "defects", "2c": "solid_solutions"}
+        families = {"2a": "surfaces", "2b": "defects", "2c": "solid_solutions", "3b": "migration", "4a": "phonons", "4b": "phonons"}
         benchmark = "fine_tuning" if "ten labels" in line.quantity else families.get(line.figure, "off_equilibrium")
         missing = line.key not in results.models(benchmark)
         assert (line.verdict == "missing") == missing

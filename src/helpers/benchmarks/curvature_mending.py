@@ -294,3 +294,25 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
             }
         records.append(record)
     return pd.DataFrame(records)
+
+
+def before_and_after(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the draws of :func:`summarise` after fine-tuning with what was there before beside them.
+
+    Returns
+    -------
+    DataFrame
+        Columns of :func:`summarise` for stage ``after``, and ``ratio_median_before, ratio_mean_before, share_below_before, mae_before``.
+    """
+    summary = summarise(table)
+    keys = ["model", "set", "material", "property"]
+    numbers = ["ratio_median", "ratio_mean", "share_below", "mae"]
+    before = summary[summary["stage"] == "before"][[*keys, *numbers]]
+    after = summary[summary["stage"] == "after"]
+    return after.merge(before, on=keys, suffixes=("", "_before"), validate="many_to_one")
+
+
+def bands(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the bands of CsF after fine-tuning as rows of the phonon benchmark; the model's key ends with the number of labels, ``+2``."""
+    rows = table[(table["set"] == "csf") & (table["stage"] == "after") & (table["property"] == "band")]
+    return rows.assign(model=rows["model"] + "+2", material="mp-1784", case=rows["held_out"])

@@ -392,3 +392,55 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
             record |= {f"ratio_median{end}": spread[f"slope_median{end}"] for end in ("", "_low", "_high")}
         records.append(record)
     return pd.DataFrame(records)
+
+
+def from_bulk_to_shear(table: pd.DataFrame) -> pd.DataFrame:
+    """Correct the shear modulus of each compound with its bulk modulus as the one label: c = K(DFT) / K(model), and G → c G.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run`.
+
+    Returns
+    -------
+    DataFrame
+        One row per model and compound that has both moduli: ``model, material, formula, c``, ``needed`` = G(DFT) / G(model), and in GPa
+        ``before``, ``after`` and ``reference`` of the shear modulus.
+    """
+    good = table[(table["status"] == "ok") & table["reference"].notna() & table["property"].isin(["bulk_modulus", "shear_modulus"])]
+    wide = good.pivot_table(index=["model", "material", "formula"], columns="property", values=["value", "reference"])
+    if wide.empty:
+        return pd.DataFrame(columns=["model", "material", "formula", "c", "needed", "before", "after", "reference"])
+    c = wide[("reference", "bulk_modulus")] / wide[("value", "bulk_modulus")]
+    before, reference = wide[("value", "shear_modulus")], wide[("reference", "shear_modulus")]
+    found = pd.DataFrame({"c": c, "needed": reference / before, "before": before, "after": c * before, "reference": reference})
+    return found.dropna().reset_index()
+
+
+def summarise_transfer(transfer: pd.DataFrame) -> pd.DataFrame:
+    """Return, per model, medians over compounds of :func:`from_bulk_to_shear`.
+
+    Returns
+    -------
+    DataFrame
+        Index ``model``; ``n``, ``c``, ``needed``, the ratios to DFT ``before`` and ``after``, the errors ``error_before`` and
+        ``error_after`` (GPa) and ``helps``, the share of compounds whose error became smaller.
+    """
+    errors = transfer.assign(
+        ratio_before=transfer["before"] / transfer["reference"],
+        ratio_after=transfer["after"] / transfer["reference"],
+        error_before=(transfer["before"] - transfer["reference"]).abs(),
+        error_after=(transfer["after"] - transfer["reference"]).abs(),
+    )
+    errors["helps"] = errors["error_after"] < errors["error_before"]
+    return errors.groupby("model").agg(
+        n=("material", "size"),
+        c=("c", "median"),
+        needed=("needed", "median"),
+        before=("ratio_before", "median"),
+        after=("ratio_after", "median"),
+        error_before=("error_before", "median"),
+        error_after=("error_after", "median"),
+        helps=("helps", "mean"),
+    )

@@ -918,8 +918,16 @@ def softest_mode(
 # Summary
 
 
-def _ratios(table: pd.DataFrame, quantities: Sequence[str]) -> pd.DataFrame:
-    """Return the rows of some frequencies that have a DFT value, with ``ratio`` model/DFT (missing if the case failed)."""
+def ratios(table: pd.DataFrame, quantities: Sequence[str] = _RATIOS) -> pd.DataFrame:
+    """Return the rows of some frequencies that have a DFT value, with ``ratio`` model/DFT (missing if the case failed).
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run`.
+    quantities : sequence of str
+        Properties.
+    """
     chosen = table[table["property"].isin(quantities) & table["reference"].notna()]
     return chosen.assign(ratio=chosen["value"] / chosen["reference"])
 
@@ -942,7 +950,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         resampling compounds (:func:`helpers.softening.distribution`), NaN for one compound. A subset without a
         compound that has not failed has no row.
     """
-    rows = _ratios(table, _RATIOS)
+    rows = ratios(table)
     subsets = {
         "all": np.ones(len(rows), dtype=bool),
         "dft_stable": rows["dft_stable"].eq(True),
@@ -960,6 +968,25 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     summary = summary.rename(columns=lambda column: column.replace("slope_", "ratio_").replace("n_materials", "n"))
     kept = ["ratio_mean", "ratio_median", "share_below_one"]
     return summary[["model", "set", "property", "subset", "n", "n_failed", *[name + end for name in kept for end in ("", "_low", "_high")]]]
+
+
+def both_slopes(table: pd.DataFrame) -> pd.DataFrame:
+    """Return slope and inverse slope of the highest frequencies of ``phonondb``, model against DFT through the origin, over compounds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`run`.
+
+    Returns
+    -------
+    DataFrame
+        Index ``model``; columns of :func:`helpers.softening.scalar_summary` (errors in THz).
+    """
+    rows = ratios(table, ["omega_max"])
+    rows = rows[(rows["set"] == "phonondb") & (rows["status"] == "ok")]
+    found = {model: softening.scalar_summary(part["value"], part["reference"]) for model, part in rows.groupby("model")}
+    return pd.DataFrame.from_dict(found, orient="index").rename_axis("model")
 
 
 def one_displacement_corrections(table: pd.DataFrame) -> pd.DataFrame:
@@ -995,6 +1022,74 @@ def one_displacement_corrections(table: pd.DataFrame) -> pd.DataFrame:
         error_after=after - both["reference"],
         status=np.where(usable, "ok", "failed"),
         reason=np.where(usable, "", "the slope of the displacement is not positive"),
+    )
+
+
+def effect_of_one_displacement(corrections: pd.DataFrame) -> pd.DataFrame:
+    """Return what a correction with one displacement does to each compound of ``phonondb``, over every choice of the displacement.
+
+    Parameters
+    ----------
+    corrections : DataFrame
+        From :func:`one_displacement_corrections`.
+
+    Returns
+    -------
+    DataFrame
+        One row per model and compound: ``model, material, labels`` (number of choices), the ratios to DFT ``before`` and ``after`` (median
+        over the choices), ``mae_before`` and ``mae_after`` (THz; mean over the choices) and ``helps``, the share of choices that make
+        the error smaller.
+    """
+    good = corrections[(corrections["status"] == "ok") & (corrections["set"] == "phonondb")]
+    good = good.assign(
+        ratio_before=good["before"] / good["reference"],
+        ratio_after=good["after"] / good["reference"],
+        mae_before=good["error_before"].abs(),
+        mae_after=good["error_after"].abs(),
+        helps=good["error_after"].abs() < good["error_before"].abs(),
+    )
+    return (
+        good.groupby(["model", "material"])
+        .agg(
+            labels=("c", "size"),
+            before=("ratio_before", "median"),
+            after=("ratio_after", "median"),
+            mae_before=("mae_before", "mean"),
+            mae_after=("mae_after", "mean"),
+            helps=("helps", "mean"),
+        )
+        .reset_index()
+    )
+
+
+def summarise_corrections(effect: pd.DataFrame) -> pd.DataFrame:
+    """Return, per model, what one displacement as the label does, every compound counting alike.
+
+    Parameters
+    ----------
+    effect : DataFrame
+        From :func:`effect_of_one_displacement`.
+
+    Returns
+    -------
+    DataFrame
+        Index ``model``; ``n`` compounds, ``labels``, medians of the ratios ``before`` and ``after``, means of ``mae_before``, ``mae_after``
+        (THz) and ``helps``, and the spread of the ratio over compounds, ``spread_before`` and ``spread_after`` (interquartile range).
+    """
+
+    def spread(ratio: pd.Series) -> float:
+        return ratio.quantile(0.75) - ratio.quantile(0.25)
+
+    return effect.groupby("model").agg(
+        n=("material", "size"),
+        labels=("labels", "sum"),
+        before=("before", "median"),
+        after=("after", "median"),
+        mae_before=("mae_before", "mean"),
+        mae_after=("mae_after", "mean"),
+        helps=("helps", "mean"),
+        spread_before=("before", spread),
+        spread_after=("after", spread),
     )
 
 
@@ -1040,7 +1135,7 @@ def functionals(table: pd.DataFrame) -> pd.DataFrame:
         ``model_over_pbe``; and, each within its own supercell, the ratios of the highest frequencies,
         ``max_over_pbesol`` and ``max_over_pbe``. Empty if there is no such compound.
     """
-    good = _ratios(table, ("omega_max", "omega_gamma"))
+    good = ratios(table, ("omega_max", "omega_gamma"))
     good = good[good["status"] == "ok"]
     keys = ["model", "material", "formula"]
 

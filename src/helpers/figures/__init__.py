@@ -9,21 +9,27 @@ from __future__ import annotations
 
 from helpers.figures.against_dft import force_parity, hero, parity
 from helpers.figures.alloys import by_composition, phase_diagram
-from helpers.figures.distributions import force_histogram, mae_cmae, scale_distribution
+from helpers.figures.animation import AnimationView, animation_view
+from helpers.figures.distributions import error_distribution, force_histogram, mae_cmae, scale_distribution
 from helpers.figures.interactive import StructureView, interactive_parity, structure_view
 from helpers.figures.lanes import before_after, by_material, label_choices
 from helpers.figures.page import Shown, ShownTable, caption, show, show_table, with_interval
+from helpers.figures.paths import energy_profiles
 from helpers.figures.style import COLOURS, MARKERS, STYLE, apply_style, base_key, colour, in_order, label, marker, paper_key, paper_points
 from helpers.figures.trends import cell_size, error_against_coordination, scale_against_temperature
+from helpers.figures.vibrations import bands_and_dos
 
 __all__ = [
     "COLOURS",
     "MARKERS",
     "STYLE",
+    "AnimationView",
     "Shown",
     "ShownTable",
     "StructureView",
+    "animation_view",
     "apply_style",
+    "bands_and_dos",
     "base_key",
     "before_after",
     "by_composition",
@@ -31,7 +37,9 @@ __all__ = [
     "caption",
     "cell_size",
     "colour",
+    "energy_profiles",
     "error_against_coordination",
+    "error_distribution",
     "force_histogram",
     "force_parity",
     "hero",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -25,6 +25,7 @@ from helpers.figures.style import (
     _chosen,
     _readable,
     _robust_limits,
+    _rows,
     _significant,
     colour,
     label,
@@ -38,21 +39,26 @@ def scale_distribution(
     paper_stats: pd.DataFrame | None = None,
     models: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
+    what: str = "softening scale of a material",
 ) -> Figure:
-    """Draw the softening scales of all materials for each model (the paper's Fig. 5b).
+    """Draw the softening scales of all materials for each model (the paper's Fig. 5b), or ratios of another kind.
 
     Above each lane's axis the density, on it a box (quartiles, median), below it each material as a point.
 
     Parameters
     ----------
     fits : DataFrame
-        From :func:`helpers.softening.per_material`, of one reference set.
+        From :func:`helpers.softening.per_material`, of one reference set; or any table with ``model``, ``material``, ``slope`` (model over
+        DFT) and ``status``.
     paper_stats : DataFrame, optional
-        ``fig5b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75``. Drawn as an open marker with a bar.
+        ``fig5b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75``. Drawn as an open marker with a bar, or
+        without where the quartiles are not known.
     models : sequence of str, optional
         Which models, in which order.
     limits : (float, float), optional
         Range of scales drawn. By default all, unless a few lie far out; the number of those outside is written at the edge.
+    what : str
+        Name of the axis.
 
     Raises
     ------
@@ -60,14 +66,73 @@ def scale_distribution(
         If no material has a fit, or a material occurs more than once for a model.
     """
     good, models = _good_fits(fits, models)
+
+    def words(values: np.ndarray) -> str:
+        return f"median {np.median(values):.2f}\n{np.mean(values < 1):.0%} below 1\nn = {len(values)}"
+
+    return _distributions(good.rename(columns={"slope": "drawn"}), models, limits, 1.0, what, "a material", words, paper_stats)
+
+
+def error_distribution(
+    table: pd.DataFrame,
+    paper_stats: pd.DataFrame | None = None,
+    models: Sequence[str] | None = None,
+    limits: tuple[float, float] | None = None,
+    what: str = "barrier",
+) -> Figure:
+    """Draw the errors of all cases for each model (the paper's Fig. 3b), as :func:`scale_distribution` draws scales.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy table with one row per ``model`` and ``case``. Rows whose ``status`` is not ``ok`` are left out.
+    paper_stats : DataFrame, optional
+        ``fig3b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75`` of the paper's errors.
+    models : sequence of str, optional
+        Which models, in which order.
+    limits : (float, float), optional
+        Range of errors drawn. By default all, unless a few lie far out; the number of those outside is written at the edge.
+    what : str
+        Name of the quantity on the axis.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, a value is not finite, or a case occurs more than once for a model.
+    """
+    good = _rows(table, None)
+    twice = good[good.duplicated(["model", "case"])]
+    if len(twice):
+        raise ValueError(f"{twice['model'].iloc[0]} has {twice['case'].iloc[0]} more than once")
+    models = _chosen(good, models)
+
+    def words(values: np.ndarray) -> str:
+        return f"mean {np.mean(values):+.2f}\n{np.mean(values < 0):.0%} below 0\nn = {len(values)}".replace("-", "−")
+
+    good = good.assign(drawn=good["value"] - good["reference"])
+    axis = f"{what}, model − DFT ({good['unit'].iloc[0]})"
+    return _distributions(good, models, limits, 0.0, axis, "a case", words, paper_stats)
+
+
+def _distributions(
+    good: pd.DataFrame,
+    models: Sequence[str],
+    limits: tuple[float, float] | None,
+    ideal: float,
+    axis: str,
+    point: str,
+    words: Callable[[np.ndarray], str],
+    paper_stats: pd.DataFrame | None,
+) -> Figure:
+    """Draw column ``drawn`` in one lane per model; ``words`` makes the text beside a lane."""
     with mpl.rc_context(STYLE):
         figure, axes = _lanes(models, 1.15)
         if limits is None:
-            limits = _robust_limits(good["slope"].to_numpy(dtype=float))
-        axes.axvline(1.0, zorder=1, **_IDEAL)
+            limits = _robust_limits(good["drawn"].to_numpy(dtype=float), ideal)
+        axes.axvline(ideal, zorder=1, **_IDEAL)
         rng = np.random.default_rng(0)
         for lane, model in enumerate(models):
-            values = good.loc[good["model"] == model, "slope"].to_numpy(dtype=float)
+            values = good.loc[good["model"] == model, "drawn"].to_numpy(dtype=float)
             inside = values[(values >= limits[0]) & (values <= limits[1])]
             hue = colour(model)
             _cloud(axes, inside, lane - 0.16, 0.34, limits, hue)
@@ -79,7 +144,8 @@ def scale_distribution(
             )
             paper = _paper_row(paper_stats, model)
             if paper is not None:
-                axes.plot([paper["q25"], paper["q75"]], [lane + 0.28] * 2, color=hue, linewidth=1.4, zorder=3)
+                if np.isfinite([paper["q25"], paper["q75"]]).all():
+                    axes.plot([paper["q25"], paper["q75"]], [lane + 0.28] * 2, color=hue, linewidth=1.4, zorder=3)
                 axes.plot(
                     paper["median"],
                     lane + 0.28,
@@ -90,11 +156,10 @@ def scale_distribution(
                     markeredgewidth=1.6,
                     zorder=4,
                 )
-            below = np.mean(values < 1)
             axes.text(
                 1.0,
                 lane - 0.06,
-                f"median {np.median(values):.2f}\n{below:.0%} below 1\nn = {len(values)}",
+                words(values),
                 transform=axes.get_yaxis_transform(),
                 ha="left",
                 va="center",
@@ -104,10 +169,10 @@ def scale_distribution(
             )
             _outside(axes, values, limits, lane)
         axes.set_xlim(limits)
-        axes.set_xlabel("softening scale of a material")
+        axes.set_xlabel(axis)
         handles = [
             Patch(facecolor="#444444", alpha=0.25, label="density"),
-            Line2D([], [], color="#444444", marker="o", linestyle="none", alpha=0.6, markersize=5, label="a material"),
+            Line2D([], [], color="#444444", marker="o", linestyle="none", alpha=0.6, markersize=5, label=point),
             Patch(facecolor="white", edgecolor="#444444", linewidth=1.4, label="quartiles, median"),
         ]
         if paper_stats is not None:

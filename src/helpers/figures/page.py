@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from helpers.figures.animation import AnimationView
 from helpers.figures.interactive import StructureView, _identifier, _script
 from helpers.figures.style import _need_alt, _png_uri, _range, label
 
@@ -52,7 +53,7 @@ def caption(provenances: Iterable[Mapping[str, object]], extra: str = "") -> str
 class Shown:
     """A figure with alternative text and caption; Jupyter and the book show it by itself."""
 
-    figure: Figure | go.Figure | StructureView
+    figure: Figure | go.Figure | StructureView | AnimationView
     alt: str
     caption: str
     footer: str
@@ -67,7 +68,7 @@ class Shown:
 
     def _content(self) -> str:
         alternative = html.escape(self.alt, quote=True)
-        if isinstance(self.figure, StructureView):
+        if isinstance(self.figure, StructureView | AnimationView):
             return self.figure._repr_html_()
         if isinstance(self.figure, go.Figure):
             identifier = _identifier("plot", self.alt)
@@ -86,7 +87,7 @@ class Shown:
 
 
 def show(
-    figure: Figure | go.Figure | StructureView,
+    figure: Figure | go.Figure | StructureView | AnimationView,
     alt: str,
     caption: str = "",
     footer: str = "",
@@ -96,7 +97,7 @@ def show(
 
     Parameters
     ----------
-    figure : matplotlib or plotly figure, or StructureView
+    figure : matplotlib or plotly figure, StructureView or AnimationView
         A matplotlib figure becomes a PNG at twice the page's resolution.
     alt : str
         What the figure shows, for those who cannot see it.

@@ -325,12 +325,12 @@ def _readable(model: str) -> tuple[float, float, float]:
         rgb *= 0.96
 
 
-def _robust_limits(values: np.ndarray) -> tuple[float, float]:
+def _robust_limits(values: np.ndarray, ideal: float = 1.0) -> tuple[float, float]:
     """Return limits that hold all values, unless some lie more than four times the interquartile range beyond the quartiles."""
     lower, upper = np.quantile(values, [0.25, 0.75])
     reach = 4 * (upper - lower)
     kept = values[(values >= lower - reach) & (values <= upper + reach)]
-    low, high = min(kept.min(), 1.0), max(kept.max(), 1.0)
+    low, high = min(kept.min(), ideal), max(kept.max(), ideal)
     margin = 0.04 * (high - low) + 0.04
     return float(low - margin), float(high + margin)
 
