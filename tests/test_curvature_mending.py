@@ -1,6 +1,7 @@
 """Fine-tuning for curvature: which labels are drawn, and that a stiffer teacher's phonons are learned."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from ase.build import bulk
 
@@ -84,3 +85,28 @@ def test_labels_without_energy_train_on_forces_alone():
         losses[name] = finetune.fine_tune(potential, [Label(atoms, energy, answer.forces)], recipe).history[0]["loss"]
     assert losses["none"] == pytest.approx(losses["unweighted"], rel=1e-6)
     assert losses["wrong"] > 100 * losses["none"]
+
+
+def test_before_stands_beside_every_draw_after():
+    common = {"model": "m", "set": "displacements", "material": "ten compounds", "status": "ok", "property": "omega_max"}
+    rows = []
+    for stage, seed, factor in (("before", 0, 0.8), ("after", 0, 0.9), ("after", 1, 0.95)):
+        for held, reference in (("a", 10.0), ("b", 20.0)):
+            rows.append(
+                common
+                | {"case": f"x/seed-{seed}", "seed": seed, "stage": stage, "held_out": held}
+                | {"value": factor * reference, "reference": reference}
+            )
+    found = mending.before_and_after(pd.DataFrame(rows)).set_index("seed")
+    assert found["ratio_median_before"].tolist() == pytest.approx([0.8, 0.8])
+    assert found["ratio_median"].tolist() == pytest.approx([0.9, 0.95])
+    assert found["mae_before"].tolist() == pytest.approx([3.0, 3.0])
+    assert found["n"].tolist() == [2, 2]
+
+
+def test_the_bands_of_the_tuned_model_are_those_of_a_model_of_its_own():
+    row = {"model": "m", "set": "csf", "stage": "after", "property": "band", "held_out": "csf/mp-1784", "case": "csf/CsF/seed-0"}
+    table = pd.DataFrame([row, row | {"stage": "before"}, row | {"property": "omega_max"}])
+    (found,) = mending.bands(table).to_dict("records")
+    assert found["model"] == "m+2"
+    assert found["case"] == "csf/mp-1784"

@@ -315,3 +315,21 @@ def test_volumes_are_those_of_pbe(everything):
         # MgO, NaCl, GaAs: eight atoms in the cube of rocksalt and zincblende.
         a = (8 * found[material].reference["volume_per_atom"]) ** (1 / 3)
         assert 1.007 < a / measured < 1.022
+
+
+def test_a_bulk_modulus_as_the_label_for_the_shear_modulus():
+    """A crystal soft by one factor is mended; one whose shear alone is soft is not."""
+    rows = []
+    for name, k, g in (("uniform", 50.0, 25.0), ("shear", 100.0, 25.0), ("half", 50.0, np.nan)):
+        common = {"model": "m", "material": name, "formula": name}
+        rows.append(common | {"property": "bulk_modulus", "value": k, "reference": 100.0, "status": "ok"})
+        rows.append(common | {"property": "shear_modulus", "value": g, "reference": 50.0, "status": "ok" if g == g else "failed"})
+    transfer = elasticity.from_bulk_to_shear(pd.DataFrame(rows))
+    found = transfer.set_index("material")
+    assert set(found.index) == {"uniform", "shear"}
+    assert found.loc["uniform", ["c", "needed", "after"]].tolist() == pytest.approx([2, 2, 50])
+    assert found.loc["shear", ["c", "needed", "after"]].tolist() == pytest.approx([1, 2, 25])
+    summary = elasticity.summarise_transfer(transfer).loc["m"]
+    assert summary[["n", "helps", "before", "after", "error_before", "error_after"]].tolist() == pytest.approx(
+        [2, 0.5, 0.5, 0.75, 25, 12.5]
+    )

@@ -484,7 +484,7 @@ def test_the_barriers_of_metals():
 
 @needs_mirror
 def test_the_hops_are_drawn_fairly():
-    everything = migration.cases(migration.Protocol(n_mg_hops=10_000, n_other_hops=10_000), ["hops"])
+    everything = migration.cases(migration.Protocol(n_mg_hops=10_000, n_other_hops=10_000, max_atoms=10_000), ["hops"])
     assert len(everything) == 382
     assert sum(case.info["mobile_ion"] == "Mg" for case in everything) == 92
     assert len({case.name for case in everything}) == 382
@@ -515,3 +515,51 @@ def test_the_images_of_a_hop():
         assert np.abs(others).max() < 1e-9
         assert case.info["functional"] == "GGA"
         assert 0.05 <= case.reference["barrier"] <= 4
+
+
+# -- the nudged elastic band, and the paper's path ---------------------------------------------------
+
+
+def test_a_band_in_one_batch_finds_the_barrier_of_the_middle_image():
+    """For a symmetric hop the climbing image and the image held half-way are the same saddle point."""
+    potential = ASEPotential("emt", EMT(), elements=frozenset({13, 28, 29, 46, 47, 78, 79}))
+    case = next(case for case in migration.cases(sets=["fcc-metals"]) if case.material == "Cu")
+    table = migration.run(potential, [case], migration.Protocol(fmax_ev_per_a=0.01))
+    held = table.loc[table["property"] == "barrier", "value"].iloc[0]
+    first, _, middle = migration._plan(case, migration._relaxed_hosts(potential, [case], migration.Protocol(), False)).images
+    middle = migration._turned_back(middle, first.cell)
+    ion = migration.moving_ion([first, middle])
+    last = first.copy()
+    last.positions[ion] += 2 * migration._displacements(first, middle)[ion]
+    start, end = (result.atoms for result in engine.relax(potential, [first, last], fmax=0.01))
+    band = [start, *[start.copy() for _ in range(3)], end]
+    NEB(band).interpolate(mic=True)
+    before = band[2].positions.copy()
+    images, n_calls = migration.neb(potential, band, fmax=0.02)
+    energies = [image.info["energy_ev"] for image in images]
+    assert migration.barrier(energies) == pytest.approx(held, abs=0.01)
+    assert len(images) == 5
+    assert n_calls > 1
+    # What was given is not changed.
+    assert np.array_equal(band[2].positions, before)
+
+
+def test_a_band_that_cannot_be_is_refused():
+    potential = ASEPotential("emt", EMT(), elements=frozenset({29}))
+    atoms = bulk("Cu")
+    with pytest.raises(ValueError, match="at least three images, not 2"):
+        migration.neb(potential, [atoms, atoms])
+    gold = bulk("Au")
+    with pytest.raises(ValueError, match="cannot be evaluated"):
+        migration.neb(potential, [gold, gold, gold])
+
+
+def test_the_papers_path_has_its_barriers():
+    path = migration.published_path()
+    tops = path.groupby("model")[["value", "reference"]].max()
+    assert tops.loc["chgnet-0.3.0"].tolist() == pytest.approx([0.479, 0.647])
+    assert (tops["value"] < tops["reference"]).all()
+    assert sorted(path["path_coordinate"].unique()) == pytest.approx(np.arange(7) / 6)
+    # It can be corrected with one of its images like any other path.
+    found = migration.from_one_image(path)
+    assert (found["status"] == "ok").any()

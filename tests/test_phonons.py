@@ -184,7 +184,7 @@ def test_unit_cell_follows_its_primitive_cell():
 
 def test_relaxation_keeps_the_symmetry_and_finds_the_minimum():
     start = layered()
-    relaxed = phonons.relax(emt(), start, 1e-3, 200)
+    relaxed = phonons.relax(emt(), start, phonons.Protocol(max_steps=200))
     assert check_symmetry(relaxed, 1e-5).number == check_symmetry(start, 1e-5).number == 139
     result = emt().evaluate([relaxed], stress=True)[0]
     assert np.abs(result.forces).max() < 1e-3
@@ -566,3 +566,63 @@ def test_functional_and_model_multiply():
     assert one["max_over_pbesol"] == pytest.approx(0.75)
     assert one["max_over_pbe"] == pytest.approx(0.8)
     assert phonons.functionals(pd.DataFrame(rows[:2])).empty
+
+
+# -- at the cell of the reference, and one displacement ----------------------------------------------
+
+
+def test_small_crystals_are_computed_at_the_cell_of_the_reference_as_well():
+    """A crystal given larger than the model wants it is softer there, and what is tabulated is what a run without relaxation gives."""
+    case = own_case("Cu", bulk("Cu", a=3.7), 2, reference=emt())
+    both = phonons.run(emt(), [case], phonons.Protocol(static_atoms=8))
+    static = scalars(phonons.run(emt(), [case], STATIC))
+    found = scalars(both)
+    assert found["Cu", "omega_max_static"] == pytest.approx(static["Cu", "omega_max"], rel=1e-9)
+    assert found["Cu", "omega_mean_static"] == pytest.approx(static["Cu", "omega_mean"], rel=1e-9)
+    assert found["Cu", "omega_max"] > 1.05 * found["Cu", "omega_max_static"]
+    (row,) = phonons.relaxation(both).itertuples()
+    assert row.static == pytest.approx(1, rel=1e-6)
+    assert row.relaxed > 1.05
+    assert row.volume < 0.99
+    without = phonons.run(emt(), [case], phonons.Protocol(static_atoms=7))
+    assert not without["property"].str.endswith("_static").any()
+
+
+def test_a_crystal_of_ones_own():
+    case = phonons.own(bulk("NaCl", "rocksalt", a=5.6), (2, 2, 3))
+    assert case.name == "own/NaCl"
+    assert case.info["supercell_atoms"] == 24
+    assert case.info["n_displacements"] == 2
+    with pytest.raises(KeyError, match="mp-0 is not among them"):
+        phonons.compound("mp-0")
+
+
+def test_a_relaxation_that_rattles_is_accepted_below_its_limit():
+    start = layered()
+    loose = dataclasses.replace(phonons.Protocol(), fmax_ev_per_a=1e-12, max_steps=60)
+    assert len(phonons.relax(emt(), start, loose)) == len(start)
+    with pytest.raises(ValueError, match="not converged in 1 steps"):
+        phonons.relax(emt(), start, dataclasses.replace(loose, max_steps=1))
+
+
+def test_effect_of_one_displacement_by_hand():
+    """Two choices for A, one of which is right; one for B, which overshoots."""
+    slope = {"property": "displacement_slope", "element": "X", "unit": ""}
+    rows = [line("A", 9.0, 10.0), line("A", 0.81, 1.0, displacement=1, **slope), line("A", 1.0, 1.0, displacement=2, **slope)]
+    rows += [line("B", 9.0, 10.0), line("B", 0.25, 1.0, displacement=1, **slope)]
+    effect = phonons.effect_of_one_displacement(phonons.one_displacement_corrections(pd.DataFrame(rows))).set_index("material")
+    assert effect.loc["A", ["labels", "before", "after"]].tolist() == pytest.approx([2, 0.9, 0.95])
+    assert effect.loc["A", ["mae_before", "mae_after", "helps"]].tolist() == pytest.approx([1.0, 0.5, 0.5])
+    assert effect.loc["B", ["after", "mae_after", "helps"]].tolist() == pytest.approx([1.8, 8.0, 0.0])
+    summary = phonons.summarise_corrections(effect.reset_index()).loc["m"]
+    assert summary[["n", "labels", "helps", "mae_after"]].tolist() == pytest.approx([2, 3, 0.25, 4.25])
+    assert summary["spread_before"] == pytest.approx(0)
+    assert summary["spread_after"] == pytest.approx(0.425)
+
+
+def test_both_slopes_by_hand():
+    table = pd.DataFrame([line("A", 1.0, 2.0), line("B", 4.0, 4.0), line("C", np.nan, 3.0)])
+    slopes = phonons.both_slopes(table).loc["m"]
+    assert slopes["slope"] == pytest.approx(18 / 20)
+    assert slopes["inverse_slope"] == pytest.approx(18 / 17)
+    assert slopes["n"] == 2

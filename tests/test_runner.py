@@ -42,7 +42,7 @@ def few_cases(monkeypatch):
         return [case for case in whole(protocol, ["tran-rebuilt"]) if case.material in METALS][:6]
 
     monkeypatch.setattr(surfaces, "cases", chosen)
-    monkeypatch.setattr(runner, "shards", lambda cases: [[case] for case in cases])
+    monkeypatch.setattr(runner, "shards", lambda cases, *_: [[case] for case in cases])
     return chosen
 
 
@@ -119,7 +119,7 @@ COMMAND = """
     metals = {metals!r}
     whole = surfaces.cases
     surfaces.cases = lambda protocol=None, sets=None: [c for c in whole(protocol, ["tran-rebuilt"]) if c.material in metals][:6]
-    runner.shards = lambda cases: [[case] for case in cases]
+    runner.shards = lambda cases, *_: [[case] for case in cases]
     if __name__ == "__main__":
         runner.run("surfaces", "ase:slow.Slow", processes=2, progress=False)
 """

@@ -886,6 +886,8 @@ def from_one_image(table: pd.DataFrame, method: str = "inverse_slope") -> pd.Dat
     for image_name, barrier_name in (("image_energy_relaxed", "barrier"), ("image_energy_static", "barrier_static")):
         # The first image is zero for model and DFT alike.
         images = table[(table["property"] == image_name) & table["reference"].notna() & (table["image"] > 0)]
+        if images.empty:
+            continue
         factors = softening.one_label_corrections(images.assign(case=images["image"].astype(int)), method, image_name)
         barriers = table[(table["property"] == barrier_name) & (table["status"] == "ok")]
         barriers = barriers[["model", "set", "material", "value", "reference"]]

@@ -740,7 +740,8 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     """
     bands = dict(protocol.bands)
     small = [case for case in cases if protocol.relax and "forces" in case.reference and _work(case) <= protocol.static_atoms]
-    static = {item.case.name: item for item in phonons(potential, small, replace(protocol, relax=False), progress)}
+    fixed = phonons(potential, small, replace(protocol, relax=False), progress) if small else []
+    static = {item.case.name: item for item in fixed}
     rows = []
     for item in phonons(potential, cases, protocol, progress):
         start = time.perf_counter()
