@@ -990,7 +990,7 @@ def both_slopes(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(found, orient="index").rename_axis("model")
 
 
-def one_displacement_corrections(table: pd.DataFrame) -> pd.DataFrame:
+def one_displacement_corrections(table: pd.DataFrame, quantity: str = "omega_max") -> pd.DataFrame:
     """Correct a compound's frequencies with one displacement, for every choice of it.
 
     A displacement in which the model's forces are s times those of DFT asks for c = 1/s, and E → c E turns ω into √c ω.
@@ -999,17 +999,19 @@ def one_displacement_corrections(table: pd.DataFrame) -> pd.DataFrame:
     ----------
     table : DataFrame
         From :func:`run`.
+    quantity : str
+        Which frequency is corrected: ``omega_max`` or ``omega_mean``.
 
     Returns
     -------
     DataFrame
         One row per displacement: ``model, set, material, displacement, element, dft_stable, c``, ``needed`` = (ω_DFT/ω)², the factor
-        that ``omega_max`` itself asks for, ``before`` and ``after`` (ω_max and √c ω_max, THz), ``reference``, ``error_before`` and
+        that the frequency itself asks for, ``before`` and ``after`` (ω and √c ω, THz), ``reference``, ``error_before`` and
         ``error_after`` (minus the reference), ``status`` and ``reason`` (a slope that is not positive gives no correction).
     """
     keys = ["model", "set", "material"]
     good = table[table["status"] == "ok"]
-    top = good[good["property"] == "omega_max"][[*keys, "value", "reference"]].rename(columns={"value": "before"})
+    top = good[good["property"] == quantity][[*keys, "value", "reference"]].rename(columns={"value": "before"})
     labels = good[good["property"] == "displacement_slope"][[*keys, "displacement", "element", "dft_stable", "value"]]
     both = labels.merge(top, on=keys, validate="many_to_one")
     usable = both["value"] > 0

@@ -248,6 +248,37 @@ def angles(centre: torch.Tensor, distances: torch.Tensor, cutoff: float) -> tupl
     return owner[left], short[left], short[right]
 
 
+def linear_on_parts(layers: Sequence[torch.nn.Linear], parts: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
+    """Apply linear layers to features that stand side by side, without putting them there.
+
+    Networks join the features of two atoms, of bonds and of an angle into one row for every angle. A linear layer of such rows is a sum of
+    linear layers of their parts, and what belongs to an atom or a bond needs to be multiplied once, not for every angle it is part of.
+
+    Parameters
+    ----------
+    layers : sequence of torch.nn.Linear
+        With the same input; their outputs are joined.
+    parts : sequence of (tensor of shape (n, features), int tensor of shape (rows,), or None)
+        In the order of the layers' input: features, and which of them each row takes; None if row k takes the k-th.
+
+    Returns
+    -------
+    tensor, shape (rows, sum of the layers' outputs)
+    """
+    weight = torch.cat([layer.weight for layer in layers])
+    columns = torch.split(weight, [features.shape[1] for features, _ in parts], dim=1)
+    total = torch.cat([layer.bias for layer in layers])
+    # First the features that are taken as they are, to which the others are added in place.
+    for (features, rows), part in sorted(zip(parts, columns, strict=True), key=lambda item: item[0][1] is not None):
+        if total.dim() == 1:
+            total = torch.addmm(total, features, part.T)
+            total = total if rows is None else torch.index_select(total, 0, rows)
+        else:
+            added = features @ part.T
+            total = total.add_(added if rows is None else torch.index_select(added, 0, rows))
+    return total
+
+
 class Potential(ModelInterface):
     """An interatomic potential. See the module's docstring for the idea, :meth:`evaluate` for daily use.
 

@@ -19,7 +19,7 @@ import chgnet
 import torch
 from chgnet.model import CHGNet
 
-from helpers.potentials.base import Graph, GraphPotential, PotentialError, angles
+from helpers.potentials.base import Graph, GraphPotential, PotentialError, angles, linear_on_parts
 from helpers.registry import sha256
 
 # The packages' own weight files, by SHA-256: a pickle is code, so only these are loaded.
@@ -134,19 +134,8 @@ def _gated(mlp: torch.nn.Module, inputs: Sequence[tuple[torch.Tensor, torch.Tens
     """Apply a gated MLP to features that stand side by side, each given with the rows to take of it (None: all), in the layer's order."""
     branches = [list(part.layers) for part in (mlp.mlp_core, mlp.mlp_gate)]
     at = next(number for number, layer in enumerate(branches[0]) if isinstance(layer, torch.nn.Linear))
-    first = [branch[at] for branch in branches]
-    # Both branches take the same input: one matrix for both.
-    weight = torch.cat([layer.weight for layer in first])
-    columns = torch.split(weight, [features.shape[1] for features, _ in inputs], dim=1)
-    total = torch.cat([layer.bias for layer in first])
-    # First the features that are taken as they are, to which the others are added in place.
-    for (features, rows), part in sorted(zip(inputs, columns, strict=True), key=lambda item: item[0][1] is not None):
-        if rows is None:
-            total = torch.addmm(total, features, part.T)
-        elif total.dim() == 1:
-            total = torch.index_select(torch.addmm(total, features, part.T), 0, rows)
-        else:
-            total = total.add_(torch.index_select(features @ part.T, 0, rows))
+    # Both branches take the same input.
+    total = linear_on_parts([branch[at] for branch in branches], inputs)
     core, gate = (torch.nn.Sequential(*branch[at + 1 :])(half) for branch, half in zip(branches, total.chunk(2, dim=1), strict=True))
     if mlp.norm is not None:
         core, gate = mlp.bn1(core), mlp.bn2(gate)

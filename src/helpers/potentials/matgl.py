@@ -56,7 +56,7 @@ from pathlib import Path
 import torch
 from ase.data import atomic_numbers
 
-from helpers.potentials.base import Graph, GraphPotential, PotentialError, angles
+from helpers.potentials.base import Graph, GraphPotential, PotentialError, angles, linear_on_parts
 from helpers.registry import sha256
 
 with warnings.catch_warnings():
@@ -204,11 +204,19 @@ class M3GNetPotential(MatGLPotential):
         for three_body, block in zip(network.three_body_interactions, network.graph_layers, strict=True):
             edges = three_body(edge_index[1], triples, None, edge_index.shape[1], angular, weights, atoms, edges)
             layer = block.conv
-            edges = edges + layer.edge_update_(edge_index, edges, atoms, radial, None)
-            inputs = torch.cat([atoms[edge_index[0]], atoms[edge_index[1]], edges], dim=1)
-            messages = layer.node_update_func(inputs) * layer.node_weight_func(radial)
+            edges = edges + _gated(layer.edge_update_func, atoms, edges, edge_index) * layer.edge_weight_func(radial)
+            messages = _gated(layer.node_update_func, atoms, edges, edge_index) * layer.node_weight_func(radial)
             atoms = atoms.index_add(0, edge_index[self.convention.receiver], messages)
         return network.final_layer(atoms).view(-1)
+
+
+def _gated(mlp: torch.nn.Module, atoms: torch.Tensor, edges: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+    """Apply a gated MLP to the features of the two atoms of each edge and of the edge, side by side, shape (E, units)."""
+    branches = mlp.layers, mlp.gates
+    parts = [(atoms, edge_index[0]), (atoms, edge_index[1]), (edges, None)]
+    total = linear_on_parts([branch[0] for branch in branches], parts)
+    core, gate = (branch[1:](half) for branch, half in zip(branches, total.chunk(2, dim=1), strict=True))
+    return core * gate
 
 
 class TensorNetPotential(MatGLPotential):
