@@ -12,7 +12,7 @@ Sets
 ``csf``
     CsF, whose two displaced supercells are all the labels there are: one trains, the other selects the epoch.
 ``vacancy-hops``
-    Cu and Ni: frames of molecular dynamics with a vacancy as labels (Li et al., Phys. Rev. B 98, 094104 (2018)), and the barrier of
+    Cu (others on request): frames of molecular dynamics with a vacancy as labels (Li et al., Phys. Rev. B 98, 094104 (2018)), and the barrier of
     the vacancy's hop as the test.
 ``teacher``
     Al with small displacements of all atoms, labelled by the same potential made a quarter stiffer, and its phonons: no file is needed
@@ -96,8 +96,8 @@ class Protocol:
     max_label_atoms: int = 64
     n_held_out: int = 30
     max_held_out_atoms: int = 1500
-    elements: tuple[str, ...] = ("Cu", "Ni")
-    seeds: tuple[int, ...] = (0, 1)
+    elements: tuple[str, ...] = ("Cu",)
+    seeds: tuple[int, ...] = (0,)
     hop_seeds: tuple[int, ...] = (0,)
     epochs: int = 100
     learning_rate: float = 1e-3

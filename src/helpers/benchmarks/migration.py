@@ -151,7 +151,7 @@ class Protocol:
     fcc_sites: int = 64
     hcp_sites: int = 64
     n_mg_hops: int = 100
-    n_other_hops: int = 30
+    n_other_hops: int = 12
     max_atoms: int = 100
     seed: int = 0
     bend: bool = True

@@ -141,6 +141,9 @@ _PROTOTYPE_REPEATS = 3
 # Within what atoms lie where a symmetry operation wants them, Å: phonopy's own value.
 _SYMPREC = 1e-5
 
+# Steps without progress after which a relaxation that is good enough stops.
+_PATIENCE = 25
+
 _DISPLACED = "displaced "
 
 
@@ -154,8 +157,9 @@ class Protocol:
         Largest force at convergence of the relaxation, eV/Å, and largest stress times the volume per atom, eV. With 15 Å³ per atom
         the stress is then below 0.01 GPa.
     accepted_ev_per_a : float
-        The same for a relaxation that has not converged after ``max_steps``: below this it is good enough for phonons (the forces of the
-        perfect supercell are subtracted), above it has failed. M3GNet's energy has small steps where bonds cross its cutoff.
+        The same for a relaxation that has not converged after ``max_steps``, or makes no progress: below this it is good enough for phonons
+        (the forces of the perfect supercell are subtracted), above it has failed. M3GNet's energy has small steps where bonds
+        cross its cutoff.
     max_steps : int
         Steps of a relaxation.
     relax : bool
@@ -536,14 +540,25 @@ def relax(potential: Potential, crystal: ase.Atoms, protocol: Protocol) -> ase.A
             # SciPy's logarithm of the deformation reports errors of 1e-13.
             warnings.filterwarnings("ignore", message="logm result may be inaccurate", category=RuntimeWarning)
             free = FrechetCellFilter(atoms)
-            converged = BFGS(free, logfile=None).run(fmax=protocol.fmax_ev_per_a, steps=protocol.max_steps)
-            force = np.linalg.norm(free.get_forces(), axis=1).max()
+            force = _descend(free, protocol)
     except RuntimeError as error:
         # ASE's constraint refuses a strain of more than a quarter in one step.
         raise ValueError(f"relaxation went astray: {error}") from error
-    if not converged and not force < protocol.accepted_ev_per_a:
+    if not force < protocol.accepted_ev_per_a:
         raise ValueError(f"relaxation not converged in {protocol.max_steps} steps: largest force {force:.1e} eV/Å")
     return ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
+
+
+def _descend(free: FrechetCellFilter, protocol: Protocol) -> float:
+    """Relax until converged, out of steps, or good enough without progress; return the largest force."""
+    smallest, when = np.inf, 0
+    for step, _ in enumerate(BFGS(free, logfile=None).irun(fmax=protocol.fmax_ev_per_a, steps=protocol.max_steps)):
+        force = float(np.linalg.norm(free.get_forces(), axis=1).max())
+        if force < 0.9 * smallest:
+            smallest, when = force, step
+        elif force < protocol.accepted_ev_per_a and step - when >= _PATIENCE:
+            break
+    return force
 
 
 def carried_over(crystal: Phonopy, relaxed: ase.Atoms) -> ase.Atoms:
