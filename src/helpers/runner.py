@@ -70,7 +70,7 @@ def shards(cases: Sequence[Case], atoms_per_shard: int = _ATOMS_PER_SHARD) -> li
 
 
 # Columns that, where a benchmark has them, tell the rows of one case and property apart.
-_ROW_KEYS = ("stage", "held_out", "epoch", "atom", "component")
+_ROW_KEYS = ("stage", "held_out", "epoch", "atom", "component", "displacement", "q", "branch", "frequency_thz", "image")
 
 _worker_potential: Potential | None = None
 
@@ -264,7 +264,9 @@ def live_check(
         cases += members[::step]
     now = module.run(potentials.load(key), cases, protocol)
     keys = ["set", "case", "property", *[column for column in _ROW_KEYS if column in now]]
-    committed = results.read(benchmark, key)[[*keys, "value", "status"]].rename(columns={"value": "committed", "status": "was"})
+    committed = results.read(benchmark, key)
+    committed = committed.loc[committed["set"].isin(chosen), [*keys, "value", "status"]]
+    committed = committed.rename(columns={"value": "committed", "status": "was"})
     both = now.merge(committed, on=keys, how="left", validate="one_to_one")
     both["difference"] = both["value"] - both["committed"]
     allowed = both["property"].map(module.TOLERANCES).astype(float)

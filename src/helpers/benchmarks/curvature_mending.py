@@ -12,8 +12,8 @@ Sets
 ``csf``
     CsF, whose two displaced supercells are all the labels there are: one trains, the other selects the epoch.
 ``vacancy-hops``
-    Cu (others on request): frames of molecular dynamics with a vacancy as labels (Li et al., Phys. Rev. B 98, 094104 (2018)), and the barrier of
-    the vacancy's hop as the test.
+    Cu (others on request): frames of molecular dynamics with a vacancy as labels (Li et al., Phys. Rev. B 98, 094104 (2018)), and the
+    barrier of the vacancy's hop as the test.
 ``teacher``
     Al with small displacements of all atoms, labelled by the same potential made a quarter stiffer, and its phonons: no file is needed
     and the right answer is known.

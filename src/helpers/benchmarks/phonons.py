@@ -1149,7 +1149,7 @@ def functionals(table: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame
         One row per model and compound in both: ``model, material, formula``; at Γ, in THz, ``pbesol``, ``pbe``, and the model in either
-        supercell, ``model`` and ``model_pbe_supercell`` (equal if all is well); ``pbe_over_pbesol``, ``model_over_pbesol``,
+        supercell, ``model_gamma`` and ``model_gamma_pbe_supercell`` (equal if all is well); ``pbe_over_pbesol``, ``model_over_pbesol``,
         ``model_over_pbe``; and, each within its own supercell, the ratios of the highest frequencies,
         ``max_over_pbesol`` and ``max_over_pbe``. Empty if there is no such compound.
     """
@@ -1169,8 +1169,8 @@ def functionals(table: pd.DataFrame) -> pd.DataFrame:
             **{key: both[key] for key in keys},
             "pbesol": both["reference"],
             "pbe": both["reference_pbe"],
-            "model": both["value"],
-            "model_pbe_supercell": both["value_pbe"],
+            "model_gamma": both["value"],
+            "model_gamma_pbe_supercell": both["value_pbe"],
             "pbe_over_pbesol": both["reference_pbe"] / both["reference"],
             "model_over_pbesol": both["ratio_gamma"],
             "model_over_pbe": both["ratio_gamma_pbe"],

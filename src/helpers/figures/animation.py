@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import html
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ase
 import numpy as np
+from matplotlib.figure import Figure
 
 from helpers.figures.interactive import _TILT, _TURN, _cell_edges, _drawing, _element_colours, _identifier, _key, _Scene, _script
 from helpers.figures.style import _need_alt, _png_uri
 
 LOOPS = ("loop", "back-and-forth")
 
-# Radius of a ball, Å, and of one that is pointed out.
-_BALL, _POINTED_OUT = 0.55, 0.9
+# Radius of a ball, of one that is pointed out, and of the beads that mark its path in the still picture. All in Å.
+_BALL, _POINTED_OUT, _BEAD = 0.55, 0.9, 0.4
 
 
 @dataclass(frozen=True)
@@ -54,29 +56,40 @@ class AnimationView:
     def _repr_html_(self) -> str:
         identifier = _identifier("animation", self.alt)
         first = self.frames[0]
-        # Where a highlighted atom passes is shown in the picture that stands for the animation.
-        passed = [frame.positions[atom] for frame in self.frames[1:] for atom in self.highlight]
-        scene = _Scene(first, np.empty((0, 2, 3)), np.array(passed).reshape(-1, 3))
         alternative = html.escape(f"{self.alt} {first.get_chemical_formula()}, {len(self.frames)} frames.", quote=True)
         box = "position: relative; width: 100%; overflow: hidden; background: white"
-        bar = "display: flex; gap: 0.8rem; align-items: center; justify-content: center; padding: 0.4rem 0.6rem; flex-wrap: wrap"
+        bar = "display: flex; gap: 0.3rem 0.8rem; align-items: center; justify-content: center; padding: 0.4rem 0.6rem; flex-wrap: wrap"
+        # As wide as the longest label, so that nothing jumps while it changes.
+        output = f"min-width: {max(map(len, self.labels))}ch; font-size: 0.9rem; font-variant-numeric: tabular-nums"
         return (
-            '<div class="structure-views" style="background: white; color: #222222">'
+            # Buttons and sliders of a dark page would be dark on white.
+            '<div class="structure-views" style="background: white; color: #222222; color-scheme: light">'
             f'<div id="{identifier}" class="structure-viewer" role="img" aria-label="{alternative}" '
             f'style="{box}; height: {self.height}px">'
-            f'<img src="{_png_uri(_drawing(scene))}" alt="{alternative}" style="width: 100%; height: 100%; object-fit: contain"></div>'
-            f'<div id="{identifier}-bar" style="{bar}" hidden>'
-            f'<button type="button" aria-label="Play or pause" aria-pressed="false" style="min-width: 5rem">Play</button>'
-            f'<input type="range" min="0" max="{len(self.order) - 1}" value="0" step="1" aria-label="Frame" '
+            f'<img src="{_png_uri(self._picture())}" alt="{alternative}" style="width: 100%; height: 100%; object-fit: contain"></div>'
+            # The attribute is on an element without a display of its own, which would win over it.
+            f'<div id="{identifier}-bar" hidden><div style="{bar}">'
+            '<button type="button" aria-label="Play or pause" aria-pressed="false" style="min-width: 5rem">Play</button>'
+            f'<input type="range" min="0" max="{len(self.frames) - 1}" value="0" step="1" aria-label="Frame" '
             'style="flex: 1 1 8rem; max-width: 20rem">'
-            f'<output style="min-width: 6rem; font-size: 0.9rem">{html.escape(self.labels[0])}</output></div>'
+            # Screen readers would speak all the time; the slider tells them the text of the frame.
+            f'<output aria-live="off" style="{output}">{html.escape(self.labels[0])}</output></div></div>'
             f"{_key(first, [])}</div>\n{_script(self.script, self._player(identifier))}"
         )
+
+    def _picture(self) -> Figure:
+        """Return the picture that stands for the animation: the first frame, and the way of the highlighted atoms."""
+        first = self.frames[0]
+        radii = np.full(len(first), _BALL)
+        radii[list(self.highlight)] = _POINTED_OUT
+        colours = _element_colours(first.get_chemical_symbols())
+        beads = [(frame.positions[atom], _BEAD, colours[first[atom].symbol]) for frame in self.frames[1:] for atom in self.highlight]
+        return _drawing(_Scene(first, np.empty((0, 2, 3)), np.empty((0, 3))), radii, beads)
 
     def _player(self, identifier: str) -> str:
         """Return the JavaScript that puts the view in the place of the picture and plays it."""
         symbols = self.frames[0].get_chemical_symbols()
-        # Atoms beside each other in the list of frames share their symbols, which are sent once.
+        # Symbols are sent once: all frames have the same atoms.
         positions = [frame.positions.round(3).tolist() for frame in self.frames]
         scheme = {"prop": "elem", "map": {symbol: int(hue[1:], 16) for symbol, hue in _element_colours(symbols).items()}}
         edges = _cell_edges(np.asarray(self.frames[0].cell)).round(3).tolist() if self.frames[0].cell.rank == 3 else []
@@ -90,17 +103,19 @@ class AnimationView:
             "edges": edges,
             "scheme": scheme,
         }
+        # "<!--<script" in a label would keep the element from ending.
+        safe = json.dumps(data).replace("<", "\\u003c")
         return f"""\
 (() => {{
-  const data = {json.dumps(data)};
+  const data = {safe};
   const box = document.getElementById({json.dumps(identifier)});
   const bar = document.getElementById({json.dumps(identifier + "-bar")});
-  const [button, slider, output] = bar.children;
+  const [button, slider, output] = bar.firstElementChild.children;
   const picture = [...box.children];
   const viewer = $3Dmol.createViewer(box, {{backgroundColor: "white"}});
   if (!viewer) return;
   const xyz = (frame) => [frame.length, "", ...frame.map((r, k) => data.symbols[k] + " " + r.join(" "))].join("\\n") + "\\n";
-  viewer.addModelsAsFrames(data.positions.map(xyz).join(""), "xyz");
+  viewer.addModelsAsFrames(data.positions.map(xyz).join(""), "xyz", {{assignBonds: false}});
   viewer.setStyle({{}}, {{sphere: {{radius: {_BALL}, colorscheme: data.scheme}}}});
   if (data.highlight.length) viewer.setStyle({{index: data.highlight}}, {{sphere: {{radius: {_POINTED_OUT}, colorscheme: data.scheme}}}});
   const point = ([x, y, z]) => ({{x, y, z}});
@@ -114,25 +129,38 @@ class AnimationView:
   viewer.render();
   picture.forEach((element) => element.remove());
   bar.hidden = false;
-  const show = (place) => {{
+  let place = 0, request = null, last = 0, seen = false;
+  let wanted = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const show = () => {{
     const frame = data.order[place];
-    slider.value = place;
+    slider.value = frame;
+    slider.setAttribute("aria-valuetext", data.labels[frame]);
     output.textContent = data.labels[frame];
     Promise.resolve(viewer.setFrame(frame)).then(() => viewer.render()).catch(console.error);
   }};
-  let place = 0, timer = null, wanted = !matchMedia("(prefers-reduced-motion: reduce)").matches, seen = false;
+  // By the clock, at most one frame each time the screen is drawn: a slow machine skips frames, and a hidden tab draws none.
+  const tick = (now) => {{
+    const steps = Math.floor((now - last) / data.step);
+    if (steps > 0) {{
+      last += steps * data.step;
+      place = (place + steps) % data.order.length;
+      show();
+    }}
+    request = requestAnimationFrame(tick);
+  }};
   // Out of sight nothing moves, so that several animations on a page cost nothing.
   const update = () => {{
-    const run = wanted && seen;
-    if (run && timer === null) timer = setInterval(() => {{ place = (place + 1) % data.order.length; show(place); }}, data.step);
-    if (!run && timer !== null) {{ clearInterval(timer); timer = null; }}
+    if (wanted && seen && request === null) {{ last = performance.now(); request = requestAnimationFrame(tick); }}
+    if (!(wanted && seen) && request !== null) {{ cancelAnimationFrame(request); request = null; }}
     button.textContent = wanted ? "Pause" : "Play";
     button.setAttribute("aria-pressed", String(wanted));
   }};
   button.addEventListener("click", () => {{ wanted = !wanted; update(); }});
-  slider.addEventListener("input", () => {{ wanted = false; place = Number(slider.value); show(place); update(); }});
+  // The first places of the order are the frames themselves.
+  slider.addEventListener("input", () => {{ wanted = false; place = Number(slider.value); update(); show(); }});
   new IntersectionObserver((entries) => {{ seen = entries[entries.length - 1].isIntersecting; update(); }}).observe(box);
   update();
+  show();
   // The wheel scrolls the page; with Ctrl it zooms.
   box.addEventListener("wheel", (event) => {{ if (!event.ctrlKey) event.stopPropagation(); }}, true);
 }})();
@@ -161,33 +189,43 @@ def animation_view(
     Parameters
     ----------
     frames : sequence of ase.Atoms
-        Two or more, with the same atoms in the same order and the same cell.
+        Two or more, with the same atoms in the same order and the same cell. Positions, Å, are drawn as they are, to 0.001 Å.
     alt : str
         What they show, for those who cannot see them. Formula and number of frames are added.
     labels : sequence of str, optional
-        A few words for each frame.
+        A few words for each frame, as plain text; by default its number, counted from 1.
     highlight : sequence of int
-        Atoms to be drawn larger: the ion that moves.
+        Atoms to be drawn larger, counted from 0: the ion that moves. The still picture shows where they pass.
     loop : {"loop", "back-and-forth"}
         What follows the last frame: the first one, or the way back.
     seconds : float
-        Time of one pass.
+        Time of one pass, s; of the way there and back together.
     script : str
         Address of 3Dmol.js, relative to the page.
     height : int
         Pixels.
 
+    Returns
+    -------
+    AnimationView
+        Give it to :func:`show` for a caption.
+
     Raises
     ------
     ValueError
-        If there are fewer than two frames, they do not belong together, a position is not finite, the labels are not as many, an atom to be
-        highlighted does not exist, the way to loop is unknown, or the alternative text is empty.
+        If there are fewer than two frames, they have no atoms, or not the same atoms and cell, a position is not finite, the labels are
+        not as many as the frames, an atom to be highlighted does not exist, ``loop`` is unknown, ``seconds`` is not positive and finite,
+        or the alternative text is empty.
+    TypeError
+        If an atom to be highlighted is not an integer.
     """
     _need_alt(alt)
     frames = [frame.copy() for frame in frames]
     if len(frames) < 2:
         raise ValueError(f"an animation needs at least two frames, not {len(frames)}")
     first = frames[0]
+    if len(first) == 0:
+        raise ValueError("the frames have no atoms")
     for number, frame in enumerate(frames):
         if not np.array_equal(frame.numbers, first.numbers):
             raise ValueError(f"frame {number} has not the atoms of frame 0")
@@ -197,17 +235,16 @@ def animation_view(
             raise ValueError(f"frame {number} holds positions that are not finite")
     if labels is not None and len(labels) != len(frames):
         raise ValueError(f"there are {len(frames)} frames but {len(labels)} labels")
+    highlight = tuple(operator.index(atom) for atom in highlight)
     strange = [atom for atom in highlight if not 0 <= atom < len(first)]
     if strange:
         raise ValueError(f"atom {strange[0]} is to be highlighted, but the frames have {len(first)} atoms")
     if loop not in LOOPS:
         raise ValueError(f"loop={loop!r}; choose one of {', '.join(LOOPS)}")
-    if not seconds > 0:
-        raise ValueError(f"seconds must be positive, not {seconds:g}")
+    if not 0 < seconds < np.inf:
+        raise ValueError(f"seconds must be positive and finite, not {seconds:g}")
     order = list(range(len(frames)))
     if loop == "back-and-forth":
         order += order[-2:0:-1]
     words = tuple(f"frame {number + 1}" for number in range(len(frames))) if labels is None else tuple(map(str, labels))
-    return AnimationView(
-        tuple(frames), alt, words, tuple(order), float(seconds), tuple(int(atom) for atom in highlight), script, int(height)
-    )
+    return AnimationView(tuple(frames), alt, words, tuple(order), float(seconds), highlight, script, int(height))

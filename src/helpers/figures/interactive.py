@@ -323,11 +323,17 @@ def _arrow_ends(atoms: ase.Atoms, displacements: np.ndarray | None, scale: float
 _TILT, _TURN = -78, 22
 
 
-def _drawing(scene: _Scene) -> Figure:
-    """Return a picture of a structure, its cell, and what else is there."""
+def _drawing(scene: _Scene, radii: np.ndarray | None = None, ghosts: Sequence[tuple[np.ndarray, float, str]] = ()) -> Figure:
+    """Return a picture of a structure, its cell, and what else is there.
+
+    Radii of the balls are in Å, by default those of the elements; ghosts are translucent balls: centre and radius in Å, and colour.
+    """
     atoms = scene.atoms
     symbols = atoms.get_chemical_symbols()
     colours = _element_colours(symbols)
+    if radii is None:
+        radii = np.full(len(atoms), _BALL) if len(scene.arrows) else 0.55
+    ghosts = [*((site, _SITE_RADIUS, _SITE) for site in scene.sites), *ghosts]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.8, 2.8), layout="constrained")
         FigureCanvasAgg(figure)
@@ -336,12 +342,13 @@ def _drawing(scene: _Scene) -> Figure:
             atoms,
             axes,
             rotation=f"{_TILT}x,{_TURN}y,0z",
-            radii=np.full(len(atoms), _BALL) if len(scene.arrows) else 0.55,
+            radii=radii,
             colors=[colours[symbol] for symbol in symbols],
         )
         picture.write()
-        for x, y, _ in picture.to_image_plane_positions(scene.sites):
-            axes.add_patch(Circle((x, y), _SITE_RADIUS, facecolor=_SITE, edgecolor=_SITE, alpha=0.45, zorder=2))
+        for centre, radius, hue in ghosts:
+            x, y, _ = picture.to_image_plane_positions(centre)
+            axes.add_patch(Circle((x, y), radius, facecolor=hue, edgecolor=hue, alpha=0.45, zorder=2))
         if len(scene.arrows):
             (x, y, _), (end_x, end_y, _) = np.moveaxis(picture.to_image_plane_positions(scene.arrows), [1, 2], [0, 1])
             axes.quiver(
