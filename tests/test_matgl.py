@@ -433,3 +433,20 @@ def test_precision_and_description(key, structures):
     assert len(description["elements"]) == 89
     assert description["cutoff_a"] == 5.0
     json.dumps(description)
+
+
+@needs_mirror
+def test_old_m3gnet_has_a_smooth_variant_beside_it():
+    """The same weights and key, the right triples, and no change to the potential that was asked."""
+    potential = potentials.load("m3gnet-mp-2021.2.8")
+    smooth = potential.smooth()
+    assert smooth.key == potential.key
+    assert smooth.network is potential.network
+    assert potential.convention == matgl.LEGACY
+    assert smooth.convention == matgl.LEGACY_RIGHT_TRIPLES
+    assert smooth.describe()["convention"] != potential.describe()["convention"]
+    assert smooth.smooth() is smooth
+    crystal = bulk("MgO", "rocksalt", a=4.21)
+    one, other = (p.evaluate([crystal])[0].energy for p in (potential, smooth))
+    assert one == pytest.approx(other, abs=1e-3)
+    assert potentials.load("tensornet-matpes-pbe-2025.1").smooth().convention == matgl.LEGACY

@@ -20,7 +20,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from torch_sim.models.interface import validate_model_outputs
 
 from helpers import potentials
-from helpers.potentials import PotentialError, StructureError
+from helpers.potentials import PotentialError, StructureError, base
 from helpers.potentials.ase import ASEPotential
 from helpers.potentials.base import Prediction
 
@@ -470,3 +470,23 @@ def test_chgnet_agrees_with_its_package(load_model, number):
         tolerance = 1e-4 * max(1.0, np.abs(reference["f"]).max())
         np.testing.assert_allclose(prediction.forces, reference["f"], rtol=0, atol=tolerance, err_msg=name)
         np.testing.assert_allclose(prediction.stress * GPA_PER_EV_A3, reference["s"], rtol=0, atol=5e-3, err_msg=name)
+
+
+def test_a_linear_layer_on_parts_equals_one_on_joined_rows():
+    generator = torch.Generator().manual_seed(0)
+    layers = [torch.nn.Linear(7, 5, dtype=torch.float64), torch.nn.Linear(7, 3, dtype=torch.float64)]
+    atoms, bonds = (torch.randn(n, d, generator=generator, dtype=torch.float64) for n, d in ((4, 3), (6, 2)))
+    angles = torch.randn(9, 2, generator=generator, dtype=torch.float64)
+    of_atom, of_bond = (torch.randint(n, (9,), generator=generator) for n in (4, 6))
+    joined = torch.cat([atoms[of_atom], angles, bonds[of_bond]], dim=1)
+    expected = torch.cat([layer(joined) for layer in layers], dim=1)
+    parts = [(atoms, of_atom), (angles, None), (bonds, of_bond)]
+    assert torch.allclose(base.linear_on_parts(layers, parts), expected, atol=1e-12)
+    # Also where no part is taken as it is.
+    parts = [(atoms, of_atom), (angles, torch.arange(9)), (bonds, of_bond)]
+    assert torch.allclose(base.linear_on_parts(layers, parts), expected, atol=1e-12)
+
+
+def test_a_potential_is_smooth_unless_it_says_otherwise():
+    potential = potentials.load("chgnet-0.3.0")
+    assert potential.smooth() is potential

@@ -214,3 +214,12 @@ def test_committed_tables_have_complete_provenance():
         for key, digest in made["data_sha256"].items():
             assert digest == registry.lookup(key).sha256, f"{path}: {key}"
         assert path.stat().st_size < 4_000_000, path
+
+
+def test_a_benchmark_may_ask_for_smaller_shards(data, few_cases, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runner, "shards", lambda cases, size: asked.append(size) or [cases])
+    runner.run("surfaces", EMT, processes=1, progress=False)
+    monkeypatch.setattr(surfaces, "ATOMS_PER_SHARD", 7, raising=False)
+    runner.run("surfaces", EMT, processes=1, progress=False, force=True)
+    assert asked == [runner._ATOMS_PER_SHARD, 7]

@@ -60,7 +60,7 @@ class AnimationView:
         box = "position: relative; width: 100%; overflow: hidden; background: white"
         bar = "display: flex; gap: 0.3rem 0.8rem; align-items: center; justify-content: center; padding: 0.4rem 0.6rem; flex-wrap: wrap"
         # As wide as the longest label, so that nothing jumps while it changes.
-        output = f"min-width: {max(map(len, self.labels))}ch; font-size: 0.9rem; font-variant-numeric: tabular-nums"
+        output = f"min-width: min({max(map(len, self.labels))}ch, 100%); font-size: 0.9rem; font-variant-numeric: tabular-nums"
         return (
             # Buttons and sliders of a dark page would be dark on white.
             '<div class="structure-views" style="background: white; color: #222222; color-scheme: light">'
