@@ -31,6 +31,7 @@ CATALOGUE = (
     "solid_solutions",
     "phonons",
     "elasticity",
+    "strained_cells",
     "migration",
     "off_equilibrium",
     "fine_tuning",

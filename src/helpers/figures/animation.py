@@ -115,7 +115,8 @@ class AnimationView:
   const viewer = $3Dmol.createViewer(box, {{backgroundColor: "white"}});
   if (!viewer) return;
   const xyz = (frame) => [frame.length, "", ...frame.map((r, k) => data.symbols[k] + " " + r.join(" "))].join("\\n") + "\\n";
-  viewer.addModelsAsFrames(data.positions.map(xyz).join(""), "xyz", {{assignBonds: false}});
+  // Without its search for bonds, which are not drawn, the reader of this format numbers no atoms, and none could be pointed out.
+  viewer.addModelsAsFrames(data.positions.map(xyz).join(""), "xyz");
   viewer.setStyle({{}}, {{sphere: {{radius: {_BALL}, colorscheme: data.scheme}}}});
   if (data.highlight.length) viewer.setStyle({{index: data.highlight}}, {{sphere: {{radius: {_POINTED_OUT}, colorscheme: data.scheme}}}});
   const point = ([x, y, z]) => ({{x, y, z}});

@@ -1,0 +1,230 @@
+"""Stretched and sheared crystals of five elements: stress against DFT at the same geometry.
+
+:mod:`helpers.benchmarks.elasticity` compares moduli, each model at its own minimum. Here model and DFT see the same cells, with their
+stresses one by one, so that a single one can serve as the label of a correction. What is compared is the change of the stress from
+the undeformed cell of the same source: at that cell a model with another lattice parameter has a stress of its own.
+
+Sets
+----
+``five-elements``
+    Strained cells of Si, Li, Mo (Zuo et al., J. Phys. Chem. A 124, 731 (2020)), Cu and Ni, PBE: the group "Elastic" of the sets with forces.
+    Strains reach ±10 %.
+``al-shear``
+    Al sheared and stretched by up to 2 %, without DFT: what the book recomputes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import ase
+import numpy as np
+import pandas as pd
+from ase import units
+from ase.build import bulk
+from pymatgen.analysis.elasticity import Strain
+
+from helpers import softening
+from helpers.benchmarks import Case, elasticity, off_equilibrium, row, table
+from helpers.potentials.base import Potential
+
+SETS: dict[str, tuple[str, ...]] = {"five-elements": off_equilibrium.SETS["single-element-md"], "al-shear": ()}
+LIVE = "al-shear"
+TOLERANCES = {"stress_change": 0.05}  # GPa
+
+_COMPONENTS = {"xx": (0, 0), "yy": (1, 1), "zz": (2, 2), "yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
+# Below this a cell counts as undeformed, and a strain as absent.
+_NO_STRAIN = 1e-4
+_LIVE_STRAINS = (-0.02, -0.01, 0.01, 0.02)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings.
+
+    Attributes
+    ----------
+    max_strain : float
+        Largest strain of a cell that is a case.
+    """
+
+    max_strain: float = 0.11
+
+
+def strain_of(cell: np.ndarray, undeformed: np.ndarray) -> np.ndarray:
+    """Return the symmetric strain that turns one cell into another, ½ (F + Fᵀ) − 1 with F the deformation, shape (3, 3)."""
+    deformation = np.linalg.inv(undeformed) @ cell
+    return (deformation + deformation.T) / 2 - np.eye(3)
+
+
+def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
+    """Return one case per strained cell.
+
+    Returns
+    -------
+    list of Case
+        Structures ``frame`` and ``undeformed``; reference ``stress_change`` (shape (3, 3), eV/Å³); info ``kind`` (``stretch`` or
+        ``shear``) and ``strain`` (its largest component, of the tensor).
+
+    Raises
+    ------
+    KeyError
+        If a set is unknown.
+    """
+    protocol = protocol or Protocol()
+    names = list(SETS) if sets is None else list(sets)
+    unknown = set(names) - set(SETS)
+    if unknown:
+        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    makers = {"five-elements": _five_elements, "al-shear": lambda _: _aluminium()}
+    return [case for name in names for case in makers[name](protocol)]
+
+
+def _five_elements(protocol: Protocol) -> list[Case]:
+    frames = [case for case in off_equilibrium.cases(sets=["single-element-md"]) if case.info["group"] == "Elastic"]
+    found = []
+    for element in dict.fromkeys(case.material for case in frames):
+        own = [case for case in frames if case.material == element]
+        for size in dict.fromkeys(len(case.structures["frame"]) for case in own):
+            same = [case for case in own if len(case.structures["frame"]) == size]
+            # Of the cells of a size the one with the least stress is the undeformed one.
+            rest = min(same, key=lambda case: np.abs(case.reference["stress"]).max())
+            for case in same:
+                change = case.reference["stress"] - rest.reference["stress"]
+                made = _case("five-elements", element, case.name, case.structures["frame"], rest.structures["frame"], change)
+                if _NO_STRAIN < abs(made.info["strain"]) <= protocol.max_strain:
+                    found.append(made)
+    return found
+
+
+def _aluminium() -> list[Case]:
+    rest = bulk("Al", cubic=True, a=4.05)
+    found = []
+    for axis, name in ((0, "xx"), (5, "xy")):
+        for amount in _LIVE_STRAINS:
+            voigt = np.zeros(6)
+            voigt[axis] = amount
+            frame = elasticity.strained(rest, Strain.from_voigt(voigt))
+            found.append(_case("al-shear", "Al", f"al-shear/{name}/{amount:+.2f}", frame, rest, None))
+    return found
+
+
+def _case(name: str, element: str, case: str, frame: ase.Atoms, rest: ase.Atoms, change: np.ndarray | None) -> Case:
+    strain = strain_of(frame.cell.array, rest.cell.array)
+    place = np.unravel_index(np.argmax(np.abs(strain)), strain.shape)
+    info = {"kind": "stretch" if place[0] == place[1] else "shear", "strain": float(strain[place]), "n_atoms": len(frame)}
+    reference = {} if change is None else {"stress_change": change}
+    return Case(case, name, element, {"frame": frame, "undeformed": rest}, reference, info)
+
+
+def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
+    """Predict the change of the stress from the undeformed cell; one row per case and component that DFT or symmetry lets change.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Tidy table, property ``stress_change`` (GPa), columns ``component`` (xx to xy), ``kind`` and ``strain``. Rows are the normal
+        components of stretched cells, and the shear component that belongs to the strain of sheared ones.
+    """
+    rests: dict[bytes, int] = {}
+    structures: list[ase.Atoms] = []
+    for case in cases:
+        key = case.structures["undeformed"].positions.tobytes() + case.structures["undeformed"].cell.array.tobytes()
+        if key not in rests:
+            rests[key] = len(structures)
+            structures.append(case.structures["undeformed"])
+    first = len(structures)
+    structures += [case.structures["frame"] for case in cases]
+    predictions = potential.evaluate(structures, stress=True, progress=progress)
+    rows = []
+    for number, case in enumerate(cases):
+        rest = case.structures["undeformed"]
+        before = predictions[rests[rest.positions.tobytes() + rest.cell.array.tobytes()]]
+        after = predictions[first + number]
+        error = after.error or (before.error and f"undeformed cell: {before.error}")
+        if error is None and after.stress is None:
+            error = "the potential has no stress"
+        change = np.full((3, 3), np.nan) if error else (after.stress - before.stress) / units.GPa
+        wanted = case.reference.get("stress_change", np.full((3, 3), np.nan)) / units.GPa
+        strain = strain_of(case.structures["frame"].cell.array, rest.cell.array)
+        for name, place in _COMPONENTS.items():
+            shear = place[0] != place[1]
+            if shear != (case.info["kind"] == "shear") or (shear and abs(strain[place]) < _NO_STRAIN):
+                continue
+            values = float(change[place]), float(wanted[place])
+            rows.append(row(potential.key, case, "stress_change", *values, "GPa", error=error, component=name))
+    return table(rows)
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with DFT values, with ``material`` naming element and kind (``Si, shear``): what corrections are grouped by."""
+    rows = table[table["reference"].notna()]
+    return rows.assign(element=rows["material"], material=rows["material"] + ", " + rows["kind"])
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Return slope, reverse slope and errors of the stress, one row per model, element and kind of strain.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``model, set, material, kind, n_failed`` and those of :func:`helpers.softening.scalar_summary` (GPa, intervals from
+        resampling cells).
+    """
+    records = []
+    rated = table[table["reference"].notna()]
+    for (model, name, material, kind), group in rated.groupby(["model", "set", "material", "kind"], sort=False):
+        good = group[group["status"] == "ok"]
+        record = {"model": model, "set": name, "material": material, "kind": kind, "n_failed": len(group) - len(good)}
+        if good["value"].nunique() >= 2:
+            record |= softening.scalar_summary(good["value"], good["reference"], clusters=good["case"])
+        records.append(record)
+    return pd.DataFrame(records)
+
+
+def from_one_cell(table: pd.DataFrame) -> pd.DataFrame:
+    """Correct all strained cells of an element and kind with one of them, for every choice of it.
+
+    Returns
+    -------
+    DataFrame
+        As from :func:`helpers.softening.one_label_corrections`; ``material`` is element and kind, ``label`` the cell.
+    """
+    return softening.one_label_corrections(labelled(table), quantity="stress_change")
+
+
+def from_shear_to_stretch(table: pd.DataFrame) -> pd.DataFrame:
+    """Apply the factor of one cell to the cells of the other kind, for every choice of it.
+
+    Returns
+    -------
+    DataFrame
+        One row per model, element and label: ``model, element, from_kind, c``, and the mean absolute errors of the other kind's stress,
+        ``mae_before`` and ``mae_after`` (GPa).
+    """
+    rows = labelled(table)
+    rows = rows[rows["status"] == "ok"]
+    labels = from_one_cell(table)
+    labels = labels[labels["status"] == "ok"]
+    other = {"shear": "stretch", "stretch": "shear"}
+    records = []
+    for (model, material), group in labels.groupby(["model", "material"], sort=False):
+        element, kind = material.split(", ")
+        test = rows[(rows["model"] == model) & (rows["material"] == f"{element}, {other[kind]}")]
+        if test.empty:
+            continue
+        value, reference = test["value"].to_numpy(), test["reference"].to_numpy()
+        before = float(np.abs(value - reference).mean())
+        records += [
+            {
+                "model": model,
+                "element": element,
+                "from_kind": kind,
+                "c": c,
+                "mae_before": before,
+                "mae_after": float(np.abs(c * value - reference).mean()),
+            }
+            for c in group["c"]
+        ]
+    return pd.DataFrame(records)
