@@ -58,5 +58,9 @@ def energy_profiles(table: pd.DataFrame, models: Sequence[str] | None = None, or
         handles += [
             Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 5.5), linewidth=1.5, label=label(m)) for m in models
         ]
-        _legend(figure, spare, handles)
+        if spare is None and len(axes) > 1 and len(handles) > 4:
+            # More do not fit side by side.
+            figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.6)
+        else:
+            _legend(figure, spare, handles)
     return figure
