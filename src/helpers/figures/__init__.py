@@ -15,7 +15,10 @@ from helpers.figures.interactive import StructureView, interactive_parity, struc
 from helpers.figures.lanes import before_after, by_material, label_choices
 from helpers.figures.page import Shown, ShownTable, caption, show, show_table, with_interval
 from helpers.figures.paths import energy_profiles
+from helpers.figures.slopes import clouds, parts, ratio_by_size, slope_plane
+from helpers.figures.slopes import pairs as model_pairs
 from helpers.figures.style import COLOURS, MARKERS, STYLE, apply_style, base_key, colour, in_order, label, marker, paper_key, paper_points
+from helpers.figures.training import training_curve
 from helpers.figures.trends import cell_size, error_against_coordination, scale_against_temperature
 from helpers.figures.vibrations import bands_and_dos
 
@@ -36,6 +39,7 @@ __all__ = [
     "by_material",
     "caption",
     "cell_size",
+    "clouds",
     "colour",
     "energy_profiles",
     "error_against_coordination",
@@ -49,14 +53,19 @@ __all__ = [
     "label_choices",
     "mae_cmae",
     "marker",
+    "model_pairs",
     "paper_key",
     "paper_points",
     "parity",
+    "parts",
     "phase_diagram",
+    "ratio_by_size",
     "scale_against_temperature",
     "scale_distribution",
     "show",
     "show_table",
+    "slope_plane",
     "structure_view",
+    "training_curve",
     "with_interval",
 ]

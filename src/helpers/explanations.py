@@ -1,0 +1,783 @@
+"""Is it softening, or does it only look so? What is left of 1 − s after each other explanation.
+
+Every benchmark ends in a softening scale s, the slope of predictions on DFT. A slope below one has other causes than a flat energy
+surface, and this module sets them side by side for all families of properties:
+
+regression to the mean
+    Scatter alone makes a calibrated predictor's slope R² (:func:`helpers.softening.decompose`).
+geometry
+    A model-relaxed value holds the error of the energy surface *and* what re-optimisation adds. Where a table has the same
+    quantity at the DFT geometry, the two can be told apart.
+selection
+    Systems for which the reference is another calculation than the one that the model learned (+U), or for which the number is no
+    well-defined property (unstable crystals, magnetic elements).
+functional
+    PhononDB is PBEsol, the models learned PBE.
+
+Moments are taken about zero, as everywhere in :mod:`helpers.softening`. That is right also for quantities of one sign: a
+calibrated predictor obeys E[xy] = E[y²] whatever its mean, so that s' = 1 and s = R² with *this* R². Pearson's R², about the
+means, tells how well a model ranks the systems, and is no product of these slopes.
+
+Tables of :func:`rows` have one row per value (for forces: per component) with ``model``, ``material`` (what is resampled), ``case``,
+``value``, ``reference``; ``static``, the value at the DFT geometry (NaN if there is none); ``kept``, whether the row belongs to the
+selection; ``functional_ratio``, PBE over the reference's functional for that material (NaN if unknown).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from helpers import results, softening
+from helpers.benchmarks import defects, elasticity, migration, off_equilibrium, phonons, solid_solutions, strained_cells, surfaces
+
+_KEYS = ["model", "material", "case"]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Families
+
+
+@dataclass(frozen=True)
+class Family:
+    """One quantity on one set of systems.
+
+    Attributes
+    ----------
+    key, name : str
+        For code, and for the reader.
+    benchmark : str
+        Whose table.
+    read : callable
+        From that table to the columns of :func:`rows`, failed rows included.
+    kind : {"force", "scalar"}
+        Forces vary about zero; scalars have mostly one sign.
+    order : int
+        Of the energy's derivative: 0 energy, 1 force or stress, 2 curvature.
+    geometry, selection : str
+        What ``static`` and ``kept`` mean; empty if there is no such thing.
+    chained : tuple of str
+        Explanations that :func:`explain` takes one after the other. Those that tell the same story twice are not all in it.
+    """
+
+    key: str
+    name: str
+    benchmark: str
+    read: Callable[[pd.DataFrame], pd.DataFrame]
+    kind: str
+    order: int
+    geometry: str = ""
+    selection: str = ""
+    chained: tuple[str, ...] = ("selection", "geometry")
+
+
+def _of(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Return the reader of the forces of one set."""
+
+    def read(table: pd.DataFrame) -> pd.DataFrame:
+        chosen = table[(table["set"] == name) & (table["property"] == "force")]
+        return _forces(off_equilibrium.headline(chosen))
+
+    return read
+
+
+def _forces(chosen: pd.DataFrame) -> pd.DataFrame:
+    return chosen.assign(kept=~chosen["has_u_metal_with_o_or_f"].astype(bool))
+
+
+def _cold(table: pd.DataFrame) -> pd.DataFrame:
+    return off_equilibrium.crystals(table)
+
+
+def _beside(chosen: pd.DataFrame, moved: str, fixed: str, extra: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the rows of the property ``moved``, with the value of ``fixed`` for the same case as ``static``."""
+    keys = ["model", "set", "case", *extra]
+    static = chosen[(chosen["property"] == fixed) & (chosen["status"] == "ok")]
+    static = static[[*keys, "value"]].rename(columns={"value": "static"})
+    return chosen[chosen["property"] == moved].merge(static, on=keys, how="left", validate="one_to_one")
+
+
+def _surfaces(table: pd.DataFrame) -> pd.DataFrame:
+    found = _beside(table[table["set"] == "slabs-109"], "gamma_relaxed", "gamma_static")
+    return found.assign(kept=~found["magnetic"].astype(bool))
+
+
+def _defects(table: pd.DataFrame) -> pd.DataFrame:
+    found = _beside(defects.pooled(table), "relaxed", "unrelaxed")
+    return found.assign(kept=~found["magnetic"].astype(bool))
+
+
+def _sic_aln(table: pd.DataFrame) -> pd.DataFrame:
+    found = _beside(table[table["set"] == "sic-aln"], "mixing_energy", "mixing_energy_static")
+    # Errors at one composition have a common part: compositions are resampled, as in that benchmark's summary.
+    return found[found["x"].between(0, 1, inclusive="neither")].assign(material=lambda part: part["x"].round(6).astype(str))
+
+
+def _bcc_alloys(table: pd.DataFrame) -> pd.DataFrame:
+    chosen = table[table["set"].isin(["nb-mo", "ta-w"]) & (table["property"] == "mixing_energy_static")]
+    chosen = chosen[chosen["x"].between(0, 1, inclusive="neither")]
+    return chosen.assign(material=chosen["set"].astype(str) + chosen["x"].round(6).astype(str))
+
+
+def _elements(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["set"] == "elements") & (table["property"] == "barrier")]
+
+
+def _hops(table: pd.DataFrame) -> pd.DataFrame:
+    chosen = table[(table["set"] == "hops") & (table["property"] == "barrier_bent")]
+    return chosen.assign(kept=~chosen["has_u_metal_with_o_or_f"].astype(bool))
+
+
+def _path(table: pd.DataFrame) -> pd.DataFrame:
+    chosen = table[(table["set"] == "livpo4f") & table["property"].isin(["image_energy_relaxed", "image_energy_static"])]
+    return _beside(chosen[chosen["image"] != 0], "image_energy_relaxed", "image_energy_static", ["image"])
+
+
+def _phonons(power: int) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    def read(table: pd.DataFrame) -> pd.DataFrame:
+        found = _beside(table[table["set"] == "phonondb"], "omega_max", "omega_max_static")
+        pairs = phonons.functionals(table)[["model", "material", "pbe_over_pbesol"]]
+        pairs = pairs.rename(columns={"pbe_over_pbesol": "functional_ratio"})
+        found = found.merge(pairs, on=["model", "material"], how="left")
+        numbers = ["value", "reference", "static", "functional_ratio"]
+        found[numbers] = np.sign(found[numbers]) * found[numbers].abs() ** power
+        return found.assign(kept=found["dft_stable"].eq(True) & ~found["magnetic"].astype(bool))
+
+    return read
+
+
+def _phonons_pbe(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["set"] == "phonondb-pbe") & (table["property"] == "omega_max")]
+
+
+def _modulus(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda table: table[(table["set"] == "binaries") & (table["property"] == name)]
+
+
+def _strained(kinds: Sequence[str]) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda table: table[(table["set"] == "four-elements") & table["kind"].isin(kinds)]
+
+
+_NO_U, _NO_MAGNET = "without O or F beside a +U metal", "without magnetic metals"
+
+FAMILIES: dict[str, Family] = {
+    family.key: family
+    for family in (
+        Family("forces-wbm", "forces: WBM-21", "off_equilibrium", _of("wbm-21"), "force", 1, selection=_NO_U),
+        Family("forces-tp", "forces: MatterSim-TP", "off_equilibrium", _of("mattersim-tp"), "force", 1, selection=_NO_U),
+        Family("forces-md", "forces: dynamics of elements", "off_equilibrium", _of("single-element-md"), "force", 1),
+        Family("forces-cold", "forces: crystals below melting", "off_equilibrium", _cold, "force", 1),
+        Family("forces-control", "forces: MPtrj (control)", "off_equilibrium", _of("mptrj-1k"), "force", 1, selection=_NO_U),
+        Family("surfaces", "surface energies", "surfaces", _surfaces, "scalar", 0, geometry="slab of DFT, unrelaxed", selection=_NO_MAGNET),
+        Family("defects", "defect energies", "defects", _defects, "scalar", 0, geometry="ideal lattice", selection=_NO_MAGNET),
+        Family("sic-aln", "mixing: SiC–AlN", "solid_solutions", _sic_aln, "scalar", 0, geometry="cell and atoms of DFT"),
+        Family("bcc-alloys", "mixing: Nb–Mo, Ta–W", "solid_solutions", _bcc_alloys, "scalar", 0),
+        Family("barriers-metals", "barriers: metals", "migration", _elements, "scalar", 0),
+        Family("barriers-ions", "barriers: ions", "migration", _hops, "scalar", 0, selection=_NO_U),
+        Family("path-livpo4f", "barrier: path in LiVPO₄F", "migration", _path, "scalar", 0, geometry="images of DFT"),
+        Family("stress-stretch", "stress: stretched cells", "strained_cells", _strained(["stretch", "volume"]), "force", 1),
+        Family("stress-shear", "stress: sheared cells", "strained_cells", _strained(["shear"]), "force", 1),
+        Family(
+            "phonons",
+            "phonons: ω, PBEsol",
+            "phonons",
+            _phonons(1),
+            "scalar",
+            2,
+            geometry="cell of DFT",
+            selection="stable in DFT, not magnetic",
+            # The functional acts mostly through the cell: at the cell of DFT it would be counted twice.
+            chained=("selection", "functional"),
+        ),
+        Family("phonons-pbe", "phonons: ω, PBE", "phonons", _phonons_pbe, "scalar", 2),
+        Family("bulk-modulus", "bulk modulus", "elasticity", _modulus("bulk_modulus"), "scalar", 2),
+        Family("shear-modulus", "shear modulus", "elasticity", _modulus("shear_modulus"), "scalar", 2),
+    )
+}
+
+# A frequency is the root of a curvature: this is the same family on the footing of the others.
+CURVATURE = Family("curvature", "phonons: ω², PBEsol", "phonons", _phonons(2), "scalar", 2, chained=("selection", "functional"))
+
+_BENCHMARKS = (defects, elasticity, migration, off_equilibrium, phonons, solid_solutions, strained_cells, surfaces)
+
+
+def rows(family: Family, table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Return the values of a family for every model that has a table, with the columns of the module's text.
+
+    Failed rows and rows that hold no number are left out; ``attrs["n_failed"]`` counts them per model.
+
+    Parameters
+    ----------
+    family : Family
+    table : DataFrame, optional
+        The benchmark's table; by default what is on disk. Without any the result has no rows.
+    """
+    columns = [*_KEYS, "value", "reference", "static", "kept", "functional_ratio"]
+    if table is None:
+        if not results.models(family.benchmark):
+            return pd.DataFrame(columns=columns)
+        table = results.read(family.benchmark)
+    found = family.read(table)
+    for name, default in (("static", np.nan), ("kept", True), ("functional_ratio", np.nan)):
+        if name not in found:
+            found = found.assign(**{name: default})
+    good = (found["status"] == "ok") & np.isfinite(found[["value", "reference"]].astype(float)).all(axis=1)
+    # Components of one atom stay apart when two models are compared.
+    detail = [name for name in ("atom", "component", "image") if name in found]
+    kept = found.loc[good, [*columns, *detail]].reset_index(drop=True)
+    kept[_KEYS] = kept[_KEYS].astype(str)
+    kept.attrs["n_failed"] = {str(model): int(count) for model, count in (~good).groupby(found["model"].astype(str)).sum().items()}
+    return kept
+
+
+def read(families: Mapping[str, Family] = FAMILIES) -> dict[str, pd.DataFrame]:
+    """Return :func:`rows` of each family that has any, by key."""
+    tables = {name: results.read(name) for name in {f.benchmark for f in families.values()} if results.models(name)}
+    found = {key: rows(family, tables[family.benchmark]) for key, family in families.items() if family.benchmark in tables}
+    return {key: part for key, part in found.items() if len(part)}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Both slopes
+
+
+def _interval(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], **options) -> softening.Interval:
+    """Return the cluster bootstrap, or the bare estimate if there is a single cluster."""
+    if len(sums) > 1:
+        return softening.bootstrap_over(sums, statistic, **options)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return softening.Interval(float(statistic(sums.sum(axis=0))), np.nan, np.nan)
+
+
+def _entry(name: str, interval: softening.Interval) -> dict[str, float]:
+    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _sums(part: pd.DataFrame, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return Σxx, Σyy, Σxy of each pair (x, y) for each material, shape (n_materials, 3 n_pairs)."""
+    codes, names = pd.factorize(part["material"])
+    terms = [term for x, y in pairs for term in (x * x, y * y, x * y)]
+    return np.stack([np.bincount(codes, weights=term, minlength=len(names)) for term in terms], axis=1)
+
+
+def _numbers(part: pd.DataFrame, *names: str) -> list[np.ndarray]:
+    return [part[name].to_numpy(dtype=float) for name in names]
+
+
+def _need(part: pd.DataFrame) -> None:
+    if len(part) < 2:
+        raise ValueError(f"a slope needs at least two values, got {len(part)}")
+
+
+def slopes(part: pd.DataFrame, n_resamples: int = 2000, seed: int = 0) -> dict[str, float]:
+    """Return both slopes of the values of one model, with intervals from resampling materials.
+
+    Parameters
+    ----------
+    part : DataFrame
+        Columns ``material``, ``value``, ``reference``: of one model from :func:`rows`, or a simulation.
+    n_resamples, seed
+        As for :func:`helpers.softening.bootstrap_over`.
+
+    Returns
+    -------
+    dict
+        ``n``, ``n_materials``; with ``_low`` and ``_high``: ``slope`` (s), ``inverse_slope`` (s'), ``inverse`` (1/s') and ``r2`` = s s',
+        all about the origin; ``pearson_r2``, about the means.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two values.
+    """
+    _need(part)
+    x, y = _numbers(part, "reference", "value")
+    sums = _sums(part, [(x, y)])
+    found: dict[str, float] = {"n": len(part), "n_materials": len(sums)}
+    statistics = {
+        "slope": lambda s: s[..., 2] / s[..., 0],
+        "inverse_slope": lambda s: s[..., 2] / s[..., 1],
+        "inverse": lambda s: s[..., 1] / s[..., 2],
+        "r2": lambda s: s[..., 2] ** 2 / (s[..., 0] * s[..., 1]),
+    }
+    for name, statistic in statistics.items():
+        found |= _entry(name, _interval(sums, statistic, n_resamples=n_resamples, seed=seed))
+    return found | {"pearson_r2": softening.r_squared(x, y, intercept=True)}
+
+
+def overview(families: Mapping[str, pd.DataFrame], n_resamples: int = 2000) -> pd.DataFrame:
+    """Return :func:`slopes` of each family and model that has at least two values, one row each."""
+    records = []
+    for key, table in families.items():
+        for model, part in table.groupby("model", sort=True):
+            if len(part) >= 2:
+                failed = table.attrs.get("n_failed", {}).get(model, 0)
+                records.append({"family": key, "model": model, "n_failed": failed, **slopes(part, n_resamples)})
+    return pd.DataFrame(records)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is left
+
+EXPLANATIONS = ("selection", "geometry", "functional", "regression", "left")
+"""In the order in which they are taken away; ``left`` is what none of them explains."""
+
+
+def _stages(part: pd.DataFrame, family: Family) -> tuple[np.ndarray, list[str]]:
+    """Return the sums of all stages (and of the functional's logarithm), and the explanations that lead from one to the next.
+
+    The stages are paired: where a geometry is compared, all of them hold the cases that have both.
+    """
+    steps = [name for name in family.chained if name in ("selection", "geometry")]
+    has_static = "geometry" in steps and part["static"].notna().any()
+    part = part[part["static"].notna()] if has_static else part
+    x, y, static = _numbers(part, "reference", "value", "static")
+    kept = part["kept"].to_numpy(dtype=bool)
+    used, pairs = [], [(x, y)]
+    if "selection" in steps and not kept.all() and kept.any():
+        used.append("selection")
+        pairs.append((x * kept, y * kept))
+    if has_static:
+        used.append("geometry")
+        weight = kept if "selection" in used else 1.0
+        pairs.append((x * weight, static * weight))
+    sums = _sums(part, pairs)
+    ratio = np.log(part["functional_ratio"].to_numpy(dtype=float))
+    known = np.isfinite(ratio) & (kept if "selection" in used else True)
+    if "functional" in family.chained and known.any():
+        codes, names = pd.factorize(part["material"])
+        logs = [np.bincount(codes, weights=term, minlength=len(names)) for term in (known, np.where(known, ratio, 0.0))]
+        return np.hstack([sums, np.stack(logs, axis=1)]), [*used, "functional"]
+    return sums, used
+
+
+def _parts(sums: np.ndarray, used: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the parts of 1 − s from totals of shape (..., k)."""
+    n_stages = 1 + sum(name in ("selection", "geometry") for name in used)
+    xx, yy, xy = (sums[..., i : 3 * n_stages : 3] for i in range(3))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_slopes = np.log(xy / xx)
+        total = log_slopes[..., 0]
+        logs = {name: log_slopes[..., i] - log_slopes[..., i + 1] for i, name in enumerate(n for n in used if n != "functional")}
+        logs["regression"] = np.log(xy[..., -1] ** 2 / (xx[..., -1] * yy[..., -1]))
+        logs["left"] = np.log(yy[..., -1] / xy[..., -1])
+        if "functional" in used:
+            logs["functional"] = sums[..., -1] / sums[..., -2]
+            logs["left"] = logs["left"] - logs["functional"]
+        # As in softening.decompose: the logarithmic mean of 1 and s turns logarithms into parts of 1 − s.
+        mean = np.where(total == 0, 1.0, np.expm1(total) / total)
+    return {name: -mean * value for name, value in logs.items()} | {"total": -np.expm1(total)}
+
+
+def explain(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Split 1 − s of one model into the explanations that apply, and what is left.
+
+    They are taken away one after the other, in the order of :data:`EXPLANATIONS`: the slope of all systems is a product of ratios,
+
+        s = (s_all / s_selected) · (s_selected / s_static) · R² · f · 1/(s' f),
+
+    with s' and R² of the last stage and f the geometric mean of PBE over the reference's functional. The logarithms of the factors
+    are carried over to 1 − s with the logarithmic mean, as in :func:`helpers.softening.decompose`, so that the parts add up
+    exactly. Another order would give other parts: explanations overlap. See :func:`one_at_a_time`.
+
+    Parameters
+    ----------
+    part : DataFrame
+        Rows of one model, from :func:`rows`.
+    family : Family
+    n_resamples, seed
+        As for :func:`helpers.softening.bootstrap_over`. All parts of a resample come from the same materials.
+
+    Returns
+    -------
+    DataFrame
+        ``explanation`` (``total``, those that apply, ``left``) with ``part``, ``part_low``, ``part_high``: parts of 1 − s. A negative
+        part works the other way: it hides softening.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two values, or the slope is not positive.
+    """
+    _need(part)
+    sums, used = _stages(part, family)
+    if (totals := sums.sum(axis=0))[2] <= 0:
+        raise ValueError(f"a slope of {totals[2] / totals[0]:.3g} is no product that could be split")
+    names = ["total", *[name for name in EXPLANATIONS if name in (*used, "regression", "left")]]
+    found = [
+        {"explanation": name}
+        | _entry("part", _interval(sums, lambda s, name=name: _parts(s, used)[name], n_resamples=n_resamples, seed=seed))
+        for name in names
+    ]
+    return pd.DataFrame(found)
+
+
+def explain_all(families: Mapping[str, pd.DataFrame], known: Mapping[str, Family] = FAMILIES, n_resamples: int = 2000) -> pd.DataFrame:
+    """Return :func:`explain` of each family and model, stacked, with the columns ``family`` and ``model`` in front.
+
+    Models with fewer than two values of a family, or without a positive slope, have no rows.
+    """
+    records = []
+    for key, table in families.items():
+        for model, part in table.groupby("model", sort=True):
+            if len(part) >= 2 and (part["value"].astype(float) * part["reference"].astype(float)).sum() > 0:
+                records.append(explain(part, known[key], n_resamples).assign(family=key, model=model))
+    found = pd.concat(records, ignore_index=True)
+    return found[["family", "model", *[name for name in found if name not in ("family", "model")]]]
+
+
+def one_at_a_time(part: pd.DataFrame, family: Family) -> pd.DataFrame:
+    """Return what s becomes when a single explanation is taken away, each from the full set of systems.
+
+    Parameters
+    ----------
+    part : DataFrame
+        Rows of one model.
+    family : Family
+
+    Returns
+    -------
+    DataFrame
+        ``explanation``, ``n``, ``before`` and ``after``: the slope on the systems that are compared, and the slope without that cause.
+        ``geometry`` compares the systems that have both geometries, ``selection`` all with the selected ones, ``regression`` s with
+        1/s', ``functional`` divides by the geometric mean of PBE over the reference's functional (``n`` counts what it comes from).
+    """
+    _need(part)
+    before = softening.softening_scale(*_numbers(part, "reference", "value"))
+    found = []
+    kept = part[part["kept"].astype(bool)]
+    if family.selection and 2 <= len(kept) < len(part):
+        found.append(("selection", len(kept), before, softening.softening_scale(*_numbers(kept, "reference", "value"))))
+    both = part[part["static"].notna()]
+    if family.geometry and len(both) >= 2:
+        moved, fixed = (softening.softening_scale(*_numbers(both, "reference", name)) for name in ("value", "static"))
+        found.append(("geometry", len(both), moved, fixed))
+    ratio = part["functional_ratio"].dropna().astype(float)
+    if len(ratio):
+        found.append(("functional", len(ratio), before, before / float(np.exp(np.log(ratio).mean()))))
+    found.append(("regression", len(part), before, 1 / softening.inverse_slope(*_numbers(part, "reference", "value"))))
+    return pd.DataFrame(found, columns=["explanation", "n", "before", "after"])
+
+
+# ---------------------------------------------------------------------------------------------------
+# The same network, other data
+
+
+def pair(table: pd.DataFrame, first: str, second: str, n_resamples: int = 2000, seed: int = 0) -> dict[str, float] | None:
+    """Compare two models on the cases that both have.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From :func:`rows`.
+    first, second : str
+        Models.
+    n_resamples, seed
+        As for :func:`helpers.softening.bootstrap_over`; both models see the same resamples.
+
+    Returns
+    -------
+    dict or None
+        ``n``, ``n_materials``, and with intervals ``slope_first``, ``slope_second``, ``slope_gain`` (second − first), and the same of
+        ``inverse`` = 1/s'. None if fewer than two cases are common to both.
+    """
+    keys = [*_KEYS[1:], *[name for name in ("atom", "component", "image") if name in table]]
+    sides = [table[table["model"] == model][[*keys, "value", "reference"]] for model in (first, second)]
+    both = sides[0].merge(sides[1].drop(columns="reference"), on=keys, suffixes=("", "_second"), validate="one_to_one")
+    if len(both) < 2:
+        return None
+    x, y, z = _numbers(both, "reference", "value", "value_second")
+    sums = _sums(both, [(x, y), (x, z)])
+    found: dict[str, float] = {"n": len(both), "n_materials": len(sums)}
+    statistics = {
+        "slope": lambda s, at: s[..., at + 2] / s[..., at],
+        "inverse": lambda s, at: s[..., at + 1] / s[..., at + 2],
+    }
+    for name, statistic in statistics.items():
+        for end, of in (
+            ("first", lambda s, f=statistic: f(s, 0)),
+            ("second", lambda s, f=statistic: f(s, 3)),
+            ("gain", lambda s, f=statistic: f(s, 3) - f(s, 0)),
+        ):
+            found |= _entry(f"{name}_{end}", _interval(sums, of, n_resamples=n_resamples, seed=seed))
+    return found
+
+
+def pairs(families: Mapping[str, pd.DataFrame], first: str, second: str, n_resamples: int = 2000) -> pd.DataFrame:
+    """Return :func:`pair` for each family in which both models have values."""
+    found = {key: pair(table, first, second, n_resamples) for key, table in families.items()}
+    return pd.DataFrame([{"family": key, "first": first, "second": second, **entry} for key, entry in found.items() if entry])
+
+
+# ---------------------------------------------------------------------------------------------------
+# Where on the axis
+
+
+def with_sizes(forces: pd.DataFrame) -> pd.DataFrame:
+    """Add ``size_reference`` and ``size_value``, the length of an atom's force vector in DFT and in the model, to rows of forces.
+
+    Parameters
+    ----------
+    forces : DataFrame
+        Rows of a family of forces, with ``atom``.
+    """
+    atoms = forces.groupby(["model", "case", "atom"], sort=False)
+    squares = forces[["reference", "value"]].astype(float) ** 2
+    codes = atoms.ngroup().to_numpy()
+    return forces.assign(**{f"size_{name}": np.sqrt(np.bincount(codes, weights=squares[name]))[codes] for name in squares})
+
+
+def binned(
+    part: pd.DataFrame, edges: Sequence[float], on: str, min_values: int = 300, n_resamples: int = 2000, seed: int = 0
+) -> pd.DataFrame:
+    """Return the ratio of model to DFT in bins of size, chosen by DFT or by the model.
+
+    Which axis the bins lie on decides what is held fixed, and with it what scatter does:
+
+    * bins of the **reference**: Σxy/Σxx, the slope of prediction on DFT. One for a model with unbiased noise, R² for a calibrated one.
+    * bins of the **prediction**: Σyy/Σxy, the inverse of the slope of DFT on prediction. One for a calibrated model.
+
+    Both are one for a perfect model and below one for a soft one.
+
+    Parameters
+    ----------
+    part : DataFrame
+        Rows of one model with ``size_reference`` and ``size_value``, from :func:`with_sizes`.
+    edges : sequence of float
+        Of the bins.
+    on : {"reference", "value"}
+        Whose size makes the bins.
+    min_values : int
+        A bin with fewer values, or of a single material, is left out.
+    n_resamples, seed
+        As for :func:`helpers.softening.bootstrap_over`.
+
+    Returns
+    -------
+    DataFrame
+        One row per bin: ``low``, ``high``, ``size`` (root mean square of what the bins are of),
+        ``n``, ``n_materials``, ``ratio`` with its interval.
+
+    Raises
+    ------
+    ValueError
+        If ``on`` is neither.
+    """
+    if on not in ("reference", "value"):
+        raise ValueError(f"bins are made on 'reference' or 'value', not {on!r}")
+    size = part[f"size_{on}"].to_numpy(dtype=float)
+    found = []
+    for low, high in itertools.pairwise(edges):
+        inside = part[(size >= low) & (size < high)]
+        if len(inside) < min_values or inside["material"].nunique() < 2:
+            continue
+        sums = _sums(inside, [tuple(_numbers(inside, "reference", "value"))])
+        top, bottom = (2, 0) if on == "reference" else (1, 2)
+        ratio = _interval(sums, lambda s, i=top, j=bottom: s[..., i] / s[..., j], n_resamples=n_resamples, seed=seed)
+        mean = float(np.sqrt((inside[f"size_{on}"].astype(float) ** 2).mean()))
+        found.append({"low": low, "high": high, "size": mean, "n": len(inside), "n_materials": len(sums), **_entry("ratio", ratio)})
+    return pd.DataFrame(found)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Errors in the label
+
+
+def reliability(rms: float, noise: float) -> float:
+    """Return λ = 1 − σ²/⟨x²⟩, the share of the reference's mean square that is no noise.
+
+    Noise in the reference that is independent of everything multiplies s by λ and leaves s' alone, because there the
+    reference is the regressand (Fuller, Measurement Error Models (Wiley, 1987), sec. 1.1).
+
+    Parameters
+    ----------
+    rms : float
+        Root mean square of the reference, noise included.
+    noise : float
+        Standard deviation of its error, in the same unit.
+    """
+    return 1 - (noise / rms) ** 2
+
+
+def label_noise(families: Mapping[str, pd.DataFrame], noise: Sequence[float], model: str) -> pd.DataFrame:
+    """Return how much noise of the DFT forces could matter, for the families of forces.
+
+    Parameters
+    ----------
+    families : mapping
+        From :func:`read`.
+    noise : sequence of float
+        Standard deviations to try, eV/Å.
+    model : str
+        Whose s is to be explained.
+
+    Returns
+    -------
+    DataFrame
+        One row per family: ``rms`` (eV/Å), ``slope``; for each σ, ``lost_σ`` = (1 − λ), the fraction of s that it costs; ``needed``, the
+        noise (eV/Å) that would bring a perfect model down to s (NaN for s ≥ 1).
+    """
+    found = []
+    for key, table in families.items():
+        part = table[table["model"] == model]
+        if key not in FAMILIES or FAMILIES[key].benchmark != "off_equilibrium" or len(part) < 2:
+            continue
+        x, y = _numbers(part, "reference", "value")
+        rms, slope = float(np.sqrt(np.mean(x * x))), softening.softening_scale(x, y)
+        lost = {f"lost_{sigma:g}": 1 - reliability(rms, sigma) for sigma in noise}
+        found.append({"family": key, "rms": rms, "slope": slope, **lost, "needed": rms * np.sqrt(1 - slope) if slope < 1 else np.nan})
+    return pd.DataFrame(found)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Simulated models, whose defects are known
+
+ARCHETYPES = ("noisy", "calibrated", "soft", "soft and noisy")
+
+
+def simulate(kind: str, r2: float = 0.8, n: int = 4000, mean: float = 0.0, seed: int = 0) -> pd.DataFrame:
+    """Draw truth and prediction of a made-up model.
+
+    The truth x is normal with the given mean and standard deviation 1. The models are
+
+    ``noisy``
+        y = x + e with independent noise: nothing is wrong with the slope.
+    ``calibrated``
+        x = y + e: the model predicts the mean of x given what it knows; the noise is in what it cannot know.
+    ``soft``
+        y = R² x, no noise at all: the same s as ``calibrated``, for another reason.
+    ``soft and noisy``
+        y = R² x + e, with so much noise that all second moments are those of ``calibrated`` (for mean 0: the same distribution).
+
+    Parameters
+    ----------
+    kind : {"noisy", "calibrated", "soft", "soft and noisy"}
+    r2 : float
+        Squared correlation of the models with noise, about the mean; the slope of the soft one.
+    n : int
+        Number of values; each is a material of its own.
+    mean : float
+        Of the truth, in standard deviations. Forces have 0; quantities of one sign do not.
+    seed : int
+
+    Returns
+    -------
+    DataFrame
+        ``model``, ``material``, ``case``, ``value``, ``reference``, and the sizes |x| and |y| that :func:`binned` wants.
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown or R² is not between 0 and 1.
+    """
+    if kind not in ARCHETYPES:
+        raise ValueError(f"there are {', '.join(ARCHETYPES)}, but no model {kind!r}")
+    if not 0 < r2 < 1:
+        raise ValueError(f"R² lies between 0 and 1, not at {r2}")
+    rng = np.random.default_rng(seed)
+    first, second = rng.normal(size=(2, n))
+    if kind == "calibrated":
+        y = mean + np.sqrt(r2) * first
+        x = y + np.sqrt(1 - r2) * second
+    else:
+        x = mean + first
+        y = {
+            "noisy": x + np.sqrt(1 / r2 - 1) * second,
+            "soft": r2 * x,
+            "soft and noisy": r2 * x + np.sqrt(r2 * (1 - r2)) * second,
+        }[kind]
+    names = [str(i) for i in range(n)]
+    found = pd.DataFrame({"model": kind, "material": names, "case": names, "value": y, "reference": x})
+    return found.assign(size_reference=np.abs(x), size_value=np.abs(y))
+
+
+# ---------------------------------------------------------------------------------------------------
+# The fix
+
+
+def corrections(forces: pd.DataFrame) -> pd.DataFrame:
+    """Correct each material with the factor from one of its frames, by both methods, for every choice of the frame.
+
+    Parameters
+    ----------
+    forces : DataFrame
+        Tidy rows of :mod:`helpers.benchmarks.off_equilibrium` (property ``force``). Materials with a single frame are left out.
+
+    Returns
+    -------
+    DataFrame
+        As :func:`helpers.softening.one_label_corrections` for both methods, with ``ratio`` (error after over error before, on the other
+        frames) and ``r2`` of the material (all frames), which says how much scatter a single factor cannot touch.
+
+    Raises
+    ------
+    ValueError
+        If no material has two frames.
+    """
+    frames = forces.groupby(["model", "set", "material"], observed=True)["case"].transform("nunique")
+    usable = forces[frames > 1]
+    if usable.empty:
+        raise ValueError("no material has two frames: nothing is left to test a correction on")
+    found = pd.concat([softening.one_label_corrections(usable, method) for method in ("inverse_slope", "least_squares")])
+    fits = softening.per_material(usable)[["model", "set", "material", "r2"]]
+    found = found.merge(fits, on=["model", "set", "material"], how="left")
+    return found.assign(ratio=found["mae_after"] / found["mae_before"])
+
+
+def typical(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Return the geometric mean of model over DFT, each value counting once, and what it becomes without each cause.
+
+    A mean of ratios weighs all systems alike, a slope weighs them with x². And it knows no regression to the mean: a predictor that is
+    calibrated in the logarithm has the right mean logarithm. So it answers whether the *level* is too low, not the slope.
+
+    Parameters
+    ----------
+    part : DataFrame
+        Rows of one model of a family of scalars. Pairs that are not both positive have no ratio and are left out.
+    family : Family
+    n_resamples, seed
+        As for :func:`helpers.softening.bootstrap_over`.
+
+    Returns
+    -------
+    DataFrame
+        ``explanation`` (``none``; ``selection`` and ``geometry``, on the systems concerned; ``same systems``, the value that the latter
+        is to be compared with; ``functional``, all systems over the geometric mean of PBE over the reference's functional), ``n``,
+        and ``ratio`` with its interval.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two ratios.
+    """
+    positive = part[(part["value"] > 0) & (part["reference"] > 0)]
+    _need(positive)
+    log_ratio = {name: np.log(positive[name].where(positive[name] > 0) / positive["reference"]) for name in ("value", "static")}
+    effect = np.log(positive["functional_ratio"].astype(float))
+    chosen = {"none": log_ratio["value"]}
+    if family.selection and not positive["kept"].all():
+        chosen["selection"] = log_ratio["value"].where(positive["kept"].astype(bool))
+    if family.geometry:
+        chosen["same systems"] = log_ratio["value"].where(log_ratio["static"].notna())
+        chosen["geometry"] = log_ratio["static"]
+    codes, names = pd.factorize(positive["material"])
+
+    def sums(values: pd.Series) -> np.ndarray:
+        known = values.notna().to_numpy()
+        terms = (known.astype(float), np.where(known, values.to_numpy(dtype=float), 0.0))
+        return np.stack([np.bincount(codes, weights=term, minlength=len(names)) for term in terms], axis=1)
+
+    options = {"n_resamples": n_resamples, "seed": seed}
+    found = []
+    for name, values in chosen.items():
+        ratio = _interval(sums(values), lambda s: np.exp(s[..., 1] / s[..., 0]), **options)
+        found.append({"explanation": name, "n": int(values.notna().sum()), **_entry("ratio", ratio)})
+    if effect.notna().any():
+        both = np.hstack([sums(log_ratio["value"]), sums(effect)])
+        ratio = _interval(both, lambda s: np.exp(s[..., 1] / s[..., 0] - s[..., 3] / s[..., 2]), **options)
+        found.append({"explanation": "functional", "n": int(effect.notna().sum()), **_entry("ratio", ratio)})
+    return pd.DataFrame(found)

@@ -1,0 +1,350 @@
+"""Charts of the two slopes: simulated clouds, the plane of both, what 1 − s is made of, pairs of models, slopes in bins of size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
+
+from helpers import softening
+from helpers.figures.lanes import _name_lanes
+from helpers.figures.style import (
+    _IDEAL,
+    _MUTED,
+    _PANEL,
+    _TEXT,
+    STYLE,
+    _chosen,
+    _good,
+    _legend,
+    _note,
+    _outer_labels,
+    _panels,
+    _readable,
+    _size,
+    colour,
+    in_order,
+    label,
+    marker,
+)
+
+# Lines that are no model's: Tol's muted colours, told apart by their dashes as well.
+_ON_TRUTH, _ON_PREDICTION = "#882255", "#117733"
+
+
+def clouds(simulated: pd.DataFrame, titles: Mapping[str, str], n_points: int = 900) -> Figure:
+    """Draw truth and prediction of simulated models with both regression lines, one panel per model.
+
+    Parameters
+    ----------
+    simulated : DataFrame
+        Columns ``model``, ``reference``, ``value``.
+    titles : mapping of str to str
+        Model → title, in order.
+    n_points : int
+        Draw at most so many points of each; the lines are fitted to all.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw or a value is not finite.
+    """
+    rows = _good(simulated, ["model"], ["reference", "value"])
+    models = _chosen(rows, list(titles))
+    low, high = -3.4, 3.4
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(len(models), extra=0.5)
+        for panel, model in zip(axes, models, strict=True):
+            part = rows[rows["model"] == model]
+            fitted = softening.fit(part["reference"], part["value"])
+            shown = part.iloc[:n_points]
+            panel.plot(shown["reference"], shown["value"], ".", color="#8A97A3", markersize=2.5, alpha=0.55, zorder=2)
+            panel.plot([low, high], [low, high], zorder=3, **_IDEAL)
+            ends = np.array([low, high])
+            panel.plot(ends, fitted.slope * ends, color=_ON_TRUTH, linewidth=2.4, zorder=4)
+            panel.plot(fitted.inverse_slope * ends, ends, color=_ON_PREDICTION, linewidth=2.4, linestyle=(0, (5, 1.5)), zorder=5)
+            panel.set(xlim=(low, high), ylim=(low, high), aspect="equal", xticks=[-2, 0, 2], yticks=[-2, 0, 2])
+            panel.set_title(titles[model], loc="left")
+            _note(panel, f"s = {fitted.slope:.2f}\ns′ = {fitted.inverse_slope:.2f}\nR² = {fitted.r2:.2f}")
+        _outer_labels(axes, "truth", "prediction")
+        handles = [
+            Line2D([], [], color=_ON_TRUTH, linewidth=2.4, label="prediction on truth (slope s)"),
+            Line2D([], [], color=_ON_PREDICTION, linewidth=2.4, linestyle=(0, (5, 1.5)), label="truth on prediction (slope s′)"),
+            Line2D([], [], label="perfect", **_IDEAL),
+        ]
+        if spare is not None:
+            _legend(figure, spare, handles)
+        else:
+            figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.2)
+    return figure
+
+
+def slope_plane(
+    overview: pd.DataFrame,
+    names: Mapping[str, str],
+    s_limits: tuple[float, float] = (0.26, 1.35),
+    reverse_limits: tuple[float, float] = (0.72, 3.0),
+) -> Figure:
+    """Draw both slopes against each other, one panel per family, a marker with its intervals per model.
+
+    Both axes are logarithmic, so that lines of constant R² = s s' are straight.
+
+    Parameters
+    ----------
+    overview : DataFrame
+        From :func:`helpers.explanations.overview`.
+    names : mapping of str to str
+        Family → title, in order. Families without a row are left out.
+    s_limits, reverse_limits : (float, float)
+        Range of s and of s'; a point beyond is put on the edge.
+
+    Raises
+    ------
+    ValueError
+        If none of the families has a row, or a slope is not finite.
+    """
+    rows = _good(overview[overview["family"].isin(names)], ["family", "model"], ["slope", "inverse_slope"])
+    families = [key for key in names if key in set(rows["family"])]
+    models = in_order(rows["model"])
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(len(families), extra=1.0)
+        figure.set_figheight(0.82 * figure.get_figheight())
+        for panel, family in zip(axes, families, strict=True):
+            _plane(panel, s_limits, reverse_limits)
+            for model in models:
+                for entry in rows[(rows["family"] == family) & (rows["model"] == model)].itertuples():
+                    _in_plane(panel, entry, s_limits, reverse_limits)
+            panel.set_title(names[family], loc="left")
+        _outer_labels(axes, "s, model on DFT", "s′, DFT on model")
+        style = {"linestyle": "none", "markeredgecolor": "white"}
+        handles = [Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 7.5), label=label(m), **style) for m in models]
+        handles += [
+            Line2D([], [], color=_TEXT, linewidth=1.6, label="soft, no scatter"),
+            Line2D([], [], color=_ON_TRUTH, linewidth=1.6, linestyle=(0, (1, 1)), label="s = 1: unbiased noise"),
+            Line2D([], [], color=_ON_PREDICTION, linewidth=1.6, linestyle=(0, (5, 1.5)), label="s′ = 1: calibrated"),
+            Line2D([], [], color="#B9C0C7", linewidth=1.1, label="R² = 0.9, 0.8, 0.6"),
+        ]
+        _legend(figure, spare, handles)
+    return figure
+
+
+def _plane(axes: Axes, s_limits: tuple[float, float], reverse_limits: tuple[float, float]) -> None:
+    """Draw the lines on which the simulated models lie, and those of equal scatter."""
+    axes.set(xscale="log", yscale="log", xlim=s_limits, ylim=reverse_limits)
+    axes.set_xticks([t for t in (0.3, 0.5, 0.7, 1.0, 1.5) if s_limits[0] <= t <= s_limits[1]])
+    axes.set_xticklabels([f"{t:g}" for t in axes.get_xticks()])
+    axes.set_yticks([t for t in (0.5, 0.7, 1.0, 1.5, 2.0, 3.0) if reverse_limits[0] <= t <= reverse_limits[1]])
+    axes.set_yticklabels([f"{t:g}" for t in axes.get_yticks()])
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_tick_params(which="minor", length=0)
+    axes.grid(visible=False)
+    s = np.array(s_limits)
+    for r2 in (0.9, 0.8, 0.6):
+        axes.plot(s, r2 / s, color="#B9C0C7", linewidth=1.1, zorder=1)
+    axes.plot(s, 1 / s, color=_TEXT, linewidth=1.6, zorder=1.5)
+    axes.axvline(1, color=_ON_TRUTH, linewidth=1.6, linestyle=(0, (1, 1)), zorder=1.5)
+    axes.axhline(1, color=_ON_PREDICTION, linewidth=1.6, linestyle=(0, (5, 1.5)), zorder=1.5)
+
+
+def _in_plane(axes: Axes, entry, s_limits: tuple[float, float], reverse_limits: tuple[float, float]) -> None:
+    hue = colour(entry.model)
+    x, y = np.clip(entry.slope, *s_limits), np.clip(entry.inverse_slope, *reverse_limits)
+    axes.hlines(y, *np.clip([entry.slope_low, entry.slope_high], *s_limits), color=hue, linewidth=1.5, alpha=0.75, zorder=3)
+    ends = np.clip([entry.inverse_slope_low, entry.inverse_slope_high], *reverse_limits)
+    axes.vlines(x, *ends, color=hue, linewidth=1.5, alpha=0.75, zorder=3)
+    axes.plot(
+        x,
+        y,
+        marker=marker(entry.model),
+        color=hue,
+        markeredgecolor="white",
+        markeredgewidth=0.7,
+        markersize=_size(entry.model, 7.5),
+        linestyle="none",
+        zorder=4,
+        clip_on=False,
+    )
+
+
+# What a part of 1 − s is owed to: Tol's muted colours, with a hatch where lightness alone would not do.
+_PARTS = {
+    "left": ("what is left", "#882255", ""),
+    "regression": ("regression to the mean", "#BBBBBB", "////"),
+    "geometry": ("re-optimisation", "#88CCEE", ""),
+    "functional": ("functional", "#117733", "...."),
+    "selection": ("+U, magnetic, unstable", "#DDCC77", "\\\\\\\\"),
+}
+
+
+def parts(explained: pd.DataFrame, names: Mapping[str, str], models: Sequence[str], limits: tuple[float, float] = (-0.45, 0.85)) -> Figure:
+    """Draw what 1 − s is made of: a lane per family, a panel per model, a piece of a bar per explanation.
+
+    Pieces that explain softening lie right of zero, those that hide it left. What is left comes first, with its interval.
+
+    Parameters
+    ----------
+    explained : DataFrame
+        From :func:`helpers.explanations.explain_all`.
+    names : mapping of str to str
+        Family → name, in order.
+    models : sequence of str
+        One or two.
+    limits : (float, float)
+        Range drawn; a bar that is longer is cut, and what is left is written beside it.
+
+    Raises
+    ------
+    ValueError
+        If a model has no row, or a part is not finite.
+    """
+    rows = _good(explained[explained["family"].isin(names)], ["family", "model", "explanation"], ["part"])
+    models = _chosen(rows, models)
+    lanes = [key for key in names if key in set(rows.loc[rows["model"].isin(models), "family"])]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2 * _PANEL + 0.2, 1.5 + 0.36 * len(lanes)), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
+        for panel, model in zip(panels, models, strict=True):
+            _name_lanes(panel, [names[key] for key in lanes])
+            panel.axvline(0, color=_TEXT, linewidth=1.0, zorder=5)
+            for lane, family in enumerate(lanes):
+                part = rows[(rows["model"] == model) & (rows["family"] == family)].set_index("explanation")
+                if part.empty:
+                    panel.text(0.02, lane, "no table", fontsize=9, color=_MUTED, va="center")
+                else:
+                    _bar(panel, part, lane, limits)
+            panel.set(xlim=limits, xticks=[-0.4, 0, 0.4, 0.8])
+            panel.set_xlabel("part of 1 − s")
+            panel.set_title(label(model), color=_readable(model), loc="left")
+        handles = [
+            Patch(facecolor=hue, edgecolor="white", hatch=hatch, label=words)
+            for name, (words, hue, hatch) in _PARTS.items()
+            if name in set(rows.loc[rows["model"].isin(models), "explanation"])
+        ]
+        handles.append(Line2D([], [], color="black", marker="|", markersize=11, markeredgewidth=2.2, linestyle="none", label="1 − s"))
+        interval = {"color": _PARTS["left"][1], "marker": "o", "markersize": 3.5, "linewidth": 1.8}
+        handles.append(Line2D([], [], label="95 % interval of what is left", **interval))
+        figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.4)
+    return figure
+
+
+def _bar(axes: Axes, part: pd.DataFrame, lane: int, limits: tuple[float, float]) -> None:
+    right = left = 0.0
+    for name, (_, hue, hatch) in _PARTS.items():
+        if name not in part.index:
+            continue
+        width = float(part.loc[name, "part"])
+        start = right if width >= 0 else left
+        axes.barh(lane - 0.08, width, left=start, height=0.5, color=hue, edgecolor="white", hatch=hatch, linewidth=0.5, zorder=3)
+        right, left = (right + width, left) if width >= 0 else (right, left + width)
+    entry, total = part.loc["left"], float(part.loc["total", "part"])
+    # Below the bar, where dark on dark would not be seen.
+    if np.isfinite(entry["part_low"]):
+        axes.hlines(lane + 0.32, entry["part_low"], entry["part_high"], color=_PARTS["left"][1], linewidth=1.8, zorder=6)
+        axes.plot(entry["part"], lane + 0.32, marker="o", color=_PARTS["left"][1], markersize=3.5, zorder=6)
+    axes.plot(total, lane - 0.08, marker="|", color="black", markersize=13, markeredgewidth=2.2, zorder=7)
+    if entry["part"] < limits[0]:
+        axes.text(
+            limits[0] + 0.02, lane - 0.08, f"← {entry['part']:.1f}".replace("-", "−"), fontsize=9, color="white", va="center", zorder=8
+        )
+
+
+def pairs(found: pd.DataFrame, names: Mapping[str, str], limits: tuple[float, float] = (0.3, 1.4)) -> Figure:
+    """Draw s and 1/s' of two models, a lane per family, joined by a line.
+
+    Parameters
+    ----------
+    found : DataFrame
+        From :func:`helpers.explanations.pairs`.
+    names : mapping of str to str
+        Family → name, in order.
+    limits : (float, float)
+        Range drawn.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, or a number is not finite.
+    """
+    rows = _good(found[found["family"].isin(names)], ["family", "first", "second"], ["slope_first", "slope_second"])
+    rows = rows.set_index("family").loc[[key for key in names if key in set(rows["family"])]]
+    models = (rows["first"].iloc[0], rows["second"].iloc[0])
+    lanes = np.arange(len(rows))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2 * _PANEL + 0.2, 1.4 + 0.42 * len(rows)), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, 2, sharey=True)
+        titles = {"slope": "s: model on DFT", "inverse": "1/s′: scatter taken out"}
+        for panel, (quantity, title) in zip(panels, titles.items(), strict=True):
+            _name_lanes(panel, [names[key] for key in rows.index])
+            panel.axvline(1, zorder=2, **_IDEAL)
+            panel.hlines(lanes, *(rows[f"{quantity}_{end}"] for end in ("first", "second")), color="#9AA3AC", linewidth=2.2, zorder=2.5)
+            for model, end, shift in ((models[0], "first", -0.16), (models[1], "second", 0.16)):
+                low, high = (rows[f"{quantity}_{end}_{side}"] for side in ("low", "high"))
+                panel.hlines(lanes + shift, low, high, color=colour(model), linewidth=1.6, alpha=0.8, zorder=3)
+                style = {"markeredgecolor": "white", "markeredgewidth": 0.7, "linestyle": "none", "zorder": 4}
+                size = _size(model, 7.5)
+                panel.plot(rows[f"{quantity}_{end}"], lanes, marker=marker(model), color=colour(model), markersize=size, **style)
+            panel.set(xlim=limits)
+            panel.set_title(title, loc="left")
+        handles = [
+            Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 7.5), linestyle="none", label=label(m)) for m in models
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=2)
+    return figure
+
+
+def ratio_by_size(binned: pd.DataFrame, titles: Mapping[str, str], limits: tuple[float, float] = (0.45, 3.6)) -> Figure:
+    """Draw model over DFT against the size of the force: bins by DFT on the left, by the model on the right, a line of panels per set.
+
+    Parameters
+    ----------
+    binned : DataFrame
+        From :func:`helpers.explanations.binned`, with the columns ``model``, ``family`` and ``on``.
+    titles : mapping of str to str
+        Family → title, in order.
+    limits : (float, float)
+        Range of the ratio.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, or a ratio is not finite.
+    """
+    rows = _good(binned[binned["family"].isin(titles)], ["model", "family", "on"], ["size", "ratio"])
+    families = [key for key in titles if key in set(rows["family"])]
+    models = in_order(rows["model"])
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2 * _PANEL + 0.2, 1.3 + 2.35 * len(families)), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(len(families), 2, sharex=True, sharey=True, squeeze=False)
+        for line, family in zip(grid, families, strict=True):
+            for panel, on in zip(line, ("reference", "value"), strict=True):
+                panel.axhline(1, zorder=2, **_IDEAL)
+                for model in models:
+                    part = rows[(rows["family"] == family) & (rows["on"] == on) & (rows["model"] == model)].sort_values("size")
+                    panel.fill_between(part["size"], part["ratio_low"], part["ratio_high"], color=colour(model), alpha=0.13, linewidth=0)
+                    style = {"color": colour(model), "marker": marker(model), "markersize": _size(model, 5), "linewidth": 1.4}
+                    panel.plot(part["size"], part["ratio"], zorder=3, **style)
+                panel.set(xscale="log", yscale="log", xlim=(0.02, 30), ylim=limits)
+                panel.set_yticks([0.5, 0.7, 1, 1.5, 2, 3], ["0.5", "0.7", "1", "1.5", "2", "3"])
+                panel.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
+                panel.minorticks_off()
+                _note(panel, titles[family], "upper right")
+            line[0].set_ylabel("model / DFT")
+        grid[0, 0].set_title("bins by DFT: s", loc="left")
+        grid[0, 1].set_title("bins by the model: 1/s′", loc="left")
+        grid[-1, 0].set_xlabel("force on the atom, DFT (eV/Å)")
+        grid[-1, 1].set_xlabel("force on the atom, model (eV/Å)")
+        handles = [Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 5), label=label(m)) for m in models]
+        figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.2)
+    return figure
