@@ -134,3 +134,26 @@ def test_what_cannot_be_trained_is_refused(labels, chgnet):
         finetune.fine_tune(ASEPotential("emt", EMT()), labels)
     with pytest.raises(ValueError, match="at least one label"):
         finetune.fine_tune(chgnet, [])
+
+
+def test_a_batch_of_structures_is_the_mean_of_its_members(chgnet, labels):
+    """Structures evaluated together give the mean loss of one after the other, however many atoms each has."""
+    large = bulk("MgO", "rocksalt", a=4.3, cubic=True)
+    large.rattle(0.1, seed=3)
+    answer = chgnet.scaled(1.3).evaluate([large])[0]
+    members = [labels[0], Label(large, answer.energy, answer.forces)]
+
+    def loss(chosen):
+        batch = finetune._batch(chgnet, [chgnet.system(label.atoms) for label in chosen], chosen, True, False)
+        return finetune._loss(chgnet, batch, Recipe(), training=False)
+
+    together, alone = loss(members), [loss([member]) for member in members]
+    assert float(together[0]) == pytest.approx(np.mean([float(value) for value, _ in alone]), rel=1e-4)
+    assert together[1] == pytest.approx(np.mean([error for _, error in alone]), rel=1e-4)
+    assert float(alone[0][0]) != pytest.approx(float(alone[1][0]), rel=0.1)
+
+
+def test_training_in_batches_learns(chgnet, labels):
+    recipe = Recipe(epochs=10, learning_rate=3e-4, batch_size=2, max_gradient_norm=10.0)
+    history = finetune.fine_tune(chgnet, labels, recipe).history
+    assert history[-1]["train_force_mae"] < 0.7 * history[0]["train_force_mae"]

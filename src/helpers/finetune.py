@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from helpers import softening
-from helpers.potentials.base import Graph, GraphPotential, Potential, PotentialError, StructureError
+from helpers.potentials.base import Graph, GraphPotential, Potential, PotentialError, StructureError, System
 
 EV_PER_A3_IN_GPA = 160.21766208
 
@@ -62,7 +62,8 @@ class Recipe:
     energy_weight: float = 0.1  # 0, or labels without energy: the energy is not trained on
     force_weight: float = 100.0
     stress_weight: float = 0.1  # 0, or labels without stress: the stress is not computed
-    batch_size: int = 1  # structures; not given in the paper
+    batch_size: int = 1  # structures evaluated together; not given in the paper
+    max_gradient_norm: float | None = None  # longer gradients are shortened to this; what training from random weights needs
     validation_fraction: float = 0.1
     keep: str = "best"  # "best": lowest validation force MAE; "last": last epoch
     seed: int = 0
@@ -175,7 +176,15 @@ def fine_tune(
     optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate)
     generator = torch.Generator().manual_seed(recipe.seed)
 
-    batches = [_batch(tuned, [label], with_energy, with_stress) for label in labels]
+    systems = [tuned.system(label.atoms) for label in labels]
+
+    def batch(members: Sequence[int]) -> _Batch:
+        return _batch(tuned, [systems[k] for k in members], [labels[k] for k in members], with_energy, with_stress)
+
+    groups = [validation[first : first + recipe.batch_size] for first in range(0, len(validation), recipe.batch_size)]
+    held = [batch(group) for group in groups]
+    # Alone, a structure is the same batch in every epoch.
+    singles = {index: batch([index]) for index in train} if recipe.batch_size == 1 else {}
     result = FineTuned(tuned, train=train, validation=validation)
     best_weights, start = copy.deepcopy(tuned.network.state_dict()), 0
     best_error = math.inf
@@ -199,16 +208,17 @@ def fine_tune(
         for first in range(0, len(order), recipe.batch_size):
             members = order[first : first + recipe.batch_size]
             optimiser.zero_grad()
-            for index in members:
-                loss, error = _loss(tuned, batches[index], recipe, training=True)
-                # Mean over the batch, one structure at a time: the same gradient with a fraction of the memory.
-                (loss / len(members)).backward()
-                loss_sum += loss.item()
-                error_sum += error
+            loss, error = _loss(tuned, singles[members[0]] if singles else batch(members), recipe, training=True)
+            loss.backward()
+            if recipe.max_gradient_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, recipe.max_gradient_norm)
             optimiser.step()
+            loss_sum += loss.item() * len(members)
+            error_sum += error * len(members)
         if not math.isfinite(loss_sum):
             raise PotentialError(f"the loss became NaN in epoch {epoch}; lower the learning rate ({recipe.learning_rate:g}).")
-        validation_error = float(np.mean([_loss(tuned, batches[index], recipe, training=False)[1] for index in validation]))
+        errors = [_loss(tuned, group, recipe, training=False)[1] for group in held]
+        validation_error = float(np.average(errors, weights=[len(group) for group in groups]))
         result.history.append(
             {
                 "epoch": epoch,
@@ -255,12 +265,12 @@ class _Batch:
     stress: torch.Tensor | None
 
 
-def _batch(potential: GraphPotential, labels: Sequence[Label], with_energy: bool, with_stress: bool) -> _Batch:
+def _batch(potential: GraphPotential, systems: Sequence[System], labels: Sequence[Label], with_energy: bool, with_stress: bool) -> _Batch:
     def tensor(array) -> torch.Tensor:
         return torch.as_tensor(np.asarray(array), dtype=torch.float64, device=potential.device)
 
     return _Batch(
-        graph=potential.collate([potential.system(label.atoms) for label in labels]),
+        graph=potential.collate(systems),
         energy=tensor([label.energy for label in labels]) if with_energy else None,
         forces=tensor(np.concatenate([label.forces for label in labels])),
         stress=tensor(np.stack([label.stress for label in labels])) if with_stress else None,
@@ -268,17 +278,19 @@ def _batch(potential: GraphPotential, labels: Sequence[Label], with_energy: bool
 
 
 def _loss(potential: GraphPotential, batch: _Batch, recipe: Recipe, *, training: bool) -> tuple[torch.Tensor, float]:
-    """Return the weighted loss and the force MAE (eV/Å)."""
+    """Return the weighted loss and the force MAE (eV/Å), each the mean over the batch's structures."""
     with_stress = training and batch.stress is not None
     energies, forces, stresses = potential.compute(batch.graph, stress=with_stress, training=training)
     error = forces - batch.forces
     n_atoms = batch.graph.n_atoms
-    loss = recipe.force_weight * torch.mean(error**2)
+    # Every structure counts once, however many atoms it has.
+    weights = (1 / (3 * n_atoms * len(n_atoms)))[batch.graph.system, None]
+    loss = recipe.force_weight * torch.sum(weights * error**2)
     if batch.energy is not None:
         loss = loss + recipe.energy_weight * torch.mean(((energies - batch.energy) / n_atoms) ** 2)
     if with_stress:
         loss = loss + recipe.stress_weight * torch.mean(((stresses - batch.stress) * EV_PER_A3_IN_GPA) ** 2)
-    return loss, float(error.detach().abs().mean())
+    return loss, float(torch.sum(weights * error.detach().abs()))
 
 
 def _save(state: dict[str, object], path: Path) -> None:

@@ -37,6 +37,7 @@ CATALOGUE = (
     "fine_tuning",
     "mending",
     "curvature_mending",
+    "students",
 )
 
 COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]

@@ -35,7 +35,7 @@ _WEIGHTS = {
 }
 
 # Peak memory of energy, forces and stress per directed edge: 52 to 58 kB measured on MgO (three to four angles per edge), 19 kB on Si.
-_BYTES_PER_EDGE = 60_000
+BYTES_PER_EDGE = 60_000
 
 # Elements of the Materials Project trajectories (MPtrj): hydrogen to plutonium without Po, At, Rn, Fr, Ra.
 MPTRJ_ELEMENTS = frozenset(range(1, 95)) - frozenset(range(84, 89))
@@ -225,7 +225,7 @@ def load(key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> 
         key,
         network,
         cutoff=network.graph_converter.atom_graph_cutoff,
-        bytes_per_edge=_BYTES_PER_EDGE,
+        bytes_per_edge=BYTES_PER_EDGE,
         device=device,
         elements=MPTRJ_ELEMENTS,
         description={

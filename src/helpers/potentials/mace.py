@@ -149,7 +149,7 @@ def _load(
         key,
         network,
         cutoff=cutoff,
-        bytes_per_edge=_bytes_per_edge(network, dtype),
+        bytes_per_edge=bytes_per_edge(network, dtype),
         device=device,
         elements=frozenset(network.atomic_numbers.tolist()),
         description={
@@ -196,7 +196,7 @@ def _head(path: Path, heads: Sequence[str]) -> tuple[int, str]:
     raise PotentialError(f"{path} has the heads {', '.join(heads)}; extract one of them with mace_select_head and load that file.")
 
 
-def _bytes_per_edge(network: torch.nn.Module, dtype: torch.dtype) -> float:
+def bytes_per_edge(network: torch.nn.Module, dtype: torch.dtype) -> float:
     """Estimate the peak memory per directed edge from the width of the widest layer's messages."""
     width = max(interaction.conv_tp.irreps_out.dim for interaction in network.interactions)
     return float(_COPIES_OF_MESSAGES * width * dtype.itemsize)

@@ -1,0 +1,603 @@
+"""A controlled experiment: what a potential learns from data near equilibrium, and what from data sampled broadly.
+
+One potential, the *teacher*, plays the part of DFT: it labels every structure, so that nothing but the choice of the structures differs.
+*Students* with random weights learn from two kinds of frames of one compound, and from mixtures of the two:
+
+* ``relaxation``: frames along relaxations from slightly wrong cells and positions, as those of the Materials Project are.
+* ``broad``: molecular dynamics from 300 to 2500 K of perfect and strained crystals, crystals with vacancies, and slabs.
+
+Students see the same number of frames and take the same number of gradient steps. They are then asked for the forces of hot crystals
+that none of them has seen, for surfaces, a vacancy and phonons, against the teacher's answers.
+
+The potential that is "run" is the teacher: ``softening run students --model ase:ase.calculators.emt.EMT --sets copper``.
+
+Sets
+----
+``copper``
+    Cu as face-centred cubic, hexagonal and body-centred cubic crystal.
+``magnesia``
+    MgO as rocksalt, wurtzite and caesium chloride crystal.
+``small``
+    Two copper students of few frames and few steps: the live check.
+
+What varies (columns of the table)
+----------------------------------
+``share`` (of broad frames in the training data), ``n_frames``, ``start_a`` (Å, how far from equilibrium the relaxations start),
+``architecture``, ``channels`` and ``seed`` (data and weights alike). One thing about the standard student (:class:`Protocol`) is varied
+at a time.
+
+The table
+---------
+``reference`` is the teacher's answer. Columns beyond these: ``stage`` (``trained``, or ``mended``: fine-tuned on one hot frame),
+``temperature_k``, ``frame``, ``atom``, ``component``, ``displacement``, ``quantile``.
+Properties: ``force`` (hot frames, one row per component), ``surface_energy`` (eV/Å², unrelaxed, ``frame`` names the facet),
+``vacancy_energy`` (eV, unrelaxed; of a pair of neighbouring ions in MgO), ``omega_max`` (THz, at the student's own cell), ``pull`` (eV/Å,
+the force on one atom pulled towards a neighbour), ``training_force`` (eV/Å, quantiles of the sizes of the teacher's force components in
+the training data; ``value`` and ``reference`` are equal), ``training_mae`` and ``validation_mae`` (eV/Å).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import ase
+import ase.build
+import numpy as np
+import pandas as pd
+from ase import units
+from ase.filters import FrechetCellFilter
+from ase.md.langevin import Langevin
+from ase.md.velocitydistribution import thermalize_momenta
+from ase.neighborlist import neighbor_list
+from ase.optimize import FIRE
+
+from helpers import finetune, softening
+from helpers.benchmarks import Case, phonons, row, surfaces, table
+from helpers.finetune import Label, Recipe
+from helpers.potentials import untrained
+from helpers.potentials.base import GraphPotential, Potential, StructureError
+
+SETS: dict[str, tuple[str, ...]] = {"copper": (), "magnesia": (), "small": ()}
+LIVE = "small"
+
+# Each student is a piece of work of its own.
+ATOMS_PER_SHARD = 1
+
+# Training amplifies the last digits of float32.
+TOLERANCES = {
+    "force": 0.1,
+    "surface_energy": 5e-3,
+    "vacancy_energy": 0.1,
+    "omega_max": 0.3,
+    "pull": 0.1,
+    "training_force": 1e-3,
+    "training_mae": 0.02,
+    "validation_mae": 0.02,
+}
+
+_FACETS = {"Cu": ("111", "100", "110"), "MgO": ("100", "110")}
+_PHONON_REPEATS = 3
+_TEST_TEMPERATURES_K = (300, 1000, 2000)
+_MD_STEP_FS = 3.0
+_QUANTILES = np.linspace(0, 1, 101)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings; the standard student, and what is varied about it.
+
+    Attributes
+    ----------
+    n_frames : int
+        Training frames.
+    channels : int
+        Width of the standard student, a MACE.
+    start_a : float
+        Root mean square displacement of each coordinate where relaxations start, Å. With the standard value the forces of the frames
+        are spread about as those of MPtrj are, the training data of the published models.
+    start_strain : float
+        Largest change of the lattice parameter where relaxations start.
+    shares, other_channels, other_frames, other_starts_a
+        Values that are tried besides.
+    chgnet_channels : int
+        Width of the students with CHGNet's architecture.
+    seeds : tuple of int
+    steps : int
+        Gradient steps of a training.
+    batch_size : int
+        Structures per step.
+    n_small_frames, n_small_steps : int
+        For the set ``small``.
+    learning_rate, final_learning_rate, energy_weight, force_weight
+        See :class:`helpers.finetune.Recipe`.
+    mending_epochs : int
+        Steps of the fine-tuning on one frame.
+    mending_learning_rate : float
+    """
+
+    n_frames: int = 100
+    channels: int = 16
+    start_a: float = 0.08
+    start_strain: float = 0.05
+    shares: tuple[float, ...] = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
+    other_channels: tuple[int, ...] = (4, 32)
+    other_frames: tuple[int, ...] = (25, 400)
+    other_starts_a: tuple[float, ...] = (0.03, 0.15, 0.3)
+    chgnet_channels: int = 32
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 600
+    batch_size: int = 10
+    n_small_frames: int = 20
+    n_small_steps: int = 20
+    learning_rate: float = 1e-2
+    final_learning_rate: float = 1e-4
+    energy_weight: float = 10.0
+    force_weight: float = 10.0
+    mending_epochs: int = 100
+    mending_learning_rate: float = 1e-3
+
+    def recipe(self, n_frames: int, steps: int, seed: int) -> Recipe:
+        """Return the recipe of a training from random weights."""
+        n_train = n_frames - max(1, round(Recipe().validation_fraction * n_frames))
+        return Recipe(
+            epochs=max(1, round(steps * self.batch_size / n_train)),
+            learning_rate=self.learning_rate,
+            final_learning_rate=self.final_learning_rate,
+            energy_weight=self.energy_weight,
+            force_weight=self.force_weight,
+            stress_weight=0.0,
+            batch_size=self.batch_size,
+            max_gradient_norm=10.0,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class Student:
+    """What makes a student; the columns of the table."""
+
+    architecture: str
+    channels: int
+    share: float
+    n_frames: int
+    start_a: float
+    seed: int
+
+
+def students(protocol: Protocol) -> list[Student]:
+    """Return all students of an experiment: the standard one at every share of broad frames, and one thing varied at a time."""
+    found: dict[Student, None] = {}
+    for seed in protocol.seeds:
+        standard = Student("mace", protocol.channels, 0.0, protocol.n_frames, protocol.start_a, seed)
+        varied = [dataclasses.replace(standard, share=share) for share in protocol.shares]
+        for share in (0.0, 1.0):
+            at = dataclasses.replace(standard, share=share)
+            varied += [dataclasses.replace(at, channels=channels) for channels in protocol.other_channels]
+            varied.append(dataclasses.replace(at, architecture="chgnet", channels=protocol.chgnet_channels))
+        varied += [dataclasses.replace(standard, n_frames=number) for number in protocol.other_frames]
+        varied += [dataclasses.replace(standard, start_a=start) for start in protocol.other_starts_a]
+        found |= dict.fromkeys(varied)
+    return list(found)
+
+
+def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
+    """Return one case per student. The frames are made, and labelled by the teacher, when the case is run."""
+    protocol = protocol or Protocol()
+    found = []
+    for name in SETS if sets is None else sets:
+        material = "MgO" if name == "magnesia" else "Cu"
+        chosen = students(protocol)
+        if name == "small":
+            standard = Student("mace", protocol.channels, 0.0, protocol.n_small_frames, protocol.start_a, 0)
+            chosen = [standard, dataclasses.replace(standard, share=1.0)]
+        for student in chosen:
+            info = dataclasses.asdict(student)
+            text = "/".join(f"{key}-{value:g}" if not isinstance(value, str) else value for key, value in info.items())
+            found.append(Case(f"{name}/{text}", name, material, {}, {}, info))
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------
+# Structures
+
+
+def crystal(material: str) -> ase.Atoms:
+    """Return the primitive cell of the stable crystal, near the teachers' lattice parameter."""
+    if material == "Cu":
+        return ase.build.bulk("Cu", "fcc", a=3.61)
+    return ase.build.bulk("MgO", "rocksalt", a=4.24)
+
+
+def polymorphs(material: str) -> list[ase.Atoms]:
+    """Return cells of 8 atoms of three crystal structures."""
+    if material == "Cu":
+        return [
+            ase.build.bulk("Cu", "fcc", a=3.61, cubic=True) * (2, 1, 1),
+            ase.build.bulk("Cu", "hcp", a=2.55, c=4.17) * (2, 2, 1),
+            ase.build.bulk("Cu", "bcc", a=2.87, cubic=True) * (2, 2, 1),
+        ]
+    return [
+        ase.build.bulk("MgO", "rocksalt", a=4.24, cubic=True),
+        ase.build.bulk("MgO", "wurtzite", a=3.32, c=5.10) * (2, 1, 1),
+        ase.build.bulk("MgO", "cesiumchloride", a=2.66) * (2, 2, 1),
+    ]
+
+
+def conventional(primitive: ase.Atoms) -> ase.Atoms:
+    """Return the cubic cell of a primitive one of face-centred cubic or rocksalt structure."""
+    a = (4 * primitive.get_volume()) ** (1 / 3)
+    if len(primitive) == 1:
+        return ase.build.bulk(str(primitive.symbols), "fcc", a=a, cubic=True)
+    return ase.build.bulk(str(primitive.symbols), "rocksalt", a=a, cubic=True)
+
+
+def slab(cell: ase.Atoms, facet: str) -> ase.Atoms:
+    """Return a slab of four layers of a cubic cell with 6 Å of vacuum on both sides."""
+    made = ase.build.surface(cell, tuple(int(digit) for digit in facet), 4, vacuum=6.0)
+    made.pbc = True
+    return made
+
+
+def relaxation_frames(teacher: Potential, material: str, n_frames: int, start_a: float, strain: float, seed: int) -> list[Label]:
+    """Return frames along the teacher's relaxations from wrong cells and positions.
+
+    Parameters
+    ----------
+    teacher : Potential
+    material : {"Cu", "MgO"}
+    n_frames : int
+        Eight frames of each relaxation, evenly spread over its steps.
+    start_a : float
+        Root mean square of the initial displacement of each coordinate, Å.
+    strain : float
+        Initial strains are drawn from ± this; half of it for shears.
+    seed : int
+    """
+    rng = np.random.default_rng([seed, 0])
+    calculator = teacher.calculator()
+    frames: list[Label] = []
+    for start in _in_turn(polymorphs(material)):
+        if len(frames) >= n_frames:
+            return frames[:n_frames]
+        atoms = start.copy()
+        change = rng.uniform(-strain, strain, (3, 3)) / 2
+        change = (change + change.T) / 2 + np.eye(3) * rng.uniform(-strain, strain)
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + change), scale_atoms=True)
+        atoms.positions += rng.normal(0, start_a, atoms.positions.shape)
+        atoms.calc = calculator
+        passed: list[ase.Atoms] = []
+        descent = FIRE(FrechetCellFilter(atoms), logfile=None)
+        descent.attach(lambda passed=passed, atoms=atoms: passed.append(atoms.copy()))
+        descent.run(fmax=0.02, steps=60)
+        chosen = np.unique(np.linspace(0, len(passed) - 1, 8).round().astype(int))
+        frames += labelled(teacher, [passed[number] for number in chosen])
+    raise AssertionError("unreachable: the starts never end")
+
+
+def broad_frames(teacher: Potential, material: str, n_frames: int, seed: int) -> list[Label]:
+    """Return frames of the teacher's molecular dynamics: crystals, strained crystals, crystals with vacancies, and slabs, 300 to 2500 K."""
+    rng = np.random.default_rng([seed, 1])
+    frames: list[Label] = []
+    kinds = _in_turn(("perfect", "vacancy", "strained", "slab"))
+    shapes = _in_turn(polymorphs(material))
+    facets = _in_turn(_FACETS[material])
+    while len(frames) < n_frames:
+        kind, atoms = next(kinds), next(shapes).copy()
+        if kind == "vacancy":
+            atoms = atoms * (2, 1, 1)
+            atoms = without_vacancy_sites(atoms, int(rng.integers(len(atoms))))
+        elif kind == "strained":
+            change = rng.normal(0, 0.06, (3, 3))
+            atoms.set_cell(atoms.cell.array @ (np.eye(3) + (change + change.T) / 2), scale_atoms=True)
+        elif kind == "slab":
+            atoms = slab(conventional(crystal(material)), next(facets))
+        frames += dynamics(teacher, atoms, float(rng.choice([300, 800, 1500, 2500])), 5, rng)
+    return frames[:n_frames]
+
+
+def without_vacancy_sites(atoms: ase.Atoms, site: int) -> ase.Atoms:
+    """Remove an atom, and in a compound its nearest neighbour of the other kind too."""
+    drop = [site]
+    if len(set(atoms.numbers)) > 1:
+        other = np.flatnonzero(atoms.numbers != atoms.numbers[site])
+        drop.append(int(other[np.argmin(atoms.get_distances(site, other, mic=True))]))
+    kept = atoms.copy()
+    del kept[drop]
+    return kept
+
+
+def dynamics(
+    teacher: Potential, atoms: ase.Atoms, temperature_k: float, n_frames: int, rng: np.random.Generator, every: int = 20
+) -> list[Label]:
+    """Return frames of a Langevin run of the teacher, one every ``every`` steps of 3 fs, the start left out."""
+    moving = atoms.copy()
+    moving.calc = teacher.calculator()
+    thermalize_momenta(moving, temperature_K=temperature_k, rng=rng)
+    run = Langevin(moving, _MD_STEP_FS * units.fs, temperature_K=temperature_k, friction=0.02 / units.fs, rng=rng, fixcm=False)
+    passed: list[ase.Atoms] = []
+    run.attach(lambda: passed.append(moving.copy()), interval=every)
+    run.run(n_frames * every)
+    return labelled(teacher, passed[-n_frames:])
+
+
+def labelled(teacher: Potential, structures: Sequence[ase.Atoms]) -> list[Label]:
+    """Let the teacher label structures.
+
+    Raises
+    ------
+    StructureError
+        If it cannot.
+    """
+    plain = [ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True) for atoms in structures]
+    predictions = teacher.evaluate(plain)
+    for atoms, prediction in zip(plain, predictions, strict=True):
+        if not prediction.ok:
+            raise StructureError(f"the teacher cannot label {atoms.get_chemical_formula()}: {prediction.error}")
+    return [Label(atoms, prediction.energy, prediction.forces) for atoms, prediction in zip(plain, predictions, strict=True)]
+
+
+def _in_turn(things: Sequence) -> Iterator:
+    while True:
+        yield from things
+
+
+@lru_cache(maxsize=12)
+def _relaxation_pool(teacher: Potential, material: str, n_frames: int, start_a: float, strain: float, seed: int) -> tuple[Label, ...]:
+    return tuple(relaxation_frames(teacher, material, n_frames, start_a, strain, seed))
+
+
+@lru_cache(maxsize=12)
+def _broad_pool(teacher: Potential, material: str, n_frames: int, seed: int) -> tuple[Label, ...]:
+    return tuple(broad_frames(teacher, material, n_frames, seed))
+
+
+def training_frames(teacher: Potential, material: str, student: Student, protocol: Protocol) -> list[Label]:
+    """Return what a student sees: relaxation frames, of which a share has been replaced by broad ones."""
+    n_broad = round(student.share * student.n_frames)
+    frames: list[Label] = []
+    if n_broad < student.n_frames:
+        near = _relaxation_pool(teacher, material, student.n_frames, student.start_a, protocol.start_strain, student.seed)
+        frames += _spread(near, student.n_frames - n_broad)
+    if n_broad:
+        frames += _spread(_broad_pool(teacher, material, student.n_frames, student.seed), n_broad)
+    return frames
+
+
+def _spread(frames: Sequence[Label], number: int) -> list[Label]:
+    """Return some of the frames, evenly spread."""
+    return [frames[int(k)] for k in np.linspace(0, len(frames) - 1, number).round()]
+
+
+@lru_cache(maxsize=4)
+def hot_frames(teacher: Potential, material: str, small: bool = False) -> tuple[tuple[float, int, Label], ...]:
+    """Return the frames that students are tested on: (temperature in K, number, label); the stable crystal, 32 or 64 atoms."""
+    size = (2, 2, 2) if material == "Cu" else (2, 2, 1)
+    atoms = conventional(crystal(material)) * size
+    found = []
+    for temperature in _TEST_TEMPERATURES_K[-1:] if small else _TEST_TEMPERATURES_K:
+        # Seeds of two numbers that the training data do not use.
+        rng = np.random.default_rng([temperature, 99])
+        for run in range(1 if small else 2):
+            frames = dynamics(teacher, atoms, temperature, 3, rng, every=40)
+            found += [(float(temperature), 3 * run + number, label) for number, label in enumerate(frames)]
+    return tuple(found)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Running
+
+
+def reference_energies(labels: Sequence[Label]) -> dict[str, float]:
+    """Return energies of the elements (eV/atom) that sum up to the labels' energies as nearly as can be.
+
+    In a compound of fixed composition only their sum matters; the smallest solution is taken.
+    """
+    elements = sorted({symbol for label in labels for symbol in label.atoms.get_chemical_symbols()})
+    counts = np.array([[label.atoms.symbols.count(element) for element in elements] for label in labels], dtype=float)
+    solution, *_ = np.linalg.lstsq(counts, np.array([label.energy for label in labels]), rcond=None)
+    return dict(zip(elements, solution.tolist(), strict=True))
+
+
+def train(teacher: Potential, material: str, student: Student, protocol: Protocol, steps: int) -> tuple[finetune.FineTuned, list[Label]]:
+    """Train a student from random weights; return it and the frames it saw."""
+    frames = training_frames(teacher, material, student, protocol)
+    forces = np.concatenate([label.forces for label in frames])
+    network = untrained.build(
+        student.architecture,
+        reference_energies(frames),
+        channels=student.channels,
+        force_rms=float(np.sqrt(np.mean(forces**2))),
+        seed=student.seed,
+    )
+    return finetune.fine_tune(network, frames, protocol.recipe(len(frames), steps, student.seed)), frames
+
+
+def run(teacher: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
+    """Train each student on the teacher's labels and compare it with the teacher; a tidy table as the module's docstring says."""
+    protocol = protocol or Protocol()
+    rows: list[dict[str, object]] = []
+    for case in cases:
+        small = case.set == "small"
+        student = Student(**case.info)
+        try:
+            trained, frames = train(teacher, case.material, student, protocol, protocol.n_small_steps if small else protocol.steps)
+        except StructureError as error:
+            rows.append(row(teacher.key, case, "training_mae", np.nan, np.nan, "eV/Å", error=str(error), stage="trained"))
+            continue
+        best = trained.history[trained.best_epoch]
+        for name, value in (("training_mae", best["train_force_mae"]), ("validation_mae", best["validation_force_mae"])):
+            rows.append(row(teacher.key, case, name, value, np.nan, "eV/Å", stage="trained"))
+        sizes = np.quantile(np.abs(np.concatenate([label.forces.ravel() for label in frames])), _QUANTILES)
+        for quantile, value in zip(_QUANTILES, sizes, strict=True):
+            rows.append(row(teacher.key, case, "training_force", value, value, "eV/Å", stage="trained", quantile=quantile))
+        rows += examine(teacher, trained.potential, case, "trained")
+        if student.share == 0 and not small:
+            rows += examine(teacher, mended(teacher, trained.potential, case.material, student, protocol), case, "mended")
+    return filled(table(rows))
+
+
+def mended(teacher: Potential, soft: GraphPotential, material: str, student: Student, protocol: Protocol) -> GraphPotential:
+    """Fine-tune all weights of a student on one hot frame that it is not tested on."""
+    rng = np.random.default_rng([student.seed, 2])
+    (label,) = dynamics(teacher, conventional(crystal(material)) * (2, 2, 1), 2000.0, 1, rng, every=80)
+    recipe = Recipe(
+        epochs=protocol.mending_epochs,
+        learning_rate=protocol.mending_learning_rate,
+        final_learning_rate=protocol.final_learning_rate,
+        energy_weight=protocol.energy_weight,
+        force_weight=protocol.force_weight,
+        stress_weight=0.0,
+        max_gradient_norm=10.0,
+        seed=student.seed,
+        keep="last",
+    )
+    return finetune.fine_tune(soft, [label], recipe).potential
+
+
+def examine(teacher: Potential, student: Potential, case: Case, stage: str) -> list[dict[str, object]]:
+    """Return the student's answers beside the teacher's."""
+    small = case.set == "small"
+    rows = _force_rows(teacher, student, case, stage, small)
+    answers = zip(_scalars(teacher, teacher, case.material), _scalars(student, teacher, case.material), strict=True)
+    for (name, unit, extra, wanted), (_, _, _, value) in answers:
+        error = None if np.isfinite(value) else f"{name}: the student's answer is not a number"
+        rows.append(row(teacher.key, case, name, value, wanted, unit, error=error, stage=stage, **extra))
+    if not small:
+        wanted, reason = highest_frequency(teacher, case.material)
+        value, error = highest_frequency(student, case.material)
+        rows.append(row(teacher.key, case, "omega_max", value, wanted, "THz", error=error or reason, stage=stage))
+    return rows
+
+
+def _force_rows(teacher: Potential, student: Potential, case: Case, stage: str, small: bool) -> list[dict[str, object]]:
+    hot = hot_frames(teacher, case.material, small)
+    rows = []
+    for (temperature, number, label), answer in zip(hot, student.evaluate([label.atoms for _, _, label in hot]), strict=True):
+        where = {"stage": stage, "temperature_k": temperature, "frame": f"{temperature:g}K/{number}"}
+        if not answer.ok:
+            rows.append(row(teacher.key, case, "force", np.nan, np.nan, "eV/Å", error=answer.error, **where))
+            continue
+        for (atom, axis), wanted in np.ndenumerate(label.forces):
+            value = round(float(answer.forces[atom, axis]), 4)
+            place = {"atom": atom, "component": "xyz"[axis]}
+            rows.append(row(teacher.key, case, "force", value, round(float(wanted), 4), "eV/Å", **where, **place))
+    return rows
+
+
+def _scalars(potential: Potential, teacher: Potential, material: str) -> list[tuple[str, str, dict[str, object], float]]:
+    """Return a potential's surface and vacancy energies and its force on a pulled atom, as (property, unit, further columns, value)."""
+    cell = conventional(teacher_cell(teacher, material))
+    names: list[tuple[str, str, dict[str, object]]] = []
+    structures = [cell]
+    for facet in _FACETS[material]:
+        structures.append(slab(cell, facet))
+        names.append(("surface_energy", "eV/Å²", {"frame": facet}))
+    supercell = cell * (2, 2, 2)
+    structures.append(without_vacancy_sites(supercell, 0))
+    names.append(("vacancy_energy", "eV", {}))
+    first, vector = nearest_pair(supercell)
+    for step in _pulls(vector):
+        moved = supercell.copy()
+        moved.positions[first] += step * vector / np.linalg.norm(vector)
+        structures.append(moved)
+        names.append(("pull", "eV/Å", {"displacement": float(step)}))
+    answers = potential.evaluate(structures)
+    per_atom = answers[0].energy / len(cell)
+    found = []
+    for (name, unit, extra), atoms, answer in zip(names, structures[1:], answers[1:], strict=True):
+        excess = answer.energy - per_atom * len(atoms)
+        value = excess
+        if name == "surface_energy":
+            value = excess / (2 * surfaces.area(atoms))
+        elif name == "pull":
+            value = float(answer.forces[first] @ vector / np.linalg.norm(vector))
+        found.append((name, unit, extra, value))
+    return found
+
+
+def nearest_pair(atoms: ase.Atoms) -> tuple[int, np.ndarray]:
+    """Return an atom and the vector (Å) to a nearest neighbour of it."""
+    first, vectors = neighbor_list("iD", atoms, 3.2)
+    at = int(np.argmin(np.linalg.norm(vectors, axis=1).round(6)))
+    return int(first[at]), vectors[at]
+
+
+def _pulls(vector: np.ndarray) -> np.ndarray:
+    """Return displacements (Å) up to a quarter of the way to the neighbour."""
+    return np.linspace(0, 0.25 * np.linalg.norm(vector), 11)[1:]
+
+
+@lru_cache(maxsize=4)
+def teacher_cell(teacher: Potential, material: str) -> ase.Atoms:
+    """Return the primitive cell at the teacher's lattice parameter."""
+    return phonons.relax(teacher, crystal(material), phonons.Protocol())
+
+
+@lru_cache(maxsize=4)
+def highest_frequency(potential: Potential, material: str) -> tuple[float, str | None]:
+    """Return the highest phonon frequency (THz) at the potential's own lattice parameter, and why there is none."""
+    rows = phonons.run(potential, [phonons.own(crystal(material), _PHONON_REPEATS)], phonons.Protocol())
+    (found,) = rows[rows["property"] == "omega_max"].to_dict("records")
+    return float(found["value"]), found["reason"] or None
+
+
+def filled(made: pd.DataFrame) -> pd.DataFrame:
+    """Give columns that some rows lack their type: −1 for numbers, empty text."""
+    for name in ("temperature_k", "displacement", "quantile", "atom"):
+        if name in made:
+            made[name] = made[name].fillna(-1).astype("int32" if name == "atom" else "float64")
+    for name in ("frame", "component"):
+        if name in made:
+            made[name] = made[name].fillna("")
+    return made
+
+
+# ---------------------------------------------------------------------------------------------------
+# Analysis
+
+_STUDENT = ["architecture", "channels", "share", "n_frames", "start_a", "seed"]
+
+
+def scales(made: pd.DataFrame) -> pd.DataFrame:
+    """Return the slopes of every student's forces, one row per student, stage and temperature.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``model, set, stage, temperature_k``, those of :class:`Student`, ``slope``, ``inverse_slope``, ``r2`` (about the origin,
+        their product), ``mae`` and ``cmae`` (eV/Å).
+    """
+    forces = made[(made["property"] == "force") & (made["status"] == "ok")]
+    records = []
+    for key, group in forces.groupby(["model", "set", "stage", "temperature_k", *_STUDENT], observed=True):
+        x, y = group["reference"].to_numpy(dtype=float), group["value"].to_numpy(dtype=float)
+        slope, inverse = softening.softening_scale(x, y), softening.inverse_slope(x, y)
+        record = dict(zip(["model", "set", "stage", "temperature_k", *_STUDENT], key, strict=True))
+        record |= {"slope": slope, "inverse_slope": inverse, "r2": slope * inverse, "mae": np.abs(y - x).mean()}
+        records.append(record | {"cmae": np.abs(y / slope - x).mean()})
+    return pd.DataFrame(records)
+
+
+def ratios(made: pd.DataFrame) -> pd.DataFrame:
+    """Return student over teacher for surface energies (mean over facets), vacancy energy and phonon, one row per student and stage."""
+    scalars = made[made["property"].isin(["surface_energy", "vacancy_energy", "omega_max"]) & (made["status"] == "ok")]
+    scalars = scalars.assign(ratio=scalars["value"] / scalars["reference"])
+    return scalars.groupby(["model", "set", "stage", "property", *_STUDENT], observed=True, as_index=False)["ratio"].mean()
+
+
+def over_seeds(frame: pd.DataFrame, value: str) -> pd.DataFrame:
+    """Return mean, lowest and highest over seeds of a column, one row per student that differs by more than the seed."""
+    keys = [column for column in ("model", "set", "stage", "property", "temperature_k", *_STUDENT[:-1]) if column in frame]
+    grouped = frame.groupby(keys, observed=True)[value]
+    return grouped.agg(mean="mean", low="min", high="max", n="size").reset_index()
+
+
+def summarise(made: pd.DataFrame) -> pd.DataFrame:
+    """Return the slopes on the hottest frames, mean and range over seeds."""
+    found = scales(made)
+    if found.empty:
+        return found
+    return over_seeds(found[found["temperature_k"] == found["temperature_k"].max()], "slope")

@@ -1,0 +1,135 @@
+"""Networks with random weights, for training from scratch: the architectures of the published potentials at any size."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import version
+
+import ase.data
+import numpy as np
+import torch
+
+from helpers.potentials.base import GraphPotential, PotentialError
+
+ARCHITECTURES = ("mace", "chgnet")
+
+# Å. MACE's cutoff; CHGNet keeps the 6 Å of its published version.
+_MACE_CUTOFF_A = 4.5
+
+
+def build(architecture: str, reference_energies: Mapping[str, float], *, channels: int, force_rms: float, seed: int) -> GraphPotential:
+    """Return an untrained potential in single precision, on the CPU.
+
+    Parameters
+    ----------
+    architecture : {"mace", "chgnet"}
+        MACE with two layers, scalar messages and body order 4 (correlation 2 per layer), or CHGNet as published but for its width.
+    reference_energies : mapping of str to float
+        Element → energy per atom (eV), which the network's output is added to. Also the elements that it takes.
+    channels : int
+        Width: MACE's channels, or CHGNet's features of atoms, bonds and angles.
+    force_rms : float
+        Root mean square of the training forces, eV/Å: the scale of MACE's output, as mace-torch's own training sets it.
+    seed : int
+        Of the random weights.
+
+    Raises
+    ------
+    PotentialError
+        If there is no such architecture.
+    """
+    if architecture not in ARCHITECTURES:
+        raise PotentialError(f"no architecture {architecture!r}; there are: {', '.join(ARCHITECTURES)}")
+    # Both packages draw their weights from PyTorch's global generator; whoever called is not to notice.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return (_mace if architecture == "mace" else _chgnet)(dict(reference_energies), channels, force_rms)
+
+
+def _description(family: str, package: str, network: torch.nn.Module, cutoff: float) -> dict[str, object]:
+    return {
+        "family": family,
+        "package": f"{package} {version(package)}",
+        "weights_sha256": None,
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "training_set": "none",
+        "cutoff_a": cutoff,
+        "convention": "package",
+    }
+
+
+def _mace(energies: dict[str, float], channels: int, force_rms: float) -> GraphPotential:
+    from helpers.potentials import mace
+
+    numbers = sorted(ase.data.atomic_numbers[element] for element in energies)
+    with mace.contained(), warnings.catch_warnings():
+        # TorchScript comments on e3nn's annotations once per block.
+        warnings.filterwarnings("ignore", message="The TorchScript type system")
+        from e3nn import o3
+        from mace import modules
+
+        block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+        network = modules.ScaleShiftMACE(
+            r_max=_MACE_CUTOFF_A,
+            num_bessel=8,
+            num_polynomial_cutoff=5,
+            max_ell=2,
+            interaction_cls=block,
+            interaction_cls_first=block,
+            num_interactions=2,
+            num_elements=len(numbers),
+            hidden_irreps=o3.Irreps(f"{channels}x0e"),
+            MLP_irreps=o3.Irreps("16x0e"),
+            atomic_energies=np.array([energies[ase.data.chemical_symbols[number]] for number in numbers]),
+            avg_num_neighbors=30.0,
+            atomic_numbers=numbers,
+            correlation=2,
+            gate=torch.nn.functional.silu,
+            radial_MLP=[32, 32],
+            atomic_inter_scale=np.array([force_rms]),
+            atomic_inter_shift=np.array([0.0]),
+        ).float()
+    return mace.MACEPotential(
+        "mace-untrained",
+        network,
+        cutoff=_MACE_CUTOFF_A,
+        bytes_per_edge=mace.bytes_per_edge(network, torch.float32),
+        device=torch.device("cpu"),
+        elements=frozenset(numbers),
+        description=_description("MACE", "mace-torch", network, _MACE_CUTOFF_A),
+    )
+
+
+def _chgnet(energies: dict[str, float], channels: int, force_rms: float) -> GraphPotential:
+    from chgnet.model import CHGNet
+
+    from helpers.potentials import chgnet
+
+    # CHGNet announces itself on the standard output; a library should not.
+    with contextlib.redirect_stdout(io.StringIO()):
+        network = CHGNet(
+            atom_fea_dim=channels,
+            bond_fea_dim=channels,
+            angle_fea_dim=channels,
+            atom_conv_hidden_dim=channels,
+            bond_conv_hidden_dim=channels,
+            mlp_hidden_dims=(channels, channels, channels),
+        )
+    numbers = [ase.data.atomic_numbers[element] for element in energies]
+    with torch.no_grad():
+        network.composition_model.fc.weight.zero_()
+        for number, energy in zip(numbers, energies.values(), strict=True):
+            network.composition_model.fc.weight[0, number - 1] = energy
+    cutoff = network.graph_converter.atom_graph_cutoff
+    return chgnet.CHGNetPotential(
+        "chgnet-untrained",
+        network,
+        cutoff=cutoff,
+        bytes_per_edge=chgnet.BYTES_PER_EDGE,
+        device=torch.device("cpu"),
+        elements=frozenset(numbers),
+        description=_description("CHGNet", "chgnet", network, cutoff),
+    )
