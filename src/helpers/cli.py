@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -45,7 +46,7 @@ def models() -> None:
             state = f"to be downloaded ({_human(size)})"
         rows.append([entry.key, entry.label, entry.training_set, state])
     _table(rows, ["KEY", "MODEL", "TRAINED ON", "STATE"])
-    typer.echo("\nAlso: ase:module.factory (any ASE calculator) and file:PATH (a MACE model file).")
+    typer.echo("\nAlso: ase:module.factory (any ASE calculator) and file:PATH (a MACE model file, or what 'softening fix' made).")
 
 
 def _needed(name: str | None) -> list[registry.RegisteredFile]:
@@ -106,6 +107,63 @@ def run(
     for reason, count in failed["reason"].value_counts().head(5).items():
         typer.echo(f"  {count} × {reason}")
     typer.echo(module.summarise(table).to_string(index=False))
+
+
+@app.command()
+def fix(
+    model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the mended potential and its report.")],
+    labels: Annotated[
+        list[Path] | None, typer.Option("--labels", "-l", help="DFT frames, in any format ASE reads. May be repeated.")
+    ] = None,
+    more: Annotated[list[Path] | None, typer.Argument(help="Further files, so that --labels *.xml works.", show_default=False)] = None,
+    method: Annotated[str, typer.Option(help="linear: one factor, seconds. full: train the weights, minutes.")] = "linear",
+    epochs: Annotated[
+        int, typer.Option(min=1, help="full: passes over the labels. The book's chapters use 100; 50 take half the time and lose little.")
+    ] = 50,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="full: of the first epoch.")] = 1e-3,
+    test_fraction: Annotated[float, typer.Option(min=0.0, max=0.99, help="Share of the frames held back for the test; 0: no test.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Of the division into frames to fit and to test, and of the training.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="On a CPU. More than one helps with large cells on an idle machine only.")] = 1,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without frames that cannot be used; the report lists them.")] = False,
+    drop_duplicates: Annotated[bool, typer.Option("--drop-duplicates", help="Go on without frames that repeat another.")] = False,
+    forces_only: Annotated[bool, typer.Option("--forces-only", help="Ignore energies and stresses of the labels.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
+) -> None:
+    """Mend a potential with your own DFT labels, test it on frames held back, and write it with a report.
+
+    The labels are checked first: missing or zero forces, wrong units or sign, energies of another kind, duplicates, unknown elements.
+    Can be interrupted at any time: the same command goes on. Afterwards the folder is a model: --model file:FOLDER.
+    """
+    import torch
+
+    from helpers import fix as mending
+    from helpers.finetune import Recipe
+
+    torch.set_num_threads(threads)
+    fixed = mending.fix(
+        model,
+        [*(labels or []), *(more or [])],
+        method=method,
+        out=out,
+        recipe=Recipe(epochs=epochs, learning_rate=learning_rate, seed=seed),
+        test_fraction=test_fraction,
+        seed=seed,
+        device=device,
+        trust=trust,
+        skip_bad=skip_bad,
+        drop_duplicates=drop_duplicates,
+        forces_only=forces_only,
+        progress=True,
+    )
+    judged = fixed.scores[fixed.scores["frames"] == fixed.scores["frames"].iloc[0]]
+    rows = [[row.stage, f"{row.slope:.3f}", f"{row.mae:.3f}", f"{row.cmae:.3f}"] for row in judged.itertuples()]
+    typer.echo(f"{judged['n_frames'].iloc[0]} {judged['frames'].iloc[0]} frame(s):")
+    _table(rows, ["", "SLOPE", "FORCE MAE (eV/Å)", "CORRECTED MAE (eV/Å)"])
+    for line in [*fixed.advice, *fixed.notes, *(f"left out: {line}" for line in fixed.dropped)]:
+        typer.echo(f"- {line}")
+    typer.echo(f"potential: {fixed.key} (factor {fixed.potential.scale:.4f})\nreport:    {fixed.folder / 'report.html'}")
 
 
 @app.command()

@@ -97,7 +97,8 @@ def load(key: str, device: str | torch.device = "auto", *, dtype: torch.dtype = 
     Parameters
     ----------
     key : str
-        A key of :data:`CATALOGUE`; ``ase:module.factory`` for any ASE calculator; ``file:PATH`` for a MACE model file.
+        A key of :data:`CATALOGUE`; ``ase:module.factory`` for any ASE calculator; ``file:PATH`` for a MACE model file
+        or the folder of a mended potential (:mod:`helpers.potentials.mended`).
     device : str or torch.device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
     dtype : torch.dtype
@@ -117,6 +118,8 @@ def load(key: str, device: str | torch.device = "auto", *, dtype: torch.dtype = 
     target = resolve_device(device)
     if key.startswith("file:"):
         path = Path(key.removeprefix("file:"))
+        if path.is_dir():
+            return import_module("helpers.potentials.mended").load(key, path, target, dtype, trust=trust)
         return import_module("helpers.potentials.mace").load_file(key, path, target, dtype, trust=trust)
     if key not in CATALOGUE:
         raise PotentialError(f"unknown model {key!r}. Known: {', '.join(CATALOGUE)}, ase:module.factory, file:PATH.")

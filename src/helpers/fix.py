@@ -1,0 +1,709 @@
+"""Mend a potential with a few DFT labels: check them, split them, fit, test, save, report.
+
+>>> from helpers import fix
+>>> fixed = fix.fix("chgnet-0.3.0", ["my.extxyz"], method="linear", out="my-fix")
+>>> fixed.potential.calculator()
+
+The folder that comes out is loaded with ``potentials.load("file:my-fix")`` (:mod:`helpers.potentials.mended`). A run can be
+interrupted: the same call goes on where it stopped, and does nothing if all is done. Nothing but that folder is ever written to.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from ase.data import chemical_symbols
+
+from helpers import figures, finetune, labels, potentials, registry, report, results, softening
+from helpers.finetune import FineTuned, Label, Recipe
+from helpers.labels import Frame, LabelError
+from helpers.potentials import Potential, PotentialError, Prediction, mended
+from helpers.potentials.base import GraphPotential
+
+METHODS = ("linear", "full")
+
+# Half of the chapters' epochs: the error has settled by then, and ten labels of 64 atoms take minutes on one core.
+EPOCHS = 50
+
+# The test set is drawn in blocks of this share of the frames.
+_BLOCK = 0.1
+
+_STARTED, _CHECKPOINT = "started.json", "training.pt"
+
+# A slope this near to one is no softness worth a correction.
+_NO_SOFTNESS = 0.03
+_ENERGY_WORSE = 0.005  # eV/atom
+_USUAL_FACTORS = (0.8, 2.0)
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """What :func:`fix` made.
+
+    Attributes
+    ----------
+    folder : Path
+    key : str
+        What :func:`helpers.potentials.load` takes: ``file:FOLDER``.
+    potential : Potential
+        The mended one, as it loads from the folder.
+    scores : DataFrame
+        One row per ``stage`` and ``frames`` (``test`` or ``fit``): ``n_frames``, ``n_components``, ``slope``, ``inverse_slope``, ``r2``,
+        ``mae`` and ``cmae`` (eV/Å), ``energy_mae`` (eV/atom, after reference energies of the elements have been fitted on the frames
+        that were fitted; NaN if unknown).
+    advice, notes, dropped : list of str
+        Whether a factor suffices; what to know of the labels; which frames were left out, and why.
+    """
+
+    folder: Path
+    key: str
+    potential: Potential
+    scores: pd.DataFrame
+    advice: list[str]
+    notes: list[str]
+    dropped: list[str]
+
+
+def fix(
+    model: str,
+    sources: Sequence[Path | str | Label],
+    *,
+    method: str = "linear",
+    out: Path | str,
+    recipe: Recipe | None = None,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    device: str = "auto",
+    trust: bool = False,
+    skip_bad: bool = False,
+    drop_duplicates: bool = False,
+    forces_only: bool = False,
+    progress: bool = False,
+) -> Fixed:
+    """Mend a potential with labels, and write it, with a report, to a folder.
+
+    Parameters
+    ----------
+    model : str
+        A key, as :func:`helpers.potentials.load` takes it.
+    sources : sequence of paths, or of Label
+        Files that ASE reads, or labels in memory.
+    method : {"linear", "full"}
+        :func:`helpers.finetune.linear_correction` or :func:`helpers.finetune.fine_tune`.
+    out : path
+        A new or empty folder, or that of the same call before.
+    recipe : Recipe, optional
+        For ``full``; by default the recipe's own with :data:`EPOCHS` epochs and this seed.
+    test_fraction : float
+        Share of the frames held back for the test (:func:`split`); 0 tests nothing.
+    seed : int
+        Of the split, and of the default recipe.
+    device, trust
+        As for :func:`helpers.potentials.load`.
+    skip_bad : bool
+        Leave out frames that cannot be used, instead of an error.
+    drop_duplicates : bool
+        Leave out frames that repeat another, instead of an error.
+    forces_only : bool
+        Ignore energies and stresses of the labels.
+    progress : bool
+        Show progress bars.
+
+    Raises
+    ------
+    helpers.labels.LabelError
+        If labels cannot be used; the message lists all of them.
+    PotentialError
+        If the folder holds something else, or the potential has no weights to train.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be {' or '.join(METHODS)}, not {method!r}")
+    if not 0 <= test_fraction < 1:
+        raise ValueError(f"the test fraction must be at least 0 and less than 1, not {test_fraction}")
+    recipe = recipe or Recipe(epochs=EPOCHS, seed=seed)
+    if method == "full" and recipe.epochs < 1:
+        raise ValueError(f"fine-tuning needs at least one epoch, not {recipe.epochs}")
+    out = Path(out)
+    potential = potentials.load(model, device, trust=trust)
+    if method == "full" and not isinstance(potential, GraphPotential):
+        raise PotentialError(f"{model} has no weights to train; use the linear correction (--method linear).")
+    frames, files = _read(sources)
+    request = {
+        "model_sha256": potential.describe()["weights_sha256"],
+        "model": Path(model).name if model.startswith("file:") else model,
+        "model_scale": potential.scale,
+        "labels": [file["sha256"] for file in files],
+        "method": method,
+        "recipe": asdict(recipe) if method == "full" else None,
+        "test_fraction": test_fraction,
+        "seed": seed,
+        "skip_bad": skip_bad,
+        "drop_duplicates": drop_duplicates,
+        "forces_only": forces_only,
+    }
+    if _finished(out, request):
+        return _reload(out, device)
+    if forces_only:
+        frames = [replace(frame, energy=None, stress=None) for frame in frames]
+    frames, before, dropped, notes = _checked(
+        frames, potential, stress=method == "full", skip_bad=skip_bad, drop_duplicates=drop_duplicates, progress=progress
+    )
+    fitted, tested = split(frames, test_fraction, seed)
+    notes += _thin(frames, fitted, tested)
+
+    out.mkdir(parents=True, exist_ok=True)
+    results.write_json(request, out / _STARTED)
+    chosen = [frames[k] for k in fitted]
+    single = _single_factors(chosen, [before[k] for k in fitted])
+    stages, outcome, offsets = {"before": before}, None, {}
+    if method == "linear":
+        new = finetune.linear_correction(potential, [frame.label() for frame in chosen])
+        stages["one factor"] = new.evaluate([frame.atoms for frame in frames], progress=progress)
+    else:
+        on_zero, offsets = _on_the_models_zero(chosen, [before[k] for k in fitted])
+        outcome = finetune.fine_tune(
+            potential,
+            on_zero,
+            recipe,
+            checkpoint=out / _CHECKPOINT,
+            progress=progress,
+        )
+        new = outcome.potential
+        if (factor := _factor(chosen, [before[k] for k in fitted])) is not None:
+            stages["one factor"] = [Prediction(factor * p.energy, factor * p.forces) for p in before]
+        stages["fine-tuned"] = new.evaluate([frame.atoms for frame in frames], progress=progress)
+    failed = [k for k, prediction in enumerate(list(stages.values())[-1]) if not prediction.ok]
+    if failed:
+        raise PotentialError(
+            f"the mended potential fails on {frames[failed[0]].file}, frame {frames[failed[0]].number}; nothing was saved."
+        )
+
+    scores = _scores(frames, fitted, tested, stages)
+    about = {
+        "request": request,
+        "method": method,
+        "trained": method == "full",
+        "base_sha256": request["model_sha256"],
+        "model_key": model,
+        "factor": new.scale / potential.scale,
+        "single_factors": single,
+        "recipe": request["recipe"],
+        "best_epoch": outcome.best_epoch if outcome else None,
+        "history": outcome.history if outcome else [],
+        "energy_offsets_ev": offsets,
+        "n_labels": len(fitted),
+        "labels": files,
+        "fitted": [_place(frames[k]) for k in fitted],
+        "tested": [_place(frames[k]) for k in tested],
+        "dropped": dropped,
+        "notes": notes,
+        "advice": advice(scores, single, method),
+        "scores": scores.astype(object).where(scores.notna(), None).to_dict("records"),
+        "elements": sorted({symbol for frame in frames for symbol in frame.atoms.get_chemical_symbols()}),
+        "device": results.device_name(str(potential.device)),
+        "packages": results.package_versions(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    _write_report(out, about, frames, fitted, tested, stages, outcome)
+    mended.save(out, new, model, about)
+    for name in (_STARTED, _CHECKPOINT):
+        (out / name).unlink(missing_ok=True)
+    return _reload(out, device)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The folder
+
+
+def _finished(out: Path, request: dict[str, object]) -> bool:
+    """Tell whether the folder holds this very fix, complete.
+
+    Raises
+    ------
+    PotentialError
+        If it holds anything but this fix, complete or not.
+    """
+    if out.exists() and not out.is_dir():
+        raise PotentialError(f"{out} is a file; choose a new folder for --out.")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not names:
+        return False
+    if mended.RECORD in names:
+        before = mended.record(out).get("request")
+    elif _STARTED in names:
+        before = json.loads((out / _STARTED).read_text())
+    else:
+        raise PotentialError(f"{out} is not empty and holds something else; choose a new folder for --out.")
+    now = json.loads(json.dumps(request))
+    if before != now:
+        other = [name for name in now if not isinstance(before, dict) or before.get(name) != now[name]]
+        raise PotentialError(f"{out} holds another fix (different: {', '.join(other)}); choose a new folder for --out.")
+    return mended.RECORD in names
+
+
+def _reload(out: Path, device: str) -> Fixed:
+    """Return a finished fix as it stands in its folder. It was written or checked by this call, hence the trust."""
+    content = mended.record(out)
+    key = f"file:{out}"
+    potential = potentials.load(key, device, trust=True)
+    scores = pd.DataFrame(content["scores"]).astype({"energy_mae": float})
+    return Fixed(out, key, potential, scores, content["advice"], content["notes"], content["dropped"])
+
+
+# ---------------------------------------------------------------------------------------------------
+# The labels
+
+
+def _read(sources: Sequence[Path | str | Label]) -> tuple[list[Frame], list[dict[str, object]]]:
+    """Return frames, and for each file its name, SHA-256 and number of frames."""
+    if sources and all(isinstance(source, Label) for source in sources):
+        frames = labels.from_labels(sources)
+        digest = hashlib.sha256()
+        for one in sources:
+            for array in (one.atoms.numbers, one.atoms.positions, one.atoms.cell.array, one.forces, one.energy, one.stress):
+                digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+        return frames, [{"file": "labels", "sha256": digest.hexdigest(), "frames": len(frames), "found": ""}]
+    files = []
+    frames = []
+    for path in map(Path, sources):
+        new = labels.read([path])
+        found = "; ".join(dict.fromkeys(frame.names for frame in new if frame.names))
+        files.append({"file": str(path), "sha256": registry.sha256(path), "frames": len(new), "found": found})
+        frames += new
+    if not frames:
+        raise LabelError("no label files were given.")
+    return frames, files
+
+
+def _checked(
+    frames: list[Frame], potential: Potential, *, stress: bool, skip_bad: bool, drop_duplicates: bool, progress: bool
+) -> tuple[list[Frame], list[Prediction], list[str], list[str]]:
+    """Return the frames to use with the potential's answers, what was left out, and notes.
+
+    Raises
+    ------
+    LabelError
+        If something is wrong that the options do not allow to leave out.
+    """
+    problems = labels.inspect(frames, potential.elements)
+    sound = _without(frames, problems)
+    stress = stress and all(frames[k].stress is not None for k in sound)
+    answers = potential.evaluate([frames[k].atoms for k in sound], stress=stress, progress=progress)
+    more, notes = labels.compare([frames[k] for k in sound], answers)
+    problems += [replace(problem, frames=tuple(sound[k] for k in problem.frames)) for problem in more]
+
+    allowed = {"frame": skip_bad, "duplicate": drop_duplicates, "file": False}
+    blocking = [problem for problem in problems if not allowed[problem.kind]]
+    kept = _without(frames, problems)
+    if blocking or not kept:
+        raise LabelError(_complaint(frames, blocking or problems, bool(kept)))
+    answer = dict(zip(sound, answers, strict=True))
+    return [frames[k] for k in kept], [answer[k] for k in kept], labels.listed(frames, problems), notes
+
+
+def _without(frames: Sequence[Frame], problems: Sequence[labels.Problem]) -> list[int]:
+    """Return the positions of the frames that no problem is about."""
+    bad = {problem.frames[-1] for problem in problems if problem.kind != "file"}
+    return [k for k in range(len(frames)) if k not in bad]
+
+
+def _complaint(frames: Sequence[Frame], problems: Sequence[labels.Problem], any_left: bool) -> str:
+    kinds = {problem.kind for problem in problems}
+    lines = [
+        "the labels cannot be used as they are (frames are counted from 0):",
+        *(f"  {line}" for line in labels.listed(frames, problems)),
+    ]
+    if not any_left:
+        lines.append("No frame is left.")
+    else:
+        if "frame" in kinds:
+            lines.append("Mend these frames, or go on without them: --skip-bad. The report lists what was left out.")
+        if "duplicate" in kinds:
+            lines.append("Go on with the first of each: --drop-duplicates.")
+    return "\n".join(lines)
+
+
+def split(frames: Sequence[Frame], test_fraction: float, seed: int) -> tuple[list[int], list[int]]:
+    """Divide frames into those to fit and those to test.
+
+    Neighbours in a trajectory are nearly the same structure, so a test on frames drawn one by one would be too kind. The frames, in the
+    order of the files, are cut into blocks of consecutive ones, a tenth of all each, never across files or compositions. Blocks drawn at
+    random make up the test set, the last one cut to size.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+    test_fraction : float
+        At least one frame is held back, unless it is 0 or there is only one frame; at least one is fitted.
+    seed : int
+
+    Returns
+    -------
+    fitted, tested : list of int
+        Sorted positions.
+    """
+    n = len(frames)
+    if test_fraction == 0 or n == 1:
+        return list(range(n)), []
+    n_test = min(n - 1, max(1, round(test_fraction * n)))
+    length = max(1, round(_BLOCK * n))
+    blocks: list[list[int]] = []
+    for _, run in groupby(range(n), key=lambda k: (frames[k].file, frames[k].atoms.get_chemical_formula())):
+        members = list(run)
+        blocks += [members[first : first + length] for first in range(0, len(members), length)]
+    order = np.random.default_rng(seed).permutation(len(blocks))
+    tested = sorted([k for block in order for k in blocks[block]][:n_test])
+    return [k for k in range(n) if k not in set(tested)], tested
+
+
+def _thin(frames: Sequence[Frame], fitted: Sequence[int], tested: Sequence[int]) -> list[str]:
+    """Return notes on elements that only the test has."""
+    seen = {symbol for k in fitted for symbol in frames[k].atoms.get_chemical_symbols()}
+    new = sorted({symbol for k in tested for symbol in frames[k].atoms.get_chemical_symbols()} - seen)
+    return [f"Only test frames hold {', '.join(new)}: for these elements the test is of a transfer."] if new else []
+
+
+def _place(frame: Frame) -> list[object]:
+    return [frame.file, frame.number]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Fit and test
+
+
+def _components(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate([frame.forces.ravel() for frame in frames]), np.concatenate([p.forces.ravel() for p in predictions])
+
+
+def _factor(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> float | None:
+    """Return c = 1/s, or None where the slope is not positive or there is none."""
+    try:
+        return softening.correction(*_components(frames, predictions))
+    except ValueError:
+        return None
+
+
+def _single_factors(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> list[float]:
+    """Return what each frame alone would give for c, where it gives anything."""
+    found = [_factor([frame], [prediction]) for frame, prediction in zip(frames, predictions, strict=True)]
+    return [c for c in found if c is not None]
+
+
+def _shift(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
+    """Return elements, and the reference energies (eV) that labels have beyond a model, fitted per atom by least squares."""
+    table = labels.counts(frames)
+    size = table.sum(axis=1)
+    offset = np.array([frame.energy - p.energy for frame, p in zip(frames, predictions, strict=True)])
+    elements = np.unique(np.concatenate([frame.atoms.numbers for frame in frames]))
+    return elements, np.linalg.lstsq(table / size[:, None], offset / size, rcond=None)[0]
+
+
+def _offset(frame: Frame, elements: np.ndarray, energies: np.ndarray) -> float:
+    return float((frame.atoms.numbers[:, None] == elements).sum(axis=0) @ energies)
+
+
+def _on_the_models_zero(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> tuple[list[Label], dict[str, float]]:
+    """Return labels whose energies are shifted, per element, to the model's own reference energies, and the shifts (eV per atom).
+
+    Another code or pseudopotential counts energies from another zero. To learn that offset would take all of the training.
+    """
+    if any(frame.energy is None for frame in frames):
+        return [frame.label() for frame in frames], {}
+    elements, energies = _shift(frames, predictions)
+    shifted = [replace(frame.label(), energy=frame.energy - _offset(frame, elements, energies)) for frame in frames]
+    return shifted, {chemical_symbols[z]: float(energy) for z, energy in zip(elements, energies, strict=True)}
+
+
+def _energy_mae(frames: Sequence[Frame], predictions: Sequence[Prediction], fitted: Sequence[int], chosen: Sequence[int]) -> float:
+    """Return the energy MAE (eV/atom) of the chosen frames whose reference energies the fitted frames determine; NaN if there are none."""
+    known = [k for k in fitted if frames[k].energy is not None]
+    if not known:
+        return math.nan
+    elements, energies = _shift([frames[k] for k in known], [predictions[k] for k in known])
+    table = labels.counts([frames[k] for k in known])
+    inside = np.linalg.pinv(table) @ table
+    errors = []
+    for k in chosen:
+        frame = frames[k]
+        composition = (frame.atoms.numbers[:, None] == elements).sum(axis=0).astype(float)
+        determined = composition.sum() == len(frame.atoms) and np.allclose(composition @ inside, composition, atol=1e-6 * len(frame.atoms))
+        if frame.energy is not None and determined:
+            errors.append(abs(predictions[k].energy + composition @ energies - frame.energy) / len(frame.atoms))
+    # One fitted frame per reference energy has no error by construction.
+    free = chosen is not fitted or len(known) > np.linalg.matrix_rank(table)
+    return float(np.mean(errors)) if errors and free else math.nan
+
+
+def _scores(frames: Sequence[Frame], fitted: Sequence[int], tested: Sequence[int], stages: dict[str, Sequence[Prediction]]) -> pd.DataFrame:
+    rows = []
+    for name, chosen in (("test", tested), ("fit", fitted)):
+        for stage, predictions in stages.items() if chosen else ():
+            x, y = _components([frames[k] for k in chosen], [predictions[k] for k in chosen])
+            fit_ = softening.fit(x, y)
+            rows.append(
+                {
+                    "stage": stage,
+                    "frames": name,
+                    "n_frames": len(chosen),
+                    "n_components": fit_.n,
+                    "slope": fit_.slope,
+                    "inverse_slope": fit_.inverse_slope,
+                    "r2": fit_.r2,
+                    "mae": fit_.mae,
+                    "cmae": fit_.cmae,
+                    "energy_mae": _energy_mae(frames, predictions, fitted, chosen),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -> list[str]:
+    """Say in words whether one factor suffices. The rules stand in the report (:data:`RULES`).
+
+    Parameters
+    ----------
+    scores : DataFrame
+        Of :class:`Fixed`.
+    single_factors : sequence of float
+        c from each fitted frame alone.
+    method : {"linear", "full"}
+    """
+    judged = "test" if (scores["frames"] == "test").any() else "fit"
+    rows = scores[scores["frames"] == judged].set_index("stage")
+    before = rows.loc["before"]
+    said = [_softness(before)]
+    factor = rows.loc["one factor"] if "one factor" in rows.index else None
+    if factor is not None:
+        share = 1 - factor["mae"] / before["mae"]
+        own = 1 - before["cmae"] / before["mae"]
+        if share >= 0.5:
+            said.append(f"One factor removes {share:.0%} of the force error: a scalar suffices unless you need the rest.")
+        elif share >= 0.2:
+            said.append(
+                f"One factor removes {share:.0%} of the force error: it helps, but what is left needs trained weights (method full)."
+            )
+        elif share >= 0:
+            said.append(
+                f"One factor removes only {share:.0%} of the force error: a scalar does not suffice; train the weights (method full)."
+            )
+        else:
+            said.append(f"One factor makes the forces worse, by {-share:.0%}: do not use it.")
+        if judged == "test" and share < 0.5 <= own:
+            said.append(
+                f"A factor of their own, {1 / before['slope']:.2f}, would remove {own:.0%} of the error of the test frames: "
+                "the frames that were fitted are of another kind. Label frames like those the potential is for."
+            )
+    if method == "full":
+        tuned = rows.loc["fine-tuned"]
+        reached = f"Training the weights changes the force MAE from {before['mae']:.3f} to {tuned['mae']:.3f} eV/Å"
+        if factor is None:
+            said.append(f"{reached}; no factor could be fitted.")
+        else:
+            pays = tuned["mae"] < 0.9 * min(factor["mae"], before["mae"])
+            verdict = "it pays" if pays else "it does not pay; take the simpler of the two others"
+            said.append(f"{reached}, one factor to {factor['mae']:.3f}: {verdict}.")
+    last = rows.iloc[-1]
+    if last["energy_mae"] > 1.2 * before["energy_mae"] and last["energy_mae"] - before["energy_mae"] > _ENERGY_WORSE:
+        said.append(
+            f"Energies became worse: {1000 * before['energy_mae']:.0f} before, {1000 * last['energy_mae']:.0f} meV/atom after. "
+            "Force labels mend forces; check energy differences before you use them."
+        )
+    if len(single_factors) > 1:
+        low, high = min(single_factors), max(single_factors)
+        agree = "they do not agree on whether forces are too small" if low < 1 < high else "they agree on the direction"
+        said.append(f"The fitted frames, each alone, ask for factors from {low:.2f} to {high:.2f}: {agree}.")
+    unusual = [c for c in (1 / before["slope"],) if c > 0 and not _USUAL_FACTORS[0] <= c <= _USUAL_FACTORS[1]]
+    if unusual:
+        said.append(f"A factor of {unusual[0]:.2f} is unusual; check units, functional and the kind of frames before you use it.")
+    if judged == "fit":
+        said.append(
+            "Nothing was tested: all numbers are of the frames that were fitted. Add frames to learn what the fix is worth elsewhere."
+        )
+    elif before["n_frames"] < 3:
+        n = int(before["n_frames"])
+        said.append(f"Uncertain: there {'is' if n == 1 else 'are'} only {n} test frame{'' if n == 1 else 's'}.")
+    return said
+
+
+def _softness(before: pd.Series) -> str:
+    s, inverse = before["slope"], before["inverse_slope"]
+    if s > 1 + _NO_SOFTNESS:
+        return f"The model is not soft here but stiff: its forces are {s:.2f} times those of DFT."
+    if s >= 1 - _NO_SOFTNESS:
+        return f"The model is not soft here: its forces have the right size (slope {s:.2f})."
+    if inverse <= 1 + _NO_SOFTNESS:
+        return f"The slope of {s:.2f} is scatter rather than softness (R² {before['r2']:.2f}, inverse slope {inverse:.2f})."
+    return f"The model is soft here: the slope of its forces on DFT's is {s:.2f}."
+
+
+RULES = (
+    "Soft: slope s below 0.97 and inverse slope s′ above 1.03. With s low but s′ near one, forces scatter but are not too small, "
+    "and a factor would only amplify the scatter.",
+    "A scalar suffices if it removes at least half of the force error of the test frames; below a fifth it is not worth having. "
+    "What the factor best for the test frames would remove, 1 − cMAE/MAE, tells whether it is the idea or only this factor that fails.",
+    "Trained weights pay if they leave less than nine tenths of the error that the better of the original and one factor leaves.",
+    "Fewer than three test frames: an indication, no more.",
+)
+
+
+# ---------------------------------------------------------------------------------------------------
+# The report
+
+
+def _write_report(
+    out: Path,
+    about: dict[str, object],
+    frames: Sequence[Frame],
+    fitted: Sequence[int],
+    tested: Sequence[int],
+    stages: dict[str, Sequence[Prediction]],
+    outcome: FineTuned | None,
+) -> None:
+    shown = tested or fitted
+    base = about["model_key"] if not about["model_key"].startswith("file:") else f"file:{about['request']['model']}"
+    after = f"{base}*{about['factor']:.4f}" if outcome is None else f"{base}+{about['n_labels']}"
+    last = list(stages)[-1]
+    table = _force_table([frames[k] for k in shown], {base: [stages["before"][k] for k in shown], after: [stages[last][k] for k in shown]})
+    scores = pd.DataFrame(about["scores"]).astype({"energy_mae": float})
+    rows = scores[scores["frames"] == ("test" if tested else "fit")].set_index("stage")
+    parity = report.Picture(
+        figures.force_parity(table, models=[base, after]),
+        f"Model against DFT force components of {len(shown)} frames, before and after: the slope goes from "
+        f"{rows.loc['before', 'slope']:.2f} to {rows.loc[last, 'slope']:.2f}, the mean absolute error from "
+        f"{rows.loc['before', 'mae']:.3f} to {rows.loc[last, 'mae']:.3f} eV/Å.",
+        f"Force components of the {'test frames' if tested else 'fitted frames (nothing was tested)'}: "
+        "before on the left, after on the right. A perfect model lies on the dashed line.",
+    )
+    result = [report.Text(about["advice"][0], strong=True), report.Bullets(about["advice"][1:]), _score_table(scores, "test", tested)]
+    result += [parity, _score_table(scores, "fit", fitted)]
+    sections = [report.Section("What the fix does", [block for block in result if block is not None])]
+    if outcome is not None:
+        best = outcome.history[outcome.best_epoch]
+        sections.append(
+            report.Section(
+                "Training",
+                [
+                    report.Picture(
+                        figures.training_curve(outcome.history, outcome.best_epoch, after),
+                        f"Force error against epoch. The weights of epoch {outcome.best_epoch + 1} of {len(outcome.history)} were "
+                        f"kept, where the frames that choose the epoch have {best['validation_force_mae']:.3f} eV/Å.",
+                        f"{len(outcome.train)} of the fitted frames were trained on, {len(outcome.validation)} chose the epoch"
+                        + (" (the same one: there is only one)." if outcome.train == outcome.validation else ". Test frames took no part."),
+                    )
+                ],
+            )
+        )
+    sections += [
+        _use(out, about),
+        _labels_section(about, frames, fitted, tested),
+        report.Section("How the advice is found", [report.Bullets(RULES), report.Text(_DEFINITIONS)]),
+        _provenance(about),
+    ]
+    title = f"{figures.label(base)}, mended with {about['n_labels']} label{'' if about['n_labels'] == 1 else 's'}"
+    how = "one factor on energies, forces and stresses" if outcome is None else "fine-tuned weights"
+    lead = f"{how[0].upper()}{how[1:]}. Elements: {', '.join(about['elements'])}. {about['date']}."
+    footer = "Written by softening fix. Method: Deng et al., npj Comput. Mater. 11, 9 (2025)."
+    (out / "report.html").write_text(report.page(title, lead, sections, footer), encoding="utf-8")
+    (out / "report.md").write_text(report.markdown(title, lead, sections, footer), encoding="utf-8")
+
+
+_DEFINITIONS = (
+    "Slope s: least-squares line of the model's force components on DFT's, through zero. Inverse slope s′: of DFT's on the model's. "
+    "R² = s s′. cMAE: mean absolute error after every force has been divided by s. Energy MAE: per atom, after reference energies of the "
+    "elements have been fitted on the fitted frames, so that another code's zero of energy does not count."
+)
+
+
+def _force_table(frames: Sequence[Frame], predictions: dict[str, Sequence[Prediction]]) -> pd.DataFrame:
+    parts = []
+    for model, answers in predictions.items():
+        reference, value = _components(frames, answers)
+        parts.append(pd.DataFrame({"model": model, "case": "", "property": "force", "value": value, "reference": reference}))
+    return pd.concat(parts, ignore_index=True).assign(unit="eV/Å", status="ok", reason="")
+
+
+def _score_table(scores: pd.DataFrame, which: str, chosen: Sequence[int]) -> report.Table | None:
+    rows = scores[scores["frames"] == which]
+    if rows.empty:
+        return None
+    shown = {
+        "slope s": ("slope", "{:.3f}", 1),
+        "inverse slope s′": ("inverse_slope", "{:.3f}", 1),
+        "R²": ("r2", "{:.3f}", 1),
+        "force MAE (eV/Å)": ("mae", "{:.3f}", 1),
+        "force cMAE (eV/Å)": ("cmae", "{:.3f}", 1),
+        "energy MAE (meV/atom)": ("energy_mae", "{:.1f}", 1000),
+    }
+    cells = {
+        row["stage"]: [form.format(unit * row[column]) if pd.notna(row[column]) else "–" for column, form, unit in shown.values()]
+        for row in rows.to_dict("records")
+    }
+    name = "test frames, which took no part in the fit" if which == "test" else "frames that were fitted"
+    count = f"{len(chosen)} frame{'' if len(chosen) == 1 else 's'}, {rows['n_components'].iloc[0]:,} force components"
+    return report.Table(pd.DataFrame(cells, index=list(shown)), f"On the {name}: {count}.")
+
+
+def _use(out: Path, about: dict[str, object]) -> report.Section:
+    key = f"file:{out}"
+    trust = mended.is_code(about["model_key"])
+    load = f"potential = potentials.load({key!r}{', trust=True' if trust else ''})"
+    python = f"from helpers import potentials\n\n{load}\natoms.calc = potential.calculator()"
+    shell = f"softening run surfaces --model {shlex.quote(key)}{' --trust' if trust else ''}"
+    blocks: list[report.Block] = [report.Code(python), report.Text("As any model of the command line:"), report.Code(shell)]
+    if about["method"] == "linear":
+        blocks.append(
+            report.Text(
+                f"The factor is c = {about['factor']:.4f}. Any other code that can multiply energies, forces and stresses by it "
+                "gives the same."
+            )
+        )
+    return report.Section("How to use it", blocks)
+
+
+def _labels_section(about: dict[str, object], frames: Sequence[Frame], fitted: Sequence[int], tested: Sequence[int]) -> report.Section:
+    rows = []
+    for file in about["labels"]:
+        used = [sum(frames[k].file == file["file"] for k in chosen) for chosen in (fitted, tested)]
+        rows.append([file["frames"], *used, file["frames"] - sum(used), file["found"] or "–"])
+    columns = ["frames", "fitted", "tested", "left out", "answers found as"]
+    blocks: list[report.Block] = [
+        report.Table(pd.DataFrame(rows, index=pd.Index([f["file"] for f in about["labels"]], name="file"), columns=columns))
+    ]
+    if tested:
+        places = [
+            f"{file}: {', '.join(str(number) for _, number in run)}" for file, run in groupby(about["tested"], key=lambda place: place[0])
+        ]
+        blocks += [report.Text("Frames held back for the test (counted from 0, drawn in blocks of neighbours):"), report.Bullets(places)]
+    if about["dropped"]:
+        blocks += [report.Text("Frames left out:"), report.Bullets(about["dropped"])]
+    if about["energy_offsets_ev"]:
+        shifts = ", ".join(f"{symbol} {value:+.3f}" for symbol, value in about["energy_offsets_ev"].items())
+        blocks.append(report.Text(f"Taken off the labels' energies, so that they count from the model's zero (eV per atom): {shifts}."))
+    if about["notes"]:
+        blocks += [report.Text("To know:"), report.Bullets(about["notes"])]
+    return report.Section("Labels", blocks)
+
+
+def _provenance(about: dict[str, object]) -> report.Section:
+    rows = {
+        "mended from": about["model_key"],
+        "SHA-256 of its weights": about["base_sha256"] or "not known",
+        **{f"SHA-256 of {file['file']}": file["sha256"] for file in about["labels"]},
+        "method": about["method"],
+        **({"recipe": ", ".join(f"{name} {value}" for name, value in about["recipe"].items())} if about["recipe"] else {}),
+        "test fraction, seed": f"{about['request']['test_fraction']}, {about['request']['seed']}",
+        "device": about["device"],
+        "packages": ", ".join(f"{name} {number}" for name, number in about["packages"].items()),
+        "date": about["date"],
+    }
+    return report.Section("Where it comes from", [report.Table(pd.DataFrame({"": list(rows.values())}, index=list(rows)))])

@@ -1,0 +1,408 @@
+"""Mending a potential with one's own labels, from the files to the report."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+
+import ase
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from ase.build import bulk
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
+from typer.testing import CliRunner
+
+from helpers import cli, finetune, fix, potentials, registry, report, results
+from helpers.finetune import Label, Recipe
+from helpers.labels import LabelError
+from helpers.potentials import PotentialError, mended
+from helpers.potentials.base import Potential
+
+MATGL = ("tensornet-matpes-pbe-2025.1", "m3gnet-mp-2021.2.8")
+
+
+def labelled(teacher: Potential, n: int, formula: str = "MgO", a: float = 4.21, scale: float = 1.25) -> list[ase.Atoms]:
+    """Return displaced rocksalt crystals with the answers of a potential made stiffer, and another zero of energy."""
+    rng = np.random.default_rng(0)
+    frames = [bulk(formula, "rocksalt", a=a) for _ in range(n)]
+    for atoms in frames:
+        atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+    answers = teacher.scaled(scale).evaluate(frames, stress=True)
+    for atoms, p in zip(frames, answers, strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=p.energy - 70.0, forces=p.forces, stress=p.stress)
+    return frames
+
+
+@pytest.fixture(scope="module")
+def chgnet():
+    return potentials.load("chgnet-0.3.0", "cpu")
+
+
+@pytest.fixture(scope="module")
+def images(chgnet):
+    return labelled(chgnet, 6)
+
+
+@pytest.fixture
+def labels_file(tmp_path, images):
+    path = tmp_path / "labels.extxyz"
+    write(path, images)
+    return path
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory, images):
+    """A finished linear fix."""
+    folder = tmp_path_factory.mktemp("linear")
+    write(folder / "labels.extxyz", images)
+    return fix.fix("chgnet-0.3.0", [folder / "labels.extxyz"], out=folder / "fix", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory, images):
+    """A finished fine-tuning of a few epochs."""
+    folder = tmp_path_factory.mktemp("full")
+    write(folder / "labels.extxyz", images)
+    recipe = Recipe(epochs=8, learning_rate=3e-4)
+    return fix.fix("chgnet-0.3.0", [folder / "labels.extxyz"], method="full", recipe=recipe, out=folder / "fix", device="cpu")
+
+
+def row(fixed: fix.Fixed, stage: str, frames: str = "test") -> pd.Series:
+    scores = fixed.scores
+    return scores[(scores["stage"] == stage) & (scores["frames"] == frames)].iloc[0]
+
+
+def test_linear_finds_the_constant(linear, chgnet, images):
+    assert linear.potential.scale == pytest.approx(1.25, rel=1e-4)
+    assert row(linear, "before")["slope"] == pytest.approx(0.8, rel=1e-4)
+    assert row(linear, "one factor")["slope"] == pytest.approx(1, rel=1e-4)
+    assert row(linear, "one factor")["energy_mae"] < 1e-4 < row(linear, "before")["energy_mae"]
+    assert linear.advice[0].startswith("The model is soft here")
+    assert "a scalar suffices" in linear.advice[1]
+    assert chgnet.scale == 1
+
+
+def test_a_mended_potential_is_a_potential(linear, images):
+    again = potentials.load(linear.key, "cpu")
+    expected = images[0].get_forces()
+    atoms = images[0].copy()
+    atoms.calc = again.calculator()
+    assert atoms.get_forces() == pytest.approx(expected, abs=1e-5)
+    assert again.key == linear.key
+    assert again.scaled(0.8).scale == pytest.approx(1.0, rel=1e-4)
+    assert again.describe()["mended_from"] == "chgnet-0.3.0"
+    assert "/" not in results.file_name(again.key)
+
+
+def test_full_lowers_the_error_and_comes_back_the_same(full, images, chgnet):
+    before, after = row(full, "before"), row(full, "fine-tuned")
+    assert after["mae"] < 0.6 * before["mae"]
+    # Energies from another zero did no harm.
+    assert after["energy_mae"] < 0.05
+    described = full.potential.describe()
+    assert described["weights_sha256"] == registry.sha256(full.folder / mended.WEIGHTS) != chgnet.describe()["weights_sha256"]
+    again = potentials.load(full.key, "cpu")
+    frames = [atoms.copy() for atoms in images]
+    for one, other in zip(again.evaluate(frames, stress=True), full.potential.evaluate(frames, stress=True), strict=True):
+        assert one.energy == pytest.approx(other.energy, abs=1e-6)
+        assert one.forces == pytest.approx(other.forces, abs=1e-6)
+        assert one.stress == pytest.approx(other.stress, abs=1e-6)
+    tested = mended.record(full.folder)["tested"]
+    mae = np.mean([np.abs(again.evaluate([frames[k]])[0].forces - images[k].get_forces()) for _, k in tested])
+    assert mae == pytest.approx(after["mae"], abs=1e-5)
+    assert not (full.folder / "training.pt").exists()
+
+
+def test_the_same_call_again_does_nothing(full, monkeypatch):
+    labels = full.folder.parent / "labels.extxyz"
+    times = {path: path.stat().st_mtime_ns for path in full.folder.iterdir()}
+    monkeypatch.setattr(finetune, "fine_tune", None)
+    again = fix.fix("chgnet-0.3.0", [labels], method="full", recipe=Recipe(epochs=8, learning_rate=3e-4), out=full.folder, device="cpu")
+    assert {path: path.stat().st_mtime_ns for path in full.folder.iterdir()} == times
+    pd.testing.assert_frame_equal(again.scores, full.scores)
+    with pytest.raises(PotentialError, match=r"holds another fix \(different: recipe\)"):
+        fix.fix("chgnet-0.3.0", [labels], method="full", recipe=Recipe(epochs=9), out=full.folder, device="cpu")
+
+
+def test_other_files_are_never_overwritten(tmp_path, labels_file):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(PotentialError, match="not empty"):
+        fix.fix("chgnet-0.3.0", [labels_file], out=tmp_path / "mine", device="cpu")
+    with pytest.raises(PotentialError, match="is a file"):
+        fix.fix("chgnet-0.3.0", [labels_file], out=labels_file, device="cpu")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_an_interrupted_training_goes_on(tmp_path, labels_file, monkeypatch, full):
+    class StopError(Exception):
+        """Stands for a killed job."""
+
+    save = finetune._save
+    calls = []
+
+    def stop(state, path):
+        save(state, path)
+        calls.append(path)
+        if len(calls) == 3:
+            raise StopError
+
+    arguments = {"method": "full", "recipe": Recipe(epochs=8, learning_rate=3e-4), "out": tmp_path / "fix", "device": "cpu"}
+    monkeypatch.setattr(finetune, "_save", stop)
+    with pytest.raises(StopError):
+        fix.fix("chgnet-0.3.0", [labels_file], **arguments)
+    with pytest.raises(PotentialError, match="interrupted"):
+        potentials.load(f"file:{tmp_path / 'fix'}", "cpu")
+    with pytest.raises(PotentialError, match="holds another fix"):
+        fix.fix("chgnet-0.3.0", [labels_file], out=tmp_path / "fix", device="cpu")
+    monkeypatch.setattr(finetune, "_save", save)
+    resumed = fix.fix("chgnet-0.3.0", [labels_file], **arguments)
+    assert len(mended.record(resumed.folder)["history"]) == 8
+    pd.testing.assert_frame_equal(resumed.scores, full.scores, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("n", "fitted", "tested"), [(1, 1, 0), (2, 1, 1)])
+def test_one_and_two_frames(tmp_path, images, n, fitted, tested):
+    write(tmp_path / "labels.extxyz", images[:n])
+    fixed = fix.fix("chgnet-0.3.0", [tmp_path / "labels.extxyz"], out=tmp_path / "fix", device="cpu")
+    assert fixed.potential.scale == pytest.approx(1.25, rel=1e-4)
+    content = mended.record(fixed.folder)
+    assert (len(content["fitted"]), len(content["tested"])) == (fitted, tested)
+    words = "Nothing was tested" if n == 1 else "Uncertain: there is only 1 test frame"
+    assert words in (tmp_path / "fix" / "report.md").read_text()
+
+
+def test_bad_and_repeated_frames(tmp_path, images):
+    spoiled = images[1].copy()
+    spoiled.numbers[0] = 85
+    write(tmp_path / "labels.traj", [images[0], spoiled, *images[2:], images[0]])
+    with pytest.raises(LabelError) as caught:
+        fix.fix("chgnet-0.3.0", [tmp_path / "labels.traj"], out=tmp_path / "fix", device="cpu")
+    for words in (
+        "frame 1: element(s) the model was not trained on: At",
+        "frame 6: the same structure as",
+        "--skip-bad",
+        "--drop-duplicates",
+    ):
+        assert words in str(caught.value)
+    assert not (tmp_path / "fix").exists()
+    fixed = fix.fix("chgnet-0.3.0", [tmp_path / "labels.traj"], out=tmp_path / "fix", device="cpu", skip_bad=True, drop_duplicates=True)
+    assert len(fixed.dropped) == 2
+    assert sum(len(mended.record(fixed.folder)[name]) for name in ("fitted", "tested")) == 5
+    assert "trained on: At" in (tmp_path / "fix" / "report.html").read_text()
+
+
+def test_wrong_units_cannot_be_skipped(tmp_path, images):
+    for atoms in (wrong := [atoms.copy() for atoms in images]):
+        atoms.calc = None
+    for atoms, right in zip(wrong, images, strict=True):
+        atoms.arrays["REF_forces"] = right.get_forces() / 51.4221
+    write(tmp_path / "labels.extxyz", wrong)
+    with pytest.raises(LabelError, match="hartree/bohr"):
+        fix.fix("chgnet-0.3.0", [tmp_path / "labels.extxyz"], out=tmp_path / "fix", device="cpu", skip_bad=True)
+
+
+def test_the_split_keeps_neighbours_together():
+    frames = [
+        fix.labels.Frame(file, number, bulk(formula, "rocksalt", a=4.2), None, np.zeros((2, 3)))
+        for file, formula in (("a", "MgO"), ("b", "CaO"))
+        for number in range(50)
+    ]
+    fitted, tested = fix.split(frames, 0.2, seed=1)
+    assert sorted(fitted + tested) == list(range(100))
+    assert len(tested) == 20
+    assert sum(b - a > 1 for a, b in itertools.pairwise(tested)) <= 1
+    assert fix.split(frames, 0.2, seed=1) == (fitted, tested) != fix.split(frames, 0.2, seed=2)
+    assert fix.split(frames, 0, seed=0) == (list(range(100)), [])
+    assert [len(part) for part in fix.split(frames[:3], 0.9, seed=0)] == [1, 2]
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def copied(full, tmp_path):
+    """A copy of a mended potential, to be damaged."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in full.folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+def edit(folder, change):
+    content = json.loads((folder / mended.RECORD).read_text())
+    change(content)
+    (folder / mended.RECORD).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: damage(folder / mended.WEIGHTS), "weights.pt: SHA-256 .* expected"),
+        (lambda folder: (folder / mended.WEIGHTS).unlink(), "cannot read the weights"),
+        (lambda folder: (folder / mended.RECORD).write_text("{"), "cannot be read"),
+        (lambda folder: edit(folder, lambda c: c.update(format=99)), "not the format"),
+        (lambda folder: edit(folder, lambda c: c.pop("scale")), "damaged: scale"),
+        (lambda folder: edit(folder, lambda c: c["base"].update(weights_sha256="0" * 64)), "was made from chgnet-0.3.0 with SHA-256 0000"),
+        (lambda folder: edit(folder, lambda c: c["base"].update(key="ase:os.getcwd")), "can run any code"),
+        (lambda folder: edit(folder, lambda c: c["base"].update(key="gpt")), "not in the catalogue"),
+        (lambda folder: edit(folder, lambda c: c["base"].update(key="chgnet-0.2.0")), "was made from chgnet-0.2.0"),
+    ],
+)
+def test_what_is_damaged_is_refused(copied, spoil, words):
+    spoil(copied)
+    with pytest.raises(PotentialError, match=words):
+        potentials.load(f"file:{copied}", "cpu")
+
+
+class Bomb:
+    """A pickle that leaves a mark when it is opened."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (self.mark, "w")
+
+
+def test_weights_are_never_unpickled(copied, tmp_path):
+    torch.save(Bomb(str(tmp_path / "mark")), copied / mended.WEIGHTS)
+    edit(copied, lambda c: c.update(weights_sha256=registry.sha256(copied / mended.WEIGHTS)))
+    with pytest.raises(PotentialError, match="holds something else than weights"):
+        potentials.load(f"file:{copied}", "cpu")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_mended_potential_can_be_mended_again(full, tmp_path, labels_file):
+    before = {path: registry.sha256(path) for path in full.folder.iterdir()}
+    again = fix.fix(full.key, [labels_file], out=tmp_path / "again", device="cpu")
+    content = mended.record(again.folder)
+    assert content["base"]["key"] == "chgnet-0.3.0"
+    assert [step["method"] for step in content["earlier"]] == ["full"]
+    frame = [bulk("MgO", "rocksalt", a=4.3)]
+    c = again.potential.scale
+    assert c == pytest.approx(1, abs=0.1)
+    assert again.potential.evaluate(frame)[0].energy == pytest.approx(c * full.potential.evaluate(frame)[0].energy, abs=1e-5)
+    assert {path: registry.sha256(path) for path in full.folder.iterdir()} == before
+
+
+def test_mace_file(tmp_path, mace_file):
+    base = potentials.load(f"file:{mace_file}", "cpu", trust=True)
+    write(tmp_path / "labels.extxyz", labelled(base, 4, "FeO", 4.3))
+    original = registry.sha256(mace_file)
+    fixed = fix.fix(
+        f"file:{mace_file}",
+        [tmp_path / "labels.extxyz"],
+        method="full",
+        recipe=Recipe(epochs=4, learning_rate=3e-3),
+        out=tmp_path / "fix",
+        device="cpu",
+        trust=True,
+    )
+    assert row(fixed, "fine-tuned", "fit")["mae"] < row(fixed, "before", "fit")["mae"]
+    assert registry.sha256(mace_file) == original == registry.sha256(tmp_path / "fix" / mended.BASE)
+    with pytest.raises(PotentialError, match=r"base.model: SHA-256 .* is not in the registry.*--trust"):
+        potentials.load(fixed.key, "cpu")
+    frame = [bulk("FeO", "rocksalt", a=4.3)]
+    assert potentials.load(fixed.key, "cpu", trust=True).evaluate(frame)[0].energy == pytest.approx(
+        fixed.potential.evaluate(frame)[0].energy, abs=1e-6
+    )
+    damage(tmp_path / "fix" / mended.BASE)
+    with pytest.raises(PotentialError, match=r"base.model \(a copy of small.model\): SHA-256"):
+        potentials.load(fixed.key, "cpu", trust=True)
+
+
+@pytest.mark.parametrize("key", MATGL)
+def test_matgl(tmp_path, key):
+    """Weights of an older convention are turned once, when the base is loaded, and not again with the mended weights."""
+    if not potentials.runnable(key):
+        pytest.skip("the weights are not on this machine")
+    images = labelled(potentials.load(key, "cpu"), 3)
+    write(tmp_path / "labels.extxyz", images)
+    recipe = Recipe(epochs=3, learning_rate=3e-4)
+    fixed = fix.fix(key, [tmp_path / "labels.extxyz"], method="full", recipe=recipe, out=tmp_path / "fix", device="cpu", test_fraction=0)
+    assert row(fixed, "fine-tuned", "fit")["mae"] < row(fixed, "before", "fit")["mae"]
+    again = potentials.load(fixed.key, "cpu").evaluate([atoms.copy() for atoms in images])
+    error = np.concatenate([np.abs(p.forces - atoms.get_forces()).ravel() for p, atoms in zip(again, images, strict=True)])
+    assert error.mean() == pytest.approx(row(fixed, "fine-tuned", "fit")["mae"], abs=1e-5)
+
+
+def test_labels_in_memory_and_any_ase_calculator(tmp_path):
+    emt = potentials.load("ase:ase.calculators.emt.EMT")
+    frames = [bulk("Cu", cubic=True) for _ in range(3)]
+    for number, atoms in enumerate(frames):
+        atoms.rattle(0.1, seed=number)
+    sources = [Label(atoms, None, 1.1 * p.forces) for atoms, p in zip(frames, emt.evaluate(frames), strict=True)]
+    fixed = fix.fix("ase:ase.calculators.emt.EMT", sources, out=tmp_path / "fix")
+    assert fixed.potential.scale == pytest.approx(1.1)
+    assert np.isnan(row(fixed, "before")["energy_mae"])
+    with pytest.raises(PotentialError, match="pass trust=True"):
+        potentials.load(fixed.key)
+    assert potentials.load(fixed.key, trust=True).evaluate(frames[:1])[0].forces == pytest.approx(sources[0].forces)
+    with pytest.raises(PotentialError, match="no weights to train"):
+        fix.fix("ase:ase.calculators.emt.EMT", sources, method="full", out=tmp_path / "full")
+
+
+def test_the_report_escapes_what_comes_from_files(tmp_path, images):
+    name = "<script>alert(1)<!--|`x.extxyz"
+    write(tmp_path / name, images[:3], format="extxyz")
+    fix.fix("chgnet-0.3.0", [tmp_path / name], out=tmp_path / "fix", device="cpu")
+    page = (tmp_path / "fix" / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+    assert 'src="data:image/png;base64,' in page
+    assert page.count("<img") == page.count('alt="Model against DFT')
+    assert "http" not in page.split("</head>")[0]
+    text = (tmp_path / "fix" / "report.md").read_text()
+    assert "<script" not in text
+    assert "\\|" in text
+
+
+def test_markdown_code_cannot_be_closed_from_within():
+    assert report.Code("a\n```\nb").markdown() == "````\na\n```\nb\n````"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({"slope": 1.2, "inverse_slope": 0.8}, {}, "not soft here but stiff"),
+        ({"slope": 0.99}, {}, "right size"),
+        ({"slope": 0.8, "inverse_slope": 1.0}, {}, "scatter rather than softness"),
+        ({}, {"mae": 0.04}, "removes 60% of the force error: a scalar suffices"),
+        ({}, {"mae": 0.07}, "30% of the force error: it helps"),
+        ({}, {"mae": 0.09}, "only 10%"),
+        ({}, {"mae": 0.11}, "worse, by 10%"),
+        ({"cmae": 0.03}, {"mae": 0.09}, "the frames that were fitted are of another kind"),
+        ({}, {"energy_mae": 0.03}, "Energies became worse: 10 before, 30 meV/atom after"),
+        ({"slope": 0.4}, {}, "A factor of 2.50 is unusual"),
+    ],
+)
+def test_advice(before, after, words):
+    common = {"frames": "test", "n_frames": 5, "slope": 0.8, "inverse_slope": 1.2, "r2": 0.96, "mae": 0.1, "cmae": 0.08, "energy_mae": 0.01}
+    scores = pd.DataFrame([common | {"stage": "before"} | before, common | {"stage": "one factor"} | after])
+    assert words in " ".join(fix.advice(scores, [1.2], "linear"))
+
+
+def test_the_command_line_and_a_benchmark(tmp_path, monkeypatch, labels_file):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, ["fix", "-m", "chgnet-0.3.0", "--labels", "labels.extxyz", "--out", "my-fix", "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    for words in ("a scalar suffices", "potential: file:my-fix (factor 1.2500)", "report:    my-fix/report.html"):
+        assert words in done.output
+    for name in ("reference", "paper", "registry.csv"):
+        (tmp_path / name).symlink_to(registry.data_dir() / name)
+    monkeypatch.setenv(registry.DATA_VARIABLE, str(tmp_path))
+    run = CliRunner().invoke(
+        cli.app, ["run", "fine_tuning", "-m", "file:my-fix", "--sets", "teacher", "--processes", "1", "--device", "cpu"]
+    )
+    assert run.exit_code == 0, run.output
+    assert os.listdir(tmp_path / "results" / "fine_tuning") != []
+    assert results.provenance("fine_tuning", "file:my-fix")["potential"]["scale"] == pytest.approx(1.25, rel=1e-4)
