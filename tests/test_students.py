@@ -37,9 +37,9 @@ def rms(labels):
 def test_one_thing_is_varied_at_a_time():
     found = students.students(Protocol())
     assert len(found) == len(set(found))
-    standard = Student("mace", 16, 0.0, 100, 0.08, 0)
+    standard = Student("mace", 16, 0.0, 100, 0.08, 600, 0)
     for student in found:
-        changed = [name for name in ("n_frames", "start_a") if getattr(student, name) != getattr(standard, name)]
+        changed = [name for name in ("n_frames", "start_a", "steps") if getattr(student, name) != getattr(standard, name)]
         changed += ["network"] if (student.architecture, student.channels) != ("mace", 16) else []
         assert len(changed) <= 1
         assert not changed or student.share in (0.0, 1.0)
@@ -72,8 +72,8 @@ def test_frames_depend_on_the_seed_alone(teacher, broad):
 
 def test_a_share_of_the_frames_is_broad(teacher):
     protocol = Protocol(n_frames=12)
-    mixture = students.training_frames(teacher, "Cu", Student("mace", 4, 0.25, 12, 0.08, 3), protocol)
-    pure = students.training_frames(teacher, "Cu", Student("mace", 4, 0.0, 12, 0.08, 3), protocol)
+    mixture = students.training_frames(teacher, "Cu", Student("mace", 4, 0.25, 12, 0.08, 5, 3), protocol)
+    pure = students.training_frames(teacher, "Cu", Student("mace", 4, 0.0, 12, 0.08, 5, 3), protocol)
     assert len(mixture) == len(pure) == 12
     near = {label.energy for label in pure}
     assert sum(label.energy in near for label in mixture) == 9

@@ -23,8 +23,8 @@ Sets
 What varies (columns of the table)
 ----------------------------------
 ``share`` (of broad frames in the training data), ``n_frames``, ``start_a`` (Å, how far from equilibrium the relaxations start),
-``architecture``, ``channels`` and ``seed`` (data and weights alike). One thing about the standard student (:class:`Protocol`) is varied
-at a time.
+``architecture``, ``channels``, ``steps`` (of the training) and ``seed`` (data and weights alike). One thing about the standard student
+(:class:`Protocol`) is varied at a time.
 
 The table
 ---------
@@ -100,7 +100,7 @@ class Protocol:
         are spread about as those of MPtrj are, the training data of the published models.
     start_strain : float
         Largest change of the lattice parameter where relaxations start.
-    shares, other_channels, other_frames, other_starts_a
+    shares, other_channels, other_frames, other_starts_a, other_steps
         Values that are tried besides.
     chgnet_channels : int
         Width of the students with CHGNet's architecture.
@@ -126,6 +126,7 @@ class Protocol:
     other_channels: tuple[int, ...] = (4, 32)
     other_frames: tuple[int, ...] = (25, 400)
     other_starts_a: tuple[float, ...] = (0.03, 0.15, 0.3)
+    other_steps: tuple[int, ...] = (150, 2400)
     chgnet_channels: int = 32
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 600
@@ -164,6 +165,7 @@ class Student:
     share: float
     n_frames: int
     start_a: float
+    steps: int
     seed: int
 
 
@@ -171,7 +173,7 @@ def students(protocol: Protocol) -> list[Student]:
     """Return all students of an experiment: the standard one at every share of broad frames, and one thing varied at a time."""
     found: dict[Student, None] = {}
     for seed in protocol.seeds:
-        standard = Student("mace", protocol.channels, 0.0, protocol.n_frames, protocol.start_a, seed)
+        standard = Student("mace", protocol.channels, 0.0, protocol.n_frames, protocol.start_a, protocol.steps, seed)
         varied = [dataclasses.replace(standard, share=share) for share in protocol.shares]
         for share in (0.0, 1.0):
             at = dataclasses.replace(standard, share=share)
@@ -179,6 +181,7 @@ def students(protocol: Protocol) -> list[Student]:
             varied.append(dataclasses.replace(at, architecture="chgnet", channels=protocol.chgnet_channels))
         varied += [dataclasses.replace(standard, n_frames=number) for number in protocol.other_frames]
         varied += [dataclasses.replace(standard, start_a=start) for start in protocol.other_starts_a]
+        varied += [dataclasses.replace(standard, steps=steps) for steps in protocol.other_steps]
         found |= dict.fromkeys(varied)
     return list(found)
 
@@ -191,7 +194,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         material = "MgO" if name == "magnesia" else "Cu"
         chosen = students(protocol)
         if name == "small":
-            standard = Student("mace", protocol.channels, 0.0, protocol.n_small_frames, protocol.start_a, 0)
+            standard = Student("mace", protocol.channels, 0.0, protocol.n_small_frames, protocol.start_a, protocol.n_small_steps, 0)
             chosen = [standard, dataclasses.replace(standard, share=1.0)]
         for student in chosen:
             info = dataclasses.asdict(student)
@@ -401,7 +404,7 @@ def reference_energies(labels: Sequence[Label]) -> dict[str, float]:
     return dict(zip(elements, solution.tolist(), strict=True))
 
 
-def train(teacher: Potential, material: str, student: Student, protocol: Protocol, steps: int) -> tuple[finetune.FineTuned, list[Label]]:
+def train(teacher: Potential, material: str, student: Student, protocol: Protocol) -> tuple[finetune.FineTuned, list[Label]]:
     """Train a student from random weights; return it and the frames it saw."""
     frames = training_frames(teacher, material, student, protocol)
     forces = np.concatenate([label.forces for label in frames])
@@ -412,7 +415,7 @@ def train(teacher: Potential, material: str, student: Student, protocol: Protoco
         force_rms=float(np.sqrt(np.mean(forces**2))),
         seed=student.seed,
     )
-    return finetune.fine_tune(network, frames, protocol.recipe(len(frames), steps, student.seed)), frames
+    return finetune.fine_tune(network, frames, protocol.recipe(len(frames), student.steps, student.seed)), frames
 
 
 def run(teacher: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
@@ -423,7 +426,7 @@ def run(teacher: Potential, cases: Sequence[Case], protocol: Protocol | None = N
         small = case.set == "small"
         student = Student(**case.info)
         try:
-            trained, frames = train(teacher, case.material, student, protocol, protocol.n_small_steps if small else protocol.steps)
+            trained, frames = train(teacher, case.material, student, protocol)
         except StructureError as error:
             rows.append(row(teacher.key, case, "training_mae", np.nan, np.nan, "eV/Å", error=str(error), stage="trained"))
             continue
@@ -558,7 +561,7 @@ def filled(made: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------------------------------------------
 # Analysis
 
-_STUDENT = ["architecture", "channels", "share", "n_frames", "start_a", "seed"]
+STUDENT = ["architecture", "channels", "share", "n_frames", "start_a", "steps", "seed"]
 
 
 def scales(made: pd.DataFrame) -> pd.DataFrame:
@@ -572,10 +575,10 @@ def scales(made: pd.DataFrame) -> pd.DataFrame:
     """
     forces = made[(made["property"] == "force") & (made["status"] == "ok")]
     records = []
-    for key, group in forces.groupby(["model", "set", "stage", "temperature_k", *_STUDENT], observed=True):
+    for key, group in forces.groupby(["model", "set", "stage", "temperature_k", *STUDENT], observed=True):
         x, y = group["reference"].to_numpy(dtype=float), group["value"].to_numpy(dtype=float)
         slope, inverse = softening.softening_scale(x, y), softening.inverse_slope(x, y)
-        record = dict(zip(["model", "set", "stage", "temperature_k", *_STUDENT], key, strict=True))
+        record = dict(zip(["model", "set", "stage", "temperature_k", *STUDENT], key, strict=True))
         record |= {"slope": slope, "inverse_slope": inverse, "r2": slope * inverse, "mae": np.abs(y - x).mean()}
         records.append(record | {"cmae": np.abs(y / slope - x).mean()})
     return pd.DataFrame(records)
@@ -585,14 +588,65 @@ def ratios(made: pd.DataFrame) -> pd.DataFrame:
     """Return student over teacher for surface energies (mean over facets), vacancy energy and phonon, one row per student and stage."""
     scalars = made[made["property"].isin(["surface_energy", "vacancy_energy", "omega_max"]) & (made["status"] == "ok")]
     scalars = scalars.assign(ratio=scalars["value"] / scalars["reference"])
-    return scalars.groupby(["model", "set", "stage", "property", *_STUDENT], observed=True, as_index=False)["ratio"].mean()
+    return scalars.groupby(["model", "set", "stage", "property", *STUDENT], observed=True, as_index=False)["ratio"].mean()
 
 
 def over_seeds(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     """Return mean, lowest and highest over seeds of a column, one row per student that differs by more than the seed."""
-    keys = [column for column in ("model", "set", "stage", "property", "temperature_k", *_STUDENT[:-1]) if column in frame]
+    keys = [column for column in ("model", "set", "stage", "property", "temperature_k", *STUDENT[:-1]) if column in frame]
     grouped = frame.groupby(keys, observed=True)[value]
     return grouped.agg(mean="mean", low="min", high="max", n="size").reset_index()
+
+
+def curves(values: pd.DataFrame, column: str, protocol: Protocol | None = None) -> pd.DataFrame:
+    """Return a number against each thing that was varied, mean and range over seeds: what :func:`helpers.figures.seed_curves` draws.
+
+    Parameters
+    ----------
+    values : DataFrame
+        One row per student (one stage, temperature or property), from :func:`scales` or :func:`ratios`.
+    column : str
+        The number.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``model, set, panel, kind, x, mean, low, high, n``. Panels are ``share`` (percent; kind ``mixed``), ``start_a``,
+        ``n_frames``, ``steps`` (kind ``near``) and ``channels`` (kinds ``near`` and ``broad``).
+    """
+    protocol = protocol or Protocol()
+    standard = {"architecture": "mace"} | {name: getattr(protocol, name) for name in ("channels", "n_frames", "start_a", "steps")}
+    parts = []
+    for panel in ("share", "start_a", "n_frames", "channels", "steps"):
+        chosen = values
+        for name, value in standard.items():
+            if name != panel:
+                chosen = chosen[chosen[name] == value]
+        if panel in ("start_a", "n_frames", "steps"):
+            chosen = chosen[chosen["share"] == 0]
+        elif panel == "channels":
+            chosen = chosen[chosen["share"].isin([0.0, 1.0])]
+        kind = "mixed" if panel == "share" else np.where(chosen["share"] == 0, "near", "broad")
+        x = 100 * chosen["share"] if panel == "share" else chosen[panel]
+        parts.append(chosen.assign(panel=panel, kind=kind, x=x))
+    grouped = pd.concat(parts).groupby(["model", "set", "panel", "kind", "x"], observed=True)[column]
+    return grouped.agg(mean="mean", low="min", high="max", n="size").reset_index()
+
+
+def mended_by_one_factor(made: pd.DataFrame) -> pd.DataFrame:
+    """Correct the near-equilibrium students' forces with the factor of one hot frame, for every choice of the frame.
+
+    Returns
+    -------
+    DataFrame
+        As from :func:`helpers.softening.one_label_corrections`, with the columns of :class:`Student`; frames of the hottest temperature.
+    """
+    forces = made[(made["property"] == "force") & (made["stage"] == "trained") & (made["share"] == 0)]
+    forces = forces[forces["temperature_k"] == forces["temperature_k"].max()]
+    # A student is what a material is elsewhere: what one factor is meant to mend.
+    found = softening.one_label_corrections(forces.assign(material=forces["case"], case=forces["frame"]))
+    who = forces[["case", *STUDENT]].drop_duplicates().rename(columns={"case": "material"})
+    return found.merge(who, on="material")
 
 
 def summarise(made: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from helpers.figures.against_dft import force_parity, hero, parity
 from helpers.figures.alloys import by_composition, phase_diagram
 from helpers.figures.animation import AnimationView, animation_view
 from helpers.figures.distributions import error_distribution, force_histogram, mae_cmae, scale_distribution
+from helpers.figures.experiment import restoring_force, seed_curves, seed_parity
 from helpers.figures.interactive import StructureView, interactive_parity, structure_view
 from helpers.figures.lanes import before_after, by_material, label_choices
 from helpers.figures.page import Shown, ShownTable, caption, show, show_table, with_interval
@@ -60,8 +61,11 @@ __all__ = [
     "parts",
     "phase_diagram",
     "ratio_by_size",
+    "restoring_force",
     "scale_against_temperature",
     "scale_distribution",
+    "seed_curves",
+    "seed_parity",
     "show",
     "show_table",
     "slope_plane",

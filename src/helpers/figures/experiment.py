@@ -1,0 +1,163 @@
+"""Charts of the experiment with teachers and students: kinds of training data have colours here, not models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from helpers import softening
+from helpers.figures.style import _IDEAL, _TEXT, STYLE, _legend, _note, _outer_labels, _panels
+
+# Tol's muted colours; no model has one of these.
+_KINDS = (("#882255", "o", "-"), ("#44AA99", "s", (0, (5, 1.5))), ("#332288", "^", (0, (1, 1))), ("#999933", "D", (0, (3, 1, 1, 1))))
+
+
+def _looks(kinds: Mapping[str, str]) -> dict[str, dict[str, object]]:
+    if len(kinds) > len(_KINDS):
+        raise ValueError(f"{len(kinds)} kinds, but there are {len(_KINDS)} colours")
+    return {
+        kind: {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 6.0, "linewidth": 1.6}
+        for kind, (colour, marker, dashes) in zip(kinds, _KINDS, strict=False)
+    }
+
+
+def _handles(kinds: Mapping[str, str]) -> list[Line2D]:
+    return [Line2D([], [], label=kinds[kind], **look) for kind, look in _looks(kinds).items()]
+
+
+def seed_curves(
+    curves: pd.DataFrame,
+    panels: Mapping[str, str],
+    kinds: Mapping[str, str],
+    y_label: str,
+    *,
+    logarithmic: tuple[str, ...] = (),
+    marked: Mapping[str, float] | None = None,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Draw means and ranges over seeds against what was varied, one panel per thing that was varied.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        Columns ``panel``, ``kind``, ``x``, ``mean``, ``low``, ``high``.
+    panels : mapping of str to str
+        Panel → label of its horizontal axis, in order.
+    kinds : mapping of str to str
+        Kind of training data → name in the legend, in order.
+    y_label : str
+        Of a ratio: the line at one is drawn.
+    logarithmic : tuple of str
+        Panels with a logarithmic horizontal axis.
+    marked : mapping of str to float, optional
+        Panel → the standard value, a vertical line.
+    limits : (float, float), optional
+        Of the vertical axis.
+
+    Raises
+    ------
+    ValueError
+        If a panel has nothing to draw.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(len(panels))
+        figure.set_figheight(0.85 * figure.get_figheight())
+        for axis, (panel, x_label) in zip(axes, panels.items(), strict=True):
+            here = curves[curves["panel"] == panel]
+            if here.empty:
+                raise ValueError(f"there is nothing to draw for {panel!r}")
+            axis.axhline(1, zorder=1, **_IDEAL)
+            if marked and panel in marked:
+                axis.axvline(marked[panel], color="#C9CED4", linewidth=5, zorder=0)
+            for kind, look in _looks(kinds).items():
+                line = here[here["kind"] == kind].sort_values("x")
+                spread = np.abs(line[["low", "high"]].to_numpy().T - line["mean"].to_numpy())
+                axis.errorbar(line["x"], line["mean"], spread, markeredgecolor="white", markeredgewidth=0.6, zorder=3, **look)
+            if panel in logarithmic:
+                axis.set_xscale("log")
+                ticks = sorted(set(here["x"]))
+                axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+                axis.set_xticks([], minor=True)
+            axis.set_xlabel(x_label)
+            axis.set_ylabel(y_label)
+            if limits:
+                axis.set_ylim(limits)
+        _legend(figure, spare, _handles(kinds))
+    return figure
+
+
+def restoring_force(pulled: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
+    """Draw the force that drives a pulled atom back, teacher and students, and the students' share of the teacher's.
+
+    Parameters
+    ----------
+    pulled : DataFrame
+        Columns ``kind``, ``seed``, ``displacement`` (Å), ``value`` and ``reference`` (eV/Å, along the pull).
+    kinds : mapping of str to str
+        Kind of training data → name in the legend, in order. A line per seed.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw.
+    """
+    pulled = pulled[pulled["kind"].isin(kinds)]
+    if pulled.empty:
+        raise ValueError("there is nothing to draw")
+    teacher = pulled.groupby("displacement")["reference"].first()
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(2)
+        figure.set_figheight(0.95 * figure.get_figheight())
+        force, share = axes
+        force.plot(teacher.index, -teacher, color=_TEXT, linewidth=2.4, zorder=2)
+        share.axhline(1, zorder=1, **_IDEAL)
+        for kind, look in _looks(kinds).items():
+            for _, line in pulled[pulled["kind"] == kind].groupby("seed"):
+                line = line.sort_values("displacement")
+                force.plot(line["displacement"], -line["value"], zorder=3, **{**look, "markersize": 3.5, "linewidth": 1.2})
+                ratio = line["value"] / line["reference"]
+                share.plot(line["displacement"], ratio, zorder=3, **{**look, "markersize": 3.5, "linewidth": 1.2})
+        force.set(ylabel="restoring force (eV/Å)", xlabel="pulled by (Å)", yscale="log")
+        share.set(ylabel="student / teacher", xlabel="pulled by (Å)")
+        _legend(figure, spare, [Line2D([], [], color=_TEXT, linewidth=2.4, label="teacher"), *_handles(kinds)])
+    return figure
+
+
+def seed_parity(forces: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
+    """Draw force components of students against the teacher's, one panel per kind of training data, all seeds together.
+
+    Parameters
+    ----------
+    forces : DataFrame
+        Columns ``kind``, ``seed``, ``value``, ``reference`` (eV/Å) and ``status``; failed rows are left out.
+    kinds : mapping of str to str
+        Kind of training data → title, in order.
+
+    Raises
+    ------
+    ValueError
+        If a kind has no forces.
+    """
+    good = forces[forces["status"] == "ok"]
+    limit = 1.05 * float(good[good["kind"].isin(kinds)][["value", "reference"]].abs().to_numpy().max())
+    with mpl.rc_context(STYLE):
+        figure, axes, _ = _panels(len(kinds))
+        for axis, (kind, look) in zip(axes, _looks(kinds).items(), strict=True):
+            part = good[good["kind"] == kind]
+            if part.empty:
+                raise ValueError(f"there are no forces of {kind!r}")
+            axis.scatter(part["reference"], part["value"], s=5, color=look["color"], alpha=0.35, linewidths=0, zorder=3, rasterized=True)
+            axis.plot([-limit, limit], [-limit, limit], zorder=2, **_IDEAL)
+            slopes = [softening.softening_scale(one["reference"], one["value"]) for _, one in part.groupby("seed")]
+            for slope in slopes:
+                axis.plot([-limit, limit], [-limit * slope, limit * slope], color=look["color"], linewidth=1.2, zorder=4)
+            _note(axis, "slopes " + ", ".join(f"{slope:.2f}" for slope in slopes))
+            axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+            axis.set_title(kinds[kind], loc="left")
+        _outer_labels(axes, "teacher (eV/Å)", "student (eV/Å)")
+    return figure
