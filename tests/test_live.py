@@ -17,6 +17,21 @@ def test_the_live_set_gives_the_committed_numbers(benchmark, key):
     assert len(checked) >= 4
 
 
+CURVATURE = [
+    (benchmark, key)
+    for benchmark in ("phonons", "elasticity", "strained_cells", "migration")
+    for key in results.models(benchmark)
+    if key in RUNNABLE and key in potentials.CATALOGUE
+]
+
+
+@pytest.mark.parametrize(("benchmark", "key"), CURVATURE)
+def test_curvatures_and_barriers_give_the_committed_numbers(benchmark, key):
+    """One case of the live set of each model with a table; the book recomputes the whole set with one model."""
+    checked = runner.live_check(benchmark, key, limit=1)
+    assert checked["value"].notna().all()
+
+
 @pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 @pytest.mark.parametrize("key", [key for key in RUNNABLE if key in potentials.CATALOGUE])
 def test_dft_frames_give_the_committed_numbers(key):
