@@ -157,3 +157,68 @@ def test_training_in_batches_learns(chgnet, labels):
     recipe = Recipe(epochs=10, learning_rate=3e-4, batch_size=2, max_gradient_norm=10.0)
     history = finetune.fine_tune(chgnet, labels, recipe).history
     assert history[-1]["train_force_mae"] < 0.7 * history[0]["train_force_mae"]
+
+
+def changes(before, after):
+    """Return how each weight of a network has changed."""
+    old, new = before.network.state_dict(), after.network.state_dict()
+    assert old.keys() == new.keys()
+    return {name: new[name] - old[name] for name in old if not torch.equal(old[name], new[name])}
+
+
+PARTS = {"readout": ("readout_norm.", "mlp."), "last-layer": ("readout_norm.", "mlp.", "atom_conv_layers.3.")}
+
+
+@pytest.mark.parametrize(("name", "beginnings"), PARTS.items(), ids=list(PARTS))
+def test_only_a_part_is_trained(chgnet, labels, name, beginnings):
+    recipe = Recipe(epochs=3, learning_rate=1e-3, trained=finetune.part(chgnet, name))
+    outcome = finetune.fine_tune(chgnet, labels[:3], recipe)
+    changed = changes(chgnet, outcome.potential)
+    assert changed
+    assert all(key.startswith(beginnings) for key in changed)
+    assert {beginning for beginning in beginnings for key in changed if key.startswith(beginning)} == set(beginnings)
+    counted = sum(p.numel() for key, p in chgnet.network.named_parameters() if key.startswith(beginnings))
+    assert outcome.n_trained == counted
+    assert outcome.history[-1]["loss"] < outcome.history[0]["loss"]
+
+
+def test_parts_that_do_not_exist_are_refused(chgnet, labels):
+    with pytest.raises(PotentialError, match="unknown part 'middle'; there are: readout, last-layer"):
+        finetune.part(chgnet, "middle")
+    with pytest.raises(PotentialError, match="no parameter to train whose name begins with head"):
+        finetune.fine_tune(chgnet, labels, Recipe(trained=("head",)))
+
+
+def test_low_rank_corrections_have_low_rank_and_end_up_in_the_weights(chgnet, labels):
+    recipe = Recipe(epochs=8, learning_rate=3e-3, rank=2, validation_fraction=0, keep="last")
+    untouched = chgnet.evaluate([labels[0].atoms])[0].forces
+    outcome = finetune.fine_tune(chgnet, labels[:2], recipe)
+    assert type(outcome.potential.network.mlp.layers[0]) is torch.nn.Linear
+    # The first epoch begins at the potential as it is: the corrections are zero.
+    assert outcome.history[0]["loss"] < 1.2 * np.mean([100 * np.mean((0.2 * label.forces) ** 2) for label in labels[:2]])
+    assert outcome.history[-1]["loss"] < 0.8 * outcome.history[0]["loss"]
+    assert outcome.potential.evaluate([labels[0].atoms])[0].forces != pytest.approx(untouched, abs=1e-4)
+    changed = changes(chgnet, outcome.potential)
+    assert all(key.endswith(".weight") for key in changed)
+    for key, change in changed.items():
+        # Relative to the weights, which hide in their rounding what is smaller.
+        noise = 10 * torch.finfo(torch.float32).eps * chgnet.network.state_dict()[key].norm()
+        assert int((torch.linalg.svdvals(change) > noise).sum()) <= 2, key
+    assert outcome.n_trained < 0.1 * sum(p.numel() for p in chgnet.network.parameters())
+    assert all(not p.requires_grad for p in outcome.potential.network.parameters())
+
+
+def test_low_rank_training_leaves_the_random_numbers_alone(chgnet, labels):
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    finetune.fine_tune(chgnet, labels[:1], Recipe(epochs=1, rank=1, keep="last"))
+    assert torch.equal(torch.rand(2), wanted)
+
+
+def test_all_labels_can_be_trained_on(chgnet, labels):
+    outcome = finetune.fine_tune(chgnet, labels[:2], Recipe(epochs=2, learning_rate=1e-4, validation_fraction=0, keep="last"))
+    assert (outcome.train, outcome.validation, outcome.best_epoch) == ([0, 1], [], 1)
+    assert np.isnan([epoch["validation_force_mae"] for epoch in outcome.history]).all()
+    with pytest.raises(ValueError, match='set keep="last"'):
+        finetune.fine_tune(chgnet, labels[:2], Recipe(validation_fraction=0))

@@ -16,7 +16,8 @@ import torch_sim as ts
 from ase.build import bulk
 from conftest import build_mace, distorted
 
-from helpers import potentials, registry
+from helpers import finetune, potentials, registry
+from helpers.finetune import Label, Recipe
 from helpers.potentials import PotentialError
 from helpers.potentials import mace as adapter
 from helpers.potentials.mace import contained
@@ -232,3 +233,33 @@ def test_the_environment_is_put_back(monkeypatch, value):
     with pytest.raises(pickle.UnpicklingError):
         fail()
     assert os.environ.get(name) == value
+
+
+@pytest.mark.parametrize("how", ["low-rank", "last-layer"])
+def test_less_than_all_weights_are_fine_tuned(mace_file, how):
+    """Low-rank corrections, those of MACE's package, leave the network as it was built, and equivariant."""
+    potential = load(mace_file)
+    frames = structures()[:2]
+    answers = potential.scaled(1.3).evaluate(frames)
+    labels = [Label(atoms, p.energy, p.forces) for atoms, p in zip(frames, answers, strict=True)]
+    less = {"rank": 2} if how == "low-rank" else {"trained": finetune.part(potential, how)}
+    recipe = Recipe(epochs=5, learning_rate=1e-2, energy_weight=0, validation_fraction=0, keep="last", **less)
+    outcome = finetune.fine_tune(potential, labels, recipe)
+    assert outcome.history[-1]["loss"] < 0.97 * outcome.history[0]["loss"]
+    assert 0 < outcome.n_trained < sum(p.numel() for p in potential.network.parameters())
+    old, new = potential.network.state_dict(), outcome.potential.network.state_dict()
+    assert old.keys() == new.keys()
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed
+    if how == "last-layer":
+        assert all(name.startswith(("readouts.", "interactions.1.", "products.1.")) for name in changed)
+
+    atoms = labels[0].atoms.copy()
+    (straight,) = outcome.potential.evaluate([atoms])
+    # The merged network is one that MACE's own calculator can use.
+    atoms.calc = mace_calculator(outcome.potential.network)
+    np.testing.assert_allclose(straight.forces, atoms.get_forces(), rtol=0, atol=1e-9)
+    atoms.rotate(37, (1, 2, 3), rotate_cell=True)
+    (turned,) = outcome.potential.evaluate([atoms])
+    assert turned.energy == pytest.approx(straight.energy, abs=1e-8)
+    np.testing.assert_allclose(np.linalg.norm(turned.forces, axis=1), np.linalg.norm(straight.forces, axis=1), atol=1e-8)

@@ -4,7 +4,8 @@ Two cures, both from Deng et al., npj Comput. Mater. 11, 9 (2025):
 
 * :func:`linear_correction` multiplies the energy by one constant fitted to the forces of one or more labels.
   It is what gradient descent finds when a single scalar is trained and everything else is frozen.
-* :func:`fine_tune` trains the weights on a few labels. One loop serves every graph network here.
+* :func:`fine_tune` trains the weights on a few labels. One loop serves every graph network here. It can also train less than all weights:
+  a part of them (:func:`part`), or corrections of low rank to all of them (Hu et al., ICLR (2022), arXiv 2106.09685).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import ase
 import numpy as np
 import torch
+from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
 
 from helpers import softening
@@ -64,9 +66,11 @@ class Recipe:
     stress_weight: float = 0.1  # 0, or labels without stress: the stress is not computed
     batch_size: int = 1  # structures evaluated together; not given in the paper
     max_gradient_norm: float | None = None  # longer gradients are shortened to this; what training from random weights needs
-    validation_fraction: float = 0.1
+    validation_fraction: float = 0.1  # 0: all labels are trained on; then keep must be "last"
     keep: str = "best"  # "best": lowest validation force MAE; "last": last epoch
     seed: int = 0
+    trained: tuple[str, ...] = ()  # beginnings of the names of the parameters that are trained, see `part`; empty: all
+    rank: int = 0  # above 0: the weights stay as they are and get corrections of this rank
 
 
 @dataclass
@@ -83,6 +87,8 @@ class FineTuned:
         The epoch whose weights were kept.
     train, validation : list of int
         Which labels were used for what.
+    n_trained : int
+        How many numbers were trained.
     """
 
     potential: GraphPotential
@@ -90,6 +96,7 @@ class FineTuned:
     best_epoch: int = 0
     train: list[int] = field(default_factory=list)
     validation: list[int] = field(default_factory=list)
+    n_trained: int = 0
 
 
 def linear_correction(potential: Potential, labels: Sequence[Label], method: str = "inverse_slope") -> Potential:
@@ -120,7 +127,9 @@ def linear_correction(potential: Potential, labels: Sequence[Label], method: str
 
 
 def split(n_labels: int, recipe: Recipe) -> tuple[list[int], list[int]]:
-    """Divide labels into training and validation (at least one each, or all for both when there is only one)."""
+    """Divide labels into training and validation (at least one each, or all for both when there is only one; no validation if asked)."""
+    if recipe.validation_fraction == 0:
+        return list(range(n_labels)), []
     if n_labels == 1:
         return [0], [0]
     order = np.random.default_rng(recipe.seed).permutation(n_labels)
@@ -164,13 +173,17 @@ def fine_tune(
         raise PotentialError(f"{potential.key} has no weights to train; use the linear correction.")
     if not labels:
         raise ValueError("fine-tuning needs at least one label")
+    if recipe.validation_fraction == 0 and recipe.keep != "last":
+        raise ValueError('without validation no epoch is the best: set keep="last"')
     with_energy = recipe.energy_weight > 0 and all(label.energy is not None for label in labels)
     with_stress = recipe.stress_weight > 0 and all(label.stress is not None for label in labels)
     train, validation = split(len(labels), recipe)
 
     tuned = copy.deepcopy(potential)
     tuned.key = f"{potential.key}+{len(labels)}"
-    parameters = [p for name, p in tuned.network.named_parameters() if not name.startswith(tuned.untrained)]
+    if recipe.rank:
+        _add_low_rank(tuned, recipe)
+    parameters = _trainable(tuned, recipe)
     for parameter in parameters:
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate)
@@ -185,7 +198,7 @@ def fine_tune(
     held = [batch(group) for group in groups]
     # Alone, a structure is the same batch in every epoch.
     singles = {index: batch([index]) for index in train} if recipe.batch_size == 1 else {}
-    result = FineTuned(tuned, train=train, validation=validation)
+    result = FineTuned(tuned, train=train, validation=validation, n_trained=sum(parameter.numel() for parameter in parameters))
     best_weights, start = copy.deepcopy(tuned.network.state_dict()), 0
     best_error = math.inf
     if checkpoint is not None and checkpoint.is_file():
@@ -218,7 +231,7 @@ def fine_tune(
         if not math.isfinite(loss_sum):
             raise PotentialError(f"the loss became NaN in epoch {epoch}; lower the learning rate ({recipe.learning_rate:g}).")
         errors = [_loss(tuned, group, recipe, training=False)[1] for group in held]
-        validation_error = float(np.average(errors, weights=[len(group) for group in groups]))
+        validation_error = float(np.average(errors, weights=[len(group) for group in groups])) if groups else math.nan
         result.history.append(
             {
                 "epoch": epoch,
@@ -231,7 +244,7 @@ def fine_tune(
         if recipe.keep == "last" or validation_error < best_error:
             best_error, result.best_epoch = validation_error, epoch
             best_weights = copy.deepcopy(tuned.network.state_dict())
-        bar.set_postfix(validation=f"{validation_error:.3f} eV/Å")
+        bar.set_postfix(error=f"{validation_error if groups else error_sum / len(train):.3f} eV/Å")
         if checkpoint is not None:
             state = {
                 "recipe": asdict(recipe),
@@ -246,8 +259,115 @@ def fine_tune(
             }
             _save(state, checkpoint)
     tuned.network.load_state_dict(best_weights)
+    if recipe.rank:
+        _merge_low_rank(tuned)
     tuned.network.requires_grad_(False)
     return result
+
+
+# ---------------------------------------------------------------------------------------------------
+# Training less than all weights
+
+
+def part(potential: GraphPotential, name: str) -> tuple[str, ...]:
+    """Return where the parameters of a part of a network are, for ``Recipe.trained``.
+
+    Parameters
+    ----------
+    potential : GraphPotential
+        A CHGNet, M3GNet or MACE.
+    name : {"readout", "last-layer"}
+        The layers that turn the features of an atom into its energy; or these and the last message passing.
+
+    Returns
+    -------
+    tuple of str
+        Beginnings of parameter names.
+
+    Raises
+    ------
+    PotentialError
+        If the part or the family of the potential is not known.
+    """
+    network, family = potential.network, potential.describe()["family"]
+    if family == "CHGNet":
+        readout, last = ("readout_norm.", "mlp."), (f"atom_conv_layers.{len(network.atom_conv_layers) - 1}.",)
+    elif family == "M3GNet":
+        readout, last = ("final_layer.",), (f"graph_layers.{len(network.graph_layers) - 1}.",)
+    elif family == "MACE":
+        at = len(network.interactions) - 1
+        readout, last = ("readouts.",), (f"interactions.{at}.", f"products.{at}.")
+    else:
+        raise PotentialError(f"the parts of a {family} are not known; name its parameters in Recipe.trained.")
+    if name not in ("readout", "last-layer"):
+        raise PotentialError(f"unknown part {name!r}; there are: readout, last-layer")
+    return readout if name == "readout" else (*readout, *last)
+
+
+def _trainable(potential: GraphPotential, recipe: Recipe) -> list[torch.nn.Parameter]:
+    """Return the parameters that a recipe trains."""
+    chosen = []
+    for name, parameter in potential.network.named_parameters():
+        # The corrections' names, here and in MACE's package.
+        correction = ".low_rank_" in name or ".lora_" in name
+        if name.startswith(potential.untrained) or correction != bool(recipe.rank):
+            continue
+        if not recipe.trained or name.startswith(recipe.trained):
+            chosen.append(parameter)
+    if not chosen:
+        raise PotentialError(f"{potential.key} has no parameter to train whose name begins with {', '.join(recipe.trained) or 'anything'}")
+    return chosen
+
+
+class _LowRank(torch.nn.Module):
+    """A weight matrix plus a product of two thin ones, zero at the start."""
+
+    def __init__(self, weight: torch.Tensor, rank: int) -> None:
+        super().__init__()
+        rows, columns = weight.shape
+        rank = min(rank, rows, columns)
+        self.low_rank_in = torch.nn.Parameter(torch.randn(rank, columns).to(weight) / math.sqrt(columns))
+        self.low_rank_out = torch.nn.Parameter(torch.zeros(rows, rank).to(weight))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + self.low_rank_out @ self.low_rank_in
+
+
+def _add_low_rank(potential: GraphPotential, recipe: Recipe) -> None:
+    """Give every linear layer a correction of low rank; MACE's equivariant layers get those of its own package."""
+    # Both draw from PyTorch's global generator; whoever called is not to notice.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if potential.describe()["family"] == "MACE":
+            from helpers.potentials.mace import contained
+
+            with contained():
+                from mace.modules.lora import inject_lora
+            # The package divides the product by the rank; here, as for other networks, it counts in full.
+            inject_lora(potential.network, rank=recipe.rank, alpha=recipe.rank)
+            potential.network.requires_grad_(False)
+            return
+        linear = [
+            (name, module)
+            for name, module in potential.network.named_modules()
+            if isinstance(module, torch.nn.Linear) and not name.startswith(potential.untrained)
+        ]
+        for _, module in linear:
+            parametrize.register_parametrization(module, "weight", _LowRank(module.weight, recipe.rank))
+
+
+def _merge_low_rank(potential: GraphPotential) -> None:
+    """Add the corrections to the weights, so that the network is again of the kind it was."""
+    if potential.describe()["family"] == "MACE":
+        from helpers.potentials.mace import contained
+
+        with contained():
+            from mace.modules.lora import merge_lora_weights
+        merge_lora_weights(potential.network)
+        return
+    for module in list(potential.network.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
 
 
 def learning_rate(epoch: int, recipe: Recipe) -> float:

@@ -70,7 +70,20 @@ def shards(cases: Sequence[Case], atoms_per_shard: int = _ATOMS_PER_SHARD) -> li
 
 
 # Columns that, where a benchmark has them, tell the rows of one case and property apart.
-_ROW_KEYS = ("stage", "held_out", "epoch", "atom", "component", "displacement", "q", "branch", "frequency_thz", "image")
+_ROW_KEYS = (
+    "stage",
+    "held_out",
+    "epoch",
+    "frame",
+    "atom",
+    "component",
+    "displacement",
+    "quantile",
+    "q",
+    "branch",
+    "frequency_thz",
+    "image",
+)
 
 _worker_potential: Potential | None = None
 

@@ -38,6 +38,7 @@ CATALOGUE = (
     "mending",
     "curvature_mending",
     "students",
+    "learning_curve",
 )
 
 COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]

@@ -435,7 +435,7 @@ def run(teacher: Potential, cases: Sequence[Case], protocol: Protocol | None = N
             rows.append(row(teacher.key, case, name, value, np.nan, "eV/Å", stage="trained"))
         sizes = np.quantile(np.abs(np.concatenate([label.forces.ravel() for label in frames])), _QUANTILES)
         for quantile, value in zip(_QUANTILES, sizes, strict=True):
-            rows.append(row(teacher.key, case, "training_force", value, value, "eV/Å", stage="trained", quantile=quantile))
+            rows.append(row(teacher.key, case, "training_force", value, value, "eV/Å", stage="trained", quantile=round(float(quantile), 2)))
         rows += examine(teacher, trained.potential, case, "trained")
         if student.share == 0 and not small:
             rows += examine(teacher, mended(teacher, trained.potential, case.material, student, protocol), case, "mended")
@@ -506,7 +506,7 @@ def _scalars(potential: Potential, teacher: Potential, material: str) -> list[tu
         moved = supercell.copy()
         moved.positions[first] += step * vector / np.linalg.norm(vector)
         structures.append(moved)
-        names.append(("pull", "eV/Å", {"displacement": float(step)}))
+        names.append(("pull", "eV/Å", {"displacement": round(float(step), 3)}))
     answers = potential.evaluate(structures)
     per_atom = answers[0].energy / len(cell)
     found = []
@@ -561,6 +561,9 @@ def filled(made: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------------------------------------------
 # Analysis
 
+# What is varied about the standard student besides its training data and its network.
+_VARIED = ("channels", "n_frames", "start_a", "steps")
+
 STUDENT = ["architecture", "channels", "share", "n_frames", "start_a", "steps", "seed"]
 
 
@@ -598,6 +601,31 @@ def over_seeds(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     return grouped.agg(mean="mean", low="min", high="max", n="size").reset_index()
 
 
+def standard(rows: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
+    """Return the rows of the standard student, whatever its share of broad frames and its seed."""
+    protocol = protocol or Protocol()
+    wanted = {"architecture": "mace"} | {name: getattr(protocol, name) for name in _VARIED}
+    return rows[np.logical_and.reduce([rows[name] == value for name, value in wanted.items()])]
+
+
+def overview(made: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
+    """Return student over teacher for every quantity: the standard student of near frames, the same mended, and that of broad frames.
+
+    Returns
+    -------
+    DataFrame
+        One row per seed: ``model, set, quantity, student`` (``near``, ``mended``, ``broad``), ``seed``, ``ratio`` (of forces: the slope).
+    """
+    slopes = scales(made)
+    slopes = slopes.assign(quantity="forces at " + slopes["temperature_k"].map("{:.0f} K".format), ratio=slopes["slope"])
+    names = {"surface_energy": "surface energy", "vacancy_energy": "vacancy energy", "omega_max": "highest frequency"}
+    scalars = ratios(made).rename(columns={"property": "quantity"}).replace({"quantity": names})
+    rows = standard(pd.concat([slopes, scalars]), protocol)
+    rows = rows[rows["share"].isin([0.0, 1.0])]
+    kind = np.where(rows["share"] == 1, "broad", np.where(rows["stage"] == "mended", "mended", "near"))
+    return rows.assign(student=kind)[["model", "set", "quantity", "student", "seed", "ratio"]]
+
+
 def curves(values: pd.DataFrame, column: str, protocol: Protocol | None = None) -> pd.DataFrame:
     """Return a number against each thing that was varied, mean and range over seeds: what :func:`helpers.figures.seed_curves` draws.
 
@@ -615,13 +643,12 @@ def curves(values: pd.DataFrame, column: str, protocol: Protocol | None = None) 
         ``n_frames``, ``steps`` (kind ``near``) and ``channels`` (kinds ``near`` and ``broad``).
     """
     protocol = protocol or Protocol()
-    standard = {"architecture": "mace"} | {name: getattr(protocol, name) for name in ("channels", "n_frames", "start_a", "steps")}
     parts = []
-    for panel in ("share", "start_a", "n_frames", "channels", "steps"):
-        chosen = values
-        for name, value in standard.items():
+    for panel in ("share", *_VARIED):
+        chosen = values[values["architecture"] == "mace"]
+        for name in _VARIED:
             if name != panel:
-                chosen = chosen[chosen[name] == value]
+                chosen = chosen[chosen[name] == getattr(protocol, name)]
         if panel in ("start_a", "n_frames", "steps"):
             chosen = chosen[chosen["share"] == 0]
         elif panel == "channels":

@@ -14,6 +14,7 @@ from helpers.figures.distributions import error_distribution, force_histogram, m
 from helpers.figures.experiment import restoring_force, seed_curves, seed_parity
 from helpers.figures.interactive import StructureView, interactive_parity, structure_view
 from helpers.figures.lanes import before_after, by_material, label_choices
+from helpers.figures.learning import descent, error_curves, kind_matrix
 from helpers.figures.page import Shown, ShownTable, caption, show, show_table, with_interval
 from helpers.figures.paths import energy_profiles
 from helpers.figures.slopes import clouds, parts, ratio_by_size, slope_plane
@@ -42,14 +43,17 @@ __all__ = [
     "cell_size",
     "clouds",
     "colour",
+    "descent",
     "energy_profiles",
     "error_against_coordination",
+    "error_curves",
     "error_distribution",
     "force_histogram",
     "force_parity",
     "hero",
     "in_order",
     "interactive_parity",
+    "kind_matrix",
     "label",
     "label_choices",
     "mae_cmae",

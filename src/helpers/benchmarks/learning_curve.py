@@ -1,0 +1,550 @@
+"""How much does each label buy? Errors against the number of labels, by method and kind of label, and what is forgotten.
+
+:mod:`helpers.benchmarks.fine_tuning` repeats the paper's ten labels. Here the number of labels goes from one to a hundred, labels are of
+one kind only, less than all weights are trained, and the mended potential is asked about materials that no label shows.
+
+Labels are drawn one after the other, so that those of a small number are among those of every larger one with the same seed. All of them
+are trained on and the last epoch is kept: with one or two labels there is nothing to validate with. The number of gradient steps hardly
+depends on the number of labels (:meth:`Protocol.steps`), so that the curves compare data, not effort.
+
+Sets
+----
+``curve``
+    Si, Mo and Li (Zuo et al., J. Phys. Chem. A 124, 731 (2020)): ``scalar`` (one constant, closed form, least squares), ``all`` (all
+    weights) and ``scratch`` (the same architecture, half as wide, from random weights) against the number of labels; ``none`` is the
+    potential as it is.
+``kinds``
+    All weights, a few labels of one kind: ``cold`` and ``molten`` (molecular dynamics at the lowest and the highest temperature),
+    ``vacancy``, ``strained``, ``slab``, and ``largest`` (of all thermal frames the fifth with the largest forces).
+``parts``
+    Less than all weights: the ``readout``, the ``last-layer`` with it, and corrections of ``low-rank``.
+``teacher``
+    Rattled MgO, labelled by the same potential made a quarter stiffer: no file is needed, the right answer is known, a few steps.
+
+The table
+---------
+One row per case, property and test set. Columns beyond the standard ones: ``method``, ``kind`` (of the labels; ``any`` is drawn from all
+thermal frames), ``n_labels``, ``seed``, ``held_out`` (test set). ``reference`` is empty: all values are errors, slopes or counts.
+
+Test sets of the same element, never trained on: ``all`` (thermal and vacancy frames), its parts ``cold``, ``molten`` and ``vacancy``, and
+``strained`` and ``slab``. Test sets that no label shows: ``other-chemistry`` and ``compounds`` (frames of the models' training data MPtrj
+without and with the element), and the names of other elements (thermal frames).
+
+Properties: ``force_mae`` and ``cmae`` (eV/Å), ``slope``, ``inverse_slope``; ``energy_mae`` (eV/atom, after one constant for the element,
+the mean error of ``all``, has been taken off), ``energy_drift`` (eV/atom, mean change of the prediction on test sets of other materials)
+and ``n_trained`` (how many numbers were trained).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import ase
+import numpy as np
+import pandas as pd
+from ase.build import bulk
+
+from helpers import finetune, softening, structures
+from helpers.benchmarks import Case, fine_tuning, off_equilibrium, row, students, table
+from helpers.finetune import Label, Recipe
+from helpers.potentials import untrained
+from helpers.potentials.base import Potential, PotentialError, Prediction, StructureError
+
+_FRAMES = tuple(dict.fromkeys(off_equilibrium.SETS["single-element-md"] + off_equilibrium.SETS["mptrj-1k"]))
+SETS: dict[str, tuple[str, ...]] = {"curve": _FRAMES, "kinds": _FRAMES, "parts": _FRAMES, "teacher": ()}
+LIVE = "teacher"
+
+# Each training is a piece of work of its own.
+ATOMS_PER_SHARD = 1
+
+# Training amplifies the last digits of float32.
+TOLERANCES = {
+    "force_mae": 0.01,
+    "cmae": 0.01,
+    "slope": 0.02,
+    "inverse_slope": 0.02,
+    "energy_mae": 0.01,
+    "energy_drift": 0.02,
+    "n_trained": 0,
+}
+
+KINDS = ("cold", "molten", "vacancy", "strained", "slab", "largest")
+OWN = ("all", "cold", "molten", "vacancy", "strained", "slab")
+ELEMENTS = ("Si", "Mo", "Li", "Cu", "Ni")
+
+_TEACHER_SCALE = 1.25
+_TEACHER_STEPS = 8
+# Forces below this (eV/Å) vanish by symmetry: they determine no slope.
+_NO_FORCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings.
+
+    Attributes
+    ----------
+    materials : tuple of str
+        Elements.
+    counts : tuple of int
+        Numbers of labels.
+    seeds : tuple of int
+        Of the draws of ``curve``.
+    few_seeds : tuple of int
+        Of the draws of ``kinds`` and ``parts``.
+    n_held_out, n_held_out_strained, n_held_out_slabs : int
+        Frames of the element that are tested on, never trained on.
+    n_kind : int
+        Labels of one kind.
+    n_parts : tuple of int
+        Numbers of labels where less than all weights are trained.
+    n_other, n_compounds, n_element : int
+        Frames without the element, with it, and of each other element.
+    max_atoms : int
+        Of those compounds.
+    steps_per_label, max_steps : int
+        Gradient steps: see :meth:`steps`.
+    rank : int
+        Of the corrections ``low-rank``.
+    scratch_channels : int
+        Width of the network that is trained from random weights.
+    learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight
+        See :class:`helpers.finetune.Recipe`; the paper's.
+    part_learning_rate, scratch_learning_rate : float
+        Where few numbers are trained, or all of them are wrong, they have further to go.
+    """
+
+    materials: tuple[str, ...] = ("Si", "Mo", "Li")
+    counts: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    few_seeds: tuple[int, ...] = (0, 1)
+    n_held_out: int = 44
+    n_held_out_strained: int = 8
+    n_held_out_slabs: int = 4
+    n_kind: int = 5
+    n_parts: tuple[int, ...] = (10,)
+    n_other: int = 24
+    n_compounds: int = 12
+    n_element: int = 2
+    max_atoms: int = 32
+    steps_per_label: int = 100
+    max_steps: int = 200
+    rank: int = 4
+    scratch_channels: int = 32
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    part_learning_rate: float = 3e-3
+    scratch_learning_rate: float = 1e-2
+    energy_weight: float = 0.1
+    force_weight: float = 100.0
+    stress_weight: float = 0.1
+
+    def steps(self, n_labels: int, method: str = "all") -> int:
+        """Return the number of gradient steps: a hundred epochs, as in the paper, or ``max_steps``; from scratch always ``max_steps``."""
+        return self.max_steps if method == "scratch" else min(self.steps_per_label * n_labels, self.max_steps)
+
+    def recipe(self, method: str, n_labels: int, seed: int, steps: int | None = None) -> Recipe:
+        """Return the recipe of a training; ``Recipe.trained`` is left to :func:`mend`, which knows the network."""
+        rates = {"all": self.learning_rate, "scratch": self.scratch_learning_rate}
+        return Recipe(
+            epochs=max(1, round((steps or self.steps(n_labels, method)) / n_labels)),
+            learning_rate=rates.get(method, self.part_learning_rate),
+            final_learning_rate=self.final_learning_rate,
+            energy_weight=self.energy_weight,
+            force_weight=self.force_weight,
+            stress_weight=self.stress_weight,
+            max_gradient_norm=10.0 if method == "scratch" else None,
+            validation_fraction=0.0,
+            keep="last",
+            seed=seed,
+            rank=self.rank if method == "low-rank" else 0,
+        )
+
+
+# ---------------------------------------------------------------------------------------------------
+# Labels and test sets
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Frames of one element: what labels are drawn from, by kind, and what is tested on, by test set."""
+
+    labels: dict[str, list[Label]]
+    tests: dict[str, list[Label]]
+
+
+def label_of(frame: Case) -> Label:
+    """Return a frame of :mod:`helpers.benchmarks.off_equilibrium` as a label."""
+    return Label(frame.structures["frame"], frame.reference["energy"], frame.reference["forces"], frame.reference["stress"])
+
+
+def kind_of(frame: Case, temperatures_k: tuple[float, float]) -> str:
+    """Return the kind of a frame, given the lowest and the highest temperature of the element's dynamics; empty for those in between."""
+    group = frame.info["group"]
+    if group == "AIMD-NVT":
+        return {temperatures_k[0]: "cold", temperatures_k[1]: "molten"}.get(frame.info["temperature_k"], "")
+    return {"Vacancy": "vacancy", "Elastic": "strained", "Surface": "slab"}.get(group, "")
+
+
+def pool(material: str, frames: Sequence[Case], compounds: Sequence[Case], protocol: Protocol) -> Pool:
+    """Divide the frames of all elements, and those of MPtrj, into labels and tests for one element.
+
+    Nothing here depends on the seed of a draw.
+    """
+    own = [frame for frame in frames if frame.material == material]
+    heated = [frame.info["temperature_k"] for frame in own if frame.info["group"] == "AIMD-NVT"]
+    ends = min(heated), max(heated)
+    thermal = [frame for frame in own if frame.info["group"] in ("AIMD-NVT", "Vacancy")]
+    labels: dict[str, list[Label]] = {}
+    tests: dict[str, list[Label]] = {}
+
+    held, free = fine_tuning.held_out(len(thermal), protocol.n_held_out)
+    for target, numbers in ((tests, held), (labels, free)):
+        target["all" if target is tests else "any"] = [label_of(thermal[k]) for k in numbers]
+        for kind in ("cold", "molten", "vacancy"):
+            target[kind] = [label_of(thermal[k]) for k in numbers if kind_of(thermal[k], ends) == kind]
+    for kind, n_held in (("strained", protocol.n_held_out_strained), ("slab", protocol.n_held_out_slabs)):
+        found = [frame for frame in own if kind_of(frame, ends) == kind]
+        held, free = fine_tuning.held_out(len(found), n_held)
+        tests[kind], labels[kind] = [label_of(found[k]) for k in held], [label_of(found[k]) for k in free]
+    by_force = sorted(labels["any"], key=lambda label: -float(np.sqrt(np.mean(label.forces**2))))
+    labels["largest"] = by_force[: max(protocol.n_kind, len(by_force) // 5)]
+
+    rng = np.random.default_rng(0)
+    small = [frame for frame in compounds if len(frame.structures["frame"]) <= protocol.max_atoms]
+    with_it = [frame for frame in small if material in frame.structures["frame"].get_chemical_symbols()]
+    without = [frame for frame in small if material not in frame.structures["frame"].get_chemical_symbols()]
+    for name, found, number in (("other-chemistry", without, protocol.n_other), ("compounds", with_it, protocol.n_compounds)):
+        chosen = np.sort(rng.choice(len(found), min(number, len(found)), replace=False))
+        tests[name] = [label_of(found[k]) for k in chosen]
+    for element in ELEMENTS:
+        if element != material:
+            found = [frame for frame in frames if frame.material == element and frame.info["group"] in ("AIMD-NVT", "Vacancy")]
+            chosen = np.sort(rng.choice(len(found), protocol.n_element, replace=False))
+            tests[element] = [label_of(found[k]) for k in chosen]
+    return Pool(labels, tests)
+
+
+def draw(labels: Sequence[Label], n_labels: int, seed: int) -> list[Label]:
+    """Draw labels one after the other: with one seed, the first few are the same whatever the number.
+
+    Raises
+    ------
+    ValueError
+        If there are not enough.
+    """
+    if n_labels > len(labels):
+        raise ValueError(f"{n_labels} labels are asked for, but there are {len(labels)}")
+    order = np.random.default_rng(seed + 1).permutation(len(labels))
+    return [labels[k] for k in order[:n_labels]]
+
+
+def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
+    """Return one case per material, method, kind and number of labels, and seed.
+
+    ``structures`` holds the labels (``label/0`` …) and the test frames (``<test set>/0`` …); ``reference`` their energies (eV), forces
+    (eV/Å) and stresses (eV/Å³) under ``energy/<role>`` and so on. The frames of ``teacher`` are made when the case is run.
+
+    Raises
+    ------
+    KeyError
+        If a set is unknown.
+    """
+    protocol = protocol or Protocol()
+    chosen = list(SETS) if sets is None else list(sets)
+    unknown = set(chosen) - set(SETS)
+    if unknown:
+        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    found: list[Case] = []
+    pools: dict[str, Pool] = {}
+    if set(chosen) != {"teacher"}:
+        frames, compounds = (off_equilibrium.cases(sets=[name]) for name in ("single-element-md", "mptrj-1k"))
+        pools = {material: pool(material, frames, compounds, protocol) for material in protocol.materials}
+    for name in chosen:
+        for material in ("MgO",) if name == "teacher" else protocol.materials:
+            for method, kind, n_labels, seed in _variants(name, protocol):
+                info = {"method": method, "kind": kind, "n_labels": n_labels, "seed": seed}
+                made = Case(f"{name}/{material}/{method}/{kind}/n-{n_labels}/seed-{seed}", name, material, {}, {}, info)
+                if name != "teacher":
+                    source = pools[material]
+                    _fill(made, draw(source.labels[kind], n_labels, seed), source.tests)
+                found.append(made)
+    return found
+
+
+def _variants(name: str, protocol: Protocol) -> list[tuple[str, str, int, int]]:
+    """Return method, kind, number of labels and seed of every case of a set, those of the first seed first."""
+    if name == "teacher":
+        return [("none", "any", 0, 0), ("scalar", "any", 1, 0), ("all", "any", 1, 0), ("all", "any", 2, 0), ("low-rank", "any", 2, 0)]
+    if name == "kinds":
+        return [("all", kind, protocol.n_kind, seed) for seed in protocol.few_seeds for kind in KINDS]
+    if name == "parts":
+        methods = ("readout", "last-layer", "low-rank")
+        return [(method, "any", n, seed) for seed in protocol.few_seeds for n in protocol.n_parts for method in methods]
+    grid = [(method, "any", n, seed) for seed in protocol.seeds for n in protocol.counts for method in ("scalar", "all", "scratch")]
+    return [("none", "any", 0, 0), *grid]
+
+
+def _fill(case: Case, labels: Sequence[Label], tests: Mapping[str, Sequence[Label]]) -> None:
+    """Put labels and test frames into a case."""
+    for name, members in {"label": labels, **tests}.items():
+        for number, member in enumerate(members):
+            role = f"{name}/{number}"
+            case.structures[role] = member.atoms
+            case.reference.update({f"energy/{role}": member.energy, f"forces/{role}": member.forces, f"stress/{role}": member.stress})
+
+
+def tests_of(case: Case) -> dict[str, list[Label]]:
+    """Return the test frames of a case by test set."""
+    names = dict.fromkeys(role.rsplit("/", 1)[0] for role in case.structures)
+    return {name: fine_tuning.labels_of(case, f"{name}/") for name in names if name != "label"}
+
+
+def _teacher_case(potential: Potential, case: Case) -> Case:
+    """Return the teacher's case with its frames: rattled MgO as labels and tests, rattled Si as the other chemistry."""
+    rng = np.random.default_rng(0)
+    frames = [bulk("MgO", "rocksalt", a=4.21) for _ in range(4)] + [bulk("Si", a=5.43) for _ in range(2)]
+    for atoms in frames:
+        atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+    answers = potential.scaled(_TEACHER_SCALE).evaluate(frames, stress=True)
+    made = [Label(atoms, p.energy, p.forces, p.stress) for atoms, p in zip(frames, answers, strict=True)]
+    full = Case(case.name, case.set, case.material, {}, {}, case.info)
+    _fill(full, made[: case.info["n_labels"]], {"all": made[2:4], "other-chemistry": made[4:]})
+    return full
+
+
+# ---------------------------------------------------------------------------------------------------
+# Running
+
+
+def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
+    """Mend the potential as each case says and test it; a tidy table as the module's docstring says.
+
+    What cannot be done is a failed row.
+    """
+    protocol = protocol or Protocol()
+    rows: list[dict[str, object]] = []
+    for case in cases:
+        if case.set == "teacher":
+            case = _teacher_case(potential, case)
+        try:
+            rows += _case_rows(potential, case, protocol, progress)
+        except (PotentialError, StructureError, ValueError) as error:
+            rows.append(row(potential.key, case, "force_mae", np.nan, np.nan, "eV/Å", error=str(error), held_out="all"))
+    return table(rows)
+
+
+def _case_rows(potential: Potential, case: Case, protocol: Protocol, progress: bool) -> list[dict[str, object]]:
+    tests = tests_of(case)
+    before = untouched(potential, tests)
+    labels = fine_tuning.labels_of(case, "label/")
+    method = case.info["method"]
+    rows: list[dict[str, object]] = []
+    if method == "none":
+        after = before
+    elif method == "scalar":
+        c = finetune.linear_correction(potential, labels, "least_squares").scale / potential.scale
+        after = {name: [_scaled(prediction, c) for prediction in members] for name, members in before.items()}
+        rows.append(row(potential.key, case, "n_trained", 1, np.nan, "1", held_out=""))
+    else:
+        steps = _TEACHER_STEPS if case.set == "teacher" else None
+        outcome = mend(potential, labels, method, protocol, case.info["seed"], steps=steps, progress=progress)
+        rows.append(row(potential.key, case, "n_trained", outcome.n_trained, np.nan, "1", held_out=""))
+        known = {name: members for name, members in tests.items() if method != "scratch" or name in OWN}
+        after = {name: outcome.potential.evaluate([label.atoms for label in members]) for name, members in known.items()}
+    return rows + _error_rows(potential.key, case, tests, before, after)
+
+
+def mend(
+    potential: Potential,
+    labels: Sequence[Label],
+    method: str,
+    protocol: Protocol,
+    seed: int,
+    *,
+    steps: int | None = None,
+    progress: bool = False,
+) -> finetune.FineTuned:
+    """Train on labels by one of the methods ``all``, ``scratch``, ``readout``, ``last-layer`` and ``low-rank``.
+
+    Raises
+    ------
+    PotentialError
+        If the method is unknown, or the potential cannot be trained so.
+    """
+    recipe = protocol.recipe(method, len(labels), seed, steps)
+    start = potential
+    if method == "scratch":
+        start = untrained.build(
+            "mace" if potential.describe()["family"] == "MACE" else "chgnet",
+            students.reference_energies(labels),
+            channels=protocol.scratch_channels,
+            force_rms=float(np.sqrt(np.mean(np.concatenate([label.forces for label in labels]) ** 2))),
+            seed=seed,
+        )
+    elif method in ("readout", "last-layer"):
+        recipe = Recipe(**{**recipe.__dict__, "trained": finetune.part(potential, method)})
+    elif method not in ("all", "low-rank"):
+        raise PotentialError(f"no method {method!r}; there are: all, scratch, readout, last-layer, low-rank")
+    return finetune.fine_tune(start, labels, recipe, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """Structures that are recognised by their content."""
+
+    content: tuple[bytes, ...]
+    atoms: tuple[ase.Atoms, ...] = field(compare=False)
+
+
+def untouched(potential: Potential, tests: Mapping[str, Sequence[Label]]) -> dict[str, list[Prediction]]:
+    """Return what the potential as it is predicts; computed once per process and set of frames."""
+    frames = [label.atoms for members in tests.values() for label in members]
+    answers = iter(_predicted(potential, _Frames(tuple(structures.content(atoms) for atoms in frames), tuple(frames))))
+    return {name: [next(answers) for _ in members] for name, members in tests.items()}
+
+
+@lru_cache(maxsize=8)
+def _predicted(potential: Potential, frames: _Frames) -> tuple[Prediction, ...]:
+    return tuple(potential.evaluate(list(frames.atoms)))
+
+
+def _scaled(prediction: Prediction, c: float) -> Prediction:
+    return Prediction(c * prediction.energy, c * prediction.forces, error=prediction.error)
+
+
+def _error_rows(
+    key: str,
+    case: Case,
+    tests: Mapping[str, Sequence[Label]],
+    before: Mapping[str, Sequence[Prediction]],
+    after: Mapping[str, Sequence[Prediction]],
+) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = []
+    shift = float(np.mean(_energy_errors(tests["all"], after["all"])))
+    for name, predictions in after.items():
+        wrong = next((prediction.error for prediction in predictions if not prediction.ok), None)
+        if wrong:
+            rows.append(row(key, case, "force_mae", np.nan, np.nan, "eV/Å", error=wrong, held_out=name))
+            continue
+        found = errors(tests[name], predictions)
+        if name in OWN:
+            found["energy_mae"] = float(np.abs(_energy_errors(tests[name], predictions) - shift).mean())
+        else:
+            changes = [(a.energy - b.energy) / len(b.forces) for a, b in zip(predictions, before[name], strict=True)]
+            found["energy_drift"] = float(np.abs(changes).mean())
+        units = {"force_mae": "eV/Å", "cmae": "eV/Å", "energy_mae": "eV/atom", "energy_drift": "eV/atom"}
+        rows += [row(key, case, quantity, value, np.nan, units.get(quantity, "1"), held_out=name) for quantity, value in found.items()]
+    return rows
+
+
+def _energy_errors(labels: Sequence[Label], predictions: Sequence[Prediction]) -> np.ndarray:
+    """Return prediction minus label, eV/atom."""
+    return np.array([(p.energy - label.energy) / len(label.atoms) for label, p in zip(labels, predictions, strict=True)])
+
+
+def errors(labels: Sequence[Label], predictions: Sequence[Prediction]) -> dict[str, float]:
+    """Return ``force_mae`` (eV/Å) and, unless all forces vanish, ``slope``, ``inverse_slope`` and ``cmae`` (eV/Å)."""
+    reference = np.concatenate([label.forces.ravel() for label in labels])
+    predicted = np.concatenate([prediction.forces.ravel() for prediction in predictions])
+    found = {"force_mae": float(np.abs(predicted - reference).mean())}
+    if np.abs(reference).max() > _NO_FORCE and np.abs(predicted).max() > _NO_FORCE:
+        fitted = softening.fit(reference, predicted)
+        found |= {"slope": fitted.slope, "inverse_slope": fitted.inverse_slope, "cmae": fitted.cmae}
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------
+# Analysis
+
+
+def over_seeds(made: pd.DataFrame, quantity: str, held_out: str = "all") -> pd.DataFrame:
+    """Return a property on a test set, mean and range over the draws, beside its value before.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``model, set, material, method, kind, n_labels``, then ``before``, ``mean``, ``low``, ``high`` and ``draws``.
+    """
+    good = made[(made["property"] == quantity) & (made["held_out"] == held_out) & (made["status"] == "ok")]
+    # Before is computed once for all sets of DFT frames.
+    plain = good[good["method"] == "none"].groupby(["model", "material"])["value"].first().rename("before")
+    by = ["model", "set", "material", "method", "kind", "n_labels"]
+    spread = good[good["method"] != "none"].groupby(by, sort=False)["value"].agg(mean="mean", low="min", high="max", draws="size")
+    return spread.reset_index().merge(plain.reset_index(), on=["model", "material"], how="left")
+
+
+def forgotten(made: pd.DataFrame) -> pd.DataFrame:
+    """Return force errors on materials that no label shows, over what they were before.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``model, set, material, method, kind, n_labels``, ``elsewhere`` (``other-chemistry``, ``compounds``,
+        ``other-elements``), then ``mean``, ``low`` and ``high`` over the draws of the ratio after / before (for other elements the
+        geometric mean over them).
+    """
+    parts = []
+    for name in ("other-chemistry", "compounds", *ELEMENTS):
+        part = over_each(made, "force_mae", name)
+        parts.append(part.assign(elsewhere="other-elements" if name in ELEMENTS else name))
+    ratios = pd.concat(parts)
+    ratios["log"] = np.log(ratios["value"] / ratios["before"])
+    by = ["model", "set", "material", "method", "kind", "n_labels", "elsewhere"]
+    each = ratios.groupby([*by, "seed"], sort=False)["log"].mean().reset_index()
+    each["ratio"] = np.exp(each["log"])
+    return each.groupby(by, sort=False)["ratio"].agg(mean="mean", low="min", high="max").reset_index()
+
+
+def over_each(made: pd.DataFrame, quantity: str, held_out: str = "all") -> pd.DataFrame:
+    """Return a property on a test set, one row per case, with the column ``before``."""
+    good = made[(made["property"] == quantity) & (made["held_out"] == held_out) & (made["status"] == "ok")]
+    plain = good[good["method"] == "none"].groupby(["model", "material"])["value"].first().rename("before")
+    return good[good["method"] != "none"].merge(plain.reset_index(), on=["model", "material"], how="left")
+
+
+def by_kind(made: pd.DataFrame, n_labels: int, quantity: str = "force_mae") -> pd.DataFrame:
+    """Return a property after training on labels of one kind, by test set, over what it was before.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``model, material, kind, held_out, ratio``; mean over the draws. Kind ``any`` comes from ``curve``.
+    """
+    parts = []
+    for name in OWN:
+        part = over_seeds(made, quantity, name)
+        part = part[(part["method"] == "all") & (part["n_labels"] == n_labels) & part["set"].isin(["curve", "kinds"])]
+        parts.append(part.assign(held_out=name, ratio=part["mean"] / part["before"]))
+    return pd.concat(parts)[["model", "material", "kind", "held_out", "ratio"]].reset_index(drop=True)
+
+
+def reached(made: pd.DataFrame, error: float, material: str, method: str) -> float:
+    """Return how many labels a method needs for a force error (eV/Å), read off its mean curve with logarithmic axes.
+
+    Infinite if it never gets there.
+    """
+    line = over_seeds(made, "force_mae")
+    line = line[(line["set"] == "curve") & (line["material"] == material) & (line["method"] == method)].sort_values("n_labels")
+    below = np.flatnonzero(line["mean"].to_numpy() <= error)
+    if len(below) == 0:
+        return float("inf")
+    at = below[0]
+    x, y = np.log(line["n_labels"].to_numpy(dtype=float)), np.log(line["mean"].to_numpy())
+    if at == 0:
+        return float(np.exp(x[0]))
+    share = (y[at - 1] - np.log(error)) / (y[at - 1] - y[at])
+    return float(np.exp(x[at - 1] + share * (x[at] - x[at - 1])))
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Return force errors, slopes and energy errors on the held-out frames, mean and range over the draws of each kind of case."""
+    by = ["model", "set", "material", "method", "kind", "n_labels"]
+    found = None
+    for quantity in ("force_mae", "slope", "inverse_slope", "cmae", "energy_mae"):
+        part = over_seeds(table, quantity).set_index([*by, "draws"])[["before", "mean", "low", "high"]]
+        part.columns = [f"{quantity}_before", quantity, f"{quantity}_low", f"{quantity}_high"]
+        found = part if found is None else found.join(part)
+    return found.reset_index()

@@ -1,0 +1,178 @@
+"""Charts of learning from labels: errors against their number, which label teaches what, and the descent of a single number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from helpers.figures.style import _IDEAL, _PANEL, _SINGLE, _TEXT, STYLE, _legend, _panels
+
+# Tol's vibrant colours, in the order of the methods given; no model has one of these.
+_METHODS = (
+    ("#009988", "o", "-"),
+    ("#CC3311", "s", (0, (5, 1.5))),
+    ("#33BBEE", "^", (0, (1, 1))),
+    ("#EE7733", "D", (0, (3, 1, 1, 1))),
+)
+_REFERENCE = {"marker": "x", "color": _TEXT, "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}
+
+
+def error_curves(
+    curves: pd.DataFrame,
+    materials: Sequence[str],
+    methods: Mapping[str, str],
+    y_label: str,
+    *,
+    marked: tuple[str, pd.DataFrame] | None = None,
+) -> Figure:
+    """Draw an error against the number of labels, one panel per material, both axes logarithmic.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        Columns ``material``, ``method``, ``n_labels``, ``mean``, ``low``, ``high`` (over the draws) and ``before``, the error without
+        labels: a dashed line.
+    materials : sequence of str
+        Panels, in order.
+    methods : mapping of str to str
+        Method → name in the legend, in order.
+    y_label : str
+    marked : (str, DataFrame), optional
+        Points of another source: their name, and a table with ``material``, ``n_labels`` and ``value``.
+
+    Raises
+    ------
+    ValueError
+        If there are too many methods, or a material has nothing to draw.
+    """
+    if len(methods) > len(_METHODS):
+        raise ValueError(f"{len(methods)} methods, but there are {len(_METHODS)} colours")
+    looks = {
+        method: {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 6.0, "linewidth": 1.6}
+        for method, (colour, marker, dashes) in zip(methods, _METHODS, strict=False)
+    }
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(len(materials))
+        for axis, material in zip(axes, materials, strict=True):
+            here = curves[(curves["material"] == material) & curves["method"].isin(methods)]
+            if here.empty:
+                raise ValueError(f"there is nothing to draw for {material}")
+            axis.axhline(here["before"].iloc[0], zorder=1, **_IDEAL)
+            for method, look in looks.items():
+                line = here[here["method"] == method].sort_values("n_labels")
+                spread = np.abs(line[["low", "high"]].to_numpy().T - line["mean"].to_numpy())
+                axis.errorbar(line["n_labels"], line["mean"], spread, markeredgecolor="white", markeredgewidth=0.6, zorder=3, **look)
+            if marked is not None:
+                points = marked[1][marked[1]["material"] == material]
+                axis.plot(points["n_labels"], points["value"], zorder=4, **_REFERENCE)
+            _count_axis(axis, sorted(set(here["n_labels"])))
+            axis.set(yscale="log", ylabel=y_label)
+            _plain_ticks(axis)
+            axis.set_title(material, loc="left")
+        handles = [Line2D([], [], label="no label", **_IDEAL)]
+        handles += [Line2D([], [], label=methods[method], **look) for method, look in looks.items()]
+        if marked is not None:
+            handles.append(Line2D([], [], label=marked[0], **_REFERENCE))
+        _legend(figure, spare, handles)
+    return figure
+
+
+def _count_axis(axis: Axes, counts: Sequence[int]) -> None:
+    axis.set_xscale("log")
+    axis.set_xticks(counts, [f"{count:g}" for count in counts])
+    axis.set_xticks([], minor=True)
+    axis.set_xlabel("labels")
+
+
+def _plain_ticks(axis: Axes) -> None:
+    """Label a logarithmic axis that spans a decade or two with plain numbers."""
+    low, high = axis.get_ylim()
+    ticks = [m * 10.0**e for e in range(-6, 4) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_yticks([], minor=True)
+
+
+def kind_matrix(ratios: pd.DataFrame, kinds: Mapping[str, str], tests: Mapping[str, str], materials: Sequence[str]) -> Figure:
+    """Draw what labels of one kind do to test frames of each kind: a number and a colour per pair, one panel per material.
+
+    Parameters
+    ----------
+    ratios : DataFrame
+        Columns ``material``, ``kind``, ``held_out`` and ``ratio`` (error after / before). Pairs that are missing stay white.
+    kinds, tests : mapping of str to str
+        Kinds of labels (rows) and test sets (columns) → names, in order.
+    materials : sequence of str
+        Panels, one below the other.
+
+    Raises
+    ------
+    ValueError
+        If a material has nothing to draw.
+    """
+    with mpl.rc_context(STYLE):
+        height = 0.36 * len(kinds) + 0.5
+        figure = Figure(figsize=(2 * _PANEL + 0.2, height * len(materials) + 1.0), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(len(materials), 1, squeeze=False).ravel()
+        for axis, material in zip(axes, materials, strict=True):
+            here = ratios[ratios["material"] == material]
+            if here.empty:
+                raise ValueError(f"there is nothing to draw for {material}")
+            wide = here.pivot_table(index="kind", columns="held_out", values="ratio").reindex(index=list(kinds), columns=list(tests))
+            # A factor of four either way fills the scale: blue mends, red ruins.
+            image = axis.imshow(wide.to_numpy(dtype=float), cmap="RdBu_r", norm=LogNorm(0.25, 4), aspect="auto")
+            for (line, column), value in np.ndenumerate(wide.to_numpy(dtype=float)):
+                if np.isfinite(value):
+                    ink = "white" if abs(np.log(value)) > np.log(2.6) else _TEXT
+                    text = f"{value:.2f}" if value < 10 else f"{value:.0f}"
+                    axis.text(column, line, text, ha="center", va="center", color=ink, fontsize=10)
+            axis.set_yticks(range(len(kinds)), kinds.values())
+            axis.set_xticks(range(len(tests)), tests.values() if axis is axes[-1] else [""] * len(tests))
+            axis.grid(False)
+            axis.tick_params(length=0)
+            axis.set_title(f"{material}: trained on (rows), tested on (columns)", loc="left")
+        bar = figure.colorbar(image, ax=list(axes), location="bottom", shrink=0.6, aspect=40, extend="both")
+        bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["¼", "½", "1", "2", "4"])
+        bar.minorticks_off()
+        bar.set_label("error after / before")
+    return figure
+
+
+def descent(paths: Mapping[str, Sequence[float]], levels: Mapping[str, float], y_label: str) -> Figure:
+    """Draw how a single number is trained, epoch by epoch, and where closed forms say it should end.
+
+    Parameters
+    ----------
+    paths : mapping of str to sequence of float
+        Name of the training → the number after 0, 1, 2, … epochs.
+    levels : mapping of str to float
+        Name of the closed form → its value; horizontal lines, the first dashed, the others dotted.
+    y_label : str
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, or more than there are colours.
+    """
+    if not 0 < len(paths) <= len(_METHODS):
+        raise ValueError(f"{len(paths)} paths; between one and {len(_METHODS)} can be drawn")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(_SINGLE + 1.4, 3.4), layout="constrained")
+        FigureCanvasAgg(figure)
+        axis = figure.subplots()
+        for number, (name, value) in enumerate(levels.items()):
+            style = {**_IDEAL, "linestyle": (0, (1, 1.5))} if number else _IDEAL
+            axis.axhline(value, label=name, zorder=2, **style)
+        for (name, path), (colour, _, dashes) in zip(paths.items(), _METHODS, strict=False):
+            axis.plot(range(len(path)), path, color=colour, linestyle=dashes, label=name, zorder=3)
+        axis.set(xlabel="epoch", ylabel=y_label)
+        axis.legend()
+    return figure
