@@ -12,7 +12,17 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CHAPTERS = [
     ROOT / "notebooks" / f"{name}.ipynb"
-    for name in ("surfaces", "defects", "solid_solutions", "migration", "phonons", "elasticity", "off_equilibrium", "why_soft", "is_it_real")
+    for name in (
+        "surfaces",
+        "defects",
+        "solid_solutions",
+        "migration",
+        "phonons",
+        "elasticity",
+        "off_equilibrium",
+        "why_soft",
+        "is_it_real",
+    )
 ]
 
 
