@@ -31,8 +31,9 @@ Test sets of the same element, never trained on: ``all`` (thermal and vacancy fr
 without and with the element), and the names of other elements (thermal frames).
 
 Properties: ``force_mae`` and ``cmae`` (eV/Å), ``slope``, ``inverse_slope``; ``energy_mae`` (eV/atom, after one constant for the element,
-the mean error of ``all``, has been taken off), ``energy_drift`` (eV/atom, mean change of the prediction on test sets of other materials)
-and ``n_trained`` (how many numbers were trained).
+the mean error of ``all``, has been taken off) and ``n_trained`` (how many numbers were trained). On test sets of other materials, of which
+one frame may be far worse than all others: ``frame_mae`` (eV/Å, the median over frames of each one's force MAE), and ``energy_drift``
+(eV/atom, mean change of the prediction).
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ ATOMS_PER_SHARD = 1
 TOLERANCES = {
     "force_mae": 0.01,
     "cmae": 0.01,
+    "frame_mae": 0.01,
     "slope": 0.02,
     "inverse_slope": 0.02,
     "energy_mae": 0.01,
@@ -104,16 +106,18 @@ class Protocol:
         Frames without the element, with it, and of each other element.
     max_atoms : int
         Of those compounds.
-    steps_per_label, max_steps : int
+    steps_per_label, max_steps, scratch_steps : int
         Gradient steps: see :meth:`steps`.
     rank : int
         Of the corrections ``low-rank``.
+    scratch_counts : tuple of int
+        Numbers of labels where a network is trained from random weights.
     scratch_channels : int
-        Width of the network that is trained from random weights.
+        Its width.
     learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight
         See :class:`helpers.finetune.Recipe`; the paper's.
     part_learning_rate, scratch_learning_rate : float
-        Where few numbers are trained, or all of them are wrong, they have further to go.
+        Where few numbers are trained, or all of them are wrong, they have further to go. Of 0.003 and 0.01 the better on ten frames of Li.
     """
 
     materials: tuple[str, ...] = ("Si", "Mo", "Li")
@@ -125,25 +129,30 @@ class Protocol:
     n_held_out_slabs: int = 4
     n_kind: int = 5
     n_parts: tuple[int, ...] = (10,)
-    n_other: int = 24
-    n_compounds: int = 12
+    n_other: int = 30
+    n_compounds: int = 15
     n_element: int = 2
     max_atoms: int = 32
     steps_per_label: int = 100
     max_steps: int = 200
+    scratch_steps: int = 400
     rank: int = 4
+    scratch_counts: tuple[int, ...] = (1, 5, 10, 100)
     scratch_channels: int = 32
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
-    part_learning_rate: float = 3e-3
+    part_learning_rate: float = 1e-2
     scratch_learning_rate: float = 1e-2
     energy_weight: float = 0.1
     force_weight: float = 100.0
     stress_weight: float = 0.1
 
     def steps(self, n_labels: int, method: str = "all") -> int:
-        """Return the number of gradient steps: a hundred epochs, as in the paper, or ``max_steps``; from scratch always ``max_steps``."""
-        return self.max_steps if method == "scratch" else min(self.steps_per_label * n_labels, self.max_steps)
+        """Return the number of gradient steps: a hundred epochs, as in the paper, or ``max_steps`` if that is less.
+
+        Random weights have further to go: ``scratch_steps`` for any number of labels.
+        """
+        return self.scratch_steps if method == "scratch" else min(self.steps_per_label * n_labels, self.max_steps)
 
     def recipe(self, method: str, n_labels: int, seed: int, steps: int | None = None) -> Recipe:
         """Return the recipe of a training; ``Recipe.trained`` is left to :func:`mend`, which knows the network."""
@@ -283,8 +292,8 @@ def _variants(name: str, protocol: Protocol) -> list[tuple[str, str, int, int]]:
     if name == "parts":
         methods = ("readout", "last-layer", "low-rank")
         return [(method, "any", n, seed) for seed in protocol.few_seeds for n in protocol.n_parts for method in methods]
-    grid = [(method, "any", n, seed) for seed in protocol.seeds for n in protocol.counts for method in ("scalar", "all", "scratch")]
-    return [("none", "any", 0, 0), *grid]
+    counts = {"scalar": protocol.counts, "all": protocol.counts, "scratch": protocol.scratch_counts}
+    return [("none", "any", 0, 0), *[(method, "any", n, seed) for seed in protocol.seeds for method in counts for n in counts[method]]]
 
 
 def _fill(case: Case, labels: Sequence[Label], tests: Mapping[str, Sequence[Label]]) -> None:
@@ -433,9 +442,11 @@ def _error_rows(
         if name in OWN:
             found["energy_mae"] = float(np.abs(_energy_errors(tests[name], predictions) - shift).mean())
         else:
+            by_frame = [np.abs(a.forces - label.forces).mean() for label, a in zip(tests[name], predictions, strict=True)]
+            found["frame_mae"] = float(np.median(by_frame))
             changes = [(a.energy - b.energy) / len(b.forces) for a, b in zip(predictions, before[name], strict=True)]
             found["energy_drift"] = float(np.abs(changes).mean())
-        units = {"force_mae": "eV/Å", "cmae": "eV/Å", "energy_mae": "eV/atom", "energy_drift": "eV/atom"}
+        units = {"force_mae": "eV/Å", "cmae": "eV/Å", "frame_mae": "eV/Å", "energy_mae": "eV/atom", "energy_drift": "eV/atom"}
         rows += [row(key, case, quantity, value, np.nan, units.get(quantity, "1"), held_out=name) for quantity, value in found.items()]
     return rows
 
@@ -477,7 +488,7 @@ def over_seeds(made: pd.DataFrame, quantity: str, held_out: str = "all") -> pd.D
 
 
 def forgotten(made: pd.DataFrame) -> pd.DataFrame:
-    """Return force errors on materials that no label shows, over what they were before.
+    """Return typical force errors (``frame_mae``) on materials that no label shows, over what they were before.
 
     Returns
     -------
@@ -488,7 +499,7 @@ def forgotten(made: pd.DataFrame) -> pd.DataFrame:
     """
     parts = []
     for name in ("other-chemistry", "compounds", *ELEMENTS):
-        part = over_each(made, "force_mae", name)
+        part = over_each(made, "frame_mae", name)
         parts.append(part.assign(elsewhere="other-elements" if name in ELEMENTS else name))
     ratios = pd.concat(parts)
     ratios["log"] = np.log(ratios["value"] / ratios["before"])
