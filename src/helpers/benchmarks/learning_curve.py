@@ -117,7 +117,8 @@ class Protocol:
     learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight
         See :class:`helpers.finetune.Recipe`; the paper's.
     part_learning_rate, scratch_learning_rate : float
-        Where few numbers are trained, or all of them are wrong, they have further to go. Of 0.003 and 0.01 the better on ten frames of Li.
+        Where few numbers are trained, or all of them are wrong, they have further to go. Of 0.003 and 0.01 the better for every method,
+        with ten labels of Li and thirty more frames to validate, none of them a test frame.
     """
 
     materials: tuple[str, ...] = ("Si", "Mo", "Li")
