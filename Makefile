@@ -6,7 +6,7 @@ MODELS ?= chgnet-0.3.0 chgnet-0.2.0 m3gnet-mp-2021.2.8 m3gnet-matpes-pbe-2025.1 
 PORT   ?= 8000
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint format serve lab results hero lock check clean
+.PHONY: help book test lint format serve lab pdf results hero new-chapter lock check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -38,15 +38,20 @@ test: $(VENV)/.dev  ## Run the tests
 lint: $(VENV)/.dev  ## Check style, and that notebooks are stored without outputs
 	$(BIN)/ruff check src tests notebooks book
 	$(BIN)/ruff format --check src tests book
-	$(BIN)/nbstripout --verify $$(git ls-files 'notebooks/*.ipynb')
+	$(BIN)/nbstripout --verify $$(git ls-files '*.ipynb')
+	$(BIN)/codespell $$(git ls-files '*.md' '*.py' '*.ipynb' '*.toml' '*.yml' Makefile)
+	$(BIN)/python book/check.py --sources
 
 format: $(VENV)/.dev  ## Format the code and strip the notebooks
-	$(BIN)/ruff check --fix src tests book
+	$(BIN)/ruff check --fix src tests notebooks book
 	$(BIN)/ruff format src tests book
-	$(BIN)/nbstripout $$(git ls-files 'notebooks/*.ipynb')
+	$(BIN)/nbstripout $$(git ls-files '*.ipynb')
 
 serve: book  ## Serve the book at http://localhost:$(PORT)
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
+
+pdf: book $(VENV)/.dev  ## Print the book: book/_build/soft-potentials.pdf (needs Chromium or Chrome)
+	$(BIN)/python book/pdf.py
 
 lab: $(VENV)/.lab  ## Open the chapters in JupyterLab
 	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks
@@ -54,6 +59,9 @@ lab: $(VENV)/.lab  ## Open the chapters in JupyterLab
 results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data: softening fetch)
 	for benchmark in surfaces defects solid_solutions phonons elasticity migration off_equilibrium; do for model in $(MODELS); do $(BIN)/softening run $$benchmark --model $$model || exit 1; done; done
 	for benchmark in fine_tuning mending curvature_mending; do $(BIN)/softening run $$benchmark --model chgnet-0.3.0 || exit 1; done
+
+new-chapter: $(VENV)/.core  ## Copy the template of a chapter: make new-chapter NAME=lattice_constants TITLE="Lattice constants"
+	@$(BIN)/python book/new_chapter.py "$(NAME)" "$(TITLE)"
 
 hero: $(VENV)/.core  ## Draw the picture of the README and the introduction anew
 	$(BIN)/python -c 'from helpers import scoreboard; scoreboard.hero().savefig("book/_static/hero.png", dpi=150)'

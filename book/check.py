@@ -1,7 +1,12 @@
-"""Check the built book as a reader would meet it: every page, figure and link is there, and nothing comes from elsewhere."""
+"""Check the built book as a reader would meet it: every page, figure and link is there, and nothing comes from elsewhere.
+
+With ``--sources``, check instead that the pages' sources link to files that exist, which needs no built book.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -67,8 +72,35 @@ def check_page(path: Path, anchors: dict[Path, set[str]]) -> list[str]:
     return wrong
 
 
+def dead_links(path: Path) -> list[str]:
+    """Return the relative links of a Markdown file or notebook that lead to no file."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        target = urlsplit(link)
+        if not (target.scheme or target.netloc or not target.path) and not (path.parent / unquote(target.path)).exists():
+            found.append(link)
+    return found
+
+
+def sources() -> int:
+    """Check the links of all sources; print those that are dead and return 1 if there are any."""
+    files = [*ROOT.glob("*.md"), *(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").rglob("*.ipynb"), ROOT / "book" / "template.ipynb"]
+    wrong = [f"{path.relative_to(ROOT)}: dead link to {link}" for path in sorted(files) for link in dead_links(path)]
+    wrong += [f"_toc.yml: no file {name}" for name in pages() if not any((ROOT / f"{name}{end}").is_file() for end in (".md", ".ipynb"))]
+    for message in wrong:
+        print(message, file=sys.stderr)
+    return 1 if wrong else 0
+
+
 def main() -> int:
     """Check every page; print what is wrong and return 1 if anything is."""
+    if "--sources" in sys.argv[1:]:
+        return sources()
     if not (HTML / "index.html").is_file():
         print("There is no built book; run make book first.", file=sys.stderr)
         return 1

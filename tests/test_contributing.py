@@ -1,0 +1,152 @@
+"""What CONTRIBUTING.md shows must work: its code is run here, and the template is a chapter."""
+
+import importlib.util
+import re
+import sys
+import types
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+import yaml
+from ase.build import bulk
+from ase.calculators.fd import calculate_numerical_forces
+from packaging.requirements import Requirement
+
+from helpers import benchmarks
+from helpers.potentials.ase import ASEPotential
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def shown(name):
+    """Return a block of CONTRIBUTING.md as a module."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (block,) = re.findall(rf"<!-- tested: {name} -->\n```python\n(.*?)```", text, flags=re.DOTALL)
+    module = types.ModuleType(f"shown_{name}")
+    sys.modules[module.__name__] = module  # dataclasses look themselves up
+    exec(block, module.__dict__)  # noqa: S102
+    return module
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def morse():
+    return shown("model").load("morse-ar", torch.device("cpu"), torch.float64)
+
+
+def test_the_model_that_is_shown_has_the_right_forces(morse):
+    argon = bulk("Ar", "fcc", a=5.3, cubic=True)
+    argon.rattle(0.2, seed=0)
+    argon.calc = morse.calculator()
+    assert argon.get_forces() == pytest.approx(calculate_numerical_forces(argon, eps=1e-4), abs=1e-6)
+
+
+def test_the_model_that_is_shown_does_not_depend_on_its_company(morse):
+    small, large = bulk("Ar", "fcc", a=5.3), bulk("Ar", "fcc", a=5.0, cubic=True)
+    together, alone = morse.evaluate([small, large]), [morse.evaluate([atoms])[0] for atoms in (small, large)]
+    assert [p.energy for p in together] == pytest.approx([p.energy for p in alone])
+    assert morse.evaluate([bulk("Cu")])[0].error is not None
+
+
+def test_the_benchmark_that_is_shown_runs(monkeypatch):
+    from ase.calculators.emt import EMT
+
+    module = shown("benchmark")
+    monkeypatch.setattr(benchmarks, "CATALOGUE", (*benchmarks.CATALOGUE, "lattice"))
+    found = module.run(ASEPotential("emt", EMT()), module.cases())
+    assert list(found.columns[: len(benchmarks.COLUMNS)]) == benchmarks.COLUMNS
+    assert (found["status"] == "ok").all()
+    # EMT was made for these metals.
+    assert found["value"].to_numpy() == pytest.approx(found["reference"].to_numpy(), rel=0.03)
+    assert module.summarise(found)["slope"].iloc[0] == pytest.approx(1, abs=0.03)
+    assert set(module.TOLERANCES) == set(found["property"])
+    assert module.LIVE in module.SETS
+
+
+def test_steps_that_are_named_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for path in re.findall(r"`((?:src|data|tests|notebooks|book)/[\w./]+)`", text):
+        if path not in ("notebooks/lattice_constants.ipynb",):
+            assert (ROOT / path).exists(), path
+
+
+def test_the_template_has_the_anatomy_of_a_chapter():
+    sys.path.insert(0, str(ROOT / "tests"))
+    from test_book import test_chapters_have_the_house_anatomy as anatomy
+
+    anatomy(ROOT / "book" / "template.ipynb")
+
+
+def test_a_new_chapter_is_a_copy_with_its_title(tmp_path):
+    chapter = load("new_chapter")
+    path = chapter.copy("lattice_constants", 'Lattice "constants"', tmp_path)
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert notebook.cells[0].source.startswith('# Lattice "constants"\n')
+    for name, title, why in (("lattice_constants", "x", "exists"), ("Two words", "x", "lower-case"), ("y", " ", "title")):
+        with pytest.raises(ValueError, match=why):
+            chapter.copy(name, title, tmp_path)
+
+
+def test_dead_links_of_sources_are_found(tmp_path):
+    check = load("check")
+    (tmp_path / "there.md").write_text("x")
+    page = tmp_path / "page.md"
+    page.write_text("[a](there.md#here) [b](gone.md) [c](https://doi.org/1) `[d](gone.md)`\n```\n[e](gone.md)\n```\n")
+    assert check.dead_links(page) == ["gone.md"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("[x](no.ipynb)")])
+    nbformat.write(notebook, tmp_path / "n.ipynb")
+    assert check.dead_links(tmp_path / "n.ipynb") == ["no.ipynb"]
+    assert check.sources() == 0
+
+
+def test_hooks_use_tools_of_the_lock():
+    locked = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "requirements.lock").read_text().split()}
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    for hook in hooks:
+        tool = Path(hook["entry"].split()[0]).name
+        assert tool == "python" or tool in locked, tool
+
+
+def test_container_and_binder_install_the_lock():
+    """Neither names a version of its own, so they cannot drift from the lock."""
+    docker, binder = (ROOT / "Dockerfile").read_text(), (ROOT / ".binder" / "postBuild").read_text()
+    assert "make .venv/.lab" in docker
+    assert "-c requirements.lock" in binder
+    minor = re.search(r"FROM python:3\.(\d+)", docker).group(1)
+    assert f"python-3.{minor}" in (ROOT / ".binder" / "runtime.txt").read_text()
+    for text in (docker, binder):
+        assert not re.search(r"[a-z]==\d", text)
+
+
+def test_printing_without_a_browser_says_what_to_install(monkeypatch):
+    pdf = load("pdf")
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    monkeypatch.setattr(pdf.shutil, "which", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="install Chromium"):
+        pdf.browser()
+
+
+def test_forms_for_issues_are_valid():
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text())
+        if path.stem != "config":
+            assert {"name", "description", "body"} <= set(form)
+            ids = [part["id"] for part in form["body"]]
+            assert len(ids) == len(set(ids)) == len(form["body"])
+            assert all(set(part) <= {"type", "id", "attributes", "validations"} for part in form["body"])
+
+
+def test_spelling_and_printing_tools_are_requirements_of_developers():
+    text = (ROOT / "pyproject.toml").read_text()
+    (line,) = re.findall(r"^dev = \[(.*)\]$", text, flags=re.MULTILINE)
+    names = {Requirement(entry.strip(' "')).name for entry in line.split(",")}
+    assert {"codespell", "pre-commit", "pypdf", "ruff", "nbstripout", "pytest"} <= names
