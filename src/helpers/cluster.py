@@ -179,7 +179,7 @@ def _dashboard(client) -> str:
 
 def _no_helpers(error: Exception) -> RunError | None:
     """Return what it means if a worker could not even find the function."""
-    if isinstance(error, (ImportError, AttributeError)) or "deserializ" in str(error):
+    if isinstance(error, (ImportError, AttributeError)):
         return RunError(
             f"a worker could not read its task ({error}). Install this project, in the same version, in the environment of the workers."
         )
@@ -192,7 +192,16 @@ class _KilledItsWorkers:
 
 def _calls(client, function, arguments, positions: Iterable[int], at_once: int | None) -> Iterator[tuple[int, object]]:
     """Make calls, so many at once. By default twice as many as there are workers: none waits, and the scheduler holds few arguments."""
+    import cloudpickle
     from distributed import KilledWorker, as_completed
+
+    # A message that a worker cannot read makes it leave without a word, and the next worker after it. This travels by value, and bytes
+    # can always be read; what is wrong with them is then an error like any other.
+    def call(payload: bytes) -> object:
+        import pickle
+
+        function, arguments = pickle.loads(payload)  # noqa: S301  (what the client packed)
+        return function(*arguments)
 
     rest = iter(positions)
     running: dict[object, int] = {}
@@ -201,7 +210,9 @@ def _calls(client, function, arguments, positions: Iterable[int], at_once: int |
     def more() -> list[object]:
         room = (at_once or max(2 * len(client.nthreads()), _AT_LEAST)) - len(running)
         # Keys with one label are one group to Dask. It then hands them out as workers get free, rather than all in advance.
-        begun = {client.submit(function, *arguments[place], key=(label, place)): place for place in islice(rest, max(room, 0))}
+        begun = {}
+        for place in islice(rest, max(room, 0)):
+            begun[client.submit(call, cloudpickle.dumps((function, arguments[place])), key=(label, place))] = place
         running.update(begun)
         return list(begun)
 

@@ -26,6 +26,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -180,7 +181,8 @@ def _versions() -> dict[str, str]:
     folder = Path(__file__).parent
     for path in sorted(folder.rglob("*.py")):
         code.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    packages = {name: version.split("+")[0] for name, version in results.package_versions().items()}
+    packages = results.package_versions() | {name: version(name) for name in ("pandas", "pyarrow")}
+    packages = {name: found.split("+")[0] for name, found in packages.items()}
     return {**packages, "python": "{}.{}".format(*sys.version_info), "helpers": f"(source {code.hexdigest()[:12]})"}
 
 
