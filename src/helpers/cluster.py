@@ -7,6 +7,7 @@ shards. Dask is an optional part: this module imports it only when a cluster is 
 from __future__ import annotations
 
 import importlib.util
+import signal
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -96,15 +97,25 @@ def _local(workers: int):
     )
 
 
-def _slurm(path: Path, jobs: int | None):
-    import yaml
+def _slurm_cluster():
+    """Import dask-jobqueue. That changes what Ctrl-C does in the whole program; undo it."""
+    before = signal.getsignal(signal.SIGINT)
     from dask_jobqueue import SLURMCluster
 
+    if signal.getsignal(signal.SIGINT) is not before:
+        signal.signal(signal.SIGINT, before)
+    return SLURMCluster
+
+
+def _slurm(path: Path, jobs: int | None):
+    import yaml
+
+    slurm_cluster = _slurm_cluster()
+
     try:
-        settings = yaml.safe_load(path.read_text())
-        settings = dict(settings)
+        settings = dict(yaml.safe_load(path.read_text()))
         asked = int(settings.pop("jobs", 1))
-        cluster = SLURMCluster(**settings)
+        cluster = slurm_cluster(**settings)
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise RunError(f"{path} does not describe SLURM jobs: {error}") from error
     # A job that ends (walltime, preemption) is replaced by a new one until the run is complete.
