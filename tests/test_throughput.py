@@ -16,6 +16,7 @@ COSTS = Costs(
     write=Line(0.01, 1e-4),
     join=Line(2e-3, 0.0),
     structures_per_shard=20,
+    bytes_case=2000.0,
     bytes_on_disk=100.0,
     bytes_joined=1000.0,
 )

@@ -255,8 +255,8 @@ class Costs:
         Per shard, in the one process that hands out and writes. The first two pass while workers compute, the last at the end.
     structures_per_shard : int
         As the runner cuts them by default.
-    bytes_on_disk, bytes_joined : float
-        Per structure: in the file, and in memory when all shards are joined.
+    bytes_case, bytes_on_disk, bytes_joined : float
+        Per structure: as it is sent to a worker, in the file, and in memory when all shards are joined.
     """
 
     n_atoms: int
@@ -267,6 +267,7 @@ class Costs:
     write: Line
     join: Line
     structures_per_shard: int
+    bytes_case: float
     bytes_on_disk: float
     bytes_joined: float
 
@@ -286,6 +287,7 @@ class Costs:
             write=Line.through(m, shard["write"].tolist()),
             join=Line.through(m, shard["join"].tolist()),
             structures_per_shard=int(m[0]),
+            bytes_case=shard["bytes_sent"].iloc[0] / m[0],
             bytes_on_disk=shard["bytes_on_disk"].iloc[0] / m[0],
             bytes_joined=shard["bytes_joined"].iloc[0] / m[0],
         )
@@ -324,7 +326,8 @@ def projection(
         ``start``, ``compute``, ``client``, ``tail``, ``join``, ``wall`` (s);
         ``most``, which of them is the largest part;
         ``efficiency``, the share of the workers' time that is computation;
-        ``most_workers``, beyond which the one process that hands out is the limit; ``disk_gb`` and ``memory_gb`` of the table.
+        ``most_workers``, beyond which the one process that hands out is the limit;
+        ``disk_gb`` and ``memory_gb`` of the table, and ``cases_gb`` of the structures, which the command keeps in memory.
 
     Notes
     -----
@@ -359,5 +362,6 @@ def projection(
         "efficiency": n_structures * t / (workers * wall),
         "most_workers": m * t / handling,
         "disk_gb": n_structures * costs.bytes_on_disk / 1e9,
+        "cases_gb": n_structures * costs.bytes_case / 1e9,
         "memory_gb": n_structures * costs.bytes_joined / 1e9,
     }
