@@ -6,7 +6,7 @@ what no longer holds. A notebook depends on
 
 * its own code cells (Jupyter Book's own key),
 * the modules of ``helpers`` it imports, and what they import in turn,
-* ``data/results/<benchmark>`` for each benchmark module among them (all results for the scoreboard's reader),
+* ``data/results/<name>`` for each module among them that has such a folder (all results for the scoreboard's reader),
 * the small tables in ``data/paper`` and ``data/reference``, the registry, and the lock file.
 """
 
@@ -78,7 +78,7 @@ def fingerprint(notebook: Path) -> str:
     files = {module_file(name) for name in modules}
     for name in modules:
         folder = ROOT / "data" / "results" / name.split(".")[-1]
-        if name.startswith("helpers.benchmarks.") and folder.is_dir():
+        if folder.is_dir():
             files |= set(folder.iterdir())
     files |= {path for folder in ("paper", "reference") for path in (ROOT / "data" / folder).iterdir()}
     files |= {ROOT / "data" / "registry.csv", ROOT / "requirements.lock"}

@@ -68,6 +68,8 @@ def test_fetch_knows_what_a_benchmark_reads_of_another_ones_files(no_data):
         (["run", "surfaces", "-m", "ase:no.such.Thing"], "No module named"),
         (["run", "surfaces", "-m", "file:missing.model"], "missing.model"),
         (["run", "surfaces", "-m", "chgnet-0.3.0", "--sets", "slabs-109"], "is not on this machine"),
+        (["run", "surfaces", "-m", "chgnet-0.3.0", "--scheduler", "somewhere"], "it takes local, an address"),
+        (["run", "surfaces", "-m", "chgnet-0.3.0", "--scheduler", "missing.yaml"], "there is no such file"),
         (["fetch", "nothing"], "It has: "),
     ],
 )

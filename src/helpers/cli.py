@@ -85,7 +85,16 @@ def run(
     model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     sets: Annotated[str | None, typer.Option("--sets", help="Reference sets, separated by commas. All that are here if left out.")] = None,
-    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes. By default one per core on a CPU, one on a GPU.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes; SLURM: jobs. By default one per core on a CPU, one on a GPU.")
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute on a Dask cluster: local (workers on this machine), tcp://HOST:PORT or FILE.json (one that runs), "
+            "FILE.yaml (SLURM jobs; see examples/slurm-gpu.yaml)."
+        ),
+    ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Compute again even if the table is complete.")] = False,
 ) -> None:
@@ -100,7 +109,7 @@ def run(
     unknown = sorted(set(chosen or []) - set(module.SETS))
     if unknown:
         raise ValueError(f"{benchmark} has no set {', '.join(unknown)}; it has: {', '.join(module.SETS)}")
-    table = runner.run(benchmark, model, device=device, sets=chosen, processes=processes, trust=trust, force=force)
+    table = runner.run(benchmark, model, device=device, sets=chosen, processes=processes, scheduler=scheduler, trust=trust, force=force)
     path = results.table_path(benchmark, model)
     failed = table[table["status"] == "failed"]
     typer.echo(f"{len(table)} rows, {len(failed)} failed: {path}")

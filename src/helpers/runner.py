@@ -1,4 +1,7 @@
-"""Run a benchmark: cases into shards, shards over processes, shards into one table with its provenance.
+"""Run a benchmark: cases into shards, shards over processes or a cluster, shards into one table with its provenance.
+
+Whoever computes a shard, this process writes it. So nothing needs a common file system, there is one writer and nothing is written
+twice, and a worker that dies leaves no half file. The price: a shard that is done but not yet written is lost with this process.
 
 A run can be killed at any moment. The same command then finishes what is missing and yields the same table;
 once the table is complete, the same command changes nothing. Shards are named by a fingerprint of everything
@@ -8,15 +11,22 @@ that decides their content (weights, protocol, cases), so results of different s
 from __future__ import annotations
 
 import datetime
+import errno
+import functools
 import hashlib
 import json
 import math
 import os
+import platform
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -26,17 +36,16 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from helpers import benchmarks, potentials, registry, results
+from helpers import benchmarks, cluster, potentials, registry, results
 from helpers.benchmarks import Case
+from helpers.cluster import RunError
 from helpers.potentials import Potential
+
+__all__ = ["Job", "LiveCheckError", "RunError", "compute_here", "compute_shard", "fingerprint", "live_check", "run", "shards"]
 
 # A shard is the unit of loss and of parallel work: about half a minute of CHGNet on one core where each structure is evaluated a few
 # times. A benchmark that evaluates its structures more often has an ATOMS_PER_SHARD of its own.
 _ATOMS_PER_SHARD = 1500
-
-
-class RunError(Exception):
-    """A run cannot go on as asked."""
 
 
 def fingerprint(benchmark: str, potential: Potential, protocol: object, cases: Sequence[Case]) -> str:
@@ -85,26 +94,96 @@ _ROW_KEYS = (
     "image",
 )
 
-_worker_potential: Potential | None = None
+
+@dataclass(frozen=True)
+class Job:
+    """What all shards of a run have in common. It travels to the worker with each of them.
+
+    ``potential`` is the description and ``versions`` the software of the process that asked; a worker that has others must not answer.
+    """
+
+    benchmark: str
+    key: str
+    device: str
+    trust: bool
+    protocol: object
+    potential: dict[str, object]
+    versions: dict[str, str]
 
 
-def _start_worker(key: str, device: str, trust: bool) -> None:
-    """Load the potential once per process; one thread each, because the processes fill the cores."""
-    global _worker_potential
-    torch.set_num_threads(1)
-    _worker_potential = potentials.load(key, device, trust=trust)
-
-
-def _run_in_worker(benchmark: str, cases: list[Case], protocol: object, path: Path) -> None:
-    _run_shard(benchmark, _worker_potential, cases, protocol, path)
-
-
-def _run_shard(benchmark: str, potential: Potential, cases: list[Case], protocol: object, path: Path) -> None:
-    """Compute one shard and write it, with the seconds it took."""
+def compute_shard(benchmark: str, potential: Potential, cases: Sequence[Case], protocol: object) -> pd.DataFrame:
+    """Return the table of one shard; ``attrs`` say how many seconds it took, where, and on what device."""
     start = time.perf_counter()
     table = benchmarks.module(benchmark).run(potential, cases, protocol)
-    table.attrs = {"seconds": time.perf_counter() - start}
-    results.write_parquet(table, path)
+    table.attrs = {
+        "seconds": time.perf_counter() - start,
+        "process": f"{platform.node()}/{os.getpid()}",
+        "device": results.device_name(str(potential.device)),
+    }
+    return table
+
+
+def compute_here(job: Job, cases: Sequence[Case]) -> pd.DataFrame:
+    """Compute a shard in a worker, on this machine or another: the potential is loaded once and kept.
+
+    Raises
+    ------
+    RunError
+        If this worker would compute something else than the process that asked.
+    """
+    here, wanted = _versions(), job.versions
+    different = [f"{name} {here.get(name, 'missing')} instead of {wanted[name]}" for name in wanted if here.get(name) != wanted[name]]
+    if different:
+        raise RunError(
+            f"the worker on {platform.node()} has {', '.join(different)}. "
+            "Let client and workers use one environment and one copy of the project, then restart the workers."
+        )
+    if not _busy.acquire(blocking=False):
+        raise RunError(f"the worker on {platform.node()} has several threads, and a potential serves one. Start it with --nthreads 1.")
+    try:
+        return compute_shard(job.benchmark, _same_potential(job), cases, job.protocol)
+    finally:
+        _busy.release()
+
+
+_busy = threading.Lock()
+
+
+def _same_potential(job: Job) -> Potential:
+    """Load the potential of a job and make sure that it is the one meant."""
+    try:
+        potential = _potential_here(job.key, job.device, job.trust)
+    except Exception as error:
+        raise RunError(f"the worker on {platform.node()} cannot load {job.key}: {error}") from error
+    # As the description will look on arrival: a tuple may have become a list.
+    mine, theirs = (json.loads(json.dumps(about, default=str)) for about in (potential.describe(), job.potential))
+    different = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
+    if different:
+        raise RunError(
+            f"the worker on {platform.node()} has another potential under the name {job.key}: its {', '.join(different)} differ(s) "
+            f"(weights there: {mine.get('weights_sha256')}, here: {theirs.get('weights_sha256')}). "
+            "Let client and workers read the same weight files (SOFTENING_CACHE, SOFTENING_MIRROR), then restart the workers."
+        )
+    return potential
+
+
+@functools.lru_cache(maxsize=1)
+def _potential_here(key: str, device: str, trust: bool) -> Potential:
+    """Load the potential once per process; one thread each, because the processes fill the cores."""
+    torch.set_num_threads(1)
+    return potentials.load(key, device, trust=trust)
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Return the software that decides a result: packages (without the build's tag, such as +cpu) and the code of the helpers."""
+    code = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        code.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    packages = results.package_versions() | {name: version(name) for name in ("pandas", "pyarrow")}
+    packages = {name: found.split("+")[0] for name, found in packages.items()}
+    return {**packages, "python": "{}.{}".format(*sys.version_info), "helpers": f"(source {code.hexdigest()[:12]})"}
 
 
 def run(
@@ -115,6 +194,7 @@ def run(
     protocol: object | None = None,
     sets: Iterable[str] | None = None,
     processes: int | None = None,
+    scheduler: str | None = None,
     trust: bool = False,
     force: bool = False,
     progress: bool = True,
@@ -134,7 +214,9 @@ def run(
     sets : iterable of str, optional
         Reference sets to run; all that are available if None.
     processes : int, optional
-        Worker processes; by default one per core on a CPU, one on a GPU.
+        Worker processes; by default one per core on a CPU, one on a GPU. Through SLURM: jobs.
+    scheduler : str, optional
+        Compute on a Dask cluster, as :func:`helpers.cluster.connect` takes it: ``local``, an address, a scheduler file or a SLURM file.
     trust : bool
         Allow a model file whose checksum is not known.
     force : bool
@@ -150,11 +232,14 @@ def run(
     Raises
     ------
     RunError
-        If the same run is going on in another process.
+        If the same run is going on in another process, workers died, the scheduler was lost or the disk is full. What is done is kept.
     """
     module = benchmarks.module(benchmark)
     protocol = module.Protocol() if protocol is None else protocol
-    potential = potentials.load(key, device, trust=trust)
+    if scheduler is not None:
+        cluster.check(scheduler, processes)
+    # The workers of a cluster may have a GPU where this process has none; here the potential only says what it is.
+    potential = potentials.load(key, "cpu" if scheduler else device, trust=trust)
     chosen = None if sets is None else list(sets)
     cases = module.cases(protocol, chosen)
     mark = fingerprint(benchmark, potential, protocol, cases)
@@ -165,51 +250,88 @@ def run(
     lock = FileLock(folder.parent / f"{folder.name}.lock")
     try:
         with lock.acquire(timeout=0):
-            return _run_locked(benchmark, key, potential, protocol, cases, mark, folder, processes, trust, force, progress)
+            job = Job(benchmark, key, device if scheduler else str(potential.device), trust, protocol, potential.describe(), _versions())
+            return _run_locked(job, potential, cases, mark, folder, processes, scheduler, force, progress)
     except Timeout:
         raise RunError(f"{benchmark} with {key} is already running (lock {lock.lock_file}); wait for it, or stop it.") from None
 
 
-def _run_locked(benchmark, key, potential, protocol, cases, mark, folder, processes, trust, force, progress) -> pd.DataFrame:
+def _run_locked(job, potential, cases, mark, folder, processes, scheduler, force, progress) -> pd.DataFrame:
+    benchmark, key = job.benchmark, job.key
     final = results.table_path(benchmark, key)
     if force:
         _clear(folder)
-    elif final.is_file() and results.provenance(benchmark, key).get("fingerprint") == mark:
+    # A run killed between table and provenance leaves a table that nothing vouches for; its shards are still there.
+    elif final.with_suffix(".json").is_file() and final.is_file() and results.provenance(benchmark, key).get("fingerprint") == mark:
         _clear(folder)
         return results.read(benchmark, key)
 
     pieces = shards(cases, getattr(benchmarks.module(benchmark), "ATOMS_PER_SHARD", _ATOMS_PER_SHARD))
     paths = [folder / f"{number:05d}.parquet" for number in range(len(pieces))]
-    todo = [(piece, path) for piece, path in zip(pieces, paths, strict=True) if not path.is_file()]
-    workers = min(processes or (1 if potential.device.type == "cuda" else os.cpu_count() or 1), max(len(todo), 1))
-    with tqdm(total=len(cases), disable=not progress, unit="case", desc=f"{benchmark} {key}") as bar:
-        bar.update(len(cases) - sum(len(piece) for piece, _ in todo))
-        for n_cases in _compute(benchmark, key, potential, protocol, todo, workers, trust):
-            bar.update(n_cases)
+    todo = [number for number, path in enumerate(paths) if not path.is_file()]
+    # The largest first: one that is begun last would hold up everything.
+    todo.sort(key=lambda number: -_n_atoms(pieces[number]))
+    took_part = set()
+    try:
+        with tqdm(total=len(cases), disable=not progress, unit="case", desc=f"{benchmark} {key}") as bar:
+            bar.update(len(cases) - sum(len(pieces[number]) for number in todo))
+            for number, table in _compute(job, potential, pieces, todo, processes, scheduler, bar.write if progress else None):
+                took_part.add(table.attrs["process"])
+                results.write_parquet(table, paths[number])
+                bar.update(len(pieces[number]))
 
-    tables = [pd.read_parquet(path) for path in paths]
-    seconds = sum(table.attrs["seconds"] for table in tables)
-    table = pd.concat(tables, ignore_index=True)
-    table.attrs = {}
-    results.write(benchmark, key, table, _provenance(benchmark, potential, protocol, cases, mark, seconds, workers, table))
+        tables = [pd.read_parquet(path) for path in paths]
+        made = _provenance(benchmark, potential, job.protocol, cases, mark, tables, took_part)
+        table = pd.concat(tables, ignore_index=True)
+        table.attrs = {}
+        results.write(benchmark, key, table, made)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(f"the disk is full ({error}). {_kept(paths)} Make room, then give the same command again.") from error
+    except (RunError, BrokenProcessPool) as error:
+        what = "a process died, perhaps for want of memory (--processes takes fewer)." if isinstance(error, BrokenProcessPool) else error
+        raise RunError(f"{what} {_kept(paths)} The same command goes on from there.") from error
     _clear(folder)
     return table
 
 
-def _compute(benchmark, key, potential, protocol, todo, workers, trust) -> Iterator[int]:
-    """Compute shards, here or in several processes; yield the number of cases of each as it is done."""
+def _n_atoms(cases: Sequence[Case]) -> int:
+    return sum(len(atoms) for case in cases for atoms in case.structures.values())
+
+
+def _kept(paths: Sequence[Path]) -> str:
+    return f"{sum(path.is_file() for path in paths)} of {len(paths)} shards are done and kept."
+
+
+def _compute(job, potential, pieces, todo, processes, scheduler, tell) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Compute shards here, in several processes or on a cluster; yield the number and the table of each as it is done."""
+    if not todo:
+        return
+    workers = processes
+    if workers is None and scheduler in (None, "local"):
+        workers = 1 if potentials.resolve_device(job.device).type == "cuda" else os.cpu_count() or 1
+    if scheduler is not None:
+        names = [f"{pieces[number][0].name} to {pieces[number][-1].name}" for number in todo]
+        tasks = [(job, pieces[number]) for number in todo]
+        for position, table in cluster.each(compute_here, tasks, names, scheduler=scheduler, workers=workers, tell=tell):
+            yield todo[position], table
+        return
+    workers = min(workers, len(todo))
     if workers == 1:
-        for piece, path in todo:
-            _run_shard(benchmark, potential, piece, protocol, path)
-            yield len(piece)
+        for number in todo:
+            yield number, compute_shard(job.benchmark, potential, pieces[number], job.protocol)
         return
     # A forked PyTorch can hang; a spawned process starts clean.
-    start = {"mp_context": get_context("spawn"), "initializer": _start_worker, "initargs": (key, str(potential.device), trust)}
-    with ProcessPoolExecutor(workers, **start) as pool:
-        jobs = {pool.submit(_run_in_worker, benchmark, piece, protocol, path): len(piece) for piece, path in todo}
-        for job in as_completed(jobs):
-            job.result()
-            yield jobs[job]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        jobs = {pool.submit(compute_here, job, pieces[number]): number for number in todo}
+        try:
+            for done in as_completed(jobs):
+                yield jobs.pop(done), done.result()
+        except BaseException:
+            # Whatever went wrong would go wrong again, or nobody waits for the rest any more.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _clear(folder: Path) -> None:
@@ -220,7 +342,7 @@ def _clear(folder: Path) -> None:
         folder.rmdir()
 
 
-def _provenance(benchmark, potential, protocol, cases, mark, seconds, workers, table) -> dict[str, object]:
+def _provenance(benchmark, potential, protocol, cases, mark, tables, took_part) -> dict[str, object]:
     counts = Counter(case.set for case in cases)
     sources = [name for chosen in counts for name in benchmarks.module(benchmark).SETS[chosen]]
     return {
@@ -229,11 +351,11 @@ def _provenance(benchmark, potential, protocol, cases, mark, seconds, workers, t
         "protocol": asdict(protocol),
         "cases": dict(counts),
         "data_sha256": {name: registry.expected_sha256(registry.lookup(name)) for name in sources},
-        "rows": len(table),
-        "failed_rows": int((table["status"] == "failed").sum()),
-        "core_seconds": round(seconds, 1),
-        "processes": workers,
-        "device": results.device_name(str(potential.device)),
+        "rows": sum(len(table) for table in tables),
+        "failed_rows": sum(int((table["status"] == "failed").sum()) for table in tables),
+        "core_seconds": round(sum(table.attrs["seconds"] for table in tables), 1),
+        "processes": max(len(took_part), 1),
+        "device": "; ".join(sorted({table.attrs.get("device") or results.device_name(str(potential.device)) for table in tables})),
         "packages": results.package_versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
