@@ -15,8 +15,9 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from tqdm.auto import tqdm
 
 from helpers import benchmarks, potentials, registry, results
 from helpers.benchmarks import Case
-from helpers.potentials import Potential
+from helpers.potentials import OutOfTimeError, Potential
 
 # A shard is the unit of loss and of parallel work: about half a minute of CHGNet on one core where each structure is evaluated a few
 # times. A benchmark that evaluates its structures more often has an ATOMS_PER_SHARD of its own.
@@ -70,7 +71,7 @@ def shards(cases: Sequence[Case], atoms_per_shard: int = _ATOMS_PER_SHARD) -> li
 
 
 # Columns that, where a benchmark has them, tell the rows of one case and property apart.
-_ROW_KEYS = (
+ROW_KEYS = (
     "stage",
     "held_out",
     "epoch",
@@ -95,16 +96,97 @@ def _start_worker(key: str, device: str, trust: bool) -> None:
     _worker_potential = potentials.load(key, device, trust=trust)
 
 
-def _run_in_worker(benchmark: str, cases: list[Case], protocol: object, path: Path) -> None:
-    _run_shard(benchmark, _worker_potential, cases, protocol, path)
+def _run_in_worker(benchmark: str, cases: list[Case], protocol: object, path: Path, limits: Limits) -> bool:
+    return _run_shard(benchmark, _worker_potential, cases, protocol, path, limits)
 
 
-def _run_shard(benchmark: str, potential: Potential, cases: list[Case], protocol: object, path: Path) -> None:
-    """Compute one shard and write it, with the seconds it took."""
+@dataclass(frozen=True)
+class Limits:
+    """How far a run may go.
+
+    Attributes
+    ----------
+    deadline : float or None
+        Time (:func:`time.time`, s) after which nothing more is evaluated; None for no limit.
+    keep_going : bool
+        A case that breaks the benchmark's code becomes a failed row with the exception as its reason, instead of ending the run.
+    """
+
+    deadline: float | None = None
+    keep_going: bool = False
+
+
+def _run_shard(benchmark: str, potential: Potential, cases: list[Case], protocol: object, path: Path, limits: Limits) -> bool:
+    """Compute one shard and write it, with the seconds it took; return False if the time did not suffice."""
     start = time.perf_counter()
-    table = benchmarks.module(benchmark).run(potential, cases, protocol)
+    if limits.deadline is not None and time.time() > limits.deadline:
+        return False
+    potential.deadline = limits.deadline
+    try:
+        table = _table(benchmark, potential, cases, protocol, limits.keep_going)
+    except OutOfTimeError:
+        return False
+    finally:
+        potential.deadline = None
     table.attrs = {"seconds": time.perf_counter() - start}
     results.write_parquet(table, path)
+    return True
+
+
+def _table(benchmark: str, potential: Potential, cases: list[Case], protocol: object, keep_going: bool) -> pd.DataFrame:
+    """Return the rows of some cases. If asked to keep going, a case whose computation raises is one failed row."""
+    try:
+        return benchmarks.module(benchmark).run(potential, cases, protocol)
+    except (OutOfTimeError, OSError):
+        # A full disk is no fault of a case.
+        raise
+    except Exception as error:
+        if not keep_going:
+            raise
+        if len(cases) == 1:
+            reason = f"{type(error).__name__}: {error}"
+            return benchmarks.table([benchmarks.row(potential.key, cases[0], "", math.nan, math.nan, "", error=reason)])
+    return pd.concat([_table(benchmark, potential, [case], protocol, keep_going) for case in cases], ignore_index=True)
+
+
+@contextmanager
+def workers(key: str, device: str | torch.device, trust: bool = False, processes: int | None = None) -> Iterator[Executor | None]:
+    """Yield processes that hold the potential, for several runs; None where one is enough, which is then this one.
+
+    Parameters
+    ----------
+    key, device, trust
+        As for :func:`helpers.potentials.load`.
+    processes : int, optional
+        By default one per core on a CPU, one on a GPU.
+    """
+    number = processes or (1 if torch.device(device).type == "cuda" else os.cpu_count() or 1)
+    if number == 1:
+        yield None
+        return
+    # A forked PyTorch can hang; a spawned process starts clean.
+    start = {"mp_context": get_context("spawn"), "initializer": _start_worker, "initargs": (key, str(device), trust)}
+    with ProcessPoolExecutor(number, **start) as pool:
+        yield pool
+
+
+@dataclass(frozen=True)
+class Run:
+    """What :func:`run_cases` computed or found.
+
+    Attributes
+    ----------
+    table : DataFrame
+        Tidy.
+    missing : list of Case
+        Those for which there was no time; the same call goes on with them.
+    made : dict
+        Provenance, as :func:`helpers.results.provenance` reads it.
+    """
+
+    table: pd.DataFrame
+    missing: list[Case]
+    made: dict[str, object]
 
 
 def run(
@@ -155,61 +237,123 @@ def run(
     module = benchmarks.module(benchmark)
     protocol = module.Protocol() if protocol is None else protocol
     potential = potentials.load(key, device, trust=trust)
-    chosen = None if sets is None else list(sets)
-    cases = module.cases(protocol, chosen)
-    mark = fingerprint(benchmark, potential, protocol, cases)
+    cases = module.cases(protocol, None if sets is None else list(sets))
+    with workers(key, potential.device, trust, processes) as pool:
+        return run_cases(benchmark, potential, cases, protocol, pool=pool, force=force, progress=progress).table
 
-    folder = results.runs_dir() / benchmark / f"{results.file_name(key)}-{mark[:16]}"
+
+def run_cases(
+    benchmark: str,
+    potential: Potential,
+    cases: Sequence[Case],
+    protocol: object | None = None,
+    *,
+    base: Path | None = None,
+    atoms_per_shard: int | None = None,
+    limits: Limits | None = None,
+    pool: Executor | None = None,
+    force: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Run a benchmark on given cases; what :func:`run` does once it has them.
+
+    Parameters
+    ----------
+    benchmark : str
+    potential : Potential
+    cases : sequence of Case
+        All, or some.
+    protocol : dataclass, optional
+        The benchmark's ``Protocol``; its default if None.
+    base : Path, optional
+        Folder for ``results`` and ``runs``; by default the data folder. Where it is another one, a complete table of the same run
+        in the data folder is used as it is, and nothing is written there.
+    atoms_per_shard : int, optional
+        Size of the pieces; by default the benchmark's own.
+    limits : Limits, optional
+        By default there are none.
+    pool : Executor, optional
+        From :func:`workers`; by default everything is computed in this process.
+    force : bool
+        Compute again what is complete.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    RunError
+        If the same run is going on in another process.
+    """
+    protocol = benchmarks.module(benchmark).Protocol() if protocol is None else protocol
+    mark = fingerprint(benchmark, potential, protocol, cases)
+    for place in dict.fromkeys((base, None)):
+        if not force and _is_complete(benchmark, potential.key, mark, place):
+            _clear(_folder(benchmark, potential.key, mark, place))
+            table = pd.read_parquet(results.table_path(benchmark, potential.key, place))
+            return Run(table, [], results.provenance(benchmark, potential.key, place))
+    folder = _folder(benchmark, potential.key, mark, base)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The operating system frees the lock of a killed process.
     lock = FileLock(folder.parent / f"{folder.name}.lock")
     try:
         with lock.acquire(timeout=0):
-            return _run_locked(benchmark, key, potential, protocol, cases, mark, folder, processes, trust, force, progress)
+            if force:
+                _clear(folder)
+            pieces = shards(cases, atoms_per_shard or getattr(benchmarks.module(benchmark), "ATOMS_PER_SHARD", _ATOMS_PER_SHARD))
+            return _run_locked(benchmark, potential, protocol, pieces, mark, folder, base, limits or Limits(), pool, progress)
     except Timeout:
-        raise RunError(f"{benchmark} with {key} is already running (lock {lock.lock_file}); wait for it, or stop it.") from None
+        raise RunError(f"{benchmark} with {potential.key} is already running (lock {lock.lock_file}); wait for it, or stop it.") from None
 
 
-def _run_locked(benchmark, key, potential, protocol, cases, mark, folder, processes, trust, force, progress) -> pd.DataFrame:
-    final = results.table_path(benchmark, key)
-    if force:
-        _clear(folder)
-    elif final.is_file() and results.provenance(benchmark, key).get("fingerprint") == mark:
-        _clear(folder)
-        return results.read(benchmark, key)
+def _folder(benchmark: str, key: str, mark: str, base: Path | None) -> Path:
+    return results.runs_dir(base) / benchmark / f"{results.file_name(key)}-{mark[:16]}"
 
-    pieces = shards(cases, getattr(benchmarks.module(benchmark), "ATOMS_PER_SHARD", _ATOMS_PER_SHARD))
+
+def _is_complete(benchmark: str, key: str, mark: str, base: Path | None) -> bool:
+    if not results.table_path(benchmark, key, base).is_file():
+        return False
+    return results.provenance(benchmark, key, base).get("fingerprint") == mark
+
+
+def _run_locked(benchmark, potential, protocol, pieces, mark, folder, base, limits, pool, progress) -> Run:
     paths = [folder / f"{number:05d}.parquet" for number in range(len(pieces))]
     todo = [(piece, path) for piece, path in zip(pieces, paths, strict=True) if not path.is_file()]
-    workers = min(processes or (1 if potential.device.type == "cuda" else os.cpu_count() or 1), max(len(todo), 1))
-    with tqdm(total=len(cases), disable=not progress, unit="case", desc=f"{benchmark} {key}") as bar:
+    cases = [case for piece in pieces for case in piece]
+    with tqdm(total=len(cases), disable=not progress, unit="case", desc=f"{benchmark} {potential.key}") as bar:
         bar.update(len(cases) - sum(len(piece) for piece, _ in todo))
-        for n_cases in _compute(benchmark, key, potential, protocol, todo, workers, trust):
+        for n_cases in _compute(benchmark, potential, protocol, todo, limits, pool):
             bar.update(n_cases)
 
-    tables = [pd.read_parquet(path) for path in paths]
+    done = [path.is_file() for path in paths]
+    tables = [pd.read_parquet(path) for path, there in zip(paths, done, strict=True) if there]
     seconds = sum(table.attrs["seconds"] for table in tables)
-    table = pd.concat(tables, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True) if tables else benchmarks.table([])
     table.attrs = {}
-    results.write(benchmark, key, table, _provenance(benchmark, potential, protocol, cases, mark, seconds, workers, table))
-    _clear(folder)
-    return table
+    missing = [case for piece, there in zip(pieces, done, strict=True) if not there for case in piece]
+    computed = [case for piece, there in zip(pieces, done, strict=True) if there for case in piece]
+    made = _provenance(benchmark, potential, protocol, computed, mark, seconds, 1 if pool is None else pool._max_workers, table)
+    if not missing:
+        results.write(benchmark, potential.key, table, made, base)
+        _clear(folder)
+    return Run(table, missing, {"benchmark": benchmark, "model": potential.key, **made})
 
 
-def _compute(benchmark, key, potential, protocol, todo, workers, trust) -> Iterator[int]:
+def _compute(benchmark, potential, protocol, todo, limits, pool) -> Iterator[int]:
     """Compute shards, here or in several processes; yield the number of cases of each as it is done."""
-    if workers == 1:
+    if pool is None or len(todo) == 1:
         for piece, path in todo:
-            _run_shard(benchmark, potential, piece, protocol, path)
-            yield len(piece)
+            if _run_shard(benchmark, potential, piece, protocol, path, limits):
+                yield len(piece)
         return
-    # A forked PyTorch can hang; a spawned process starts clean.
-    start = {"mp_context": get_context("spawn"), "initializer": _start_worker, "initargs": (key, str(potential.device), trust)}
-    with ProcessPoolExecutor(workers, **start) as pool:
-        jobs = {pool.submit(_run_in_worker, benchmark, piece, protocol, path): len(piece) for piece, path in todo}
+    jobs = {pool.submit(_run_in_worker, benchmark, piece, protocol, path, limits): len(piece) for piece, path in todo}
+    try:
         for job in as_completed(jobs):
-            job.result()
-            yield jobs[job]
+            if job.result():
+                yield jobs[job]
+    finally:
+        # After a failure or Ctrl-C nothing that has not begun is begun.
+        for job in jobs:
+            job.cancel()
 
 
 def _clear(folder: Path) -> None:
@@ -220,7 +364,7 @@ def _clear(folder: Path) -> None:
         folder.rmdir()
 
 
-def _provenance(benchmark, potential, protocol, cases, mark, seconds, workers, table) -> dict[str, object]:
+def _provenance(benchmark, potential, protocol, cases, mark, seconds, n_workers, table) -> dict[str, object]:
     counts = Counter(case.set for case in cases)
     sources = [name for chosen in counts for name in benchmarks.module(benchmark).SETS[chosen]]
     return {
@@ -232,7 +376,7 @@ def _provenance(benchmark, potential, protocol, cases, mark, seconds, workers, t
         "rows": len(table),
         "failed_rows": int((table["status"] == "failed").sum()),
         "core_seconds": round(seconds, 1),
-        "processes": workers,
+        "processes": n_workers,
         "device": results.device_name(str(potential.device)),
         "packages": results.package_versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -276,7 +420,7 @@ def live_check(
         step = 1 if limit is None else max(1, math.ceil(len(members) / limit))
         cases += members[::step]
     now = module.run(potentials.load(key), cases, protocol)
-    keys = ["set", "case", "property", *[column for column in _ROW_KEYS if column in now]]
+    keys = ["set", "case", "property", *[column for column in ROW_KEYS if column in now]]
     committed = results.read(benchmark, key)
     committed = committed.loc[committed["set"].isin(chosen), [*keys, "value", "status"]]
     committed = committed.rename(columns={"value": "committed", "status": "was"})

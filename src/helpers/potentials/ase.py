@@ -48,6 +48,7 @@ class ASEPotential(Potential):
         return [self._evaluate_one(atoms, stress) for atoms in bar]
 
     def _evaluate_one(self, atoms: ase.Atoms, stress: bool) -> Prediction:
+        self.check_time()
         try:
             check_structure(atoms.numbers, atoms.positions, atoms.cell.array, self.elements)
             copy = atoms.copy()
