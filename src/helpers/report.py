@@ -10,8 +10,9 @@ from __future__ import annotations
 import html
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -126,6 +127,11 @@ class Section:
     blocks: Sequence[Block]
 
 
+def facts(rows: Mapping[str, object]) -> Table:
+    """Return a table of two columns: what, and its value."""
+    return Table(pd.DataFrame({"": list(rows.values())}, index=list(rows)))
+
+
 def _html(text: str) -> str:
     return html.escape(_line(text))
 
@@ -197,3 +203,9 @@ def markdown(title: str, lead: str, sections: Sequence[Section], footer: str = "
     for part in sections:
         parts += [f"## {_markdown(part.title)}", *(block.markdown() for block in part.blocks)]
     return "\n\n".join([*parts, _markdown(footer)]).rstrip() + "\n"
+
+
+def write(folder: Path, title: str, lead: str, sections: Sequence[Section], footer: str = "") -> None:
+    """Write a report as ``report.html`` and ``report.md`` into a folder."""
+    (folder / "report.html").write_text(page(title, lead, sections, footer), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(title, lead, sections, footer), encoding="utf-8")

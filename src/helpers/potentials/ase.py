@@ -64,6 +64,9 @@ class ASEPotential(Potential):
         except StructureError as error:
             return Prediction.failed(len(atoms), str(error))
         except Exception as error:  # noqa: BLE001  (a foreign calculator may raise anything; the reason is kept)
+            # What it has of this structure, half of it perhaps, must not be taken for the next one's.
+            if hasattr(self.wrapped, "reset"):
+                self.wrapped.reset()
             return Prediction.failed(len(atoms), f"{type(error).__name__}: {error}")
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             return Prediction.failed(len(atoms), "the calculator returned values that are not numbers")
