@@ -153,10 +153,11 @@ def _plan(full: bool, quick: Mapping[str, Mapping[str, Sample]] | None) -> tuple
     """Return what is to be run, set by set (None: all of it), and what cannot be run, with the reason."""
     plan: dict[str, dict[str, Sample | None]] = {}
     absent = []
-    for benchmark in BENCHMARKS if full or quick is None else quick:
+    sample = QUICK if quick is None else quick
+    for benchmark in BENCHMARKS if full else sample:
         module = benchmarks.module(benchmark)
-        wanted = dict.fromkeys(module.SETS) if full else dict((QUICK if quick is None else quick)[benchmark])
-        here = {name: sample for name, sample in wanted.items() if registry.available(module.SETS[name])}
+        wanted = dict.fromkeys(module.SETS) if full else dict(sample[benchmark])
+        here = {name: number for name, number in wanted.items() if registry.available(module.SETS[name])}
         for name in wanted:
             if name not in here:
                 reason = "its files are not on this machine"
@@ -511,8 +512,8 @@ class Card:
     lanes : DataFrame
         One row per family: ``lane, name, benchmark, against`` (``DFT``, or the model of the book that stands in), ``unit, power``, the
         columns of :func:`helpers.explanations.slopes`, ``mae``, ``verdict`` (:func:`helpers.softening.verdict`), ``factor`` (that
-        brings s to one), ``removed_own`` and ``removed_common`` (share of the MAE that this factor, and one for all families, removes), ``rank``
-        among ``n_ranked`` models by MAE on ``n_common`` values that all have.
+        brings s to one), ``removed_own`` and ``removed_common`` (share of the MAE that this factor, and one for all families, removes),
+        ``rank`` among ``n_ranked`` models by MAE on ``n_common`` values that all have.
     beside : DataFrame
         :func:`beside` of each lane.
     failures : DataFrame
@@ -625,8 +626,8 @@ def make(
 
 def _request(potential: Potential, mode: str, seed: int, plan: Mapping[str, Mapping[str, Sample | None]]) -> dict[str, object]:
     """Return what makes a card: the potential, with its answers for some crystals, and what is run."""
-    frames = [case.structures["frame"] for case in off_equilibrium.cases(sets=[off_equilibrium.LIVE])[::6]]
-    answers = potential.evaluate(frames)
+    crystals = {case.material: case.structures["frame"] for case in off_equilibrium.cases(sets=[off_equilibrium.LIVE])}
+    answers = potential.evaluate(list(crystals.values()))
     return {
         "version": _VERSION,
         "potential": potential.describe(),
