@@ -61,10 +61,11 @@ class Bullets(Block):
 
 @dataclass(frozen=True)
 class Table(Block):
-    """A table as it should read: rounded, with units; the index names the rows."""
+    """A table as it should read: rounded, with units; the index names the rows. ``numbers``: cells that are not to be broken."""
 
     frame: pd.DataFrame
     caption: str = ""
+    numbers: bool = False
 
     def html(self) -> str:  # noqa: D102
         corner = _html(str(self.frame.index.name or ""))
@@ -74,7 +75,8 @@ class Table(Block):
             for name, values in zip(self.frame.index, self.frame.to_numpy(), strict=True)
         )
         caption = f"<caption>{_html(self.caption)}</caption>" if self.caption else ""
-        body = f'<table>{caption}<thead><tr><th scope="col">{corner}</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        kind = ' class="numbers"' if self.numbers else ""
+        body = f'<table{kind}>{caption}<thead><tr><th scope="col">{corner}</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
         return f'<div class="wide" tabindex="0">{body}</div>'
 
     def markdown(self) -> str:  # noqa: D102
@@ -167,7 +169,8 @@ th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align:
 td { overflow-wrap: anywhere; min-width: 4.5rem; }
 td:last-child:not(:nth-child(-n+4)) { min-width: 12rem; }
 thead th { border-bottom: 2px solid var(--line); }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; min-width: 7.5rem; }
+.numbers td, .numbers td:last-child:not(:nth-child(-n+4)) { white-space: nowrap; min-width: 0; }
 pre { padding: .8rem 1rem; background: var(--panel); border: 1px solid var(--line); border-radius: 6px; overflow-x: auto;
   font: .9rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: normal; }
 figure { margin: 1.2rem 0; }

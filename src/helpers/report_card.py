@@ -40,8 +40,8 @@ BENCHMARKS = ("surfaces", "defects", "solid_solutions", "migration", "phonons", 
 STARTED, RECORD = "started.json", "report.json"
 _VERSION = 1
 
-# With so many atoms in a piece a killed or overdue run loses a minute at most.
-_ATOMS_PER_SHARD = 200
+# Atoms in a piece of a sample, and pieces that it has at least: a killed or overdue card loses little, and no process waits for long.
+_ATOMS_PER_SHARD, _MIN_SHARDS = 200, 8
 
 # The model that stands in for DFT where there is none. Its weights are in its package, so that anyone can run it.
 BOOK_MODEL = "chgnet-0.3.0"
@@ -452,8 +452,7 @@ def advise(lanes: pd.DataFrame, common: float) -> tuple[str, list[str]]:
     names = ", ".join(f"{_words(row.benchmark)} (s = {row.slope:.2f})" for row in soft.itertuples())
     reasons = [f"{len(soft)} of {len(families)} families are soft{': ' + names if names else ''}."]
     if 2 * len(soft) <= len(families):
-        level = "right size" if abs(families["slope"].median() - 1) <= softening.NO_SOFTNESS else f"{families['slope'].median():.2f} of DFT"
-        reasons.append(f"The median family has a slope of {level}: there is no common softness that a factor or labels would have to mend.")
+        reasons.append(f"The slope of the median family is {families['slope'].median():.2f}: there is no common softness to be mended.")
         return "neither", reasons
     if families["r2"].median() < SCATTER:
         reasons.append(
@@ -611,7 +610,7 @@ def make(
             protocol = benchmarks.module(benchmark).Protocol()
             cases, total = _cases(benchmark, sets, protocol, seed)
             limits = runner.Limits(None if budget_minutes is None else time.time() + 60 * budget_minutes, keep_going=True)
-            size = None if full else _ATOMS_PER_SHARD
+            size = None if full else min(_ATOMS_PER_SHARD, 1 + _n_atoms(cases) // _MIN_SHARDS)
             done = runner.run_cases(
                 benchmark, potential, cases, protocol, base=out, atoms_per_shard=size, limits=limits, pool=pool, progress=progress
             )
@@ -676,7 +675,7 @@ def _same(before: object, now: Sequence[float | None]) -> bool:
     return all((a is None) == (b is None) and (a is None or abs(a - b) < _SAME_ENERGY) for a, b in zip(before, now, strict=True))
 
 
-def _n_atoms(cases: Sequence[Case], missing: Sequence[Case]) -> int:
+def _n_atoms(cases: Sequence[Case], missing: Sequence[Case] = ()) -> int:
     absent = {case.name for case in missing}
     return sum(len(atoms) for case in cases if case.name not in absent for atoms in case.structures.values())
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers import figures, report
+from helpers import explanations, figures, report
 
 if TYPE_CHECKING:
     from helpers.report_card import Card
@@ -29,10 +29,15 @@ _HEADLINES = {
     "neither": "Recommendation: neither a scalar fix nor fine-tuning.",
 }
 
-_DEFINITIONS = (
+_SLOPES = (
     "Slope s: least-squares line of the model on DFT, through zero. Inverse slope s′: of DFT on the model. R² = s s′. Below one, s is "
-    "softness or scatter; s′ above one is softness. Intervals hold 95 %, from resampling materials. A factor that removes a share: the "
-    "mean absolute error falls by that share when the values are divided by s."
+    "softness or scatter; s′ above one is softness. Intervals hold 95 %, from resampling materials."
+)
+
+_ERRORS = (
+    "MAE: mean absolute error. Rank: by MAE, among the models below, on the values that all have. Its own factor multiplies the energy so "
+    "that s becomes one (1/s; 1/s² for frequencies). Removes: the share of the MAE that this factor takes away, and that one factor for all "
+    "families does, {common}."
 )
 
 
@@ -56,7 +61,7 @@ def slopes_figure(card: Card) -> Figure:
     ValueError
         If no family could be measured against DFT.
     """
-    lanes = card.lanes[card.lanes["against"] == "DFT"] if len(card.lanes) else card.lanes
+    lanes = _lanes(card)
     if lanes.empty:
         raise ValueError("there is nothing to draw: no family was measured against DFT")
     columns = ["lane", "model", "slope", "slope_low", "slope_high"]
@@ -79,21 +84,17 @@ def parity_figure(card: Card) -> Figure:
     ValueError
         If no family could be measured against DFT, or the card was read from disk, where single values are not kept.
     """
-    lanes = card.lanes[card.lanes["against"] == "DFT"] if len(card.lanes) else card.lanes
-    panels = (
-        {
-            str(lane.name_): (_named(card.points[lane.lane], card), lane.unit, lane.kind_ == "force")
-            for lane in lanes.rename(columns={"name": "name_"}).assign(kind_=lanes["lane"].map(_kind)).itertuples()
-            if lane.lane in card.points
-        }
-        if len(lanes)
-        else {}
-    )
+    lanes = _lanes(card)
+    panels = {
+        lane["name"]: (_named(card.points[lane["lane"]], card), lane["unit"], _is_dense(lane["lane"]))
+        for lane in lanes.to_dict("records")
+        if lane["lane"] in card.points
+    }
     return figures.families(panels)
 
 
-def _kind(lane: str) -> str:
-    return "force" if lane.startswith(("forces", "live-forces", "stress")) else "scalar"
+def _is_dense(lane: str) -> bool:
+    return explanations.FAMILIES[lane].kind == "force" if lane in explanations.FAMILIES else False
 
 
 def _interval(row: object, name: str) -> str:
@@ -105,27 +106,37 @@ def _percent(value: object) -> str:
 
 
 def lane_table(card: Card, against_dft: bool = True) -> pd.DataFrame:
-    """Return the lanes as they should read, numbers with their intervals; those against DFT, or the others."""
-    chosen = card.lanes[(card.lanes["against"] == "DFT") == against_dft] if len(card.lanes) else card.lanes
+    """Return the slopes of each family as they should read, with their intervals; of those against DFT, or of the others."""
     rows = {}
-    for lane in chosen.to_dict("records"):
+    for lane in _lanes(card, against_dft).to_dict("records"):
         shown = {
-            "values (materials)": f"{lane['n']:,} ({lane['n_materials']:,})",
             "slope s": _interval(lane, "slope"),
             "inverse slope s′": _interval(lane, "inverse_slope"),
             "R²": f"{lane['r2']:.2f}",
-            "MAE": f"{lane['mae']:.3g} {lane['unit']}",
+            "values": f"{lane['n']:,}",
+            "materials": f"{lane['n_materials']:,}",
         }
-        if against_dft:
-            ranked = lane["rank"] is not None and not pd.isna(lane["rank"])
-            shown |= {
-                "verdict": _VERDICTS[lane["verdict"]],
-                "its own factor removes": _percent(lane["removed_own"]),
-                "one factor for all removes": _percent(lane["removed_common"]),
-                "rank by MAE": f"{lane['rank']:.0f} of {lane['n_ranked']:.0f}" if ranked else "–",
-            }
-        rows[lane["name"]] = shown
+        rows[lane["name"]] = {"verdict": _VERDICTS[lane["verdict"]], **shown} if against_dft else shown
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("family")
+
+
+def error_table(card: Card) -> pd.DataFrame:
+    """Return the error of each family against DFT, what a factor would remove of it, and the rank."""
+    rows = {}
+    for lane in _lanes(card).to_dict("records"):
+        ranked = lane["rank"] is not None and not pd.isna(lane["rank"])
+        rows[lane["name"]] = {
+            "MAE": f"{lane['mae']:.3g} {lane['unit']}",
+            "rank": f"{lane['rank']:.0f} of {lane['n_ranked']:.0f}" if ranked else "–",
+            "its own factor": f"{lane['factor']:.2f}" if not pd.isna(lane["factor"]) else "–",
+            "… removes": _percent(lane["removed_own"]),
+            "one for all removes": _percent(lane["removed_common"]),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("family")
+
+
+def _lanes(card: Card, against_dft: bool = True) -> pd.DataFrame:
+    return card.lanes[(card.lanes["against"] == "DFT") == against_dft] if len(card.lanes) else card.lanes
 
 
 def beside_table(card: Card) -> pd.DataFrame:
@@ -163,10 +174,11 @@ def _families(card: Card) -> report.Section:
     measured = lane_table(card)
     if measured.empty:
         return report.Section("Softening by family", [report.Text("No family could be measured against DFT.")])
-    low = card.lanes[card.lanes["against"] == "DFT"]
-    said = ", ".join(f"{row.name_} {row.slope:.2f}" for row in low.rename(columns={"name": "name_"}).itertuples())
+    said = ", ".join(f"{lane['name']} {lane['slope']:.2f}" for lane in _lanes(card).to_dict("records"))
+    common = card.about["common_factor"]
     blocks: list[report.Block] = [
-        report.Table(measured, _DEFINITIONS),
+        report.Table(measured, _SLOPES, numbers=True),
+        report.Table(error_table(card), _ERRORS.format(common="there is none" if common is None else f"{common:.2f}"), numbers=True),
         report.Picture(
             slopes_figure(card),
             f"Softening scale of {card.about['name']} by family, beside the models of the book: {said}.",
@@ -192,7 +204,7 @@ def _beside(card: Card) -> list[report.Section]:
         "All models on the same cases: those that every one of them has. Slope s, then mean absolute error. The book's models are read "
         "from its result tables; one that lacks more than a tenth of the cases is left out."
     )
-    return [report.Section("Beside the models of the book", [report.Table(table, caption)])]
+    return [report.Section("Beside the models of the book", [report.Table(table, caption, numbers=True)])]
 
 
 def _without_dft(card: Card) -> list[report.Section]:
@@ -204,7 +216,7 @@ def _without_dft(card: Card) -> list[report.Section]:
         f"These sets need no file but have no DFT values; the reference is {', '.join(figures.label(model) for model in models)} on the "
         "same cases. The slopes say how much softer or stiffer than that model this one is. They take no part in the recommendation."
     )
-    return [report.Section("Against a model of the book, where there is no DFT", [report.Table(table, caption)])]
+    return [report.Section("Against a model of the book, where there is no DFT", [report.Table(table, caption, numbers=True)])]
 
 
 def _failed(card: Card) -> report.Section:
@@ -248,18 +260,18 @@ def _provenance(card: Card) -> report.Section:
         "packages": ", ".join(f"{name} {number}" for name, number in some.get("packages", {}).items()),
         "date": card.about["date"],
     }
-    rows = {}
+    rows, settings = {}, {}
     for benchmark, entry in made.items():
-        rows[benchmark.replace("_", " ")] = {
-            "cases": ", ".join(f"{name} {count}" for name, count in entry["cases"].items()) or "none",
+        name = benchmark.replace("_", " ")
+        rows[name] = {
+            "cases, by set": ", ".join(f"{one} {count}" for one, count in entry["cases"].items()) or "none",
             "failed": card.about["failed_cases"][benchmark],
             "seconds": f"{entry['core_seconds']:,.0f}",
-            "date": entry["date"],
-            "protocol": ", ".join(f"{name} {json.dumps(value)}" for name, value in entry["protocol"].items()),
         }
-    caption = "Cases that were run, by set; those with a failed value; seconds of one core; all settings, with their units in the names."
+        settings[f"settings: {name}"] = ", ".join(f"{one} {json.dumps(value)}" for one, value in entry["protocol"].items())
+    caption = "Cases that were run; those of them with a failed value; seconds of one core."
     table = report.Table(pd.DataFrame.from_dict(rows, orient="index").rename_axis("family"), caption)
-    return report.Section("Where it comes from", [report.facts(facts), table])
+    return report.Section("Where it comes from", [table, report.facts(facts | settings)])
 
 
 def write(card: Card, rules: Sequence[str]) -> None:

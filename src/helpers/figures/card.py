@@ -44,6 +44,6 @@ def families(panels: Mapping[str, tuple[pd.DataFrame, str, bool]], reference: st
                 low, high = min(values.min(), 0.0), max(values.max(), 0.0)
                 margin = 0.04 * (high - low)
                 _parity_panel(panel, model, rows, pd.DataFrame(), "material", (low - margin, high + margin), unit)
-            panel.set_title(f"{title} ({unit})" if unit else title, loc="left", color=_TEXT, fontsize=10.5)
+            panel.set_title(title, loc="left", color=_TEXT, fontsize=10.5)
         _outer_labels(axes, reference, "model")
     return figure
