@@ -164,7 +164,7 @@ h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; padding-top: .6rem; border-top: 
 .key { padding: .7rem .9rem; background: var(--panel); border-left: 4px solid var(--accent); border-radius: 0 6px 6px 0; font-weight: 600; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; padding-top: .4rem; font-size: .9rem; }
+caption { caption-side: bottom; text-align: left; padding-top: .4rem; font-size: .9rem; max-width: min(50rem, calc(100vw - 2rem)); }
 th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; overflow-wrap: normal; }
 td { overflow-wrap: anywhere; min-width: 4.5rem; }
 td:last-child:not(:nth-child(-n+4)) { min-width: 12rem; }

@@ -448,7 +448,7 @@ def advise(lanes: pd.DataFrame, common: float) -> tuple[str, list[str]]:
     families = _by_benchmark(lanes)
     if families.empty:
         return "neither", ["Nothing could be measured against DFT, so there is nothing to advise. See what was not run."]
-    soft = families[families["soft"] >= 0.5]
+    soft = families[families["soft"] > 0.5]
     names = ", ".join(f"{_words(row.benchmark)} (s = {row.slope:.2f})" for row in soft.itertuples())
     reasons = [f"{len(soft)} of {len(families)} families are soft{': ' + names if names else ''}."]
     if 2 * len(soft) <= len(families):

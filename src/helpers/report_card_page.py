@@ -36,8 +36,8 @@ _SLOPES = (
 
 _ERRORS = (
     "MAE: mean absolute error. Rank: by MAE, among the models below, on the values that all have. Its own factor multiplies the energy so "
-    "that s becomes one (1/s; 1/s² for frequencies). Removes: the share of the MAE that this factor takes away, and that one factor for all "
-    "families does, {common}."
+    "that s becomes one (1/s; 1/s² for frequencies). Removes: the share of the MAE that it takes away, and the share that one factor for "
+    "all families does, {common}."
 )
 
 
@@ -223,9 +223,11 @@ def _failed(card: Card) -> report.Section:
     if card.failures.empty:
         return report.Section("What failed", [report.Text("Nothing failed.")])
     shown = card.failures.assign(benchmark=card.failures["benchmark"].str.replace("_", " ")).set_index("benchmark")
-    more = [f" (and {kinds - 1} like it)" if kinds > 1 else "" for kinds in shown["kinds"]]
-    shown = shown.assign(reason=shown["reason"] + more)[["cases", "example", "reason"]].rename_axis("family")
-    caption = "How many cases have values that failed; reasons that differ only in numbers and chemical symbols are counted together."
+    shown = shown[["cases", "kinds", "example", "reason"]].rename(columns={"kinds": "variants"}).rename_axis("family")
+    caption = (
+        "How many cases have values that failed. Reasons that differ only in numbers and chemical symbols are counted together, as "
+        "variants of the one that is shown."
+    )
     return report.Section("What failed", [report.Table(shown, caption)])
 
 

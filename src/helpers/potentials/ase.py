@@ -53,14 +53,15 @@ class ASEPotential(Potential):
             check_structure(atoms.numbers, atoms.positions, atoms.cell.array, self.elements)
             copy = atoms.copy()
             copy.calc = self.wrapped
-            forces = self.scale * np.asarray(copy.get_forces(), dtype=float)
-            energy = self.scale * float(copy.get_potential_energy())
             tensor = None
             if stress:
+                # First, because most calculators then have energy and forces as well, but not the other way round.
                 try:
                     tensor = self.scale * np.asarray(copy.get_stress(voigt=False), dtype=float)
                 except (PropertyNotImplementedError, NotImplementedError):
                     tensor = None
+            forces = self.scale * np.asarray(copy.get_forces(), dtype=float)
+            energy = self.scale * float(copy.get_potential_energy())
         except StructureError as error:
             return Prediction.failed(len(atoms), str(error))
         except Exception as error:  # noqa: BLE001  (a foreign calculator may raise anything; the reason is kept)
