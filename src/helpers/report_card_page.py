@@ -148,7 +148,7 @@ def beside_table(card: Card) -> pd.DataFrame:
     rows = {}
     for lane, part in card.beside.groupby("lane", sort=False):
         found = part.set_index("model")
-        name = f"{names.loc[lane, 'name']} ({names.loc[lane, 'unit']}, n = {found['n'].iloc[0]:,})"
+        name = f"{names.loc[lane, 'name']} ({names.loc[lane, 'unit']}, n = {int(found['n'].iloc[0]):,})"
         rows[name] = {
             _shown(model, card): f"{found.loc[model, 'slope']:.2f}; {found.loc[model, 'mae']:.3g}" if model in found.index else "–"
             for model in models
