@@ -24,7 +24,7 @@ from helpers.report_card import AGAINST_DFT, QUICK, STAND_INS, Sample
 
 # What EMT knows, and needs no file.
 TINY = {
-    "surfaces": {"tran-rebuilt": Sample(40)},
+    "surfaces": {"tran-rebuilt": Sample(4)},
     "elasticity": {"prototypes": Sample(6)},
     "off_equilibrium": {"rattled-crystals": Sample(18)},
 }
