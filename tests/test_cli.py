@@ -27,7 +27,9 @@ def softening(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
 
 
-@pytest.mark.parametrize("arguments", [["-h"], ["models", "-h"], ["fetch", "-h"], ["run", "-h"], ["fix", "-h"], ["status", "-h"]])
+@pytest.mark.parametrize(
+    "arguments", [["-h"], ["models", "-h"], ["fetch", "-h"], ["run", "-h"], ["fix", "-h"], ["report", "-h"], ["status", "-h"]]
+)
 def test_every_command_explains_itself(arguments):
     outcome = CliRunner().invoke(cli.app, arguments)
     assert outcome.exit_code == 0

@@ -176,6 +176,47 @@ def fix(
 
 
 @app.command()
+def report(
+    model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the report card.")],
+    full: Annotated[
+        bool, typer.Option("--full/--quick", help="All cases of all data that are here; or a sample, minutes on a laptop.")
+    ] = False,
+    budget: Annotated[float | None, typer.Option(help="Minutes for each family. What does not fit is listed; run again to go on.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes. By default one per core on a CPU, one on a GPU.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
+) -> None:
+    """Test a potential on every family of properties and write its report card.
+
+    One HTML page: how soft it is family by family, its rank among the book's models, what failed, and whether a factor or
+    fine-tuning would mend it. Sets whose data are not here are listed. Can be interrupted at any time: the same command goes on.
+    """
+    from helpers import report_card
+
+    card = report_card.make(
+        model, out, full=full, seed=seed, device=device, processes=processes, budget_minutes=budget, trust=trust, progress=True
+    )
+    rows = [
+        [lane["name"], lane["against"], str(lane["n"]), f"{lane['slope']:.2f}", f"{lane['inverse_slope']:.2f}", lane["verdict"]]
+        for lane in card.lanes.to_dict("records")
+    ]
+    if rows:
+        _table(rows, ["FAMILY", "AGAINST", "VALUES", "SLOPE", "INVERSE SLOPE", "VERDICT"])
+    for entry in card.failures.itertuples():
+        typer.echo(
+            f"failed:  {entry.cases} × {entry.benchmark}: {entry.reason}" + (f" (and {entry.kinds - 1} like it)" if entry.kinds > 1 else "")
+        )
+    for entry in card.not_run.itertuples():
+        typer.echo(f"not run: {entry.benchmark} {entry.set} ({entry.cases} cases): {entry.reason}; {entry.command}")
+    typer.echo(f"recommendation: {card.recommendation}")
+    for reason in card.reasons:
+        typer.echo(f"- {reason}")
+    typer.echo(f"report: {card.folder / 'report.html'}")
+
+
+@app.command()
 def status() -> None:
     """Show which results exist, how they were made, and which runs are unfinished."""
     rows = []

@@ -22,6 +22,8 @@ from helpers.potentials.base import GraphPotential, Potential, StructureError, c
 
 CELL_MODES = ("fixed", "full", "out-of-plane")
 
+NO_STRESS = "the potential gives no stress, which the relaxation of a cell needs"
+
 # Atoms per cubic nanometre is torch-sim's unit of density in its memory metric.
 _NM3_PER_A3 = 1e-3
 
@@ -255,7 +257,8 @@ def _done(state: ts.SimState, fmax: float, smax: float | None) -> torch.Tensor:
     largest.scatter_reduce_(0, state.system_idx, torch.linalg.norm(state.forces, dim=1), "amax")
     converged = largest < fmax
     if smax is not None:
-        converged &= state.stress.abs().amax(dim=(1, 2)) < smax
+        stress = state.stress.abs().amax(dim=(1, 2))
+        converged = (converged & (stress < smax)) | ~torch.isfinite(stress)
     return converged | ~torch.isfinite(state.energy) | ~torch.isfinite(largest)
 
 
@@ -265,6 +268,8 @@ def _record(potential: Potential, initial: ase.Atoms, state: ts.SimState, steps:
     if not (np.isfinite(energy) and np.isfinite(forces).all()):
         reason = potential.evaluate([initial])[0].error or f"energy or forces became NaN after {steps} steps"
         return _failed(initial, reason)
+    if smax is not None and not bool(torch.isfinite(state.stress).all()):
+        return _failed(initial, NO_STRESS)
     atoms = initial.copy()
     atoms.set_cell(state.row_vector_cell[0].cpu().numpy())
     atoms.set_positions(state.positions.cpu().numpy())

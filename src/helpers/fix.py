@@ -40,8 +40,6 @@ _BLOCK = 0.1
 
 _STARTED, _CHECKPOINT = "started.json", "training.pt"
 
-# A slope this near to one is no softness worth a correction.
-_NO_SOFTNESS = 0.03
 _ENERGY_WORSE = 0.005  # eV/atom
 _USUAL_FACTORS = (0.8, 2.0)
 
@@ -486,9 +484,9 @@ def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -
     if factor is not None:
         share = 1 - factor["mae"] / before["mae"]
         own = 1 - before["cmae"] / before["mae"]
-        if share >= 0.5:
+        if share >= softening.SUFFICES:
             said.append(f"One factor removes {share:.0%} of the force error: a scalar suffices unless you need the rest.")
-        elif share >= 0.2:
+        elif share >= softening.WORTH_HAVING:
             said.append(
                 f"One factor removes {share:.0%} of the force error: it helps, but what is left needs trained weights (method full)."
             )
@@ -498,7 +496,7 @@ def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -
             )
         else:
             said.append(f"One factor makes the forces worse, by {-share:.0%}: do not use it.")
-        if judged == "test" and share < 0.5 <= own:
+        if judged == "test" and share < softening.SUFFICES <= own:
             said.append(
                 f"A factor of their own, {1 / before['slope']:.2f}, would remove {own:.0%} of the error of the test frames: "
                 "the frames that were fitted are of another kind. Label frames like those the potential is for."
@@ -537,13 +535,12 @@ def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -
 
 def _softness(before: pd.Series) -> str:
     s, inverse = before["slope"], before["inverse_slope"]
-    if s > 1 + _NO_SOFTNESS:
-        return f"The model is not soft here but stiff: its forces are {s:.2f} times those of DFT."
-    if s >= 1 - _NO_SOFTNESS:
-        return f"The model is not soft here: its forces have the right size (slope {s:.2f})."
-    if inverse <= 1 + _NO_SOFTNESS:
-        return f"The slope of {s:.2f} is scatter rather than softness (R² {before['r2']:.2f}, inverse slope {inverse:.2f})."
-    return f"The model is soft here: the slope of its forces on DFT's is {s:.2f}."
+    return {
+        "stiff": f"The model is not soft here but stiff: its forces are {s:.2f} times those of DFT.",
+        "right": f"The model is not soft here: its forces have the right size (slope {s:.2f}).",
+        "scatter": f"The slope of {s:.2f} is scatter rather than softness (R² {before['r2']:.2f}, inverse slope {inverse:.2f}).",
+        "soft": f"The model is soft here: the slope of its forces on DFT's is {s:.2f}.",
+    }[softening.verdict(s, inverse)]
 
 
 RULES = (
@@ -613,8 +610,7 @@ def _write_report(
     how = "one factor on energies, forces and stresses" if outcome is None else "fine-tuned weights"
     lead = f"{how[0].upper()}{how[1:]}. Elements: {', '.join(about['elements'])}. {about['date']}."
     footer = "Written by softening fix. Method: Deng et al., npj Comput. Mater. 11, 9 (2025)."
-    (out / "report.html").write_text(report.page(title, lead, sections, footer), encoding="utf-8")
-    (out / "report.md").write_text(report.markdown(title, lead, sections, footer), encoding="utf-8")
+    report.write(out, title, lead, sections, footer)
 
 
 _DEFINITIONS = (
@@ -706,4 +702,4 @@ def _provenance(about: dict[str, object]) -> report.Section:
         "packages": ", ".join(f"{name} {number}" for name, number in about["packages"].items()),
         "date": about["date"],
     }
-    return report.Section("Where it comes from", [report.Table(pd.DataFrame({"": list(rows.values())}, index=list(rows)))])
+    return report.Section("Where it comes from", [report.facts(rows)])

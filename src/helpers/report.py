@@ -10,8 +10,9 @@ from __future__ import annotations
 import html
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -60,10 +61,11 @@ class Bullets(Block):
 
 @dataclass(frozen=True)
 class Table(Block):
-    """A table as it should read: rounded, with units; the index names the rows."""
+    """A table as it should read: rounded, with units; the index names the rows. ``numbers``: cells that are not to be broken."""
 
     frame: pd.DataFrame
     caption: str = ""
+    numbers: bool = False
 
     def html(self) -> str:  # noqa: D102
         corner = _html(str(self.frame.index.name or ""))
@@ -73,7 +75,8 @@ class Table(Block):
             for name, values in zip(self.frame.index, self.frame.to_numpy(), strict=True)
         )
         caption = f"<caption>{_html(self.caption)}</caption>" if self.caption else ""
-        body = f'<table>{caption}<thead><tr><th scope="col">{corner}</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        kind = ' class="numbers"' if self.numbers else ""
+        body = f'<table{kind}>{caption}<thead><tr><th scope="col">{corner}</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
         return f'<div class="wide" tabindex="0">{body}</div>'
 
     def markdown(self) -> str:  # noqa: D102
@@ -126,6 +129,11 @@ class Section:
     blocks: Sequence[Block]
 
 
+def facts(rows: Mapping[str, object]) -> Table:
+    """Return a table of two columns: what, and its value."""
+    return Table(pd.DataFrame({"": list(rows.values())}, index=list(rows)))
+
+
 def _html(text: str) -> str:
     return html.escape(_line(text))
 
@@ -156,12 +164,13 @@ h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; padding-top: .6rem; border-top: 
 .key { padding: .7rem .9rem; background: var(--panel); border-left: 4px solid var(--accent); border-radius: 0 6px 6px 0; font-weight: 600; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; padding-top: .4rem; font-size: .9rem; }
+caption { caption-side: bottom; text-align: left; padding-top: .4rem; font-size: .9rem; max-width: min(50rem, calc(100vw - 2rem)); }
 th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; overflow-wrap: normal; }
 td { overflow-wrap: anywhere; min-width: 4.5rem; }
 td:last-child:not(:nth-child(-n+4)) { min-width: 12rem; }
 thead th { border-bottom: 2px solid var(--line); }
-tbody th { font-weight: 500; }
+tbody th { font-weight: 500; min-width: 7.5rem; }
+.numbers td, .numbers td:last-child:not(:nth-child(-n+4)) { white-space: nowrap; min-width: 0; }
 pre { padding: .8rem 1rem; background: var(--panel); border: 1px solid var(--line); border-radius: 6px; overflow-x: auto;
   font: .9rem/1.5 ui-monospace, "DejaVu Sans Mono", monospace; overflow-wrap: normal; }
 figure { margin: 1.2rem 0; }
@@ -197,3 +206,9 @@ def markdown(title: str, lead: str, sections: Sequence[Section], footer: str = "
     for part in sections:
         parts += [f"## {_markdown(part.title)}", *(block.markdown() for block in part.blocks)]
     return "\n\n".join([*parts, _markdown(footer)]).rstrip() + "\n"
+
+
+def write(folder: Path, title: str, lead: str, sections: Sequence[Section], footer: str = "") -> None:
+    """Write a report as ``report.html`` and ``report.md`` into a folder."""
+    (folder / "report.html").write_text(page(title, lead, sections, footer), encoding="utf-8")
+    (folder / "report.md").write_text(markdown(title, lead, sections, footer), encoding="utf-8")

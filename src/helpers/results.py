@@ -26,14 +26,14 @@ class ResultsError(Exception):
     """A result table is missing or does not fit its provenance."""
 
 
-def results_dir() -> Path:
-    """Return the folder of the committed tables."""
-    return data_dir() / "results"
+def results_dir(base: Path | None = None) -> Path:
+    """Return the folder of the tables: the committed ones, or those below another base than the data folder."""
+    return (data_dir() if base is None else Path(base)) / "results"
 
 
-def runs_dir() -> Path:
+def runs_dir(base: Path | None = None) -> Path:
     """Return the folder of runs in progress."""
-    return data_dir() / "runs"
+    return (data_dir() if base is None else Path(base)) / "runs"
 
 
 def file_name(model: str) -> str:
@@ -41,9 +41,9 @@ def file_name(model: str) -> str:
     return "".join(c if c.isalnum() or c in "-._" else "_" for c in model)
 
 
-def table_path(benchmark: str, model: str) -> Path:
+def table_path(benchmark: str, model: str, base: Path | None = None) -> Path:
     """Return where the table of a benchmark and a model lies."""
-    return results_dir() / benchmark / f"{file_name(model)}.parquet"
+    return results_dir(base) / benchmark / f"{file_name(model)}.parquet"
 
 
 def models(benchmark: str) -> list[str]:
@@ -76,9 +76,9 @@ def write_json(content: Mapping[str, object], path: Path) -> None:
     _replace(path, lambda target: target.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"))
 
 
-def write(benchmark: str, model: str, table: pd.DataFrame, provenance: Mapping[str, object]) -> Path:
+def write(benchmark: str, model: str, table: pd.DataFrame, provenance: Mapping[str, object], base: Path | None = None) -> Path:
     """Write a table and its provenance; the provenance last, so that it vouches for a complete table."""
-    path = table_path(benchmark, model)
+    path = table_path(benchmark, model, base)
     write_parquet(table, path)
     write_json({"benchmark": benchmark, "model": model, **provenance}, path.with_suffix(".json"))
     return path
@@ -103,9 +103,9 @@ def read(benchmark: str, model: str | None = None) -> pd.DataFrame:
     return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
 
 
-def provenance(benchmark: str, model: str) -> dict[str, object]:
+def provenance(benchmark: str, model: str, base: Path | None = None) -> dict[str, object]:
     """Read how a table was made."""
-    path = table_path(benchmark, model).with_suffix(".json")
+    path = table_path(benchmark, model, base).with_suffix(".json")
     if not path.is_file():
         raise ResultsError(f"{path} is missing: the table of {benchmark} for {model} has no provenance.")
     return json.loads(path.read_text())

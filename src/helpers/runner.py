@@ -23,8 +23,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -39,9 +40,24 @@ from tqdm.auto import tqdm
 from helpers import benchmarks, cluster, potentials, registry, results
 from helpers.benchmarks import Case
 from helpers.cluster import RunError
-from helpers.potentials import Potential
+from helpers.potentials import OutOfTimeError, Potential
 
-__all__ = ["Job", "LiveCheckError", "RunError", "compute_here", "compute_shard", "fingerprint", "live_check", "run", "shards"]
+__all__ = [
+    "ROW_KEYS",
+    "Job",
+    "Limits",
+    "LiveCheckError",
+    "Run",
+    "RunError",
+    "compute_here",
+    "compute_shard",
+    "fingerprint",
+    "live_check",
+    "run",
+    "run_cases",
+    "shards",
+    "workers",
+]
 
 # A shard is the unit of loss and of parallel work: about half a minute of CHGNet on one core where each structure is evaluated a few
 # times. A benchmark that evaluates its structures more often has an ATOMS_PER_SHARD of its own.
@@ -79,7 +95,7 @@ def shards(cases: Sequence[Case], atoms_per_shard: int = _ATOMS_PER_SHARD) -> li
 
 
 # Columns that, where a benchmark has them, tell the rows of one case and property apart.
-_ROW_KEYS = (
+ROW_KEYS = (
     "stage",
     "held_out",
     "epoch",
@@ -96,6 +112,22 @@ _ROW_KEYS = (
 
 
 @dataclass(frozen=True)
+class Limits:
+    """How far a run may go.
+
+    Attributes
+    ----------
+    deadline : float or None
+        Time (:func:`time.time`, s) after which nothing more is evaluated; None for no limit.
+    keep_going : bool
+        A case that breaks the benchmark's code becomes a failed row with the exception as its reason, instead of ending the run.
+    """
+
+    deadline: float | None = None
+    keep_going: bool = False
+
+
+@dataclass(frozen=True)
 class Job:
     """What all shards of a run have in common. It travels to the worker with each of them.
 
@@ -109,12 +141,24 @@ class Job:
     protocol: object
     potential: dict[str, object]
     versions: dict[str, str]
+    limits: Limits = Limits()
 
 
-def compute_shard(benchmark: str, potential: Potential, cases: Sequence[Case], protocol: object) -> pd.DataFrame:
-    """Return the table of one shard; ``attrs`` say how many seconds it took, where, and on what device."""
+def compute_shard(
+    benchmark: str, potential: Potential, cases: Sequence[Case], protocol: object, limits: Limits | None = None
+) -> pd.DataFrame | None:
+    """Return the table of one shard; ``attrs`` say how many seconds it took, where, and on what device. None if there was no time."""
+    limits = limits or Limits()
     start = time.perf_counter()
-    table = benchmarks.module(benchmark).run(potential, cases, protocol)
+    if limits.deadline is not None and time.time() > limits.deadline:
+        return None
+    potential.deadline = limits.deadline
+    try:
+        table = _table(benchmark, potential, cases, protocol, limits.keep_going)
+    except OutOfTimeError:
+        return None
+    finally:
+        potential.deadline = None
     table.attrs = {
         "seconds": time.perf_counter() - start,
         "process": f"{platform.node()}/{os.getpid()}",
@@ -123,7 +167,23 @@ def compute_shard(benchmark: str, potential: Potential, cases: Sequence[Case], p
     return table
 
 
-def compute_here(job: Job, cases: Sequence[Case]) -> pd.DataFrame:
+def _table(benchmark: str, potential: Potential, cases: Sequence[Case], protocol: object, keep_going: bool) -> pd.DataFrame:
+    """Return the rows of some cases. If asked to keep going, a case whose computation raises is one failed row."""
+    try:
+        return benchmarks.module(benchmark).run(potential, cases, protocol)
+    except (OutOfTimeError, OSError):
+        # A full disk is no fault of a case.
+        raise
+    except Exception as error:
+        if not keep_going:
+            raise
+        if len(cases) == 1:
+            reason = f"{type(error).__name__}: {error}"
+            return benchmarks.table([benchmarks.row(potential.key, cases[0], "", math.nan, math.nan, "", error=reason)])
+    return pd.concat([_table(benchmark, potential, [case], protocol, keep_going) for case in cases], ignore_index=True)
+
+
+def compute_here(job: Job, cases: Sequence[Case]) -> pd.DataFrame | None:
     """Compute a shard in a worker, on this machine or another: the potential is loaded once and kept.
 
     Raises
@@ -141,7 +201,7 @@ def compute_here(job: Job, cases: Sequence[Case]) -> pd.DataFrame:
     if not _busy.acquire(blocking=False):
         raise RunError(f"the worker on {platform.node()} has several threads, and a potential serves one. Start it with --nthreads 1.")
     try:
-        return compute_shard(job.benchmark, _same_potential(job), cases, job.protocol)
+        return compute_shard(job.benchmark, _same_potential(job), cases, job.protocol, job.limits)
     finally:
         _busy.release()
 
@@ -184,6 +244,50 @@ def _versions() -> dict[str, str]:
     packages = results.package_versions() | {name: version(name) for name in ("pandas", "pyarrow")}
     packages = {name: found.split("+")[0] for name, found in packages.items()}
     return {**packages, "python": "{}.{}".format(*sys.version_info), "helpers": f"(source {code.hexdigest()[:12]})"}
+
+
+@contextmanager
+def workers(device: str | torch.device, processes: int | None = None) -> Iterator[Executor | None]:
+    """Yield processes for one or several runs; None where one is enough, which is then this one.
+
+    Parameters
+    ----------
+    device : str or torch.device
+    processes : int, optional
+        By default one per core on a CPU, one on a GPU.
+    """
+    number = processes or (1 if torch.device(device).type == "cuda" else os.cpu_count() or 1)
+    if number == 1:
+        yield None
+        return
+    # A forked PyTorch can hang; a spawned process starts clean.
+    pool = ProcessPoolExecutor(number, mp_context=get_context("spawn"))
+    try:
+        yield pool
+    except BaseException:
+        # Whatever went wrong would go wrong again, or nobody waits for the rest any more.
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What :func:`run_cases` computed or found.
+
+    Attributes
+    ----------
+    table : DataFrame
+        Tidy.
+    missing : list of Case
+        Those for which there was no time; the same call goes on with them.
+    made : dict
+        Provenance, as :func:`helpers.results.provenance` reads it.
+    """
+
+    table: pd.DataFrame
+    missing: list[Case]
+    made: dict[str, object]
 
 
 def run(
@@ -240,51 +344,134 @@ def run(
         cluster.check(scheduler, processes)
     # The workers of a cluster may have a GPU where this process has none; here the potential only says what it is.
     potential = potentials.load(key, "cpu" if scheduler else device, trust=trust)
-    chosen = None if sets is None else list(sets)
-    cases = module.cases(protocol, chosen)
-    mark = fingerprint(benchmark, potential, protocol, cases)
+    cases = module.cases(protocol, None if sets is None else list(sets))
+    with workers(potential.device, 1 if scheduler else processes) as pool:
+        cluster_options = {"scheduler": scheduler, "processes": processes, "device": device, "trust": trust} if scheduler else {}
+        return run_cases(benchmark, potential, cases, protocol, pool=pool, force=force, progress=progress, **cluster_options).table
 
-    folder = results.runs_dir() / benchmark / f"{results.file_name(key)}-{mark[:16]}"
+
+def run_cases(
+    benchmark: str,
+    potential: Potential,
+    cases: Sequence[Case],
+    protocol: object | None = None,
+    *,
+    base: Path | None = None,
+    atoms_per_shard: int | None = None,
+    limits: Limits | None = None,
+    pool: Executor | None = None,
+    scheduler: str | None = None,
+    processes: int | None = None,
+    device: str | None = None,
+    trust: bool = False,
+    force: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Run a benchmark on given cases; what :func:`run` does once it has them.
+
+    Parameters
+    ----------
+    benchmark : str
+    potential : Potential
+        Where several processes compute, they load it anew by its key.
+    cases : sequence of Case
+        All, or some.
+    protocol : dataclass, optional
+        The benchmark's ``Protocol``; its default if None.
+    base : Path, optional
+        Folder for ``results`` and ``runs``; by default the data folder. Where it is another one, a complete table of the same run
+        in the data folder is used as it is, and nothing is written there.
+    atoms_per_shard : int, optional
+        Size of the pieces; by default the benchmark's own.
+    limits : Limits, optional
+        By default there are none.
+    pool : Executor, optional
+        From :func:`workers`; by default everything is computed in this process.
+    scheduler, processes
+        A Dask cluster and its number of workers, as for :func:`run`, instead of a pool.
+    device : str, optional
+        For the workers; by default that of the potential.
+    trust : bool
+        Workers may load a model file whose checksum is not known.
+    force : bool
+        Compute again what is complete.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    RunError
+        As for :func:`run`.
+    """
+    protocol = benchmarks.module(benchmark).Protocol() if protocol is None else protocol
+    mark = fingerprint(benchmark, potential, protocol, cases)
+    for place in dict.fromkeys((base, None)):
+        if not force and _is_complete(benchmark, potential.key, mark, place):
+            _clear(_folder(benchmark, potential.key, mark, place))
+            table = pd.read_parquet(results.table_path(benchmark, potential.key, place))
+            return Run(table, [], results.provenance(benchmark, potential.key, place))
+    folder = _folder(benchmark, potential.key, mark, base)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The operating system frees the lock of a killed process.
     lock = FileLock(folder.parent / f"{folder.name}.lock")
     try:
         with lock.acquire(timeout=0):
-            job = Job(benchmark, key, device if scheduler else str(potential.device), trust, protocol, potential.describe(), _versions())
-            return _run_locked(job, potential, cases, mark, folder, processes, scheduler, force, progress)
+            if force:
+                _clear(folder)
+            job = Job(
+                benchmark,
+                potential.key,
+                device or str(potential.device),
+                trust,
+                protocol,
+                potential.describe(),
+                _versions(),
+                limits or Limits(),
+            )
+            pieces = shards(cases, atoms_per_shard or getattr(benchmarks.module(benchmark), "ATOMS_PER_SHARD", _ATOMS_PER_SHARD))
+            return _run_locked(job, potential, pieces, mark, folder, base, pool, scheduler, processes, progress)
     except Timeout:
-        raise RunError(f"{benchmark} with {key} is already running (lock {lock.lock_file}); wait for it, or stop it.") from None
+        raise RunError(f"{benchmark} with {potential.key} is already running (lock {lock.lock_file}); wait for it, or stop it.") from None
 
 
-def _run_locked(job, potential, cases, mark, folder, processes, scheduler, force, progress) -> pd.DataFrame:
+def _folder(benchmark: str, key: str, mark: str, base: Path | None) -> Path:
+    return results.runs_dir(base) / benchmark / f"{results.file_name(key)}-{mark[:16]}"
+
+
+def _is_complete(benchmark: str, key: str, mark: str, base: Path | None) -> bool:
+    """Tell whether there is the table of just this run. One killed between table and provenance leaves a table nothing vouches for."""
+    path = results.table_path(benchmark, key, base)
+    if not (path.is_file() and path.with_suffix(".json").is_file()):
+        return False
+    return results.provenance(benchmark, key, base).get("fingerprint") == mark
+
+
+def _run_locked(job, potential, pieces, mark, folder, base, pool, scheduler, processes, progress) -> Run:
     benchmark, key = job.benchmark, job.key
-    final = results.table_path(benchmark, key)
-    if force:
-        _clear(folder)
-    # A run killed between table and provenance leaves a table that nothing vouches for; its shards are still there.
-    elif final.with_suffix(".json").is_file() and final.is_file() and results.provenance(benchmark, key).get("fingerprint") == mark:
-        _clear(folder)
-        return results.read(benchmark, key)
-
-    pieces = shards(cases, getattr(benchmarks.module(benchmark), "ATOMS_PER_SHARD", _ATOMS_PER_SHARD))
     paths = [folder / f"{number:05d}.parquet" for number in range(len(pieces))]
     todo = [number for number, path in enumerate(paths) if not path.is_file()]
     # The largest first: one that is begun last would hold up everything.
     todo.sort(key=lambda number: -_n_atoms(pieces[number]))
     took_part = set()
     try:
-        with tqdm(total=len(cases), disable=not progress, unit="case", desc=f"{benchmark} {key}") as bar:
-            bar.update(len(cases) - sum(len(pieces[number]) for number in todo))
-            for number, table in _compute(job, potential, pieces, todo, processes, scheduler, bar.write if progress else None):
-                took_part.add(table.attrs["process"])
-                results.write_parquet(table, paths[number])
-                bar.update(len(pieces[number]))
+        with tqdm(total=sum(map(len, pieces)), disable=not progress, unit="case", desc=f"{benchmark} {key}") as bar:
+            bar.update(bar.total - sum(len(pieces[number]) for number in todo))
+            for number, table in _compute(job, potential, pieces, todo, pool, scheduler, processes, bar.write if progress else None):
+                if table is not None:
+                    took_part.add(table.attrs["process"])
+                    results.write_parquet(table, paths[number])
+                    bar.update(len(pieces[number]))
 
-        tables = [pd.read_parquet(path) for path in paths]
-        made = _provenance(benchmark, potential, job.protocol, cases, mark, tables, took_part)
-        table = pd.concat(tables, ignore_index=True)
+        done = [path.is_file() for path in paths]
+        tables = [pd.read_parquet(path) for path, there in zip(paths, done, strict=True) if there]
+        computed, missing = (
+            [case for piece, there in zip(pieces, done, strict=True) if there is which for case in piece] for which in (True, False)
+        )
+        made = _provenance(benchmark, potential, job.protocol, computed, mark, tables, took_part)
+        table = pd.concat(tables, ignore_index=True) if tables else benchmarks.table([])
         table.attrs = {}
-        results.write(benchmark, key, table, made)
+        if not missing:
+            results.write(benchmark, key, table, made, base)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -292,8 +479,9 @@ def _run_locked(job, potential, cases, mark, folder, processes, scheduler, force
     except (RunError, BrokenProcessPool) as error:
         what = "a process died, perhaps for want of memory (--processes takes fewer)." if isinstance(error, BrokenProcessPool) else error
         raise RunError(f"{what} {_kept(paths)} The same command goes on from there.") from error
-    _clear(folder)
-    return table
+    if not missing:
+        _clear(folder)
+    return Run(table, missing, {"benchmark": benchmark, "model": key, **made})
 
 
 def _n_atoms(cases: Sequence[Case]) -> int:
@@ -304,34 +492,30 @@ def _kept(paths: Sequence[Path]) -> str:
     return f"{sum(path.is_file() for path in paths)} of {len(paths)} shards are done and kept."
 
 
-def _compute(job, potential, pieces, todo, processes, scheduler, tell) -> Iterator[tuple[int, pd.DataFrame]]:
+def _compute(job, potential, pieces, todo, pool, scheduler, processes, tell) -> Iterator[tuple[int, pd.DataFrame | None]]:
     """Compute shards here, in several processes or on a cluster; yield the number and the table of each as it is done."""
     if not todo:
         return
-    workers = processes
-    if workers is None and scheduler in (None, "local"):
-        workers = 1 if potentials.resolve_device(job.device).type == "cuda" else os.cpu_count() or 1
     if scheduler is not None:
+        if processes is None and scheduler == "local":
+            processes = 1 if potentials.resolve_device(job.device).type == "cuda" else os.cpu_count() or 1
         names = [f"{pieces[number][0].name} to {pieces[number][-1].name}" for number in todo]
         tasks = [(job, pieces[number]) for number in todo]
-        for position, table in cluster.each(compute_here, tasks, names, scheduler=scheduler, workers=workers, tell=tell):
+        for position, table in cluster.each(compute_here, tasks, names, scheduler=scheduler, workers=processes, tell=tell):
             yield todo[position], table
         return
-    workers = min(workers, len(todo))
-    if workers == 1:
+    if pool is None or len(todo) == 1:
         for number in todo:
-            yield number, compute_shard(job.benchmark, potential, pieces[number], job.protocol)
+            yield number, compute_shard(job.benchmark, potential, pieces[number], job.protocol, job.limits)
         return
-    # A forked PyTorch can hang; a spawned process starts clean.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        jobs = {pool.submit(compute_here, job, pieces[number]): number for number in todo}
-        try:
-            for done in as_completed(jobs):
-                yield jobs.pop(done), done.result()
-        except BaseException:
-            # Whatever went wrong would go wrong again, or nobody waits for the rest any more.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    jobs = {pool.submit(compute_here, job, pieces[number]): number for number in todo}
+    try:
+        for done in as_completed(list(jobs)):
+            yield jobs.pop(done), done.result()
+    finally:
+        # After a failure or Ctrl-C nothing that has not begun is begun.
+        for waiting in jobs:
+            waiting.cancel()
 
 
 def _clear(folder: Path) -> None:
@@ -345,6 +529,7 @@ def _clear(folder: Path) -> None:
 def _provenance(benchmark, potential, protocol, cases, mark, tables, took_part) -> dict[str, object]:
     counts = Counter(case.set for case in cases)
     sources = [name for chosen in counts for name in benchmarks.module(benchmark).SETS[chosen]]
+    here = results.device_name(str(potential.device))
     return {
         "fingerprint": mark,
         "potential": potential.describe(),
@@ -355,7 +540,7 @@ def _provenance(benchmark, potential, protocol, cases, mark, tables, took_part) 
         "failed_rows": sum(int((table["status"] == "failed").sum()) for table in tables),
         "core_seconds": round(sum(table.attrs["seconds"] for table in tables), 1),
         "processes": max(len(took_part), 1),
-        "device": "; ".join(sorted({table.attrs.get("device") or results.device_name(str(potential.device)) for table in tables})),
+        "device": "; ".join(sorted({table.attrs.get("device") or here for table in tables}) or [here]),
         "packages": results.package_versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
@@ -398,7 +583,7 @@ def live_check(
         step = 1 if limit is None else max(1, math.ceil(len(members) / limit))
         cases += members[::step]
     now = module.run(potentials.load(key), cases, protocol)
-    keys = ["set", "case", "property", *[column for column in _ROW_KEYS if column in now]]
+    keys = ["set", "case", "property", *[column for column in ROW_KEYS if column in now]]
     committed = results.read(benchmark, key)
     committed = committed.loc[committed["set"].isin(chosen), [*keys, "value", "status"]]
     committed = committed.rename(columns={"value": "committed", "status": "was"})

@@ -827,6 +827,36 @@ def _pearson_squared(n: np.ndarray, u: np.ndarray, v: np.ndarray, uu: np.ndarray
 
 
 # ---------------------------------------------------------------------------------------------------
+# In words
+
+# A slope this near to one is no softness worth a correction.
+NO_SOFTNESS = 0.03
+
+# Share of the error that a factor removes: from here on it suffices, below that it is not worth having.
+SUFFICES, WORTH_HAVING = 0.5, 0.2
+
+
+def verdict(slope: float, inverse_slope: float) -> str:
+    """Say in a word what two slopes mean.
+
+    Parameters
+    ----------
+    slope, inverse_slope : float
+        s and s'; see the module's text.
+
+    Returns
+    -------
+    str
+        ``stiff``, ``right``, ``scatter`` (s is low, but the values are not too small) or ``soft``.
+    """
+    if slope > 1 + NO_SOFTNESS:
+        return "stiff"
+    if slope >= 1 - NO_SOFTNESS:
+        return "right"
+    return "scatter" if inverse_slope <= 1 + NO_SOFTNESS else "soft"
+
+
+# ---------------------------------------------------------------------------------------------------
 # One label
 
 

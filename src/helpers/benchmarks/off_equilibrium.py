@@ -625,7 +625,8 @@ def by_pressure(table: pd.DataFrame, edges_gpa: Sequence[float] = (-20, 0, 5, 10
 def crystals(table: pd.DataFrame) -> pd.DataFrame:
     """Return the force rows of ``single-element-md`` that are perfect crystals below the melting point (:data:`MELTING_K`)."""
     rows = table[(table["set"] == "single-element-md") & (table["property"] == "force") & (table["group"] == "AIMD-NVT")]
-    return rows[rows["temperature_k"] < rows["material"].astype(str).map(MELTING_K)]
+    # Without rows the melting points would not be numbers.
+    return rows[rows["temperature_k"] < rows["material"].astype(str).map(MELTING_K).astype(float)]
 
 
 def by_temperature(table: pd.DataFrame) -> pd.DataFrame:

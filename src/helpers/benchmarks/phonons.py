@@ -60,6 +60,7 @@ import ase.data
 import ase.io
 import numpy as np
 import pandas as pd
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.cell import Cell
 from ase.constraints import FixSymmetry
 from ase.filters import FrechetCellFilter
@@ -74,7 +75,7 @@ from pymatgen.core import Composition
 from scipy.linalg import sqrtm
 from tqdm.auto import tqdm
 
-from helpers import registry, softening
+from helpers import engine, registry, softening
 from helpers.benchmarks import Case, row, table
 from helpers.potentials.base import Potential
 
@@ -541,6 +542,8 @@ def relax(potential: Potential, crystal: ase.Atoms, protocol: Protocol) -> ase.A
             warnings.filterwarnings("ignore", message="logm result may be inaccurate", category=RuntimeWarning)
             free = FrechetCellFilter(atoms)
             force = _descend(free, protocol)
+    except PropertyNotImplementedError:
+        raise ValueError(engine.NO_STRESS) from None
     except RuntimeError as error:
         # ASE's constraint refuses a strain of more than a quarter in one step.
         raise ValueError(f"relaxation went astray: {error}") from error

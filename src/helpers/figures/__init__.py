@@ -10,6 +10,7 @@ from __future__ import annotations
 from helpers.figures.against_dft import force_parity, hero, parity
 from helpers.figures.alloys import by_composition, phase_diagram
 from helpers.figures.animation import AnimationView, animation_view
+from helpers.figures.card import families
 from helpers.figures.distributions import error_distribution, force_histogram, mae_cmae, scale_distribution
 from helpers.figures.experiment import restoring_force, seed_curves, seed_parity
 from helpers.figures.interactive import StructureView, interactive_parity, structure_view
@@ -48,6 +49,7 @@ __all__ = [
     "error_against_coordination",
     "error_curves",
     "error_distribution",
+    "families",
     "force_histogram",
     "force_parity",
     "hero",

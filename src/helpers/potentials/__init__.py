@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 
 from helpers import registry
-from helpers.potentials.base import Potential, PotentialError, Prediction, StructureError
+from helpers.potentials.base import OutOfTimeError, Potential, PotentialError, Prediction, StructureError
 
-__all__ = ["CATALOGUE", "Entry", "Potential", "PotentialError", "Prediction", "StructureError", "load", "runnable"]
+__all__ = ["CATALOGUE", "Entry", "OutOfTimeError", "Potential", "PotentialError", "Prediction", "StructureError", "load", "runnable"]
 
 _MATGL = "materialsvirtuallab/matgl/pretrained_models"
 

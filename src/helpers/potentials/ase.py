@@ -48,21 +48,26 @@ class ASEPotential(Potential):
         return [self._evaluate_one(atoms, stress) for atoms in bar]
 
     def _evaluate_one(self, atoms: ase.Atoms, stress: bool) -> Prediction:
+        self.check_time()
         try:
             check_structure(atoms.numbers, atoms.positions, atoms.cell.array, self.elements)
             copy = atoms.copy()
             copy.calc = self.wrapped
-            forces = self.scale * np.asarray(copy.get_forces(), dtype=float)
-            energy = self.scale * float(copy.get_potential_energy())
             tensor = None
             if stress:
+                # First, because most calculators then have energy and forces as well, but not the other way round.
                 try:
                     tensor = self.scale * np.asarray(copy.get_stress(voigt=False), dtype=float)
                 except (PropertyNotImplementedError, NotImplementedError):
                     tensor = None
+            forces = self.scale * np.asarray(copy.get_forces(), dtype=float)
+            energy = self.scale * float(copy.get_potential_energy())
         except StructureError as error:
             return Prediction.failed(len(atoms), str(error))
         except Exception as error:  # noqa: BLE001  (a foreign calculator may raise anything; the reason is kept)
+            # What it has of this structure, half of it perhaps, must not be taken for the next one's.
+            if hasattr(self.wrapped, "reset"):
+                self.wrapped.reset()
             return Prediction.failed(len(atoms), f"{type(error).__name__}: {error}")
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             return Prediction.failed(len(atoms), "the calculator returned values that are not numbers")

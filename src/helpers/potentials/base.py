@@ -15,6 +15,7 @@ Units: Å, eV, eV/Å; stress in eV/Å³ with ASE's sign (positive under tension)
 from __future__ import annotations
 
 import copy
+import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,10 @@ class PotentialError(Exception):
 
 class StructureError(ValueError):
     """A structure cannot be evaluated; the message says why."""
+
+
+class OutOfTimeError(Exception):
+    """The time at which a potential was to stop (:attr:`Potential.deadline`) is over."""
 
 
 @dataclass
@@ -290,6 +295,8 @@ class Potential(ModelInterface):
         The constant that energies, forces and stresses are multiplied by; 1 unless made by :meth:`scaled`.
     elements : frozenset of int
         Atomic numbers the potential was trained on.
+    deadline : float or None
+        Time (:func:`time.time`, s) after which an evaluation raises :class:`OutOfTimeError` instead of starting; None for no limit.
     """
 
     def __init__(self, key: str, *, device: torch.device, elements: frozenset[int], description: dict[str, object]) -> None:
@@ -297,6 +304,7 @@ class Potential(ModelInterface):
         self.key = key
         self.elements = elements
         self.scale = 1.0
+        self.deadline: float | None = None
         self._description = description
         self._device = device
         # torch-sim integrates in double precision whatever the network's own precision is.
@@ -359,6 +367,11 @@ class Potential(ModelInterface):
         That is the potential itself, unless its energy jumps as atoms move (see :mod:`helpers.potentials.matgl`). The key stays.
         """
         return self
+
+    def check_time(self) -> None:
+        """Raise :class:`OutOfTimeError` after the deadline. Called before every evaluation."""
+        if self.deadline is not None and time.time() > self.deadline:
+            raise OutOfTimeError(f"{self.key}: the time is used up")
 
     def describe(self) -> dict[str, object]:
         """Return what identifies the potential: family, version, hash of the weights, parameters, training set, elements."""
@@ -442,6 +455,7 @@ class GraphPotential(Potential):
         training : bool
             Keep the graph of the derivatives so that a loss on forces can be differentiated again.
         """
+        self.check_time()
         with torch.enable_grad():
             positions = graph.positions.detach().requires_grad_(True)
             cells = graph.cells.detach()
@@ -600,6 +614,6 @@ class PotentialCalculator(Calculator):
             raise StructureError(f"{self.atoms.get_chemical_formula()}: {prediction.error}")
         self.results = {"energy": prediction.energy, "free_energy": prediction.energy, "forces": prediction.forces}
         if "stress" in properties:
-            if prediction.stress is None:
+            if prediction.stress is None or not np.isfinite(prediction.stress).all():
                 raise _NoSuchProperty(f"{self.potential.key} has no stress")
             self.results["stress"] = full_3x3_to_voigt_6_stress(prediction.stress)

@@ -1,0 +1,49 @@
+"""Model against reference for several families of properties, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from helpers.figures.against_dft import _force_panel, _parity_panel
+from helpers.figures.style import _TEXT, STYLE, _good, _outer_labels, _panels
+
+
+def families(panels: Mapping[str, tuple[pd.DataFrame, str, bool]], reference: str = "DFT") -> Figure:
+    """Draw one model against its reference, one panel per family, each on its own scale.
+
+    Parameters
+    ----------
+    panels : mapping of str to (DataFrame, str, bool)
+        Title → rows (``model``, ``material``, ``value``, ``reference``) of one model, their unit, and whether to draw a density
+        (many components about zero) instead of points.
+    reference : str
+        Name of the horizontal axis.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, or a value is not finite.
+    """
+    if not panels:
+        raise ValueError("there is nothing to draw: no family has values")
+    with mpl.rc_context(STYLE):
+        figure, axes, _ = _panels(len(panels))
+        for panel, (title, (table, unit, dense)) in zip(axes, panels.items(), strict=True):
+            rows = _good(table, ["model", "material"], ["value", "reference"])
+            model = str(rows["model"].iloc[0])
+            values = rows[["value", "reference"]].to_numpy(dtype=float)
+            if dense:
+                limit = 1.05 * float(np.quantile(np.abs(rows["reference"].to_numpy(dtype=float)), 0.999))
+                _force_panel(panel, model, rows, limit, 36, brief=True)
+            else:
+                low, high = min(values.min(), 0.0), max(values.max(), 0.0)
+                margin = 0.04 * (high - low)
+                _parity_panel(panel, model, rows, pd.DataFrame(), "material", (low - margin, high + margin), unit)
+            panel.set_title(title, loc="left", color=_TEXT, fontsize=10.5)
+        _outer_labels(axes, reference, "model")
+    return figure

@@ -1,0 +1,823 @@
+"""A report card of any potential: every family of the book, on a part of its cases or on all, judged by the same statistics.
+
+>>> from helpers import report_card
+>>> card = report_card.make("ase:my_module.my_factory", out="my-card")
+>>> print(card.recommendation, card.reasons)
+
+The folder that comes out holds ``report.html`` (one page, :mod:`helpers.report_card_page`), ``report.md``, ``report.json``, and the tables
+in ``results``, laid out like ``data/results``. A card can be interrupted: the same call goes on where it stopped, and does nothing once
+all is done. Nothing but that folder is ever written to.
+
+Which cases? Without ``full`` a sample is drawn (:data:`QUICK`), from the names of cases and the DFT values alone, never from
+a prediction. Only sets whose files are on this machine are run; where a family has none of these, a set without DFT values takes its
+place, and the model is compared with a model of the book instead (:data:`STAND_INS`).
+
+A bad calculator makes bad rows, not a crash: what raises, returns values that are not numbers, or lacks the stress is counted with its
+reason, and a time limit for each family (``budget_minutes``) keeps a slow one from taking all day.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers import benchmarks, explanations, figures, potentials, registry, report_card_page, results, runner, softening
+from helpers.benchmarks import Case, off_equilibrium
+from helpers.explanations import Family
+from helpers.potentials import Potential, PotentialError
+from helpers.potentials.base import GraphPotential
+
+BENCHMARKS = ("surfaces", "defects", "solid_solutions", "migration", "phonons", "elasticity", "off_equilibrium")
+
+STARTED, RECORD = "started.json", "report.json"
+_VERSION = 1
+
+# Atoms in a piece of a sample, and pieces that it has at least: a killed or overdue card loses little, and no process waits for long.
+_ATOMS_PER_SHARD, _MIN_SHARDS = 200, 8
+
+# The model that stands in for DFT where there is none. Its weights are in its package, so that anyone can run it.
+BOOK_MODEL = "chgnet-0.3.0"
+
+# How far energies of one structure (eV) may differ if the potential is to count as the same as before the interruption.
+_SAME_ENERGY = 1e-3
+
+
+# ---------------------------------------------------------------------------------------------------
+# Which cases
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How many cases of a set are drawn.
+
+    Attributes
+    ----------
+    n : int
+        Cases; materials if these are taken whole.
+    max_atoms : int or None
+        Cases with more atoms in all their structures together are not drawn: they take too long.
+    whole : bool
+        Take all cases of a material, where a number belongs to a material.
+    """
+
+    n: int
+    max_atoms: int | None = None
+    whole: bool = False
+
+
+QUICK: dict[str, dict[str, Sample]] = {
+    "surfaces": {"slabs-109": Sample(24, 60), "tran-rebuilt": Sample(8)},
+    "defects": {"vacancies": Sample(5), "bcc-vacancies": Sample(3)},
+    "solid_solutions": {"sic-aln": Sample(12), "nb-mo": Sample(12), "ta-w": Sample(12)},
+    "migration": {"elements": Sample(3), "hops": Sample(3, 250)},
+    "phonons": {"phonondb": Sample(6, 1500), "phonondb-pbe": Sample(6)},
+    "elasticity": {"binaries": Sample(20)},
+    "off_equilibrium": {
+        "wbm-21": Sample(21),
+        "mattersim-tp": Sample(40, whole=True),
+        "single-element-md": Sample(40),
+        "mptrj-1k": Sample(40),
+    },
+}
+"""The sample of a quick card: benchmark → set → how many."""
+
+STAND_INS: dict[str, Sample] = {
+    "solid_solutions": Sample(6),
+    "migration": Sample(2),
+    "phonons": Sample(5),
+    "elasticity": Sample(6),
+    "off_equilibrium": Sample(18),
+}
+"""What is drawn from a benchmark's ``LIVE`` set, which needs no file but has no DFT values here, if none of the others is here."""
+
+
+def draw(benchmark: str, cases: Sequence[Case], sample: Sample, seed: int = 0) -> list[Case]:
+    """Draw cases of one set.
+
+    Materials come in random order, and each gives one case before any gives a second one. For one seed a larger sample holds the
+    smaller one. Cases that no number of the card would be made of (end members of alloys, frames that
+    :func:`helpers.benchmarks.off_equilibrium.headline` leaves out) are not drawn.
+
+    Parameters
+    ----------
+    benchmark : str
+    cases : sequence of Case
+        Of one set.
+    sample : Sample
+    seed : int
+
+    Returns
+    -------
+    list of Case
+        In the order in which they were given.
+    """
+    usable = _usable(benchmark, cases)
+    if sample.max_atoms is not None:
+        usable = [case for case in usable if sum(len(atoms) for atoms in case.structures.values()) <= sample.max_atoms]
+    of: dict[str, list[Case]] = {}
+    for case in usable:
+        of.setdefault(case.material, []).append(case)
+    if not of:
+        return []
+    # A sum of the letters is the same in every process, unlike hash().
+    rng = np.random.default_rng([seed, zlib.crc32(f"{benchmark}/{usable[0].set}".encode())])
+    names = [sorted(of)[position] for position in rng.permutation(len(of))]
+    if sample.whole:
+        chosen = {case.name for name in names[: sample.n] for case in of[name]}
+    else:
+        shuffled = {name: [of[name][position].name for position in rng.permutation(len(of[name]))] for name in names}
+        rounds = max(map(len, shuffled.values()))
+        chosen = set([shuffled[name][turn] for turn in range(rounds) for name in names if turn < len(shuffled[name])][: sample.n])
+    return [case for case in cases if case.name in chosen]
+
+
+def _usable(benchmark: str, cases: Sequence[Case]) -> list[Case]:
+    if benchmark == "solid_solutions":
+        return [case for case in cases if 0 < case.info["x"] < 1]
+    if benchmark == "off_equilibrium" and cases and cases[0].set != off_equilibrium.LIVE:
+        listed = pd.DataFrame([{"set": case.set, "material": case.material, "case": case.name, **case.info} for case in cases])
+        kept = set(off_equilibrium.headline(listed)["case"])
+        return [case for case in cases if case.name in kept]
+    return list(cases)
+
+
+def _plan(full: bool, quick: Mapping[str, Mapping[str, Sample]] | None) -> tuple[dict[str, dict[str, Sample | None]], list[dict[str, str]]]:
+    """Return what is to be run, set by set (None: all of it), and what cannot be run, with the reason."""
+    plan: dict[str, dict[str, Sample | None]] = {}
+    absent = []
+    sample = QUICK if quick is None else quick
+    for benchmark in BENCHMARKS if full else sample:
+        module = benchmarks.module(benchmark)
+        wanted = dict.fromkeys(module.SETS) if full else dict(sample[benchmark])
+        here = {name: number for name, number in wanted.items() if registry.available(module.SETS[name])}
+        for name in wanted:
+            if name not in here:
+                reason = "its files are not on this machine"
+                absent.append({"benchmark": benchmark, "set": name, "cases": "all", "reason": reason, "command": _fetch(benchmark)})
+        if not here and benchmark in STAND_INS:
+            here = {module.LIVE: STAND_INS[benchmark]}
+        plan[benchmark] = here
+    return plan, absent
+
+
+def _fetch(benchmark: str) -> str:
+    return f"softening fetch {benchmark}"
+
+
+def _cases(benchmark: str, sets: Mapping[str, Sample | None], protocol: object, seed: int) -> tuple[list[Case], int]:
+    """Return the cases to run, and how many there are in these sets."""
+    chosen: list[Case] = []
+    total = 0
+    for name, sample in sets.items():
+        everything = benchmarks.module(benchmark).cases(protocol, [name])
+        total += len(everything)
+        chosen += everything if sample is None else draw(benchmark, everything, sample, seed)
+    return chosen, total
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is judged
+
+
+def _built(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["set"] == "tran-rebuilt") & (table["property"] == "gamma_relaxed")]
+
+
+AGAINST_DFT: dict[str, Family] = {
+    **{key: family for key, family in explanations.FAMILIES.items() if family.benchmark in BENCHMARKS},
+    "surfaces-built": Family("surfaces-built", "surface energies, built", "surfaces", _built, "scalar", 0),
+}
+
+# Near-equilibrium frames of the training data: they say whether the model works at all, not how soft it is elsewhere.
+CONTROLS = ("forces-control",)
+
+
+def _live(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    def read(table: pd.DataFrame) -> pd.DataFrame:
+        module = benchmarks.module(str(table.attrs["benchmark"]))
+        return table[(table["set"] == module.LIVE) & (table["property"] == name)]
+
+    return read
+
+
+AGAINST_BOOK: dict[str, Family] = {
+    family.key: family
+    for family in (
+        Family("live-forces", "forces: rattled crystals", "off_equilibrium", _live("force"), "force", 1),
+        Family("live-mixing", "mixing: Ca–Mg–O", "solid_solutions", _live("formation_energy"), "scalar", 0),
+        Family("live-barriers", "barriers: Al, Cu", "migration", _live("barrier"), "scalar", 0),
+        Family("live-phonons", "phonons: ω, simple crystals", "phonons", _live("omega_max"), "scalar", 2),
+        Family("live-bulk", "bulk modulus, simple crystals", "elasticity", _live("bulk_modulus"), "scalar", 2),
+        Family("live-shear", "shear modulus, simple crystals", "elasticity", _live("shear_modulus"), "scalar", 2),
+    )
+}
+
+
+def power(family: Family) -> float:
+    """Return p in: E → c E multiplies the quantity by c^p. It is ½ for frequencies, 1 for all else."""
+    return 0.5 if family.benchmark == "phonons" else 1.0
+
+
+def _joined(benchmark: str, own: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Return a table with the same cases of the book's models below it."""
+    parts = [own.astype({name: object for name in own.select_dtypes("category")})]
+    wanted = set(own["case"].astype(str))
+    for model in results.models(benchmark):
+        if model != key:
+            table = results.read(benchmark, model)
+            table = table[table["case"].isin(wanted)]
+            parts.append(table.astype({name: object for name in table.select_dtypes("category")}))
+    joined = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    joined.attrs["benchmark"] = benchmark
+    return joined
+
+
+def _detail(rows: pd.DataFrame) -> list[str]:
+    return ["case", *[name for name in ("atom", "component", "image") if name in rows]]
+
+
+def beside(rows: pd.DataFrame, key: str, n_resamples: int = 2000) -> pd.DataFrame:
+    """Compare a model with the others on the cases that all of them have.
+
+    Parameters
+    ----------
+    rows : DataFrame
+        From :func:`helpers.explanations.rows`, of several models.
+    key : str
+        The model that the card is of. A model that lacks more than a tenth of its values is left out: with it the others would be
+        compared on few cases.
+    n_resamples : int
+        As for :func:`helpers.softening.bootstrap_over`.
+
+    Returns
+    -------
+    DataFrame
+        One row per model: ``model``, ``rank`` (1 is the smallest MAE), ``mae``, and the columns of
+        :func:`helpers.explanations.slopes`. Empty if there is nothing to compare.
+    """
+    names = _detail(rows)
+    places = {str(model): pd.MultiIndex.from_frame(part[names]) for model, part in rows.groupby("model", observed=True)}
+    if key not in places:
+        return pd.DataFrame()
+    common = own = places[key]
+    compared = [model for model, place in places.items() if own.isin(place).mean() >= 0.9]
+    for model in compared:
+        common = common[common.isin(places[model])]
+    if len(compared) < 2 or len(common) < 2:
+        return pd.DataFrame()
+    found = []
+    for model in figures.in_order(compared):
+        part = rows[(rows["model"] == model).to_numpy() & pd.MultiIndex.from_frame(rows[names]).isin(common)]
+        found.append({"model": model, "mae": _mae(part), **explanations.slopes(part, n_resamples)})
+    table = pd.DataFrame(found)
+    table.insert(1, "rank", table["mae"].rank(method="min").astype(int))
+    return table
+
+
+def _mae(part: pd.DataFrame, factor: float = 1.0) -> float:
+    return float((factor * part["value"].astype(float) - part["reference"].astype(float)).abs().mean())
+
+
+def judge(
+    key: str, family: Family, rows: pd.DataFrame, unit: str, against: str = "DFT", n_resamples: int = 2000
+) -> tuple[dict[str, object], pd.DataFrame] | None:
+    """Return what the card says of one family, and the comparison with the models of the book.
+
+    Parameters
+    ----------
+    key : str
+        The model that the card is of.
+    family : Family
+    rows : DataFrame
+        From :func:`helpers.explanations.rows`.
+    unit : str
+    against : str
+        What ``reference`` is.
+    n_resamples : int
+        As for :func:`helpers.softening.bootstrap_over`.
+
+    Returns
+    -------
+    dict, DataFrame
+        Columns of :attr:`Card.lanes`, and :func:`beside`; None if there are fewer than two values.
+    """
+    own = rows[rows["model"] == key]
+    if len(own) < 2:
+        return None
+    slopes = explanations.slopes(own, n_resamples)
+    s, p = slopes["slope"], power(family)
+    others = beside(rows, key, n_resamples) if against == "DFT" else pd.DataFrame()
+    ranked = others.set_index("model") if len(others) else None
+    mae = _mae(own)
+    lane = {
+        "lane": family.key,
+        "name": family.name,
+        "benchmark": family.benchmark,
+        "against": against,
+        "unit": unit,
+        "power": p,
+        **slopes,
+        "mae": mae,
+        "verdict": softening.verdict(s, slopes["inverse_slope"]) if s > 0 else "wrong sign",
+        "factor": s ** (-1 / p) if s > 0 else np.nan,
+        "removed_own": 1 - _mae(own, 1 / s) / mae if s > 0 and mae > 0 else np.nan,
+        "rank": None if ranked is None else int(ranked.loc[key, "rank"]),
+        "n_ranked": None if ranked is None else len(ranked),
+        "n_common": None if ranked is None else int(ranked.loc[key, "n"]),
+    }
+    return lane, others.assign(lane=family.key)
+
+
+def _against_book(joined: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Return the model's rows of the ``LIVE`` set with the values of the book's model as reference."""
+    live = joined[joined["set"] == benchmarks.module(joined.attrs["benchmark"]).LIVE]
+    keys = ["set", "case", "property", *[name for name in runner.ROW_KEYS if name in live]]
+    book = live[(live["model"] == BOOK_MODEL) & (live["status"] == "ok")][[*keys, "value"]].rename(columns={"value": "reference"})
+    own = live[live["model"] == key].drop(columns="reference").merge(book, on=keys, how="left", validate="one_to_one")
+    own.attrs = joined.attrs
+    return own
+
+
+def _judged(key: str, benchmark: str, table: pd.DataFrame, n_resamples: int) -> Iterator[tuple[dict, pd.DataFrame, pd.DataFrame]]:
+    """Yield, for each family of a benchmark of which there is something: the lane, the other models, the model's own rows."""
+    if not (table["status"] == "ok").any():
+        return
+    joined = _joined(benchmark, table, key)
+    for families, against in ((AGAINST_DFT, "DFT"), (AGAINST_BOOK, BOOK_MODEL)):
+        if against == key:
+            continue
+        source = joined if against == "DFT" else _against_book(joined, key)
+        for family in families.values():
+            if family.benchmark == benchmark:
+                rows = explanations.rows(family, source)
+                units = family.read(source)["unit"]
+                judged = judge(key, family, rows, str(units.iloc[0]) if len(units) else "", against, n_resamples)
+                if judged is not None:
+                    yield *judged, rows[rows["model"] == key].reset_index(drop=True)
+
+
+def with_common_factor(lanes: pd.DataFrame, points: Mapping[str, pd.DataFrame]) -> tuple[pd.DataFrame, float]:
+    """Add ``removed_common``: the share of each family's error that one factor for all families removes; return that factor, too.
+
+    The factor is the median over benchmarks of the factors that they ask for, each the median over its families; geometric, and
+    without the control.
+
+    Parameters
+    ----------
+    lanes : DataFrame
+        Rows of :func:`judge`.
+    points : mapping of str to DataFrame
+        By lane, the values that it was judged by.
+    """
+    factors = _by_benchmark(lanes)
+    if factors.empty:
+        return lanes.assign(removed_common=np.nan), np.nan
+    common = float(np.exp(np.log(factors["factor"]).median()))
+    removed = []
+    for lane in lanes.itertuples():
+        before = _mae(points[lane.lane])
+        removed.append(1 - _mae(points[lane.lane], common**lane.power) / before if before > 0 else np.nan)
+    return lanes.assign(removed_common=removed), common
+
+
+def _by_benchmark(lanes: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per benchmark that can be judged: the median of its families."""
+    if lanes.empty:
+        return pd.DataFrame(columns=["factor"])
+    fit = lanes[(lanes["against"] == "DFT") & ~lanes["lane"].isin(CONTROLS) & (lanes["slope"] > 0) & (lanes["n"] >= 3)]
+    records = []
+    for benchmark, part in fit.groupby("benchmark", sort=False):
+        record = {
+            "benchmark": benchmark,
+            "factor": float(np.exp(np.log(part["factor"]).median())),
+            "soft": (part["verdict"] == "soft").mean(),
+        }
+        record |= {name: part[name].median() for name in ("slope", "inverse_slope", "r2", "removed_own") if name in part}
+        if "removed_common" in part:
+            record["removed_common"] = part["removed_common"].mean()
+        records.append(record)
+    return pd.DataFrame(records, columns=None if records else ["factor"])
+
+
+# ---------------------------------------------------------------------------------------------------
+# Advice
+
+ADVICE = ("scalar fix", "fine-tuning", "neither")
+
+# Largest over smallest factor up to which families agree.
+AGREE = 1.25
+
+# R² below which scatter is the larger part.
+SCATTER = 0.5
+
+RULES = (
+    "A family is soft if most of its lines are: slope s below 0.97 and inverse slope s′ above 1.03. With s low and s′ near one, "
+    "values scatter but are not too small.",
+    "Neither: not more than half of the families are soft, or R² = s s′ is below 0.5 in most, so that scatter is the larger part.",
+    "Scalar fix: one factor for all families, the median of those that they ask for, removes at least half of the error of the median "
+    "family, and the largest of these factors is at most 1.25 times the smallest.",
+    "Fine-tuning: soft, but no scalar fix. If the one factor removes at least a fifth of the error it is a first step.",
+    "Families count alike, whatever their number of cases; the control (frames of the training data) does not count. A frequency goes "
+    "with the root of the energy, so its factor is 1/s².",
+)
+
+
+def advise(lanes: pd.DataFrame, common: float) -> tuple[str, list[str]]:
+    """Recommend a cure, by :data:`RULES`.
+
+    Parameters
+    ----------
+    lanes : DataFrame
+        From :func:`with_common_factor`.
+    common : float
+        The factor that belongs to it.
+
+    Returns
+    -------
+    str, list of str
+        One of :data:`ADVICE`, and the reasons, a sentence or two each.
+    """
+    families = _by_benchmark(lanes)
+    if families.empty:
+        return "neither", ["Nothing could be measured against DFT, so there is nothing to advise. See what was not run."]
+    soft = families[families["soft"] > 0.5]
+    names = ", ".join(f"{_words(row.benchmark)} (s = {row.slope:.2f})" for row in soft.itertuples())
+    reasons = [f"{len(soft)} of {len(families)} families are soft{': ' + names if names else ''}."]
+    if 2 * len(soft) <= len(families):
+        reasons.append(f"The slope of the median family is {families['slope'].median():.2f}: there is no common softness to be mended.")
+        return "neither", reasons
+    if families["r2"].median() < SCATTER:
+        reasons.append(
+            f"Scatter is the larger part of the error (median R² {families['r2'].median():.2f}). A factor would amplify it, and a few "
+            "labels mend one material, not the model."
+        )
+        return "neither", reasons
+    share = families["removed_common"].median()
+    low, high = families.loc[families["factor"].idxmin()], families.loc[families["factor"].idxmax()]
+    agree = high["factor"] <= AGREE * low["factor"]
+    spread = (
+        f"The families ask for factors from {low['factor']:.2f} ({_words(low['benchmark'])}) to {high['factor']:.2f} "
+        f"({_words(high['benchmark'])}): they {'agree' if agree else 'do not agree on one'}."
+    )
+    worst = families.loc[families["removed_common"].idxmin()]
+    removes = f"One factor for all, {common:.2f}, "
+    removes += f"removes {share:.0%} of the error of the median family" if share >= 0 else "makes the median family worse"
+    if worst["removed_common"] < 0:
+        removes += f"; the error of {_words(worst['benchmark'])} grows by {-worst['removed_common']:.0%}"
+    reasons += [f"{removes}.", spread]
+    if share >= softening.SUFFICES and agree:
+        reasons.append("One number mends most of it, and keeps every symmetry and every equilibrium geometry.")
+        return "scalar fix", reasons
+    if share >= softening.WORTH_HAVING:
+        reasons.append(
+            "The factor is a cheap first step; what is left needs trained weights. For one property, take that property's factor."
+        )
+    else:
+        own = families["removed_own"].median()
+        reasons.append(
+            f"A factor is not worth having here. One of its own would remove {own:.0%} of the error of the median family: train the "
+            "weights, with labels of what the model is for."
+        )
+    return "fine-tuning", reasons
+
+
+def _words(benchmark: str) -> str:
+    return benchmark.replace("_", " ")
+
+
+# ---------------------------------------------------------------------------------------------------
+# The card
+
+
+@dataclass(frozen=True)
+class Card:
+    """What :func:`make` found.
+
+    Attributes
+    ----------
+    folder : Path
+    about : dict
+        ``model``, ``name`` (to be shown), ``mode``, ``seed``, ``date``, ``cases`` and ``failed_cases``, ``common_factor``,
+        ``atoms_per_second`` (of one process, energies and forces of single frames; None if not measured), ``trainable``, and
+        ``benchmarks``: for each its provenance, with the number of cases there are (``of``) and seconds.
+    lanes : DataFrame
+        One row per family: ``lane, name, benchmark, against`` (``DFT``, or the model of the book that stands in), ``unit, power``, the
+        columns of :func:`helpers.explanations.slopes`, ``mae``, ``verdict`` (:func:`helpers.softening.verdict`), ``factor`` (that
+        brings s to one), ``removed_own`` and ``removed_common`` (share of the MAE that this factor, and one for all families, removes),
+        ``rank`` among ``n_ranked`` models by MAE on ``n_common`` values that all have.
+    beside : DataFrame
+        :func:`beside` of each lane.
+    failures : DataFrame
+        From :func:`failures`.
+    not_run : DataFrame
+        ``benchmark, set, cases, reason, command``.
+    recommendation, reasons
+        From :func:`advise`.
+    points : dict of str to DataFrame
+        By lane, the values behind it; empty for a card read from disk.
+    """
+
+    folder: Path
+    about: dict[str, object]
+    lanes: pd.DataFrame
+    beside: pd.DataFrame
+    failures: pd.DataFrame
+    not_run: pd.DataFrame
+    recommendation: str
+    reasons: list[str]
+    points: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+
+_FAILURES = ["benchmark", "cases", "reason", "kinds", "example"]
+_NOT_RUN = ["benchmark", "set", "cases", "reason", "command"]
+_NO_TIME = "no time left"
+
+
+def make(
+    model: str | Potential,
+    out: Path | str,
+    *,
+    full: bool = False,
+    quick: Mapping[str, Mapping[str, Sample]] | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    processes: int | None = None,
+    budget_minutes: float | None = None,
+    trust: bool = False,
+    n_resamples: int = 2000,
+    progress: bool = False,
+) -> Card:
+    """Run the benchmarks with a potential and write its report card.
+
+    Parameters
+    ----------
+    model : str or Potential
+        A key, as :func:`helpers.potentials.load` takes it; or a potential, which is then run in this process.
+    out : path
+        A new or empty folder, or that of the same call before.
+    full : bool
+        All cases of all sets that are here. Complete tables in ``data/results`` are used as they are.
+    quick : mapping, optional
+        The sample if not all; by default :data:`QUICK`.
+    seed : int
+        Of the sample.
+    device, trust
+        As for :func:`helpers.potentials.load`.
+    processes : int, optional
+        As for :func:`helpers.runner.workers`.
+    budget_minutes : float, optional
+        Time for each benchmark. What does not fit is listed as not run; the same call goes on with it.
+    n_resamples : int
+        As for :func:`helpers.softening.bootstrap_over`.
+    progress : bool
+        Show progress bars.
+
+    Raises
+    ------
+    PotentialError
+        If the potential cannot be loaded, or the folder holds something else.
+    ValueError
+        If the budget is not positive, or a sample names what does not exist.
+    helpers.runner.RunError
+        If the same card is being made by another process.
+    """
+    if budget_minutes is not None and not budget_minutes > 0:
+        raise ValueError(f"the budget must be a positive number of minutes, not {budget_minutes}")
+    for benchmark, sets in (quick or {}).items():
+        if unknown := sorted(set(sets) - set(benchmarks.module(benchmark).SETS)):
+            raise ValueError(f"{benchmark} has no set {', '.join(unknown)}")
+    out = Path(out)
+    potential = potentials.load(model, device, trust=trust) if isinstance(model, str) else model
+    plan, not_run = _plan(full, quick)
+    request = _request(potential, "full" if full else "quick", seed, plan)
+    if _finished(out, request):
+        return read(out)
+    out.mkdir(parents=True, exist_ok=True)
+    results.write_json(request, out / STARTED)
+
+    tables, made = {}, {}
+    number = processes if isinstance(model, str) else 1
+    with runner.workers(potential.device, number) as pool:
+        for benchmark, sets in plan.items():
+            protocol = benchmarks.module(benchmark).Protocol()
+            cases, total = _cases(benchmark, sets, protocol, seed)
+            limits = runner.Limits(None if budget_minutes is None else time.time() + 60 * budget_minutes, keep_going=True)
+            size = None if full else min(_ATOMS_PER_SHARD, 1 + _n_atoms(cases) // _MIN_SHARDS)
+            done = runner.run_cases(
+                benchmark,
+                potential,
+                cases,
+                protocol,
+                base=out,
+                atoms_per_shard=size,
+                limits=limits,
+                pool=pool,
+                trust=trust,
+                progress=progress,
+            )
+            tables[benchmark] = done.table
+            made[benchmark] = {**done.made, "of": total, "atoms": _n_atoms(cases, done.missing)}
+            not_run += _overdue(benchmark, done.missing)
+    card = _card(out, potential, request, tables, made, pd.DataFrame(not_run, columns=_NOT_RUN), n_resamples)
+    write(card)
+    (out / STARTED).unlink(missing_ok=True)
+    return card
+
+
+def _request(potential: Potential, mode: str, seed: int, plan: Mapping[str, Mapping[str, Sample | None]]) -> dict[str, object]:
+    """Return what makes a card: the potential, with its answers for some crystals, and what is run."""
+    crystals = {case.material: case.structures["frame"] for case in off_equilibrium.cases(sets=[off_equilibrium.LIVE])}
+    answers = potential.evaluate(list(crystals.values()))
+    return {
+        "version": _VERSION,
+        "potential": potential.describe(),
+        "energies_ev": [answer.energy if answer.ok else None for answer in answers],
+        "mode": mode,
+        "seed": seed,
+        "plan": {name: {one: None if sample is None else asdict(sample) for one, sample in sets.items()} for name, sets in plan.items()},
+    }
+
+
+def _finished(out: Path, request: dict[str, object]) -> bool:
+    """Tell whether the folder holds this very card, complete.
+
+    Raises
+    ------
+    PotentialError
+        If it holds anything but this card, complete or not.
+    """
+    if out.exists() and not out.is_dir():
+        raise PotentialError(f"{out} is a file; choose a new folder for --out.")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if not names:
+        return False
+    # A card that is gone on with has both; what it is of stands in either.
+    for name in (STARTED, RECORD):
+        if name in names:
+            content = json.loads((out / name).read_text())
+            break
+    else:
+        raise PotentialError(f"{out} is not empty and holds something else; choose a new folder for --out.")
+    before = content.get("request", content) if isinstance(content, dict) else {}
+    now = json.loads(json.dumps(request))
+    other = [name for name in now if name != "energies_ev" and before.get(name) != now[name]]
+    if not other and not _same(before.get("energies_ev"), now["energies_ev"]):
+        other = ["the potential's energies"]
+    if other:
+        raise PotentialError(f"{out} holds another report card (different: {', '.join(other)}); choose a new folder for --out.")
+    if STARTED in names:
+        return False
+    return not any(entry["reason"] == _NO_TIME for entry in content["not_run"])
+
+
+def _same(before: object, now: Sequence[float | None]) -> bool:
+    if not isinstance(before, list) or len(before) != len(now):
+        return False
+    return all((a is None) == (b is None) and (a is None or abs(a - b) < _SAME_ENERGY) for a, b in zip(before, now, strict=True))
+
+
+def _n_atoms(cases: Sequence[Case], missing: Sequence[Case] = ()) -> int:
+    absent = {case.name for case in missing}
+    return sum(len(atoms) for case in cases if case.name not in absent for atoms in case.structures.values())
+
+
+def _overdue(benchmark: str, missing: Sequence[Case]) -> list[dict[str, str]]:
+    command = "the same command again goes on; --budget sets the minutes for each family"
+    counts: dict[str, int] = {}
+    for case in missing:
+        counts[case.set] = counts.get(case.set, 0) + 1
+    return [{"benchmark": benchmark, "set": name, "cases": str(n), "reason": _NO_TIME, "command": command} for name, n in counts.items()]
+
+
+def failures(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Count the cases that have failed rows, by benchmark and reason.
+
+    Reasons that differ only in numbers, chemical symbols and formulas are counted together.
+
+    Returns
+    -------
+    DataFrame
+        ``benchmark``, ``cases``, ``reason`` (the first of its kind), ``kinds`` (how many different ones) and ``example`` (the case
+        that it is the reason of).
+    """
+    records = []
+    for benchmark, table in tables.items():
+        bad = table[table["status"] == "failed"].astype({"reason": str, "case": str})
+        bad = bad.assign(kind=bad["reason"].map(_kind))
+        for _, part in bad.groupby("kind", sort=False):
+            first = part.iloc[0]
+            entry = {"benchmark": benchmark, "cases": part["case"].nunique(), "reason": first["reason"]}
+            records.append(entry | {"kinds": part["reason"].nunique(), "example": first["case"]})
+    return pd.DataFrame(records, columns=_FAILURES).sort_values(["benchmark", "cases"], ascending=[True, False], ignore_index=True)
+
+
+def _kind(reason: str) -> str:
+    """Return a reason without what changes from case to case."""
+    without = re.sub(r"^(slab|bulk|host|strained|([A-Z][a-z]?\d*)+): ", "", reason)
+    return re.sub(r"\b([A-Z][a-z]?\d*)+\b|[-+]?\d+(\.\d+)?(e[-+]?\d+)?", "…", without)
+
+
+def shown_name(key: str) -> str:
+    """Return a model's name for readers, without the folders that a file lies in."""
+    return f"file:{Path(key.removeprefix('file:')).name}" if key.startswith("file:") else figures.label(key)
+
+
+def _card(
+    out: Path,
+    potential: Potential,
+    request: dict[str, object],
+    tables: Mapping[str, pd.DataFrame],
+    made: dict[str, dict[str, object]],
+    not_run: pd.DataFrame,
+    n_resamples: int,
+) -> Card:
+    lanes, others, points = [], [], {}
+    for benchmark, table in tables.items():
+        for lane, compared, rows in _judged(potential.key, benchmark, table, n_resamples):
+            lanes.append(lane)
+            others.append(compared)
+            points[lane["lane"]] = rows
+    judged, common = with_common_factor(pd.DataFrame(lanes), points) if lanes else (pd.DataFrame(), np.nan)
+    advice, reasons = advise(judged, common)
+    bad = {name: table.loc[table["status"] == "failed", "case"].nunique() for name, table in tables.items()}
+    n_cases, n_bad = sum(sum(entry["cases"].values()) for entry in made.values()), sum(bad.values())
+    if 2 * n_bad > n_cases:
+        reasons.append(f"Uncertain: {n_bad} of {n_cases} cases failed, at least in part. The numbers are of the others.")
+    trainable = isinstance(potential, GraphPotential)
+    if advice == "fine-tuning" and not trainable:
+        reasons.append("This potential has no weights that softening fix could train: train it with its own code.")
+    statics = made.get("off_equilibrium")
+    speed = statics["atoms"] / statics["core_seconds"] if statics and statics["core_seconds"] > 0 else None
+    about = {
+        "request": request,
+        "model": potential.key,
+        "name": shown_name(potential.key),
+        "mode": request["mode"],
+        "seed": request["seed"],
+        "date": max((str(entry["date"]) for entry in made.values()), default=""),
+        "cases": n_cases,
+        "of": sum(entry["of"] for entry in made.values()),
+        "failed_cases": bad,
+        "common_factor": None if np.isnan(common) else common,
+        "atoms_per_second": speed,
+        "trainable": trainable,
+        "benchmarks": made,
+    }
+    compared = pd.concat(others, ignore_index=True) if others else pd.DataFrame()
+    return Card(out, about, judged, compared, failures(tables), not_run, advice, reasons, points)
+
+
+# ---------------------------------------------------------------------------------------------------
+# On disk
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
+    """Return rows for JSON, which knows no NaN."""
+    return json.loads(frame.to_json(orient="records", double_precision=15)) if len(frame) else []
+
+
+def content(card: Card) -> dict[str, object]:
+    """Return a card as JSON holds it; numbers that do not exist are null."""
+    return {
+        **card.about,
+        "recommendation": card.recommendation,
+        "reasons": card.reasons,
+        "lanes": _records(card.lanes),
+        "beside": _records(card.beside),
+        "failures": _records(card.failures),
+        "not_run": _records(card.not_run),
+    }
+
+
+def write(card: Card) -> None:
+    """Write a card as HTML, Markdown and JSON; the JSON last, so that it vouches for the others."""
+    report_card_page.write(card, RULES)
+    results.write_json(content(card), card.folder / RECORD)
+
+
+def read(folder: Path | str) -> Card:
+    """Read a card from its folder.
+
+    Raises
+    ------
+    PotentialError
+        If there is none.
+    """
+    folder = Path(folder)
+    try:
+        found = json.loads((folder / RECORD).read_text())
+        frames = {name: pd.DataFrame(found.pop(name)) for name in ("lanes", "beside", "failures", "not_run")}
+        advice, reasons = found.pop("recommendation"), found.pop("reasons")
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise PotentialError(f"{folder} holds no report card: {error}") from error
+    for name, columns in (("failures", _FAILURES), ("not_run", _NOT_RUN)):
+        frames[name] = frames[name].reindex(columns=columns)
+    return Card(folder, found, recommendation=advice, reasons=reasons, **frames)

@@ -1,0 +1,534 @@
+"""The report card: which cases, what is said of them, bad calculators, resuming, the page."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.emt import EMT
+from typer.testing import CliRunner
+
+from helpers import benchmarks, cli, explanations, registry, report_card, report_card_page, results, runner, softening
+from helpers.benchmarks import Case
+from helpers.potentials import PotentialError
+from helpers.potentials.ase import ASEPotential
+from helpers.report_card import AGAINST_DFT, QUICK, STAND_INS, Sample
+
+# What EMT knows, and needs no file.
+TINY = {
+    "surfaces": {"tran-rebuilt": Sample(4)},
+    "elasticity": {"prototypes": Sample(6)},
+    "off_equilibrium": {"rattled-crystals": Sample(18)},
+}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Three copper surfaces, aluminium and copper to strain, and a rattled copper crystal: seconds with EMT."""
+    for name, metals in (("surfaces", ("Cu", "Al")), ("elasticity", ("Al", "Cu")), ("off_equilibrium", ("Cu", "MgO"))):
+        module = benchmarks.module(name)
+        whole = module.cases
+
+        def chosen(protocol=None, sets=None, whole=whole, metals=metals):
+            return [case for case in whole(protocol, sets) if case.material in metals]
+
+        monkeypatch.setattr(module, "cases", chosen)
+
+
+@pytest.fixture
+def no_data(tmp_path, monkeypatch):
+    """Nothing mirrored, nothing downloaded, no network."""
+    monkeypatch.delenv(registry.MIRROR_VARIABLE, raising=False)
+    monkeypatch.setenv(registry.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(registry.OFFLINE_VARIABLE, "1")
+
+
+def emt(**options):
+    return ASEPotential("ase:EMT", EMT(), **options)
+
+
+def make(calculator, out, **options):
+    """Make a small card of a calculator, or of a potential."""
+    potential = calculator if isinstance(calculator, ASEPotential) else ASEPotential("ase:mine.Calculator", calculator)
+    return report_card.make(potential, out, quick=TINY, n_resamples=50, **options)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Which cases
+
+
+def invented(name, material, atoms=4):
+    return Case(name, "set", material, {"crystal": [None] * atoms})
+
+
+CASES = [invented(f"{material}/{number}", material, 2 * number + 2) for material in "abcdef" for number in range(4)]
+
+
+def test_the_sample_is_the_same_every_time_and_grows_with_its_size():
+    names = [[case.name for case in report_card.draw("surfaces", CASES, Sample(n))] for n in (6, 6, 10)]
+    assert names[0] == names[1]
+    assert set(names[0]) < set(names[2])
+    assert len({name[0] for name in names[0]}) == 6, "every material once before any twice"
+    other = [case.name for case in report_card.draw("surfaces", CASES, Sample(6), seed=1)]
+    assert other != names[0]
+    assert names[0] == sorted(names[0]), "in the order in which they were given"
+
+
+def test_materials_are_drawn_whole_and_large_cases_left_out():
+    whole = report_card.draw("surfaces", CASES, Sample(2, whole=True))
+    assert len(whole) == 8
+    assert len({case.material for case in whole}) == 2
+    small = report_card.draw("surfaces", CASES, Sample(99, max_atoms=4))
+    assert {len(case.structures["crystal"]) for case in small} == {2, 4}
+    assert report_card.draw("surfaces", CASES, Sample(9, max_atoms=1)) == []
+
+
+def test_the_quick_sample_covers_every_family():
+    assert tuple(QUICK) == tuple(name for name in report_card.BENCHMARKS if name in QUICK)
+    assert set(QUICK) == set(report_card.BENCHMARKS)
+    for benchmark, sets in QUICK.items():
+        assert set(sets) <= set(benchmarks.module(benchmark).SETS)
+    # Every benchmark has a lane against DFT, and one that needs no file.
+    assert {family.benchmark for family in AGAINST_DFT.values()} == set(report_card.BENCHMARKS)
+    free = {name for name in QUICK if any(not benchmarks.module(name).SETS[one] for one in QUICK[name])}
+    assert free | set(STAND_INS) == set(report_card.BENCHMARKS)
+
+
+def test_without_data_the_sets_that_need_no_file_take_their_place(no_data):
+    plan, absent = report_card._plan(full=False, quick=None)
+    for benchmark, sets in plan.items():
+        assert sets, benchmark
+        assert all(benchmarks.module(benchmark).SETS[name] == () for name in sets)
+    assert {entry["set"] for entry in absent} >= {"slabs-109", "phonondb", "wbm-21"}
+    assert all(entry["command"] == f"softening fetch {entry['benchmark']}" for entry in absent)
+
+
+def test_end_members_are_not_drawn():
+    cases = benchmarks.module("solid_solutions").cases(sets=["ca-mg-o"])
+    assert all(0 < case.info["x"] < 1 for case in report_card.draw("solid_solutions", cases, Sample(1000)))
+
+
+# ---------------------------------------------------------------------------------------------------
+# Ranks and advice, on tables whose answers are known
+
+
+def made_up(slopes, n=30, noise=0.0, seed=0):
+    """Return rows of models that are off by these factors, on the same cases."""
+    rng = np.random.default_rng(seed)
+    reference = rng.normal(size=n)
+    parts = []
+    for model, slope in slopes.items():
+        value = slope * reference + noise * rng.normal(size=n)
+        names = [f"case {k}" for k in range(n)]
+        parts.append(pd.DataFrame({"model": model, "material": names, "case": names, "value": value, "reference": reference}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def judged(key="mine", name="surfaces", **slopes):
+    rows = made_up({key: 0.8, **slopes})
+    return report_card.judge(key, AGAINST_DFT[name], rows, "eV", n_resamples=50)
+
+
+def test_the_rank_is_by_the_error_on_common_cases():
+    lane, others = judged(better=0.9, worse=0.5)
+    assert (lane["rank"], lane["n_ranked"], lane["n_common"]) == (2, 3, 30)
+    assert lane["slope"] == pytest.approx(0.8)
+    assert lane["inverse_slope"] == pytest.approx(1.25)
+    assert lane["removed_own"] == pytest.approx(1)
+    assert others.set_index("model")["rank"].to_dict() == {"better": 1, "mine": 2, "worse": 3}
+
+
+def test_models_with_few_of_the_cases_do_not_shrink_the_comparison():
+    rows = made_up({"mine": 0.8, "better": 0.9, "sparse": 1.0, "nearly": 0.7})
+    rows = rows[~((rows["model"] == "sparse") & (rows.index % 2 == 0))]
+    rows = rows[~((rows["model"] == "nearly") & (rows["case"] == "case 3"))]
+    others = report_card.beside(rows, "mine", n_resamples=50)
+    assert set(others["model"]) == {"mine", "better", "nearly"}
+    assert set(others["n"]) == {29}
+
+
+def test_a_single_model_has_no_rank():
+    lane, others = judged()
+    assert lane["rank"] is None
+    assert others.empty
+
+
+def test_frequencies_go_with_the_root():
+    lane, _ = judged(name="phonons")
+    assert lane["factor"] == pytest.approx(1 / 0.8**2)
+
+
+def advice(slopes, noise=0.0):
+    """Return the advice for a model with these slopes in some families."""
+    lanes, points = [], {}
+    for number, (name, slope) in enumerate(slopes.items()):
+        points[name] = made_up({"mine": slope}, noise=noise, seed=number)
+        lanes.append(report_card.judge("mine", AGAINST_DFT[name], points[name], "eV", n_resamples=50)[0])
+    return report_card.advise(*report_card.with_common_factor(pd.DataFrame(lanes), points))
+
+
+def test_one_common_factor_is_a_scalar_fix():
+    found, reasons = advice({"surfaces": 0.8, "defects": 0.78, "phonons": np.sqrt(0.8), "forces-wbm": 0.82})
+    assert found == "scalar fix"
+    assert "4 of 4 families are soft" in reasons[0]
+    assert "1.25" in reasons[1]
+
+
+def test_families_that_disagree_need_fine_tuning():
+    found, reasons = advice({"surfaces": 0.5, "defects": 0.9, "phonons": 0.95, "forces-wbm": 0.8})
+    assert found == "fine-tuning"
+    assert any("do not agree" in reason and "surfaces" in reason for reason in reasons)
+
+
+def test_a_model_that_is_not_soft_needs_neither():
+    found, reasons = advice({"surfaces": 1.0, "defects": 0.99, "phonons": 1.1, "forces-wbm": 0.8})
+    assert found == "neither"
+    assert "1 of 4" in reasons[0]
+
+
+def test_scatter_is_not_mended():
+    found, reasons = advice({"surfaces": 0.5, "defects": 0.5, "forces-wbm": 0.5}, noise=0.51)
+    assert found == "neither"
+    assert "Scatter" in reasons[1] or "0 of 3" in reasons[0]
+
+
+def test_the_control_and_other_references_do_not_count():
+    lanes = pd.DataFrame([judged(name=name)[0] for name in ("surfaces", "forces-control")])
+    lanes.loc[0, "against"] = "chgnet-0.3.0"
+    found, reasons = report_card.advise(*report_card.with_common_factor(lanes, {name: made_up({"mine": 0.8}) for name in lanes["lane"]}))
+    assert found == "neither"
+    assert "Nothing could be measured" in reasons[0]
+
+
+def test_the_rules_name_the_thresholds():
+    text = " ".join(report_card.RULES)
+    assert f"{1 - softening.NO_SOFTNESS:.2f}" in text
+    assert f"{report_card.AGREE:g}" in text
+    assert f"{report_card.SCATTER:g}" in text
+    assert softening.SUFFICES == 0.5
+    assert "half" in text
+    assert softening.WORTH_HAVING == 0.2
+    assert "fifth" in text
+
+
+@pytest.mark.parametrize(("slopes", "word"), [((1.1, 0.9), "stiff"), ((1.0, 1.0), "right"), ((0.8, 1.0), "scatter"), ((0.8, 1.2), "soft")])
+def test_two_slopes_in_a_word(slopes, word):
+    assert softening.verdict(*slopes) == word
+
+
+# ---------------------------------------------------------------------------------------------------
+# A whole card
+
+
+def test_a_card_of_emt(few, tmp_path):
+    """A potential of factor 0.8 has 0.8 times the slopes, and the failures are counted with their reasons."""
+    cards = {c: make(emt() if c == 1 else emt().scaled(c), tmp_path / str(c)) for c in (1, 0.8)}
+    scale = {c: card.lanes.set_index("lane")["slope"] for c, card in cards.items()}
+    np.testing.assert_allclose(scale[0.8] / scale[1], 0.8, rtol=2e-3)
+    assert {"surfaces-built", "live-forces", "live-bulk", "live-shear"} == set(scale[1].index)
+    card = cards[1]
+    assert card.lanes.set_index("lane").loc["live-forces", "against"] == report_card.BOOK_MODEL
+    assert "No EMT-potential for Mg" in card.failures.set_index("benchmark").loc["off_equilibrium", "reason"]
+    assert card.about["cases"] > 0
+    assert card.about["atoms_per_second"] > 0
+    assert results.table_path("surfaces", "ase:EMT", tmp_path / "1").is_file()
+    html = (tmp_path / "1" / "report.html").read_text()
+    for words in ("surface energies, built", "No EMT-potential for Mg", "Recommendation", "What was not run", 'alt="Softening scale'):
+        assert words in html
+    assert not re.search(r"(src|href)=\"(?!data:)", html), "nothing is fetched"
+    assert (tmp_path / "1" / "report.md").read_text().startswith("# Report card of")
+
+
+def test_json_holds_the_whole_card(few, tmp_path):
+    card = make(EMT(), tmp_path)
+    again = report_card.read(tmp_path)
+    assert json.loads(json.dumps(report_card.content(card))) == report_card.content(again)
+    assert "NaN" not in (tmp_path / "report.json").read_text()
+    pd.testing.assert_frame_equal(card.lanes, again.lanes[card.lanes.columns], check_dtype=False)
+    with pytest.raises(PotentialError, match="no report card"):
+        report_card.read(tmp_path / "nothing")
+
+
+def test_the_same_call_again_does_nothing_and_another_one_is_refused(few, tmp_path, monkeypatch):
+    make(EMT(), tmp_path)
+    before = (tmp_path / "report.html").stat().st_mtime_ns
+    monkeypatch.setattr(runner, "run_cases", lambda *_, **__: pytest.fail("computed again"))
+    make(EMT(), tmp_path)
+    assert (tmp_path / "report.html").stat().st_mtime_ns == before
+    with pytest.raises(PotentialError, match=r"another report card .*seed"):
+        make(EMT(), tmp_path, seed=1)
+    with pytest.raises(PotentialError, match="energies"):
+        make(EMT(asap_cutoff=True), tmp_path)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("")
+    with pytest.raises(PotentialError, match="holds something else"):
+        make(EMT(), other)
+
+
+SLOW = """
+    import time
+    from ase.calculators.emt import EMT
+
+    class Slow(EMT):
+        def calculate(self, *args, **kwargs):
+            time.sleep(0.03)
+            super().calculate(*args, **kwargs)
+"""
+
+COMMAND = """
+    import sys
+    from helpers import report_card
+    from helpers.benchmarks import surfaces
+    from helpers.report_card import Sample
+
+    whole = surfaces.cases
+    surfaces.cases = lambda protocol=None, sets=None: [c for c in whole(protocol, sets) if c.material in ("Cu", "Al", "Ni", "Pd")]
+    report_card._ATOMS_PER_SHARD = 1
+    report_card.make("ase:slow.Slow", sys.argv[1], quick={"surfaces": {"tran-rebuilt": Sample(5)}}, processes=1, n_resamples=50)
+"""
+
+
+def test_killed_in_the_middle_it_goes_on(tmp_path):
+    (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW))
+    (tmp_path / "command.py").write_text(textwrap.dedent(COMMAND))
+    out = tmp_path / "card"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, str(tmp_path / "command.py"), str(out)]
+    job = subprocess.Popen(command, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(out.glob("runs/*/*/0*.parquet"))) < 2:
+        assert job.poll() is None, "the card was done before it could be killed"
+        time.sleep(0.01)
+    os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+    kept = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*/0*.parquet")}
+    assert not (out / "report.json").exists()
+    assert len(kept) >= 2
+    assert (out / "started.json").exists()
+    subprocess.run(command, env=environment, check=True)
+    card = report_card.read(out)
+    assert card.about["cases"] == 5
+    assert card.lanes.set_index("lane").loc["surfaces-built", "n"] == 5
+    assert not (out / "started.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------------
+# Bad calculators
+
+
+class Raises(EMT):
+    def calculate(self, *args, **kwargs):
+        raise RuntimeError("licence expired on day 17")
+
+
+class NotANumber(EMT):
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        self.results["forces"] = np.full_like(self.results["forces"], np.nan)
+
+
+class NoStress(Calculator):
+    """EMT without its stress."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        inner = EMT()
+        self.results = {"energy": inner.get_potential_energy(self.atoms), "forces": inner.get_forces(self.atoms)}
+
+
+class VerySlow(EMT):
+    def calculate(self, *args, **kwargs):
+        time.sleep(0.2)
+        super().calculate(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("calculator", "words"), [(Raises, "licence expired"), (NotANumber, "not numbers")])
+def test_a_calculator_that_breaks_has_a_card_all_the_same(few, tmp_path, calculator, words):
+    card = make(calculator(), tmp_path)
+    assert set(card.failures["benchmark"]) == set(TINY)
+    told = card.failures[card.failures["reason"].str.contains(words)]
+    assert set(told["benchmark"]) == set(TINY)
+    assert (told["cases"] > 1).all(), "counted together"
+    assert card.lanes.empty
+    assert card.recommendation == "neither"
+    assert words in (tmp_path / "report.html").read_text()
+    report_card.read(tmp_path)
+
+
+def test_without_stress_only_what_needs_it_fails(few, tmp_path):
+    card = make(NoStress(), tmp_path)
+    reasons = card.failures.set_index("benchmark")["reason"]
+    assert "gives no stress" in reasons["elasticity"]
+    assert "gives no stress" in reasons["surfaces"]
+    assert list(card.lanes["lane"]) == ["live-forces"]
+
+
+def test_phonons_without_stress_say_so(tmp_path):
+    quick = {"phonons": {"prototypes": Sample(5)}}
+    card = report_card.make(ASEPotential("ase:NoStress", NoStress()), tmp_path, quick=quick, n_resamples=50)
+    assert card.failures["reason"].str.contains("gives no stress").any()
+
+
+def test_a_slow_calculator_does_not_take_all_day(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_card, "_ATOMS_PER_SHARD", 1)
+    card = make(VerySlow(), tmp_path, budget_minutes=1.5 / 60)
+    overdue = card.not_run[card.not_run["reason"] == "no time left"]
+    assert "elasticity" in set(overdue["benchmark"])
+    assert "no time left" in (tmp_path / "report.html").read_text()
+    # With time, the same call goes on; the shards that were done are kept.
+    monkeypatch.setattr(VerySlow, "calculate", EMT.calculate)
+    card = make(VerySlow(), tmp_path)
+    assert card.not_run.empty
+    assert set(card.lanes["benchmark"]) == set(TINY)
+
+
+def test_code_that_breaks_on_a_case_costs_that_case_only(few, tmp_path, monkeypatch):
+    module = benchmarks.module("surfaces")
+    work = module.run
+
+    def breaks(potential, cases, protocol):
+        if any(case.material == "Al" for case in cases):
+            raise TypeError("unsupported operand")
+        return work(potential, cases, protocol)
+
+    monkeypatch.setattr(module, "run", breaks)
+    card = make(EMT(), tmp_path)
+    failed = card.failures.set_index("benchmark").loc["surfaces"]
+    assert "TypeError: unsupported operand" in failed["reason"]
+    assert card.lanes.set_index("lane").loc["surfaces-built", "n"] >= 2
+    monkeypatch.setattr(module, "run", breaks)
+    with pytest.raises(TypeError):
+        runner.run_cases("surfaces", emt(), module.cases(sets=["tran-rebuilt"]), base=tmp_path / "strict", progress=False)
+
+
+def test_a_broken_structure_does_not_spoil_the_next():
+    """EMT keeps half of what it began with an element that it does not know."""
+    from ase.build import bulk
+
+    metals = [bulk("Cu", cubic=True), bulk("Ca", cubic=True), bulk("Cu", cubic=True) * (2, 1, 1)]
+    fine, failed, after = emt().evaluate(metals)
+    assert fine.ok
+    assert "Ca" in failed.error
+    assert after.ok
+    assert after.energy == pytest.approx(2 * fine.energy)
+
+
+def test_reasons_that_differ_in_numbers_and_elements_are_counted_together():
+    reasons = ["bulk: No EMT-potential for Si", "No EMT-potential for W", "not converged in 300 steps: largest force 0.12 eV/Å"]
+    reasons += ["slab: not converged in 300 steps: largest force 2.51 eV/Å"]
+    table = pd.DataFrame({"case": list("abcd"), "status": "failed", "reason": reasons})
+    found = report_card.failures({"surfaces": table})
+    assert list(found["cases"]) == [2, 2]
+    assert list(found["kinds"]) == [2, 2]
+    assert found["reason"].iloc[0] == reasons[0]
+
+
+# ---------------------------------------------------------------------------------------------------
+# The page and the command
+
+
+HOSTILE = '<script>alert("x")</script> $a_{$ & `|`\n# heading'
+
+
+def test_hostile_names_and_reasons_stay_text(few, tmp_path):
+    class Hostile(EMT):
+        def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+            if "O" in atoms.symbols:
+                raise ValueError(HOSTILE)
+            super().calculate(atoms, properties, system_changes)
+
+    make(ASEPotential(f"ase:{HOSTILE}", Hostile()), tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    outside = re.sub(r"^(```+)\n.*?^\1$", "", (tmp_path / "report.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert "\n# heading" not in outside
+    assert "<script" not in outside
+
+
+def test_paths_of_files_are_not_shown():
+    assert report_card.shown_name("file:/home/someone/secret/my-fix") == "file:my-fix"
+    assert report_card.shown_name("chgnet-0.3.0") == "CHGNet 0.3.0"
+
+
+def test_figures_of_an_empty_card_say_so(few, tmp_path):
+    card = make(Raises(), tmp_path)
+    for figure in (report_card_page.slopes_figure, report_card_page.parity_figure):
+        with pytest.raises(ValueError, match="nothing to draw"):
+            figure(card)
+
+
+def test_the_command(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_card, "QUICK", TINY)
+    arguments = ["report", "-m", "ase:ase.calculators.emt.EMT", "--out", str(tmp_path / "card"), "--processes", "1"]
+    outcome = CliRunner().invoke(cli.app, arguments)
+    assert outcome.exit_code == 0, outcome.output
+    for words in ("surface energies, built", "No EMT-potential for Mg", "recommendation:", "report.html"):
+        assert words in outcome.output
+    again = CliRunner().invoke(cli.app, arguments)
+    assert again.exit_code == 0
+    assert "recommendation:" in again.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "chgnet"], "Known: chgnet-0.3.0"),
+        (["-m", "ase:no.such.Thing"], "No module named"),
+        (["-m", "file:missing.model"], "missing.model"),
+        (["-m", "ase:ase.calculators.emt.EMT", "--budget", "0"], "positive number of minutes"),
+    ],
+)
+def test_mistakes_are_one_line_and_a_status(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.setattr(sys, "argv", ["softening", "report", "--out", str(tmp_path / "card"), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said
+    assert "Traceback" not in said
+
+
+def test_an_unverified_pickle_is_refused(tmp_path, monkeypatch, capsys):
+    """Nothing is unpickled: the bytes below would write a file."""
+    import pickle
+
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "pwned"), "w"))
+
+    (tmp_path / "evil.model").write_bytes(pickle.dumps(Evil()))
+    monkeypatch.setattr(sys, "argv", ["softening", "report", "-m", f"file:{tmp_path / 'evil.model'}", "--out", str(tmp_path / "card")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "--trust" in capsys.readouterr().err
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_complete_tables_are_used_in_full(tmp_path, monkeypatch, few):
+    """What data/results holds is not computed again, and nothing is written there."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("registry.csv", "reference", "paper"):
+        (data / name).symlink_to(registry.data_dir() / name)
+    monkeypatch.setenv(registry.DATA_VARIABLE, str(data))
+    module = benchmarks.module("surfaces")
+    cases = module.cases(sets=["tran-rebuilt"])
+    first = runner.run_cases("surfaces", emt(), cases, progress=False)
+    before = {path: path.stat().st_mtime_ns for path in data.rglob("*.parquet")}
+    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("computed again"))
+    again = runner.run_cases("surfaces", emt(), cases, base=tmp_path / "card", progress=False)
+    pd.testing.assert_frame_equal(first.table, again.table)
+    assert {path: path.stat().st_mtime_ns for path in data.rglob("*.parquet")} == before
+    assert explanations.rows(AGAINST_DFT["surfaces-built"], again.table).shape[0] == len(cases)
