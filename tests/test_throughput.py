@@ -1,6 +1,7 @@
 """What structures and shards cost, and what that projects to."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -60,15 +61,19 @@ def test_a_line_through_noise_is_never_negative():
     assert Line.through([10, 20], [2.0, 3.0]) == Line(1.0, 0.1)
 
 
-def test_a_small_measurement():
+def test_a_small_measurement(monkeypatch):
+    """In this process, for speed; processes and clusters have tests of their own."""
+    monkeypatch.setattr(throughput, "_start", lambda key: 1.0)
+    monkeypatch.setattr(throughput, "ProcessPoolExecutor", lambda n, mp_context: ThreadPoolExecutor(n))
+    monkeypatch.setattr(throughput.cluster, "each", lambda function, tasks, *_, **__: [function(*task) for task in tasks])
     protocol = throughput.Protocol(repeats=(1,), atoms_per_shard=(16, 160), n_shards=(2, 2), n_repetitions=1)
     table = throughput.measure("chgnet-0.3.0", protocol)
-    assert (table["value"] > 0).all()
+    assert (table["value"] >= 0).all()
     costs = Costs.from_table(table)
     assert costs.n_atoms == 8
     assert costs.structures_per_shard == 2
     value = table[table["set"] == "structure"].set_index("property")["value"]
-    assert value["neighbours"] < value["graph"] < value["evaluation"]
+    assert 0 < value["neighbours"] < value["graph"] < value["evaluation"]
 
 
 def test_the_committed_table_is_complete():

@@ -182,19 +182,9 @@ def each(
 
 
 def _dashboard(client) -> str:
-    """Return a line about the dashboard."""
-    if importlib.util.find_spec("bokeh") is None:
-        return "no dashboard here: it needs bokeh (pip install bokeh) where the scheduler runs"
-    return f"dashboard: {client.dashboard_link}"
-
-
-def _no_helpers(error: Exception) -> RunError | None:
-    """Return what it means if a worker could not even find the function."""
-    if isinstance(error, (ImportError, AttributeError)):
-        return RunError(
-            f"a worker could not read its task ({error}). Install this project, in the same version, in the environment of the workers."
-        )
-    return None
+    """Return a line about the dashboard. Whether the scheduler has what it needs can only be guessed from here."""
+    note = "" if importlib.util.find_spec("bokeh") else " (its pages need bokeh where the scheduler runs: pip install bokeh)"
+    return f"dashboard: {client.dashboard_link}{note}"
 
 
 class _KilledItsWorkers:
@@ -205,13 +195,20 @@ def _calls(client, function, arguments, positions: Iterable[int], at_once: int |
     """Make calls, so many at once. By default twice as many as there are workers: none waits, and the scheduler holds few arguments."""
     import cloudpickle
     from distributed import KilledWorker, as_completed
+    from distributed.client import ClosedClientError
 
     # A message that a worker cannot read makes it leave without a word, and the next worker after it. This travels by value, and bytes
     # can always be read; what is wrong with them is then an error like any other.
+    unreadable = "the task cannot be read"
+
     def call(payload: bytes) -> object:
         import pickle
+        import platform
 
-        function, arguments = pickle.loads(payload)  # noqa: S301  (what the client packed)
+        try:
+            function, arguments = pickle.loads(payload)  # noqa: S301  (what the client packed)
+        except Exception as error:  # noqa: BLE001  (imported code can fail in any way; it is told to the client)
+            raise LookupError(unreadable, platform.node(), str(error)) from None
         return function(*arguments)
 
     rest = iter(positions)
@@ -239,13 +236,18 @@ def _calls(client, function, arguments, positions: Iterable[int], at_once: int |
         except KilledWorker:
             result = _KilledItsWorkers()
         except Exception as error:
+            if error.args[:1] == (unreadable,):
+                raise RunError(
+                    f"the worker on {error.args[1]} cannot read its task ({error.args[2]}). "
+                    "Install this project, in the same version, in the environment of the workers."
+                ) from None
             # What the function raised is the caller's; anything else is the connection.
             if future.status == "error":
-                raise _no_helpers(error) or error from None
+                raise
             raise lost from error
         del future
         yield place, result
         try:
             done.update(more())
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ClosedClientError) as error:
             raise lost from error

@@ -187,7 +187,7 @@ def _of_shards(key: str, protocol: Protocol, atoms_per_shard: int, n: int, start
     measured = [
         ("start", start, "s"),
         ("dispatch_processes", by_processes, "s"),
-        ("dispatch_dask", (many - few) / n, "s"),
+        ("dispatch_dask", max(0.0, (many - few) / n), "s"),
         ("write", written, "s"),
         ("join", joining, "s"),
         ("structures", n_structures, ""),
