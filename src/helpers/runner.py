@@ -323,7 +323,7 @@ def _compute(job, potential, pieces, todo, processes, scheduler, tell) -> Iterat
             yield number, compute_shard(job.benchmark, potential, pieces[number], job.protocol)
         return
     # A forked PyTorch can hang; a spawned process starts clean.
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=cluster.end_with_parent) as pool:
         jobs = {pool.submit(compute_here, job, pieces[number]): number for number in todo}
         try:
             for done in as_completed(jobs):
