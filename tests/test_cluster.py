@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -183,17 +184,16 @@ class Dask:
             process.wait()
 
     def _start(self, module, *arguments, **variables):
-        # Two deaths, not four, before a call counts as deadly.
-        environment = {**os.environ, "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1", "OMP_NUM_THREADS": "1", **variables}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
         with open(self.folder / f"{len(self.processes)}.log", "wb") as log:
             command = [sys.executable, "-m", f"distributed.cli.{module}", *arguments]
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         self.processes.append(process)
         return process
 
-    def scheduler(self):
+    def scheduler(self, **variables):
         arguments = ("--host", "127.0.0.1", "--port", "0", "--dashboard-address", "127.0.0.1:0", "--scheduler-file", self.file)
-        process = self._start("dask_scheduler", *arguments)
+        process = self._start("dask_scheduler", *arguments, **variables)
         wait_for(lambda: Path(self.file).is_file(), "the scheduler")
         return process
 
@@ -297,8 +297,11 @@ def test_every_call_is_answered_once_and_the_dashboard_is_mentioned_once(monkeyp
 
 
 def test_what_kills_its_workers_is_named_and_the_rest_is_finished(dask):
-    dask.scheduler()
-    dask.worker("--nworkers", "2")
+    # One death is enough to be suspected, and one more, alone, to be guilty; the third worker stays. Without nannies, which restart
+    # workers: one that has hardly started its worker gives up when that dies.
+    dask.scheduler(DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0")
+    for _ in range(3):
+        dask.worker("--no-nanny")
 
     def deadly(number):
         if number == 3:
@@ -497,6 +500,30 @@ def test_a_dead_process_is_one_line(data, few_cases, gate):
     assert isinstance(error, runner.RunError)
     assert "a process died" in str(error)
     assert "shards are done and kept. The same command goes on" in str(error)
+
+
+def test_a_killed_command_leaves_no_processes_behind(tmp_path):
+    script = tmp_path / "parent.py"
+    code = """
+        import os
+        import time
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        from helpers import cluster
+
+        if __name__ == "__main__":
+            pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=cluster.end_with_parent)
+            print(pool.submit(os.getpid).result(), flush=True)
+            time.sleep(600)
+    """
+    script.write_text(textwrap.dedent(code))
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    assert child.is_running()
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, "the child to end")
 
 
 def test_a_run_killed_between_table_and_provenance_is_finished(data, few_cases, quick, monkeypatch):

@@ -7,7 +7,10 @@ shards. Dask is an optional part: this module imports it only when a cluster is 
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
+import os
 import signal
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,6 +27,18 @@ WAYS = "local, an address (tcp://host:8786), a scheduler file (.json) or a SLURM
 
 class RunError(Exception):
     """A run cannot go on as asked; the message says what to do."""
+
+
+def end_with_parent() -> None:
+    """Make this process end when the one that started it is gone, even by a kill that left it no time to say so."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
 
 
 def check(scheduler: str, workers: int | None = None) -> None:

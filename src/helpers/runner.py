@@ -261,7 +261,7 @@ def workers(device: str | torch.device, processes: int | None = None) -> Iterato
         yield None
         return
     # A forked PyTorch can hang; a spawned process starts clean.
-    pool = ProcessPoolExecutor(number, mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(number, mp_context=get_context("spawn"), initializer=cluster.end_with_parent)
     try:
         yield pool
     except BaseException:

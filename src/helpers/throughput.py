@@ -174,7 +174,7 @@ def _of_shards(key: str, protocol: Protocol, atoms_per_shard: int, n: int, start
         join_start = time.process_time()
         joined = pd.concat([pd.read_parquet(path) for _ in range(n)], ignore_index=True)
         joining = (time.process_time() - join_start) / n
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=cluster.end_with_parent) as pool:
         pool.submit(_answer, cases, table).result()
         by_processes = _fastest(lambda: list(pool.map(_answer, [cases] * n, [table] * n)), 1) / n
     # The cluster is made and ended once with few calls and once with many; the difference is the calls.
