@@ -14,21 +14,26 @@ import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import ase
 import numpy as np
 import pandas as pd
+from ase.neighborlist import neighbor_list
 
 from helpers import results, softening
+from helpers.benchmarks.surfaces import J_PER_M2
+from helpers.benchmarks.surfaces import surface_energy as _gamma
+from helpers.engine import Relaxed
+from helpers.potentials.base import Potential
 
 # An answer that is computed differently may differ in the last digits.
 TOLERANCE = 1e-3
 
-# 1 eV/Å² in J/m²; √(1 eV/Å² / 1 u) / 2π in THz: CODATA 2018 values.
-J_PER_M2 = 16.02176634
+# √(1 eV/Å² / 1 u) / 2π in THz: CODATA 2018 values.
 _ELEMENTARY_CHARGE, _ATOMIC_MASS = 1.602176634e-19, 1.66053906660e-27
 THZ = float(np.sqrt(_ELEMENTARY_CHARGE * 1e20 / _ATOMIC_MASS) / (2 * np.pi) * 1e-12)
 
 
-class NotYet(AssertionError):
+class NotYet(AssertionError):  # noqa: N818
     """An answer is not right yet; the message says what to look at."""
 
     def _render_traceback_(self) -> list[str]:
@@ -167,8 +172,9 @@ def check_number(
 
 def call(name: str, function: Callable[..., object], *data: object) -> object:
     """Call a student's function with copies of the data, and turn what goes wrong into a message."""
+    copied = [copy.deepcopy(item) if isinstance(item, np.ndarray | list | ase.Atoms) else item for item in data]
     try:
-        return function(*copy.deepcopy(data))
+        return function(*copied)
     except NotImplementedError:
         raise NotYet(f"{name}: this is still a gap. Fill it in, run its cell, then this one.") from None
     except Exception as error:
@@ -245,6 +251,76 @@ def check_interval(answer: object, reference: np.ndarray, predicted: np.ndarray,
     raise NotYet(
         f"{name}: it is {found}. Each sample draws as many materials as there are, with replacement, and fits one slope to all of them."
     )
+
+
+def need(**answers: object) -> None:
+    """Refuse to go on while an answer of the cell above is missing: ``need(slab=slab)``."""
+    missing = [name for name, value in answers.items() if value is None or value is Ellipsis]
+    if missing:
+        raise NotYet(f"{' and '.join(missing)}: there is no answer yet. Fill the gap, run its cell, then this one.")
+
+
+def check_relaxed(
+    name: str, answer: object, potential: Potential, fmax: float, smax: float | None = None, start: ase.Atoms | None = None
+) -> None:
+    """Check that a structure is relaxed, by evaluating it once more.
+
+    Parameters
+    ----------
+    name : str
+    answer : Relaxed
+        What :func:`helpers.engine.relax` returns for one structure.
+    potential : Potential
+        With which it should have been relaxed.
+    fmax : float
+        Largest force, eV/Å.
+    smax : float, optional
+        Largest component of the stress, eV/Å³; by default the cell need not be relaxed but must be that of ``start``.
+    start : ase.Atoms, optional
+        Structure before the relaxation, with the cell that must have stayed.
+    """
+    if isinstance(answer, list) and answer:
+        raise NotYet(f"{name}: `relax` returns a list, one entry per structure. Take its first entry.")
+    if not isinstance(answer, Relaxed):
+        raise NotYet(f"{name}: this should be what `engine.relax` returns for one structure, but it is a {type(answer).__name__}.")
+    found = potential.evaluate([answer.atoms], stress=smax is not None)[0]
+    force = float(np.linalg.norm(found.forces, axis=1).max()) if found.ok else np.inf
+    if not force < 1.05 * fmax + 1e-4:
+        raise NotYet(f"{name}: the largest force is {force:.3f} eV/Å. Which `fmax` was asked for, and is it this potential's?")
+    if smax is not None and np.abs(found.stress).max() > 1.05 * smax + 1e-5:
+        raise NotYet(f"{name}: the crystal is still under stress. Its cell has to relax, too: look at the argument `cell`.")
+    if start is not None and not np.allclose(answer.atoms.cell, start.cell, atol=1e-6):
+        raise NotYet(f"{name}: the cell has changed. The slab sits on a bulk that it cannot pull along: look at the argument `cell`.")
+    print(f"✓ {name}: right.")
+
+
+def check_slab(answer: object, crystal: ase.Atoms, n_layers: int, vacuum: float) -> None:
+    """Check a slab with one atom per layer.
+
+    Parameters
+    ----------
+    answer : ase.Atoms
+    crystal : ase.Atoms
+        The bulk it is cut from, relaxed.
+    n_layers : int
+        Atoms it should have.
+    vacuum : float
+        Empty height on *each* side, Å.
+    """
+    name = "slab"
+    if not isinstance(answer, ase.Atoms):
+        raise NotYet(f"{name}: this should be an ase.Atoms, but it is a {type(answer).__name__}.")
+    if not answer.pbc.all():
+        raise NotYet(f"{name}: it is not periodic in all three directions. The engine wants that; the vacuum keeps the images apart.")
+    if len(answer) != n_layers:
+        raise NotYet(f"{name}: it has {len(answer)} atoms. One atom per layer is enough: look at `size`.")
+    bond, wanted = (neighbor_list("d", atoms, 4.0).min() for atoms in (answer, crystal))
+    if abs(bond - wanted) > 1e-3:
+        raise NotYet(f"{name}: its atoms are not as far apart as in the relaxed bulk. Whose lattice parameter was taken?")
+    height = float(answer.cell[2, 2] - np.ptp(answer.positions[:, 2]))
+    if abs(height - 2 * vacuum) > 0.1:
+        raise NotYet(f"{name}: the empty height is {height:.1f} Å. In ASE `vacuum` is what is added on *each* side.")
+    print(f"✓ {name}: right.")
 
 
 def _percentiles(x: np.ndarray, y: np.ndarray, groups: np.ndarray, quantiles: tuple[float, float], n_samples: int = 4000) -> np.ndarray:
@@ -327,12 +403,28 @@ def _every_label(pairs: list[tuple[np.ndarray, np.ndarray]], own: bool = False, 
     return np.array(left)
 
 
-def _gamma(e_slab: float, n_atoms: int, e_bulk: float, area: float) -> float:
-    return (e_slab - n_atoms * e_bulk) / (2 * area)
-
-
 def _frequency(k: float, mass: float) -> float:
     return THZ * float(np.sqrt(k / mass))
+
+
+def _displaced_forces(crystal: ase.Atoms, potential: Potential, step: float, atoms: tuple[int, ...] = (0,), read: int = 0) -> np.ndarray:
+    """Return the force along x on one atom after some have been displaced by +step and by −step along x."""
+    moved = [crystal.copy(), crystal.copy()]
+    for sign, copied in zip((1, -1), moved, strict=True):
+        copied.positions[list(atoms), 0] += sign * step
+    return np.array([prediction.forces[read, 0] for prediction in potential.evaluate(moved)], dtype=float)
+
+
+def _at_gamma(crystal: ase.Atoms, potential: Potential, repeats: int, step: float) -> np.ndarray:
+    """Return the frequencies of a crystal at Γ, THz, in ascending order."""
+    # Phonopy takes a second to import; only one lab needs it.
+    from helpers.benchmarks import phonons
+
+    protocol = phonons.Protocol(displacement_a=step, relax=False)
+    found = phonons.phonons(potential, [phonons.own(crystal, repeats, protocol)], protocol)[0]
+    if found.error:
+        raise ValueError(found.error)
+    return phonons.frequencies(found.model, np.zeros((1, 3)))[0]
 
 
 QUESTIONS: dict[str, Question] = {
@@ -484,7 +576,61 @@ QUESTIONS: dict[str, Question] = {
             Slip(lambda gamma, dft: gamma / J_PER_M2 / dft, "the unit was converted the wrong way: 1 eV/Å² is *many* J/m²."),
         ),
     ),
+    "share below": Question(
+        "share below DFT",
+        lambda x, y: float((np.asarray(y) < np.asarray(x)).mean()),
+        (
+            Slip(lambda x, y: float((np.asarray(y) > np.asarray(x)).mean()), "this is the share *above* DFT."),
+            Slip(lambda x, y: float((np.asarray(y) < np.asarray(x)).sum()), "this is how many there are. Of how many?"),
+        ),
+    ),
+    "layers": Question(
+        "surface energy for each number of layers",
+        lambda energies, layers, e_bulk, area: np.array([_gamma(e, n, e_bulk, area) for e, n in zip(energies, layers, strict=True)]),
+        (
+            Slip(
+                lambda energies, layers, e_bulk, area: np.array(
+                    [2 * _gamma(e, n, e_bulk, area) for e, n in zip(energies, layers, strict=True)]
+                ),
+                "how many surfaces does a slab have?",
+            ),
+            Slip(
+                lambda energies, layers, e_bulk, area: np.array([_gamma(e, layers[-1], e_bulk, area) for e in energies]),
+                "each slab has its own number of atoms.",
+            ),
+        ),
+    ),
     # Lab 3
+    "displaced forces": Question(
+        "forces at +step and −step",
+        _displaced_forces,
+        (
+            Slip(lambda *data: _displaced_forces(*data, read=1), "these are the forces on the *other* atom. The first one was displaced."),
+            Slip(lambda *data: -_displaced_forces(*data), "the signs. The first number belongs to +step, and the force pulls back."),
+            Slip(lambda *data: _displaced_forces(*data, atoms=(0, 1)), "both atoms moved, so nothing happened. Displace the first only."),
+            Slip(
+                lambda crystal, potential, step: _displaced_forces(crystal, potential, step / 2),
+                "the atom was moved by half a step. It goes to +step and to −step.",
+            ),
+            Slip(
+                lambda crystal, potential, step: np.array([_displaced_forces(crystal, potential, step)[0], 0.0]),
+                "the second displacement started from the first. Move a fresh copy of the crystal each time.",
+            ),
+        ),
+        tolerance=0.01,
+    ),
+    "frequency at Γ": Question(
+        "highest frequency at Γ",
+        lambda *data: float(_at_gamma(*data)[-1]),
+        (
+            Slip(
+                lambda *data: float(_at_gamma(*data)[0]),
+                "this is the lowest, an acoustic mode. It is zero because the crystal may be moved freely.",
+            ),
+            Slip(lambda *data: float(2 * np.pi * _at_gamma(*data)[-1]), "this is an angular frequency. phonopy gives THz as it is."),
+        ),
+        tolerance=0.02,
+    ),
     "spring constant": Question(
         "spring constant",
         lambda f_plus, f_minus, step: -(f_plus - f_minus) / (2 * step),
