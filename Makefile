@@ -57,10 +57,10 @@ lab: $(VENV)/.lab  ## Open the chapters in JupyterLab
 	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks
 
 labs: $(VENV)/.teach  ## Make the students' version of the course labs: notebooks/labs/release
-	cd notebooks/labs && for lab in $(LABS); do $(CURDIR)/$(BIN)/nbgrader generate_assignment $$lab --create --force || exit 1; done
+	cd notebooks/labs && for lab in $(LABS); do $(abspath $(BIN))/nbgrader generate_assignment $$lab --create --force || exit 1; done
 
 autograde: $(VENV)/.teach  ## Grade what lies in notebooks/labs/submitted, and write the grades to grades.csv there
-	cd notebooks/labs && for lab in $(LABS); do if ls -d submitted/*/$$lab > /dev/null 2>&1; then $(CURDIR)/$(BIN)/nbgrader autograde $$lab --create --force || exit 1; fi; done && $(CURDIR)/$(BIN)/nbgrader export
+	cd notebooks/labs && for lab in $(LABS); do if ls -d submitted/*/$$lab > /dev/null 2>&1; then $(abspath $(BIN))/nbgrader autograde $$lab --create --force || exit 1; fi; done && $(abspath $(BIN))/nbgrader export
 
 results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data: softening fetch)
 	for benchmark in surfaces defects solid_solutions phonons elasticity migration off_equilibrium; do for model in $(MODELS); do $(BIN)/softening run $$benchmark --model $$model || exit 1; done; done

@@ -98,8 +98,22 @@ def hand_in(folder, student, lab, path):
     shutil.copy(path, target)
 
 
+def run(notebook):
+    """Run the code cells of a notebook one after another in this process; return (cell, exception or None) for each."""
+    space, outcome = {}, []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            try:
+                exec(compile(cell.source, marks(cell)["grade_id"], "exec"), space)  # noqa: S102
+            except Exception as error:  # noqa: BLE001
+                outcome.append((cell, error))
+            else:
+                outcome.append((cell, None))
+    return outcome
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-def test_solution_gets_all_points_and_the_empty_version_none(course, path):
+def test_the_solution_gets_all_points(course, path):
     folder, api = course
     lab = path.parent.name
     made = api.generate_assignment(lab)
@@ -114,28 +128,31 @@ def test_solution_gets_all_points_and_the_empty_version_none(course, path):
     page = build_script().student_version(read(path))
     assert [cell.source.strip() for cell in page.cells] == [cell.source.strip() for cell in read(released).cells]
 
-    hand_in(folder, "ada", lab, path)
-    hand_in(folder, "empty", lab, released)
-    for student in ("ada", "empty"):
+    # A kernel takes most of its time to import: only one empty version goes through nbgrader, too.
+    students = {"ada": path} | ({"empty": released} if lab == "lab2" else {})
+    for student, notebook in students.items():
+        hand_in(folder, student, lab, notebook)
         graded = api.autograde(lab, student)
         assert graded["success"], graded["log"]
     with Gradebook(f"sqlite:///{folder}/gradebook.db") as book:
-        scores = {student: book.find_submission(lab, student).notebooks[0] for student in ("ada", "empty")}
+        scores = {student: book.find_submission(lab, student).notebooks[0] for student in students}
         assert scores["ada"].code_score == scores["ada"].max_code_score > 0
-        assert scores["empty"].score == 0
         assert all(grade.needs_manual_grade for grade in scores["ada"].grades if grade.cell.cell_type == "markdown")
+        assert "empty" not in scores or scores["empty"].score == 0
+    cells = read(folder / "autograded" / "ada" / lab / path.name).cells
+    assert not [output for cell in cells for output in cell.get("outputs", []) if output.output_type == "error"]
 
-    # Where the empty version stops, it is at a gap or at the check of one.
-    for cell in read(folder / "autograded" / "empty" / lab / path.name).cells:
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                assert marks(cell)["solution"] or marks(cell)["grade"], marks(cell)["grade_id"]
-                allowed = ("NotImplementedError",) if marks(cell)["solution"] else ("NotYet", "NotImplementedError", "NameError")
-                assert output.ename in allowed, (marks(cell)["grade_id"], output.ename, output.evalue)
-    errors = [
-        o for c in read(folder / "autograded" / "ada" / lab / path.name).cells for o in c.get("outputs", []) if o.output_type == "error"
-    ]
-    assert not errors
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_the_empty_version_stops_at_its_gaps_only(path):
+    outcome = run(build_script().student_version(read(path)))
+    for cell, error in outcome:
+        if marks(cell)["grade"]:
+            assert isinstance(error, labs.NotYet | NotImplementedError | NameError), (marks(cell)["grade_id"], error)
+        elif marks(cell)["solution"]:
+            assert error is None or isinstance(error, NotImplementedError), (marks(cell)["grade_id"], error)
+        else:
+            assert error is None, (marks(cell)["grade_id"], error)
 
 
 def test_a_wrong_answer_in_a_students_notebook_gets_its_hint():
@@ -342,7 +359,7 @@ def test_intervals(capsys):
         "two thirds": resampled(x, y, group, (16, 84)),
         "lower end comes first": right[::-1],
         "other slope": resampled(y, x, group, (2.5, 97.5)),
-        "too narrow": right + 0.42 * np.ptp(right) * np.array([1, -1]),
+        "too narrow": right[0] + np.ptp(right) * np.array([0.1, 0.35]),
         "too wide": right + 0.8 * np.ptp(right) * np.array([-1, 1]),
         "wrong place": right + 3 * np.ptp(right),
         "it has shape": 0.8,

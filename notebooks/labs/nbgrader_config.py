@@ -19,5 +19,5 @@ c.ClearSolutions.text_stub = "YOUR ANSWER HERE"
 # Seconds per cell, for a slow machine with two cores.
 c.ExecutePreprocessor.timeout = 600
 
-# A long function need not be scrolled sideways in the feedback.
+# Feedback is written anew after the words have been marked.
 c.GenerateFeedback.force = True
