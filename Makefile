@@ -4,9 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 MODELS ?= chgnet-0.3.0 chgnet-0.2.0 m3gnet-mp-2021.2.8 m3gnet-matpes-pbe-2025.1 tensornet-matpes-pbe-2025.1
 PORT   ?= 8000
+LABS   ?= lab1 lab2 lab3 lab4
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint format serve lab pdf results hero new-chapter lock check clean
+.PHONY: help book test lint format serve lab labs autograde pdf results hero new-chapter lock check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -24,6 +25,10 @@ $(VENV)/.dev: $(VENV)/.core
 
 $(VENV)/.lab: $(VENV)/.core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .[lab]
+	@touch $@
+
+$(VENV)/.teach: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .[teach]
 	@touch $@
 
 book: $(VENV)/.core  ## Build the book: book/_build/html/index.html
@@ -56,6 +61,12 @@ pdf: book $(VENV)/.dev  ## Print the book: book/_build/soft-potentials.pdf (need
 lab: $(VENV)/.lab  ## Open the chapters in JupyterLab
 	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks
 
+labs: $(VENV)/.teach  ## Make the students' version of the course labs: notebooks/labs/release
+	cd notebooks/labs && for lab in $(LABS); do $(abspath $(BIN))/nbgrader generate_assignment $$lab --create --force || exit 1; done
+
+autograde: $(VENV)/.teach  ## Grade what lies in notebooks/labs/submitted, and write the grades to grades.csv there
+	cd notebooks/labs && for lab in $(LABS); do if ls -d submitted/*/$$lab > /dev/null 2>&1; then $(abspath $(BIN))/nbgrader autograde $$lab --create --force || exit 1; fi; done && $(abspath $(BIN))/nbgrader export
+
 results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data: softening fetch)
 	for benchmark in surfaces defects solid_solutions phonons elasticity migration off_equilibrium; do for model in $(MODELS); do $(BIN)/softening run $$benchmark --model $$model || exit 1; done; done
 	for benchmark in fine_tuning mending curvature_mending; do $(BIN)/softening run $$benchmark --model chgnet-0.3.0 || exit 1; done
@@ -68,7 +79,7 @@ hero: $(VENV)/.core  ## Draw the picture of the README and the introduction anew
 
 lock:  ## Resolve the newest versions anew and rewrite requirements.lock (a test says which pins of environment.yml must follow)
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet -e .[dev,lab]
+	$(VENV)-lock/bin/python -m pip install --quiet -e .[dev,lab,teach]
 	$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed "s/+cpu//" > requirements.lock
 	rm -rf $(VENV)-lock
 

@@ -8,6 +8,8 @@ what no longer holds. A notebook depends on
 * the modules of ``helpers`` it imports, and what they import in turn,
 * ``data/results/<name>`` for each module among them that has such a folder (all results for the scoreboard's reader),
 * the small tables in ``data/paper`` and ``data/reference``, the registry, and the lock file.
+
+The pages of the course labs are the students' versions, written to ``book/labs`` before every build and not executed.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import ast
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +32,7 @@ HELPERS = ROOT / "src" / "helpers"
 BUILD = ROOT / "book" / "_build"
 CACHE = BUILD / ".jupyter_cache"
 FINGERPRINTS = BUILD / "fingerprints.json"
+LABS = ROOT / "notebooks" / "labs" / "source"
 
 
 def module_file(name: str) -> Path | None:
@@ -104,8 +108,40 @@ def forget_stale(notebooks: list[Path]) -> dict[str, str]:
     return now
 
 
+def lab_pages() -> dict[str, Path]:
+    """Return the pages of the labs, as the table of contents names them, with the notebook each is made from."""
+    return {f"book/labs/{path.stem}": path for path in sorted(LABS.glob("*/*.ipynb"))}
+
+
+def student_version(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Return a lab with gaps in place of solutions and without hidden tests, as ``nbgrader generate_assignment`` makes it."""
+    notebook = nbformat.from_dict(notebook)
+    for cell in notebook.cells:
+        marks = cell.metadata.get("nbgrader", {})
+        source = re.sub(r"^ *### BEGIN HIDDEN TESTS\n.*?^ *### END HIDDEN TESTS\n?", "", cell.source, flags=re.DOTALL | re.MULTILINE)
+        if marks.get("solution") and cell.cell_type == "markdown":
+            source = "YOUR ANSWER HERE"
+        elif marks.get("solution"):
+            region = r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION$"
+            gap = r"\1# YOUR CODE HERE\n\1raise NotImplementedError()"
+            source = re.sub(region, gap, source, flags=re.DOTALL | re.MULTILINE)
+        cell.source = source.rstrip("\n")
+    return notebook
+
+
+def write_labs() -> None:
+    """Write the pages of the labs; a page that has not changed is left alone, so that Sphinx does not read it again."""
+    for page, path in lab_pages().items():
+        text = nbformat.writes(student_version(nbformat.read(path, as_version=4)))
+        target = ROOT / f"{page}.ipynb"
+        target.parent.mkdir(exist_ok=True)
+        if not target.is_file() or target.read_text() != text:
+            target.write_text(text)
+
+
 def main() -> int:
     """Build the HTML book with warnings as errors."""
+    write_labs()
     notebooks = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb"))
     now = forget_stale(notebooks)
     tool = str(Path(sys.executable).parent / "jupyter-book")

@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -146,7 +147,6 @@ def test_forms_for_issues_are_valid():
 
 
 def test_spelling_and_printing_tools_are_requirements_of_developers():
-    text = (ROOT / "pyproject.toml").read_text()
-    (line,) = re.findall(r"^dev = \[(.*)\]$", text, flags=re.MULTILINE)
-    names = {Requirement(entry.strip(' "')).name for entry in line.split(",")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {Requirement(entry).name for entry in project["optional-dependencies"]["dev"]}
     assert {"codespell", "pre-commit", "pypdf", "ruff", "nbstripout", "pytest"} <= names

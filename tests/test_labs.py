@@ -1,0 +1,418 @@
+"""The course labs: the solution gets all points, the empty version none, and every usual slip its hint."""
+
+import importlib.util
+import re
+import shutil
+from pathlib import Path
+
+import ase
+import nbformat
+import numpy as np
+import pytest
+from ase.build import bulk, fcc111
+from ase.calculators.emt import EMT
+from nbgrader.api import Gradebook
+from nbgrader.apps import NbGraderAPI
+from traitlets.config.loader import PyFileConfigLoader
+
+from helpers import labs
+from helpers.engine import Relaxed
+from helpers.potentials.ase import ASEPotential
+
+ROOT = Path(__file__).resolve().parents[1]
+COURSE = ROOT / "notebooks" / "labs"
+SOURCES = sorted((COURSE / "source").glob("*/*.ipynb"))
+NAMES = [path.parent.name for path in SOURCES]
+
+
+def build_script():
+    spec = importlib.util.spec_from_file_location("build", ROOT / "book" / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def marks(cell):
+    return cell.metadata.get("nbgrader", {})
+
+
+# ---------------------------------------------------------------------------------------------------
+# The notebooks
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_sources_are_well_formed(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    tagged = [cell for cell in notebook.cells if marks(cell)]
+    identifiers = [marks(cell)["grade_id"] for cell in tagged]
+    assert len(set(identifiers)) == len(identifiers)
+    for cell in notebook.cells:
+        assert cell.cell_type != "code" or (not cell.outputs and cell.execution_count is None)
+        assert cell.cell_type != "code" or marks(cell), "a code cell that nbgrader does not know could be edited unseen"
+    for cell in tagged:
+        assert marks(cell)["schema_version"] == 3
+        assert ("points" in marks(cell)) == marks(cell)["grade"]
+        assert marks(cell)["locked"] != marks(cell)["solution"]
+        assert ("### BEGIN SOLUTION" in cell.source) == (marks(cell)["solution"] and cell.cell_type == "code")
+        assert cell.source.count("### BEGIN") == cell.source.count("### END")
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    minutes = [int(found) for found in re.findall(r"^## .*\((\d+) min\)", text, flags=re.MULTILINE)]
+    assert f"**Time** {sum(minutes)} minutes" in text
+    assert 60 <= sum(minutes) <= 90
+
+
+def test_the_guide_has_the_points_and_times_of_the_notebooks():
+    guide = (ROOT / "book" / "teaching.md").read_text()
+    for number, path in enumerate(SOURCES, 1):
+        graded = [cell for cell in read(path).cells if marks(cell).get("grade")]
+        code = sum(marks(cell)["points"] for cell in graded if cell.cell_type == "code")
+        words = [marks(cell)["points"] for cell in graded if cell.cell_type == "markdown"]
+        total = code + sum(words)
+        assert f"| {number} | {code} | {words[0]} | {sum(words[1:])} | {total} |" in guide
+        minutes = re.search(r"\*\*Time\*\* (\d+) minutes", read(path).cells[0].source)[1]
+        assert re.search(rf"^\| {number} \[.*{path.stem}\.ipynb.*\| {minutes} \| {total} \|$", guide, flags=re.MULTILINE)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Grading
+
+
+@pytest.fixture
+def course(tmp_path):
+    """A course folder of its own, with what nbgrader needs to grade."""
+    shutil.copy(COURSE / "nbgrader_config.py", tmp_path)
+    shutil.copytree(COURSE / "source", tmp_path / "source")
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(tmp_path)).load_config()
+    assert config.CourseDirectory.root == str(tmp_path)
+    return tmp_path, NbGraderAPI(config=config)
+
+
+def hand_in(folder, student, lab, path):
+    target = folder / "submitted" / student / lab
+    target.mkdir(parents=True)
+    shutil.copy(path, target)
+
+
+def run(notebook):
+    """Run the code cells of a notebook one after another in this process; return (cell, exception or None) for each."""
+    space, outcome = {}, []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            try:
+                exec(compile(cell.source, marks(cell)["grade_id"], "exec"), space)  # noqa: S102
+            except Exception as error:  # noqa: BLE001
+                outcome.append((cell, error))
+            else:
+                outcome.append((cell, None))
+    return outcome
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_the_solution_gets_all_points(course, path):
+    folder, api = course
+    lab = path.parent.name
+    made = api.generate_assignment(lab)
+    assert made["success"], made["log"]
+    released = folder / "release" / lab / path.name
+
+    # The students' version has neither solutions nor hidden tests, and the book shows the same.
+    text = released.read_text()
+    for word in ("BEGIN SOLUTION", "END SOLUTION", "HIDDEN TESTS", "Model answer"):
+        assert word in path.read_text()
+        assert word not in text
+    page = build_script().student_version(read(path))
+    assert [cell.source.strip() for cell in page.cells] == [cell.source.strip() for cell in read(released).cells]
+
+    # A kernel takes most of its time to import: only one empty version goes through nbgrader, too.
+    students = {"ada": path} | ({"empty": released} if lab == "lab2" else {})
+    for student, notebook in students.items():
+        hand_in(folder, student, lab, notebook)
+        graded = api.autograde(lab, student)
+        assert graded["success"], graded["log"]
+    with Gradebook(f"sqlite:///{folder}/gradebook.db") as book:
+        scores = {student: book.find_submission(lab, student).notebooks[0] for student in students}
+        assert scores["ada"].code_score == scores["ada"].max_code_score > 0
+        assert all(grade.needs_manual_grade for grade in scores["ada"].grades if grade.cell.cell_type == "markdown")
+        assert "empty" not in scores or scores["empty"].score == 0
+    cells = read(folder / "autograded" / "ada" / lab / path.name).cells
+    assert not [output for cell in cells for output in cell.get("outputs", []) if output.output_type == "error"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_the_empty_version_stops_at_its_gaps_only(path):
+    outcome = run(build_script().student_version(read(path)))
+    for cell, error in outcome:
+        if marks(cell)["grade"]:
+            assert isinstance(error, labs.NotYet | NotImplementedError | NameError), (marks(cell)["grade_id"], error)
+        elif marks(cell)["solution"]:
+            assert error is None or isinstance(error, NotImplementedError), (marks(cell)["grade_id"], error)
+        else:
+            assert error is None, (marks(cell)["grade_id"], error)
+
+
+def test_a_wrong_answer_in_a_students_notebook_gets_its_hint():
+    """As a student would: fill the first gaps, one of them wrongly, and run cell after cell."""
+    page = build_script().student_version(read(COURSE / "source" / "lab3" / "phonons.ipynb"))
+    cells = {marks(cell)["grade_id"]: cell.source for cell in page.cells if marks(cell)}
+    space = {"np": np}
+    gap = "# YOUR CODE HERE\n    raise NotImplementedError()"
+    exec(cells["scaled"].replace(gap, "return c * omega", 1).split("stiff = None")[0], space)  # noqa: S102
+    with pytest.raises(labs.NotYet, match="a spring c times as stiff"):
+        labs.check("scaled frequency", space["scaled_frequency"], 10.0, 1.5)
+    exec(cells["frequency"], space)  # noqa: S102
+    with pytest.raises(labs.NotYet, match="still a gap"):
+        labs.check("reduced mass", space["reduced_mass"], 28.0, 12.0)
+
+
+# ---------------------------------------------------------------------------------------------------
+# Hints
+
+
+def cloud(seed=0, n=200):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n)
+    return x, 0.6 * x + 0.4 * rng.normal(size=n)
+
+
+def carbide():
+    """A crystal of two unlike atoms that ASE's own potential can compute."""
+    return bulk("CuAu", "rocksalt", a=5.2)
+
+
+EXAMPLES = {
+    "force": (-41.2, -41.5, 0.05),
+    "slope": cloud(),
+    "inverse slope": cloud(),
+    "MAE": cloud(),
+    "cMAE": cloud(),
+    "energy per atom": (-14.7, 4),
+    "area": (np.array([[2.9, 0, 0], [1.45, 2.5, 0], [0, 0, 24.0]]),),
+    "surface energy": (-21.3, 6, -3.66, 7.1),
+    "J/m²": (0.05,),
+    "surface ratio": (0.05, 1.3),
+    "share below": (np.arange(10.0), np.arange(10.0) + np.array([1.0] * 3 + [-1.0] * 7)),
+    "layers": (np.array([-7.0, -10.6, -14.3]), [2, 3, 4], -3.66, 7.1),
+    "spring constant": (-0.31, 0.35, 0.03),
+    "reduced mass": (28.1, 12.0),
+    "frequency": (7.1, 8.4),
+    "scaled frequency": (10.0, 1.7),
+    "factor from frequency": (14.0, 23.0),
+    "frequency ratio": (14.0, 23.0),
+    "factor": cloud(),
+    "least-squares factor": cloud(),
+    "error left": (1.5, *cloud()),
+    "every label": ([cloud(seed, 12) for seed in range(4)],),
+    "mended forces": (1.25, np.arange(6.0).reshape(2, 3)),
+    "forgotten": (np.arange(-4.0, 5.0), 1.2 * np.arange(-4.0, 5.0) + 0.3),
+}
+SLIPS = [(key, slip) for key in EXAMPLES for slip in labs.QUESTIONS[key].slips]
+
+
+def emt():
+    return ASEPotential("ase:emt", EMT())
+
+
+def test_every_question_has_an_example():
+    # The other two need a potential and are tried below.
+    assert set(labs.QUESTIONS) - set(EXAMPLES) == {"displaced forces", "frequency at Γ"}
+
+
+@pytest.mark.parametrize("key", EXAMPLES)
+def test_the_right_answer_is_accepted_as_a_number_and_as_a_function(key, capsys):
+    question, data = labs.QUESTIONS[key], EXAMPLES[key]
+    labs.check(key, question.reference(*data), *data)
+    labs.check(key, question.reference, *data)
+    assert capsys.readouterr().out.count(f"✓ {question.name}: right.") == 2
+
+
+@pytest.mark.parametrize(("key", "slip"), SLIPS, ids=[f"{key}-{number}" for number, (key, _) in enumerate(SLIPS)])
+def test_every_slip_gets_its_hint(key, slip):
+    with pytest.raises(labs.NotYet) as caught:
+        labs.check(key, slip.answer, *EXAMPLES[key])
+    assert slip.hint in str(caught.value)
+
+
+@pytest.mark.parametrize("key", EXAMPLES)
+def test_no_message_contains_the_answer(key):
+    question, data = labs.QUESTIONS[key], EXAMPLES[key]
+    expected = np.asarray(question.reference(*data), dtype=float)
+    messages = [slip.hint for slip in question.slips]
+    for wrong in (expected + 0.37 * np.abs(expected).max(), -0.71 * expected, 1000 * expected, -expected, 2 * expected):
+        with pytest.raises(labs.NotYet) as caught:
+            labs.check(key, wrong, *data)
+        messages.append(str(caught.value))
+    for number in expected.ravel()[:3]:
+        assert not any(f"{abs(number):.3g}" in message for message in messages if abs(number) not in (0, 1, 2))
+
+
+@pytest.mark.parametrize("slip", labs.QUESTIONS["displaced forces"].slips, ids=range(len(labs.QUESTIONS["displaced forces"].slips)))
+def test_slips_of_displacements_get_their_hints(slip):
+    data = (carbide(), emt(), 0.03)
+    labs.check("displaced forces", labs.QUESTIONS["displaced forces"].reference, *data)
+    with pytest.raises(labs.NotYet) as caught:
+        labs.check("displaced forces", slip.answer, *data)
+    assert slip.hint in str(caught.value)
+
+
+def test_frequencies_at_gamma():
+    """By hand and by phonopy the optical mode is the same; the slips get their hints."""
+    crystal, potential, step = bulk("CuAu", "cesiumchloride", a=3.05), emt(), 0.01
+    data = (crystal, potential, 2, step)
+    k = labs.QUESTIONS["spring constant"].reference(*labs.QUESTIONS["displaced forces"].reference(crystal, potential, step), step)
+    mass = labs.QUESTIONS["reduced mass"].reference(*crystal.get_masses())
+    labs.check("frequency at Γ", labs.QUESTIONS["frequency"].reference(k, mass), *data)
+    for slip in labs.QUESTIONS["frequency at Γ"].slips:
+        with pytest.raises(labs.NotYet) as caught:
+            labs.check("frequency at Γ", slip.answer(*data), *data)
+        assert slip.hint in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "no answer"),
+        (..., "no answer"),
+        ("three", "should be a number, but it is a str"),
+        ([1.0, 2.0], "it has shape"),
+        (np.nan, "not a number"),
+        (-3.0, "the sign is not"),
+        (3000.0, "meV"),
+        (0.003, "thousand times too small"),
+        (300.0, "per cent"),
+        (6.0, "factor of 2"),
+        (1.5, "factor of 2"),
+        (-7.7, "nor is the size"),
+        (7.7, "too large"),
+        (0.1, "too small"),
+        (4.5, "mine"),
+    ],
+)
+def test_what_can_be_said_of_any_number(answer, words):
+    with pytest.raises(labs.NotYet, match=words):
+        labs.check_number("number", answer, 3.0, hints={4.5: "mine"})
+
+
+def test_a_hint_that_cannot_be_told_from_the_right_answer_is_not_given(capsys):
+    labs.check_number("number", 3.0, 3.0, hints={3.0: "never"})
+    assert "right" in capsys.readouterr().out
+    with pytest.raises(labs.NotYet, match="2 of 3 numbers"):
+        labs.check_number("numbers", [1.0, 5.0, 6.0], [1.0, 2.0, 3.0])
+
+
+def test_what_goes_wrong_in_a_function_is_told():
+    def broken(x, y):
+        return x / "y"
+
+    def gap(x, y):
+        raise NotImplementedError
+
+    def selfish(x, y):
+        x[:] = 0
+        return 1.0
+
+    x, y = cloud()
+    with pytest.raises(labs.NotYet, match="stopped with TypeError"):
+        labs.check("slope", broken, x, y)
+    with pytest.raises(labs.NotYet, match="still a gap"):
+        labs.check("slope", gap, x, y)
+    with pytest.raises(labs.NotYet):
+        labs.check("slope", selfish, x, y)
+    assert x.any(), "a student's function got the data themselves, not a copy"
+
+
+def test_the_message_replaces_the_traceback():
+    assert labs.NotYet("look").__class__._render_traceback_(labs.NotYet("look")) == ["Not yet. look"]
+    with pytest.raises(labs.NotYet, match="slab and area"):
+        labs.need(slab=None, area=..., other=0.0)
+    labs.need(answer=0.0)
+
+
+def clustered():
+    rng = np.random.default_rng(0)
+    group = np.repeat([f"material {k}" for k in range(12)], 30)
+    x = rng.normal(size=360)
+    return x, x * np.repeat(np.linspace(0.4, 1.0, 12), 30) + 0.2 * rng.normal(size=360), group
+
+
+def resampled(x, y, group, quantiles, n=3000):
+    rng = np.random.default_rng(7)
+    members = [np.flatnonzero(group == name) for name in np.unique(group)]
+    slopes = []
+    for _ in range(n):
+        chosen = np.concatenate([members[k] for k in rng.integers(len(members), size=len(members))])
+        slopes.append((x[chosen] @ y[chosen]) / (x[chosen] @ x[chosen]))
+    return np.percentile(slopes, quantiles)
+
+
+def test_intervals(capsys):
+    x, y, group = clustered()
+    labs.check_interval(lambda x, y, group: resampled(x, y, group, (2.5, 97.5)), x, y, group)
+    assert "right" in capsys.readouterr().out
+    right = resampled(x, y, group, (2.5, 97.5))
+    wrong = {
+        "single force components": resampled(x, y, np.arange(len(x)), (2.5, 97.5)),
+        "two thirds": resampled(x, y, group, (16, 84)),
+        "lower end comes first": right[::-1],
+        "other slope": resampled(y, x, group, (2.5, 97.5)),
+        "too narrow": right[0] + np.ptp(right) * np.array([0.1, 0.35]),
+        "too wide": right + 0.8 * np.ptp(right) * np.array([-1, 1]),
+        "wrong place": right + 3 * np.ptp(right),
+        "it has shape": 0.8,
+    }
+    for words, answer in wrong.items():
+        with pytest.raises(labs.NotYet, match=words):
+            labs.check_interval(answer, x, y, group)
+
+
+def test_relaxed_structures():
+    potential = emt()
+    cell = bulk("Cu", a=3.5, cubic=True)
+    strained = Relaxed(cell, 0.0, np.zeros((4, 3)), 1, True)
+    rattled = cell.copy()
+    rattled.rattle(0.1, seed=0)
+    labs.check_relaxed("bulk", strained, potential, 0.02)
+    cases = {
+        "cell has to relax": (strained, {"smax": 6e-4}),
+        "largest force": (Relaxed(rattled, 0.0, np.zeros((4, 3)), 0, True), {}),
+        "returns a list": ([strained], {}),
+        "it is a float": (3.5, {}),
+        "the cell has changed": (strained, {"start": bulk("Cu", a=3.6, cubic=True)}),
+    }
+    for words, (answer, options) in cases.items():
+        with pytest.raises(labs.NotYet, match=words):
+            labs.check_relaxed("bulk", answer, potential, 0.02, **options)
+
+
+def test_slabs():
+    crystal = bulk("Al", a=4.04, cubic=True)
+
+    def slab(layers=6, a=4.04, vacuum=6.0, periodic=True):
+        return fcc111("Al", size=(1, 1, layers), a=a, vacuum=vacuum, periodic=periodic)
+
+    labs.check_slab(slab(), crystal, 6, 6.0)
+    cases = {
+        "not periodic": slab(periodic=False),
+        "atoms. One atom per layer": slab(layers=5),
+        "Whose lattice parameter": slab(a=4.05),
+        "empty height": slab(vacuum=3.0),
+        "it is a list": [],
+    }
+    for words, answer in cases.items():
+        with pytest.raises(labs.NotYet, match=words):
+            labs.check_slab(answer, crystal, 6, 6.0)
+    assert isinstance(slab(), ase.Atoms)
+
+
+def test_forces_come_from_the_committed_table():
+    rows = labs.forces("single-element-md", "Si", 300.0)
+    assert set(rows["unit"]) == {"eV/Å"}
+    pairs = labs.frames(rows)
+    assert len(pairs) == rows["case"].nunique()
+    assert sum(len(x) for x, _ in pairs) == len(rows)
+    with pytest.raises(ValueError, match="no forces of Xx"):
+        labs.forces("single-element-md", "Xx")
