@@ -10,7 +10,7 @@ LABS   ?= lab1 lab2 lab3 lab4
 .PHONY: help book test lint format serve lab labs autograde pdf results hero new-chapter lock check clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # The lock pins every package, extras included; installing under it as a constraint brings only what is needed.
 $(VENV)/.core: requirements.lock pyproject.toml
