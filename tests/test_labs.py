@@ -19,6 +19,9 @@ from helpers import labs
 from helpers.engine import Relaxed
 from helpers.potentials.ase import ASEPotential
 
+# nbgrader and newer versions of SQLAlchemy disagree about when an object joins its session.
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SAWarning")
+
 ROOT = Path(__file__).resolve().parents[1]
 COURSE = ROOT / "notebooks" / "labs"
 SOURCES = sorted((COURSE / "source").glob("*/*.ipynb"))

@@ -242,7 +242,8 @@ def check_interval(answer: object, reference: np.ndarray, predicted: np.ndarray,
     off, hint = min((np.abs(pair - other).max(), hint) for hint, other in slips.items())
     if off < tolerance * width:
         raise NotYet(f"{name}: {hint}")
-    found = "too narrow" if pair[1] - pair[0] < width else "too wide" if pair[1] - pair[0] > 1.1 * width else "in the wrong place"
+    relative = (pair[1] - pair[0]) / width
+    found = "too narrow" if relative < 0.85 else "too wide" if relative > 1.15 else "in the wrong place"
     raise NotYet(
         f"{name}: it is {found}. Each sample draws as many materials as there are, with replacement, and fits one slope to all of them."
     )
@@ -568,6 +569,7 @@ QUESTIONS: dict[str, Question] = {
             Slip(lambda gamma, dft: dft / (gamma * J_PER_M2), "this is DFT over model. A soft model has a ratio below one."),
             Slip(lambda gamma, dft: gamma * J_PER_M2 - dft, "this is a difference, in J/m². A ratio is asked for."),
             Slip(lambda gamma, dft: 1 - gamma * J_PER_M2 / dft, "this is the missing part. The part that is there is asked for."),
+            Slip(lambda gamma, dft: gamma * 10 * J_PER_M2 / dft, "the conversion to J/m² is off by a power of ten; mend it first."),
             Slip(lambda gamma, dft: gamma / J_PER_M2 / dft, "the unit was converted the wrong way: 1 eV/Å² is *many* J/m²."),
         ),
     ),
