@@ -47,6 +47,11 @@ class ASEPotential(Potential):
         bar = tqdm(structures, disable=not progress, unit="structure", desc=self.key)
         return [self._evaluate_one(atoms, stress) for atoms in bar]
 
+    def _forget(self) -> None:
+        """Let the calculator start afresh: what it has of a structure that it gave up must not be taken for the next one's."""
+        if hasattr(self.wrapped, "reset"):
+            self.wrapped.reset()
+
     def _evaluate_one(self, atoms: ase.Atoms, stress: bool) -> Prediction:
         self.check_time()
         try:
@@ -60,14 +65,13 @@ class ASEPotential(Potential):
                     tensor = self.scale * np.asarray(copy.get_stress(voigt=False), dtype=float)
                 except (PropertyNotImplementedError, NotImplementedError):
                     tensor = None
+                    self._forget()
             forces = self.scale * np.asarray(copy.get_forces(), dtype=float)
             energy = self.scale * float(copy.get_potential_energy())
         except StructureError as error:
             return Prediction.failed(len(atoms), str(error))
         except Exception as error:  # noqa: BLE001  (a foreign calculator may raise anything; the reason is kept)
-            # What it has of this structure, half of it perhaps, must not be taken for the next one's.
-            if hasattr(self.wrapped, "reset"):
-                self.wrapped.reset()
+            self._forget()
             return Prediction.failed(len(atoms), f"{type(error).__name__}: {error}")
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             return Prediction.failed(len(atoms), "the calculator returned values that are not numbers")
