@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 MODELS ?= chgnet-0.3.0 chgnet-0.2.0 m3gnet-mp-2021.2.8 m3gnet-matpes-pbe-2025.1 tensornet-matpes-pbe-2025.1
 PORT   ?= 8000
 LABS   ?= lab1 lab2 lab3 lab4
+# Some tools start others by name (nbgrader starts alembic): they must find those of this environment.
+export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help book test lint format serve lab labs autograde pdf results hero new-chapter lock check clean

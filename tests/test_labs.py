@@ -1,8 +1,10 @@
 """The course labs: the solution gets all points, the empty version none, and every usual slip its hint."""
 
 import importlib.util
+import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import ase
@@ -86,8 +88,10 @@ def test_the_guide_has_the_points_and_times_of_the_notebooks():
 
 
 @pytest.fixture
-def course(tmp_path):
+def course(tmp_path, monkeypatch):
     """A course folder of its own, with what nbgrader needs to grade."""
+    # nbgrader starts alembic by name, as `make autograde` lets it.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     shutil.copy(COURSE / "nbgrader_config.py", tmp_path)
     shutil.copytree(COURSE / "source", tmp_path / "source")
     config = PyFileConfigLoader("nbgrader_config.py", path=str(tmp_path)).load_config()
