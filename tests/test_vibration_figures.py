@@ -63,6 +63,12 @@ def test_bands_of_two_crystals_are_refused(bands):
         figures.bands_and_dos(both)
 
 
+def test_bands_given_twice_are_refused_not_averaged(bands):
+    again = bands[(bands["property"] == "band") & (bands["model"] == MODELS[0])].assign(value=lambda rows: rows["value"] * 0.9)
+    with pytest.raises(ValueError, match=f"twice, first for {MODELS[0]}"):
+        figures.bands_and_dos(pd.concat([bands, again]))
+
+
 def test_no_bands_are_refused(bands):
     with pytest.raises(ValueError, match="nothing to draw"):
         figures.bands_and_dos(bands[bands["property"] == "dos"])

@@ -45,7 +45,7 @@ def bands_and_dos(table: pd.DataFrame, models: Sequence[str] | None = None, pape
     Raises
     ------
     ValueError
-        If there are no bands, a column is missing, a value is not finite, or the bands are those of several crystals.
+        If there are no bands, a column is missing, a value is not finite, a point is there twice, or they belong to several crystals.
     """
     bands = _good(table[table["property"] == "band"], ["model", "case"], ["q", "branch", "distance", "value", "reference"])
     cases = sorted(bands["case"].unique())
@@ -53,6 +53,10 @@ def bands_and_dos(table: pd.DataFrame, models: Sequence[str] | None = None, pape
         raise ValueError(f"bands of one crystal are needed, but the table has {', '.join(cases)}")
     models = _chosen(bands, models)
     bands = bands[bands["model"].isin(models)]
+    twice = bands[bands.duplicated(["model", "q", "branch"])]
+    if len(twice):
+        one = twice.iloc[0]
+        raise ValueError(f"{len(twice)} points of bands are there twice, first for {one['model']}: q {one['q']}, branch {one['branch']}")
     densities = table[(table["property"] == "dos") & (table["status"] == "ok") & table["model"].isin(models)]
     values = bands[["value", "reference"]].to_numpy(dtype=float)
     low, high = min(0.0, float(values.min())), 1.22 * float(values.max())
