@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import ase
 import numpy as np
 import pytest
+from ase import units
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -76,6 +79,20 @@ def test_formats_of_ase(tmp_path, name):
         assert frame.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
         assert frame.stress == pytest.approx(atoms.get_stress(voigt=False), abs=1e-6)
         assert frame.atoms.calc is None
+
+
+def test_a_real_outcar(tmp_path):
+    """VASP's own output, from ASE's collection: 18 atoms of nickel; the numbers are those that the file prints."""
+    path = tmp_path / "OUTCAR"
+    shutil.copy(Path(ase.__file__).parent / "test" / "testdata" / "vasp" / "OUTCAR_example_1", path)
+    (frame,) = labels.read([path])
+    assert frame.atoms.get_chemical_formula() == "Ni18"
+    assert frame.energy == pytest.approx(-68.23102426)  # energy(sigma->0)
+    printed = path.read_text().split("TOTAL-FORCE (eV/Angst)")[1].splitlines()[2:20]
+    assert frame.forces == pytest.approx(np.array([line.split()[3:] for line in printed], dtype=float))
+    kilobar = {(0, 0): -4.29429, (1, 1): -4.58894, (2, 2): -4.50342, (0, 1): 0.50047, (1, 2): -0.94049, (0, 2): 0.36481}
+    for place, value in kilobar.items():
+        assert frame.stress[place] == pytest.approx(-value * 0.1 * units.GPa), place  # VASP counts pressure as positive
 
 
 @pytest.mark.parametrize(
