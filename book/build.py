@@ -27,6 +27,9 @@ from pathlib import Path
 import nbformat
 from jupyter_cache import get_cache
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from polish import polish
+
 ROOT = Path(__file__).resolve().parents[1]
 HELPERS = ROOT / "src" / "helpers"
 BUILD = ROOT / "book" / "_build"
@@ -154,6 +157,7 @@ def main() -> int:
         for log in sorted(reports.rglob("*.log")):
             print(f"\n--- {log.name}\n{log.read_text()}", file=sys.stderr)
         return status
+    polish(BUILD / "html")
     FINGERPRINTS.write_text(json.dumps(now, indent=1) + "\n")
     # Nothing in the published site should need the sources that Sphinx leaves beside it.
     shutil.rmtree(BUILD / "html" / ".doctrees", ignore_errors=True)
