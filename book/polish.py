@@ -66,6 +66,13 @@ def plain_bibliography(soup: BeautifulSoup) -> None:
         del part["role"]
 
 
+def only_links_that_lead_somewhere(soup: BeautifulSoup, page: Path) -> None:
+    """Remove from the labs the buttons that open or edit the page in the repository: the pages are made, only their source is there."""
+    if page.parts[:2] == ("book", "labs"):
+        for button in soup.select(".dropdown-launch-buttons, li:has(> .btn-source-edit-button), .btn-source-edit-button"):
+            button.decompose()
+
+
 def polish(site: Path) -> None:
     """Polish all pages of a site, and remove pictures that no page shows any more."""
     used: set[str] = set()
@@ -77,6 +84,7 @@ def polish(site: Path) -> None:
         pictures_apart(soup, site, "../" * (len(page.relative_to(site).parts) - 1))
         name_controls(soup)
         plain_bibliography(soup)
+        only_links_that_lead_somewhere(soup, page.relative_to(site))
         after = str(soup)
         if after != before:
             page.write_text(after, encoding="utf-8")
