@@ -166,9 +166,10 @@ def show_table(frame: pd.DataFrame, caption: str, footer: str = "", filters: Seq
     ValueError
         If a filter is no column.
     """
-    unknown = sorted(set(filters or ()) - {*map(str, frame.columns), *map(str, frame.index.names)})
+    columns = [str(name) for name in (*frame.index.names, *frame.columns)]
+    unknown = [name for name in filters or () if name not in columns]
     if unknown:
-        raise ValueError(f"no column {', '.join(unknown)} to filter by; there are {', '.join(map(str, [*frame.index.names, *frame.columns]))}")
+        raise ValueError(f"no column {', '.join(unknown)} to filter by; there are {', '.join(columns)}")
     return ShownTable(frame, caption, footer, None if filters is None else tuple(filters))
 
 
