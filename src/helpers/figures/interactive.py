@@ -119,7 +119,7 @@ window.whenNear ??= (place) => new Promise((done) => {
   if (!place || !window.IntersectionObserver) { done(); return; }
   const watch = new IntersectionObserver((seen) => {
     if (seen.some((one) => one.isIntersecting)) { watch.disconnect(); done(); }
-  }, {rootMargin: "1000px"});
+  }, {rootMargin: "400px"});
   watch.observe(place);
 });
 """
