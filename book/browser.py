@@ -64,11 +64,16 @@ _WEIGHT = """() => {
     .reduce((sum, entry) => sum + entry.encodedBodySize, 0);
 }"""
 _SCROLL = """async () => {
-  const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-  for (let y = 0; y < document.documentElement.scrollHeight; y += innerHeight) { scrollTo(0, y); await pause(60); }
-  await Promise.all([...document.images].map((image) => image.decode().catch(() => console.error("cannot show image", image.src))));
+  for (let y = 0; y < document.documentElement.scrollHeight; y += innerHeight / 2) {
+    scrollTo(0, y);
+    await new Promise((done) => setTimeout(done, 60));
+  }
   scrollTo(0, 0);
 }"""
+# A picture that a drawing has replaced has left the page, and is not among these.
+_ARRIVED = "() => [...document.images].every((image) => image.complete || !image.checkVisibility())"
+_BROKEN = """() => [...document.images].filter((image) => image.checkVisibility() && !image.naturalWidth)
+  .map((image) => image.outerHTML.slice(0, 120))"""
 _SIDEWAYS = """() => {
   const page = document.documentElement, wide = page.scrollWidth - page.clientWidth;
   if (wide <= 0) return null;
@@ -150,6 +155,8 @@ def visit(browser, address: str, name: str, view: View, axe: str) -> Visit:
         if seen.weight > MAX_WEIGHT:
             seen.problems.append(f"{seen.weight / 1e6:.1f} MB before scrolling; {MAX_WEIGHT / 1e6:.0f} MB is the limit")
         page.evaluate(_SCROLL)
+        page.wait_for_function(_ARRIVED, timeout=PATIENCE_MS)
+        seen.problems += [f"picture that cannot be shown: {image}" for image in page.evaluate(_BROKEN)]
         page.wait_for_load_state("networkidle", timeout=PATIENCE_MS)
         theme = page.evaluate("() => document.documentElement.dataset.theme")
         if theme != view.scheme:

@@ -238,7 +238,7 @@ def chromium():
 
 
 # The theme follows the reader, as that of the book does.
-PAGE = """<!doctype html><html lang="en"><head><title>Page</title><meta name="viewport" content="width=device-width">
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Page</title><meta name="viewport" content="width=device-width">
 <link rel="icon" href="data:,">
 <script>document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";</script>
 <style>html[data-theme=dark] body {{ background: #111; color: #eee; }}</style></head>
@@ -274,7 +274,7 @@ def test_a_good_page_has_no_problem(chromium, tmp_path, view):
         ("<h1></h1>", "empty-heading"),
         ('<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=" alt="">', "image without alternative text"),
         ('<button type="button"></button>', "button-name"),
-        ('<div style="overflow: auto; height: 50px; width: 90px"><p>x</p><div style="height: 900px"></div></div>', "scrollable-region"),
+        ('<div style="overflow: auto; height: 90px; width: 200px">' + "<p>words</p>" * 20 + "</div>", "scrollable-region"),
         ('<script>document.documentElement.dataset.theme = "sepia"</script>', "the theme is 'sepia'"),
     ],
 )
@@ -414,7 +414,9 @@ def test_what_scrolls_can_be_reached_with_the_keyboard(window):
 
 
 def test_a_drawing_library_is_fetched_when_the_figure_comes_near(window):
-    rows = pd.DataFrame({"model": "chgnet-0.3.0", "reference": [1.0, 2.0], "value": [1.0, 1.5], "material": "Cu", "unit": "eV"})
+    rows = pd.DataFrame(
+        {"model": "chgnet-0.3.0", "reference": [1.0, 2.0], "value": [1.0, 1.5], "case": "Cu", "property": "e", "unit": "eV", "status": "ok"}
+    )
     shown = figures.show(figures.interactive_parity(rows, "energy"), alt="a plot", script="vendor/plotly-basic.min.js")
     page = window(f"{BAR}{BAR}{shown._repr_html_()}")
     asked = []
