@@ -9,7 +9,7 @@ LABS   ?= lab1 lab2 lab3 lab4
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint format serve lab labs autograde pdf results hero new-chapter lock check clean
+.PHONY: help book test lint format serve browser lab labs autograde pdf results hero new-chapter lock check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,10 @@ $(VENV)/.dev: $(VENV)/.core
 
 $(VENV)/.lab: $(VENV)/.core
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .[lab]
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .[browser]
 	@touch $@
 
 $(VENV)/.teach: $(VENV)/.core
@@ -56,6 +60,9 @@ format: $(VENV)/.dev  ## Format the code and strip the notebooks
 
 serve: book  ## Serve the book at http://localhost:$(PORT)
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
+
+browser: $(VENV)/.browser  ## Open the built pages in Chromium, offline: errors, contrast, keyboard, weight (PAGES="notebooks/surfaces ..." for some)
+	$(BIN)/python book/browser.py $(PAGES)
 
 pdf: book $(VENV)/.dev  ## Print the book: book/_build/soft-potentials.pdf (needs Chromium or Chrome)
 	$(BIN)/python book/pdf.py

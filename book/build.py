@@ -9,12 +9,17 @@ what no longer holds. A notebook depends on
 * ``data/results/<name>`` for each module among them that has such a folder (all results for the scoreboard's reader),
 * the small tables in ``data/paper`` and ``data/reference``, the registry, and the lock file.
 
+Where the project is published stands in the environment variable SOFTENING_REPOSITORY, ``https://github.com/OWNER/NAME`` (or
+gitlab.com), with SOFTENING_BRANCH (``main``) and SOFTENING_JUPYTERHUB (the address of a hub with nbgitpuller). With it the pages get
+buttons for Binder, Colab (GitHub only), the hub, edits and issues; without it they have none.
+
 The pages of the course labs are the students' versions, written to ``book/labs`` before every build and not executed.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import hashlib
 import json
 import os
@@ -25,7 +30,11 @@ import sys
 from pathlib import Path
 
 import nbformat
+import yaml
 from jupyter_cache import get_cache
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from polish import polish
 
 ROOT = Path(__file__).resolve().parents[1]
 HELPERS = ROOT / "src" / "helpers"
@@ -33,6 +42,7 @@ BUILD = ROOT / "book" / "_build"
 CACHE = BUILD / ".jupyter_cache"
 FINGERPRINTS = BUILD / "fingerprints.json"
 LABS = ROOT / "notebooks" / "labs" / "source"
+BINDER, COLAB = "https://mybinder.org", "https://colab.research.google.com"
 
 
 def module_file(name: str) -> Path | None:
@@ -139,13 +149,75 @@ def write_labs() -> None:
             target.write_text(text)
 
 
+def published(configuration: dict, repository: str, branch: str = "main", hub: str = "") -> dict:
+    """Return the configuration of the book with its buttons for a repository.
+
+    Parameters
+    ----------
+    configuration : dict
+        Content of ``_config.yml``.
+    repository : str
+        ``https://github.com/OWNER/NAME``, or of gitlab.com, which Colab cannot open.
+    branch : str
+    hub : str
+        Address of a JupyterHub with nbgitpuller, or nothing.
+
+    Raises
+    ------
+    ValueError
+        If an address is not of that form.
+    """
+    found = re.fullmatch(r"(https://(github|gitlab)\.com/[\w.-]+/[\w.-]+?)(\.git)?/?", repository)
+    if not found:
+        raise ValueError(f"SOFTENING_REPOSITORY={repository!r}: give https://github.com/OWNER/NAME or https://gitlab.com/OWNER/NAME")
+    if hub and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", hub):
+        raise ValueError(f"SOFTENING_JUPYTERHUB={hub!r}: give the address of the hub, such as https://hub.example.org")
+    launch = {"notebook_interface": "jupyterlab", "binderhub_url": BINDER}
+    if found[2] == "github":
+        launch["colab_url"] = COLAB
+    if hub:
+        launch["jupyterhub_url"] = hub
+    options = {
+        "repository_url": found[1],
+        "repository_branch": branch,
+        "path_to_docs": "",
+        "use_repository_button": True,
+        "use_edit_page_button": True,
+        "use_issues_button": True,
+        "launch_buttons": launch,
+    }
+    # Jupyter Book would take these from keys of its own, and then forget them for the options of the theme that stand in the file.
+    changed = copy.deepcopy(configuration)
+    changed["sphinx"]["config"]["html_theme_options"].update(options)
+    return changed
+
+
+def configuration_file() -> Path:
+    """Return the configuration to build with: ``_config.yml``, or a copy with the buttons of the repository that is named."""
+    repository = os.environ.get("SOFTENING_REPOSITORY", "")
+    plain = ROOT / "_config.yml"
+    if not repository:
+        return plain
+    branch, hub = os.environ.get("SOFTENING_BRANCH") or "main", os.environ.get("SOFTENING_JUPYTERHUB", "")
+    content = published(yaml.safe_load(plain.read_text()), repository, branch, hub)
+    BUILD.mkdir(exist_ok=True)
+    path = BUILD / "_config.yml"
+    path.write_text(yaml.safe_dump(content, allow_unicode=True))
+    return path
+
+
 def main() -> int:
     """Build the HTML book with warnings as errors."""
+    try:
+        configuration = configuration_file()
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
     write_labs()
     notebooks = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb"))
     now = forget_stale(notebooks)
     tool = str(Path(sys.executable).parent / "jupyter-book")
-    command = [tool, "build", str(ROOT), "--path-output", str(ROOT / "book"), "-W", "-n", "--keep-going"]
+    command = [tool, "build", str(ROOT), "--config", str(configuration), "--path-output", str(ROOT / "book"), "-W", "-n", "--keep-going"]
     environment = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     reports = BUILD / "html" / "reports"
     shutil.rmtree(reports, ignore_errors=True)
@@ -154,6 +226,7 @@ def main() -> int:
         for log in sorted(reports.rglob("*.log")):
             print(f"\n--- {log.name}\n{log.read_text()}", file=sys.stderr)
         return status
+    polish(BUILD / "html")
     FINGERPRINTS.write_text(json.dumps(now, indent=1) + "\n")
     # Nothing in the published site should need the sources that Sphinx leaves beside it.
     shutil.rmtree(BUILD / "html" / ".doctrees", ignore_errors=True)

@@ -5,14 +5,9 @@ The pages are printed as they are on the screen, so figures and formulas are tho
 
 from __future__ import annotations
 
-import http.server
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import threading
-from functools import partial
 from pathlib import Path
 
 from bs4 import BeautifulSoup
@@ -21,25 +16,10 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from check import HTML, pages
+from served import chromium, chromium_options, serve
 
 OUTPUT = HTML.parent / "soft-potentials.pdf"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 WAIT_MS = 20_000  # of the page's own clock, for formulas and figures
-
-
-def browser() -> str:
-    """Return the program that prints.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    """
-    named = os.environ.get("CHROMIUM")
-    found = named or next((path for path in map(shutil.which, BROWSERS) if path), None)
-    if found is None:
-        raise FileNotFoundError(f"no browser to print with: install Chromium or Chrome, or set CHROMIUM; looked for {', '.join(BROWSERS)}")
-    return found
 
 
 def title(page: Path) -> str:
@@ -56,19 +36,12 @@ def print_page(program: str, address: str, target: Path) -> None:
     RuntimeError
         If the browser wrote nothing.
     """
-    options = ["--headless=new", "--disable-gpu", "--no-pdf-header-footer", f"--virtual-time-budget={WAIT_MS}"]
-    if os.geteuid() == 0:
-        options.append("--no-sandbox")  # Chromium's sandbox refuses to work for root, as in a container
+    how = ["--headless=new", "--disable-gpu", "--no-pdf-header-footer", f"--virtual-time-budget={WAIT_MS}", *chromium_options()]
     done = subprocess.run(  # noqa: S603
-        [program, *options, f"--print-to-pdf={target}", address], capture_output=True, text=True, timeout=300, check=False
+        [program, *how, f"--print-to-pdf={target}", address], capture_output=True, text=True, timeout=300, check=False
     )
     if not target.is_file():
         raise RuntimeError(f"{program} could not print {address}: {done.stderr.strip()[-500:]}")
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        pass
 
 
 def main() -> int:
@@ -80,16 +53,13 @@ def main() -> int:
         return 1
     writer = PdfWriter()
     try:
-        program = browser()
+        program = chromium()
         # Served rather than opened as files: a browser reads more from the same server than from the same folder.
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(HTML))) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            with tempfile.TemporaryDirectory() as folder:
-                for number, name in enumerate(tqdm(names, unit="page")):
-                    target = Path(folder) / f"{number}.pdf"
-                    print_page(program, f"http://127.0.0.1:{server.server_port}/{name}.html", target)
-                    writer.append(PdfReader(target), outline_item=title(HTML / f"{name}.html"), import_outline=False)
-            server.shutdown()
+        with serve(HTML) as address, tempfile.TemporaryDirectory() as folder:
+            for number, name in enumerate(tqdm(names, unit="page")):
+                target = Path(folder) / f"{number}.pdf"
+                print_page(program, f"{address}/{name}.html", target)
+                writer.append(PdfReader(target), outline_item=title(HTML / f"{name}.html"), import_outline=False)
     except (FileNotFoundError, RuntimeError, subprocess.TimeoutExpired) as error:
         print(error, file=sys.stderr)
         return 1

@@ -129,11 +129,14 @@ def test_container_and_binder_install_the_lock():
 
 
 def test_printing_without_a_browser_says_what_to_install(monkeypatch):
-    pdf = load("pdf")
+    served = load("served")
     monkeypatch.delenv("CHROMIUM", raising=False)
-    monkeypatch.setattr(pdf.shutil, "which", lambda name: None)
+    monkeypatch.setattr(served.shutil, "which", lambda name: None)
     with pytest.raises(FileNotFoundError, match="install Chromium"):
-        pdf.browser()
+        served.chromium()
+    monkeypatch.setenv("CHROMIUM", "/no/such/browser")
+    with pytest.raises(FileNotFoundError, match="CHROMIUM=/no/such/browser"):
+        served.chromium()
 
 
 def test_forms_for_issues_are_valid():

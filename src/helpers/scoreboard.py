@@ -92,6 +92,7 @@ def _line(
         "ours_low": low,
         "ours_high": high,
         "n": n,
+        "family": "mending" if figure == "6a" else benchmark.replace("_", " "),
         "verdict": verdict(paper, value, *((low, high) if is_interval else (np.nan, np.nan)), soft_when),
         "ours_on": comment,
     }
@@ -317,8 +318,11 @@ def hero(key: str = "chgnet-0.3.0", material: str = "Si") -> Figure:
     return figures.hero(tuned[tuned["stage"] == "before"], tuned[tuned["stage"] == "after"], slabs, model=key)
 
 
-def readable(board: pd.DataFrame) -> pd.DataFrame:
-    """Return the scoreboard as a reader wants to see it: numbers with their intervals as text, digitised ones with a star."""
+def readable(board: pd.DataFrame, *, family: bool = False) -> pd.DataFrame:
+    """Return the scoreboard as a reader wants to see it: numbers with their intervals as text, digitised ones with a star.
+
+    ``family``: with a column that names the family of properties, for a table that has several.
+    """
     missing = board["verdict"] == "missing"
     star = board["paper_source"].map({"digitised": "\u00a0*", "printed": ""})
     shown = pd.DataFrame(
@@ -332,4 +336,6 @@ def readable(board: pd.DataFrame) -> pd.DataFrame:
             "ours is on": np.where(missing, "no table yet", board["ours_on"]),
         }
     )
+    if family:
+        shown.insert(1, "family", board["family"])
     return shown.set_index("figure")

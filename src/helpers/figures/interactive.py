@@ -108,21 +108,33 @@ def _identifier(kind: str, content: str) -> str:
     return f"{kind}-{next(_ids)}-{crc32(content.encode()):08x}"
 
 
-# Load a script once per page, however many figures ask for it, and then run what needs it.
+# A drawing library is fetched when the first figure that needs it comes near the window, and once, however many figures ask for it.
 _LOAD_ONCE = """\
 window.loadOnce ??= (address) => (window.loadOnce[address] ??= new Promise((done, failed) => {
   const script = document.createElement("script");
   script.src = address; script.onload = done; script.onerror = () => failed(new Error("cannot load " + address));
   document.head.append(script);
 }));
+window.whenNear ??= (place) => new Promise((done) => {
+  if (!place || !window.IntersectionObserver) { done(); return; }
+  const watch = new IntersectionObserver((seen) => {
+    if (seen.some((one) => one.isIntersecting)) { watch.disconnect(); done(); }
+  }, {rootMargin: "400px"});
+  watch.observe(place);
+});
 """
 
 
 def _script(address: str, body: str) -> str:
-    """Return a script element that loads another script once and then runs ``body``, with its failure written to the console."""
+    """Return a script element that runs ``body`` when what stands before it comes near the window and another script is there.
+
+    A failure is written to the console.
+    """
     # A "</" inside a string of the script would end the element.
     body = body.replace("</", "<\\/")
-    return f"<script>\n{_LOAD_ONCE}window.loadOnce({json.dumps(address)}).then(() => {{\n{body}\n}}).catch(console.error);\n</script>"
+    near = "window.whenNear(document.currentScript?.previousElementSibling)"
+    load = f"window.loadOnce({json.dumps(address)}).then(() => {{\n{body}\n}})"
+    return f"<script>\n{_LOAD_ONCE}{near}.then(() => {load}).catch(console.error);\n</script>"
 
 
 # Elements that this book mixes and whose colours in the Jmol scheme, used for all others, look alike.

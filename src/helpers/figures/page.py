@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -77,7 +78,7 @@ class Shown:
                 f"const plot = {self.figure.to_json()};\n"
                 f'return Plotly.newPlot("{identifier}", plot.data, plot.layout, {{responsive: true, displaylogo: false}});'
             )
-            place = f'id="{identifier}" class="plotly-graph-div" role="img" aria-label="{alternative}"'
+            place = f'id="{identifier}" class="plotly-graph-div" role="group" aria-label="{alternative}"'
             return f'<div {place} style="height: {height}px; width: 100%"></div>\n{_script(self.script, draw)}'
         width = round(self.figure.get_figwidth() * 96)
         return f'<img src="{_png_uri(self.figure)}" alt="{alternative}" width="{width}" style="max-width: 100%; height: auto">'
@@ -119,25 +120,33 @@ def show(
 
 @dataclass(frozen=True)
 class ShownTable:
-    """A table with a caption; it scrolls by itself where the page is narrow."""
+    """A table with a caption; it scrolls by itself where the page is narrow.
+
+    In the book one with ``filters`` can also be sorted, and its rows chosen (``book/_static/tables.js``).
+    """
 
     frame: pd.DataFrame
     caption: str
     footer: str
+    filters: tuple[str, ...] | None = None
 
     def _repr_html_(self) -> str:
         # The name of the index goes into the corner instead of a line of its own; several become columns.
         single = self.frame.index.nlevels == 1
         frame = self.frame.rename_axis(index=None, columns=self.frame.index.name) if single else self.frame.reset_index()
         body = frame.to_html(border=0, escape=True, na_rep="–", classes="table result-table", index=single)
+        # The empty corner is no heading.
+        body = body.replace("<th></th>", "<td></td>", 1)
         words = html.escape(self.caption) + (f"<small>{html.escape(self.footer)}</small>" if self.footer else "")
-        return f'<figure class="result"><div class="table-wrapper" tabindex="0">{body}</div><figcaption>{words}</figcaption></figure>'
+        use = "" if self.filters is None else f' data-sortable data-filters="{html.escape(json.dumps(self.filters))}"'
+        wrapped = f'<div class="table-wrapper" tabindex="0">{body}</div>'
+        return f'<figure class="result"{use}>{wrapped}<figcaption>{words}</figcaption></figure>'
 
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.frame.to_string()}"
 
 
-def show_table(frame: pd.DataFrame, caption: str, footer: str = "") -> ShownTable:
+def show_table(frame: pd.DataFrame, caption: str, footer: str = "", filters: Sequence[str] | None = None) -> ShownTable:
     """Give a table its caption, in the same frame as a figure.
 
     Parameters
@@ -148,8 +157,20 @@ def show_table(frame: pd.DataFrame, caption: str, footer: str = "") -> ShownTabl
         Plain text; it is escaped.
     footer : str
         From :func:`caption`.
+    filters : sequence of str, optional
+        Columns, or levels of the index, by which a reader of the book can choose rows. With a list, even an empty one, the table
+        can be searched and sorted by every column. For long tables; elsewhere than in the book it is a plain table.
+
+    Raises
+    ------
+    ValueError
+        If a filter is no column.
     """
-    return ShownTable(frame, caption, footer)
+    columns = [str(name) for name in (*frame.index.names, *frame.columns)]
+    unknown = [name for name in filters or () if name not in columns]
+    if unknown:
+        raise ValueError(f"no column {', '.join(unknown)} to filter by; there are {', '.join(columns)}")
+    return ShownTable(frame, caption, footer, None if filters is None else tuple(filters))
 
 
 def with_interval(

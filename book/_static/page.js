@@ -1,0 +1,18 @@
+// Whatever scrolls sideways can be scrolled with the keyboard: it gets a tab stop, as long as it scrolls and holds nothing that has one.
+(() => {
+  const parts = ".bd-article :is(figure.result, figure.result > div, .table-wrapper, .pst-scrollable-table-container, .output, pre, mjx-container, div.math)";
+  const stops = "a[href], button, input, select, summary, [tabindex='0']";
+  const update = () => document.querySelectorAll(parts).forEach((part) => {
+    if (part.dataset.scrolls) { delete part.dataset.scrolls; part.removeAttribute("tabindex"); }
+    if (part.scrollWidth > part.clientWidth && !part.hasAttribute("tabindex") && !part.querySelector(stops)) {
+      part.dataset.scrolls = "true";
+      part.tabIndex = 0;
+    }
+  });
+  let waiting;
+  const soon = () => { clearTimeout(waiting); waiting = setTimeout(update, 100); };
+  addEventListener("load", soon);
+  addEventListener("resize", soon);
+  // Pictures that arrive late may be wider than what stood there before.
+  document.addEventListener("load", soon, true);
+})();

@@ -1,0 +1,152 @@
+"""Where a chapter runs, and how much of it: the one switch that every chapter has near its top.
+
+``results``
+    the committed tables alone; the live check is left out, and says so.
+``sample``
+    the live check recomputes a few cases and compares them with the table, as the book does while it builds.
+``everything``
+    all cases of the chapter's benchmarks, by the code of ``softening run``: data are fetched and verified, shards are kept, the same
+    cell run again goes on after an interruption, and the tables land in ``data/results``, where every chapter finds them.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from helpers import benchmarks, potentials, registry, results, runner
+
+__all__ = ["RUNS", "Chapter", "begin"]
+
+RUNS = ("results", "sample", "everything")
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """What :func:`begin` returns; Jupyter and the book show it by itself.
+
+    Attributes
+    ----------
+    run : str
+        One of :data:`RUNS`.
+    device : str
+        In words.
+    packages : str
+        The versions of what computes.
+    costs : tuple of str
+        What the live part and everything take, a line for each benchmark.
+    """
+
+    run: str
+    device: str
+    packages: str
+    costs: tuple[str, ...]
+
+    def live_check(
+        self, benchmark: str, key: str, *, sets: Iterable[str] | None = None, protocol: object | None = None, limit: int | None = None
+    ) -> pd.DataFrame:
+        """Recompute some cases and compare them with the table, as :func:`helpers.runner.live_check`; with ``results`` only read it.
+
+        Returns
+        -------
+        pandas.DataFrame
+            As there. If nothing is recomputed, ``value`` repeats ``committed``, and a line says so.
+        """
+        if self.run != "results":
+            return runner.live_check(benchmark, key, sets=sets, protocol=protocol, limit=limit)
+        table = results.read(benchmark, key)
+        table = table[table["set"].isin([benchmarks.module(benchmark).LIVE] if sets is None else list(sets))].reset_index(drop=True)
+        print('NOT RECOMPUTED (RUN = "results"): what is called live below repeats the table.')
+        return table.assign(committed=table["value"], was=table["status"], difference=0.0)
+
+    def _lines(self) -> list[tuple[str, str]]:
+        runs = ", ".join(f"<b>{name}</b>" if name == self.run else name for name in RUNS)
+        return [("Runs on", html.escape(f"{self.device}; {self.packages}")), ("RUN", runs), *(("Cost", html.escape(c)) for c in self.costs)]
+
+    def _repr_html_(self) -> str:
+        return f'<div class="where">{"".join(f"<div><b>{name}:</b> {text}</div>" for name, text in self._lines())}</div>'
+
+    def __repr__(self) -> str:
+        return "\n".join([f"runs on: {self.device}; {self.packages}", f"RUN: {self.run}", *self.costs])
+
+
+def begin(run: str, names: str | Sequence[str], key: str, *, device: str = "auto", processes: int | None = None) -> Chapter:
+    """Say where a chapter runs and what it costs; with ``everything``, first compute its tables anew.
+
+    Parameters
+    ----------
+    run : str
+        One of :data:`RUNS`.
+    names : str or sequence of str
+        The benchmarks that the chapter recomputes (:data:`helpers.benchmarks.CATALOGUE`).
+    key : str
+        The potential that it recomputes them with.
+    device, processes
+        For ``everything``, as for :func:`helpers.runner.run`.
+
+    Raises
+    ------
+    ValueError
+        If ``run`` is none of the three.
+    RegistryError
+        If ``everything`` is asked for and a file cannot be had; it says which one, and where to put it.
+    RunError
+        As for :func:`helpers.runner.run`.
+    """
+    if run not in RUNS:
+        raise ValueError(f"RUN = {run!r}: give one of {', '.join(map(repr, RUNS))}")
+    names = (names,) if isinstance(names, str) else tuple(names)
+    where = potentials.resolve_device(device)
+    if run == "everything":
+        for name in names:
+            _compute(name, key, device, processes)
+    versions = results.package_versions()
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "ase"))
+    return Chapter(run, results.device_name(str(where)), packages, tuple(_cost(name, key) for name in names))
+
+
+def _made(name: str, key: str) -> dict | None:
+    """Return how the table of a benchmark was made, or None if there is none."""
+    return results.provenance(name, key) if key in results.models(name) else None
+
+
+def _compute(name: str, key: str, device: str, processes: int | None) -> None:
+    """Run a benchmark in full. A table is not replaced by one of fewer sets for want of a file."""
+    module, made = benchmarks.module(name), _made(name, key)
+    for chosen in made["cases"] if made else module.SETS:
+        for file in module.SETS.get(chosen, ()):
+            registry.fetch(file)
+    try:
+        table = runner.run(name, key, device=device, processes=processes)
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; what is done is kept. Run this cell again to go on.")
+        raise
+    if made and made["fingerprint"] == results.provenance(name, key)["fingerprint"]:
+        again = f"softening run {name} --model {key} --force"
+        print(f"{name}: the table was complete ({made['date']}, {made['device']}). To compute it again: {again}")
+    print(f"{name}: {len(table)} rows, {(table['status'] == 'failed').sum()} failed: {results.table_path(name, key)}")
+
+
+def _cost(name: str, key: str) -> str:
+    """Return what the live part and everything cost, estimated from the table's own record."""
+    made = _made(name, key)
+    if made is None:
+        return f"{name}: no table of {key} yet; the time is not known"
+    total = sum(made["cases"].values())
+    live = made["cases"].get(benchmarks.module(name).LIVE, 0)
+    seconds, cores = made["core_seconds"], os.cpu_count() or 1
+    # Cases of one benchmark differ in size, so the share of the live ones is a rough guide.
+    part = f"live part at most {live} of {total} cases, of the order of {_time(seconds * live / total)}; " if live else ""
+    return f"{name}: {part}everything {_time(seconds / cores)} on {cores} cores such as the table was made on ({made['device']})"
+
+
+def _time(seconds: float) -> str:
+    """Return a duration in the unit that suits it."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} s"

@@ -1,0 +1,123 @@
+"""The switch of the chapters: committed results, a live sample, or everything; on a few surfaces and an analytic potential."""
+
+import shutil
+
+import pytest
+
+from helpers import chapter, registry, results, runner
+from helpers.benchmarks import surfaces
+
+EMT = "ase:ase.calculators.emt.EMT"
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A private data folder, and only surfaces of three metals that EMT knows, in shards of one."""
+    source = registry.data_dir()
+    folder = tmp_path / "data"
+    folder.mkdir()
+    shutil.copy(source / "registry.csv", folder)
+    for name in ("reference", "paper"):
+        shutil.copytree(source / name, folder / name)
+    monkeypatch.setenv(registry.DATA_VARIABLE, str(folder))
+    whole = surfaces.cases
+    few = [case for case in whole(None, ["tran-rebuilt"]) if case.material in ("Cu", "Al", "Ag")][:3]
+    monkeypatch.setattr(surfaces, "cases", lambda protocol=None, sets=None: few)
+    # The other sets need files; these cases do not.
+    monkeypatch.setattr(surfaces, "SETS", {"tran-rebuilt": ()})
+    monkeypatch.setattr(runner, "shards", lambda cases, *_: [[case] for case in cases])
+    return folder
+
+
+def test_everything_writes_the_table_that_the_chapters_read(data, capsys):
+    here = chapter.begin("everything", "surfaces", EMT, device="cpu", processes=1)
+    table = results.read("surfaces", EMT)
+    assert table["case"].nunique() == 3
+    assert (table["status"] == "ok").all()
+    assert str(results.table_path("surfaces", EMT)) in capsys.readouterr().out
+    checked = here.live_check("surfaces", EMT)
+    assert len(checked) == len(table)
+    assert checked["difference"].abs().max() < 1e-6
+    # The record of the table says what everything costs.
+    assert any("surfaces: live part at most 3 of 3 cases" in line for line in here.costs)
+
+
+def test_everything_goes_on_after_an_interruption(data, monkeypatch, capsys):
+    work, done = surfaces.run, []
+
+    def stops(potential, cases, protocol):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(cases[0].name)
+        return work(potential, cases, protocol)
+
+    monkeypatch.setattr(surfaces, "run", stops)
+    with pytest.raises(KeyboardInterrupt):
+        chapter.begin("everything", "surfaces", EMT, device="cpu", processes=1)
+    assert "Run this cell again to go on" in capsys.readouterr().out
+    assert not results.table_path("surfaces", EMT).exists()
+    again = []
+    monkeypatch.setattr(surfaces, "run", lambda potential, cases, protocol: again.append(cases[0].name) or work(potential, cases, protocol))
+    chapter.begin("everything", "surfaces", EMT, device="cpu", processes=1)
+    assert len(again) == 1, "two of three shards were kept"
+    assert not set(again) & set(done)
+
+
+def test_a_complete_table_is_kept_and_the_cell_says_how_to_compute_it_again(data, monkeypatch, capsys):
+    runner.run("surfaces", EMT, device="cpu", processes=1, progress=False)
+    monkeypatch.setattr(surfaces, "run", lambda *_: pytest.fail("computed again"))
+    chapter.begin("everything", "surfaces", EMT, device="cpu", processes=1)
+    assert f"softening run surfaces --model {EMT} --force" in capsys.readouterr().out
+
+
+def test_a_table_is_not_replaced_by_one_of_fewer_sets(data, monkeypatch):
+    """Its sets need files; without them nothing is computed, and the error names the file."""
+    runner.run("surfaces", EMT, device="cpu", processes=1, progress=False)
+    before = results.table_path("surfaces", EMT).read_bytes()
+    needed = next(file.key for file in registry.files("surfaces"))
+    monkeypatch.setattr(surfaces, "SETS", {"tran-rebuilt": (needed,)})
+    monkeypatch.setenv("SOFTENING_OFFLINE", "1")
+    monkeypatch.setenv("SOFTENING_CACHE", str(data / "cache"))
+    monkeypatch.delenv("SOFTENING_MIRROR", raising=False)
+    monkeypatch.setattr(surfaces, "run", lambda *_: pytest.fail("computed"))
+    with pytest.raises(registry.RegistryError, match=needed):
+        chapter.begin("everything", "surfaces", EMT, device="cpu", processes=1)
+    assert results.table_path("surfaces", EMT).read_bytes() == before
+
+
+def test_results_computes_nothing_and_says_so(data, monkeypatch, capsys):
+    runner.run("surfaces", EMT, device="cpu", processes=1, progress=False)
+    expected = runner.live_check("surfaces", EMT)
+    monkeypatch.setattr(surfaces, "run", lambda *_: pytest.fail("computed"))
+    here = chapter.begin("results", "surfaces", EMT, device="cpu")
+    checked = here.live_check("surfaces", EMT)
+    assert "NOT RECOMPUTED" in capsys.readouterr().out
+    assert set(expected.columns) <= set(checked.columns), "cells below find the same columns"
+    assert (checked["value"] == checked["committed"]).all()
+
+
+def test_a_sample_that_differs_is_refused(data, monkeypatch):
+    runner.run("surfaces", EMT, device="cpu", processes=1, progress=False)
+    work = surfaces.run
+    monkeypatch.setattr(surfaces, "run", lambda *given: work(*given).assign(value=lambda table: table["value"] + 1))
+    with pytest.raises(runner.LiveCheckError):
+        chapter.begin("sample", "surfaces", EMT, device="cpu").live_check("surfaces", EMT)
+
+
+def test_the_box_says_where_and_what(data):
+    here = chapter.begin("sample", ("surfaces",), EMT, device="cpu")
+    shown = here._repr_html_()
+    assert results.machine() in repr(here)
+    assert "<b>sample</b>, everything" in shown
+    assert "no table of ase:ase.calculators.emt.EMT yet" in shown
+
+
+@pytest.mark.parametrize("run", ["all", "", "Sample"])
+def test_another_word_is_refused(run):
+    with pytest.raises(ValueError, match="give one of 'results', 'sample', 'everything'"):
+        chapter.begin(run, "surfaces", EMT)
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (50, "50 s"), (150, "2.5 min"), (3000, "50 min"), (9000, "2.5 h")])
+def test_durations_are_readable(seconds, words):
+    assert chapter._time(seconds) == words
