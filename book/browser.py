@@ -63,10 +63,11 @@ _WEIGHT = """() => {
     .filter((entry) => ["navigation", "resource"].includes(entry.entryType) && !lazy.has(entry.name))
     .reduce((sum, entry) => sum + entry.encodedBodySize, 0);
 }"""
+# Two frames for each step: only what is painted near the window is fetched.
 _SCROLL = """async () => {
   for (let y = 0; y < document.documentElement.scrollHeight; y += innerHeight / 2) {
     scrollTo(0, y);
-    await new Promise((done) => setTimeout(done, 60));
+    for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
   }
   scrollTo(0, 0);
 }"""

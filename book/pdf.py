@@ -20,6 +20,7 @@ from served import chromium, chromium_options, serve
 
 OUTPUT = HTML.parent / "soft-potentials.pdf"
 WAIT_MS = 20_000  # of the page's own clock, for formulas and figures
+WINDOW = "--window-size=1280,30000"  # a whole chapter: figures are drawn when they come near the window
 
 
 def title(page: Path) -> str:
@@ -36,7 +37,7 @@ def print_page(program: str, address: str, target: Path) -> None:
     RuntimeError
         If the browser wrote nothing.
     """
-    how = ["--headless=new", "--disable-gpu", "--no-pdf-header-footer", f"--virtual-time-budget={WAIT_MS}", *chromium_options()]
+    how = ["--headless=new", "--disable-gpu", WINDOW, "--no-pdf-header-footer", f"--virtual-time-budget={WAIT_MS}", *chromium_options()]
     done = subprocess.run(  # noqa: S603
         [program, *how, f"--print-to-pdf={target}", address], capture_output=True, text=True, timeout=300, check=False
     )
