@@ -359,7 +359,7 @@ def lattice_parameter(atoms: ase.Atoms) -> float:
 
 
 def design(
-    potential: GraphPotential, crystal: ase.Atoms, *, gained: str, lost: str, target: float, start: float = 0.5, tolerance: float = 1e-4
+    potential: GraphPotential, crystal: ase.Atoms, *, gained: str, lost: str, target: float, start: float = 0.5, tolerance: float = 5e-4
 ) -> Design:
     """Find the composition of a rocksalt solid solution that has a wanted lattice parameter, by Newton's method in the composition.
 
@@ -391,7 +391,9 @@ def design(
 
     ends = sorted(lattice_parameter(at(x)[1]) for x in (0.0, 1.0))
     if not ends[0] <= target <= ends[1]:
-        raise ValueError(f"a lattice parameter of {target:g} Å is out of reach: from {lost} to {gained} it goes {ends[0]:.4f} … {ends[1]:.4f} Å")
+        raise ValueError(
+            f"a lattice parameter of {target:g} Å is out of reach: from {lost} to {gained} it goes {ends[0]:.4f} … {ends[1]:.4f} Å"
+        )
 
     def miss(x: float) -> tuple[float, float]:
         # Newton's steps may leave the range of compositions.
@@ -406,4 +408,4 @@ def design(
     if not found.converged:
         raise ValueError(f"no composition with a lattice parameter of {target:g} Å was found in {found.iterations} steps: {steps}")
     x, a = steps[-1]
-    return Design(x, a, steps)
+    return Design(float(x), a, [(float(value), size) for value, size in steps])
