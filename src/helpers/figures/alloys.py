@@ -232,7 +232,7 @@ def continuous_composition(curves: pd.DataFrame, species: str = "Ca") -> Figure:
         raise ValueError(f"{len(sources)} sources, but there are {len(_SOURCE_STYLES)} styles")
     looks = dict(zip(sources, _SOURCE_STYLES, strict=False))
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(2, extra=0.26 * len(sources))
+        figure, axes, _ = _panels(2, extra=0.26 * len(sources))
         for panel, column in zip(axes, ("deviation", "mixing_energy"), strict=True):
             panel.axhline(0, color=_MUTED, linewidth=0.9)
             for source, look in looks.items():
