@@ -23,6 +23,7 @@ CHAPTERS = [
         "why_soft",
         "is_it_real",
         "the_cure",
+        "alchemy",
     )
 ]
 

@@ -248,6 +248,17 @@ def paper_table(name):
     return pd.read_csv(data_dir() / "paper" / f"{name}.csv")
 
 
+def compositions():
+    """Lattice parameters and mixing energies from the most sources that one figure takes; the last has no lattice parameters."""
+    x = np.linspace(0, 1, 9)
+    parts = [
+        pd.DataFrame({"source": f"source number {n} of a solid solution", "x": x, "deviation": 0.01 * n, "mixing_energy": 0.1 * n})
+        for n in range(5)
+    ]
+    parts[-1]["deviation"] = np.nan
+    return pd.concat(parts)
+
+
 FIGURES = {
     "parity, three models, paper": lambda: figures.parity(scalars(), "surface energy", paper=figures.paper_points("fig2a")),
     "parity, one model": lambda: figures.parity(scalars(PAPER_MODELS[:1]), "surface energy", clusters=None),
@@ -257,6 +268,7 @@ FIGURES = {
     "scales": lambda: figures.scale_distribution(fits(), paper_table("fig5b_stats")),
     "orderings, three models": lambda: figures.by_composition(orderings(), paper_orderings()),
     "orderings, one model": lambda: figures.by_composition(orderings(PAPER_MODELS[:1]), paper_orderings()),
+    "continuous composition": lambda: figures.continuous_composition(compositions()),
     "phase diagram": lambda: figures.phase_diagram(*gaps()),
     "cells, all models": lambda: figures.cell_size(cells(list(CATALOGUE))),
     "lost neighbours": lambda: figures.error_against_coordination(losses()),

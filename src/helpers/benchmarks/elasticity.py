@@ -151,6 +151,22 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     return [case for name in names for case in makers[name](chosen)]
 
 
+def compound(material: str) -> Case:
+    """Return one compound of the source of ``binaries``, by its Materials Project identifier, whether or not it is in the random choice.
+
+    Raises
+    ------
+    KeyError
+        If the source does not have it.
+    helpers.registry.RegistryError
+        If its file cannot be had.
+    """
+    for record in _records():
+        if record["mp_id"] == material:
+            return _binary(record)
+    raise KeyError(f"{_MODULI} has no {material}")
+
+
 def left_out(protocol: Protocol | None = None) -> pd.DataFrame:
     """Return the compounds of the source that cannot be cases, with the reason: columns ``set, material, formula, reason``."""
     chosen = Protocol() if protocol is None else protocol

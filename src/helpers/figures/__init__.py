@@ -8,7 +8,7 @@ are open markers in the colour of the model they belong to.
 from __future__ import annotations
 
 from helpers.figures.against_dft import force_parity, hero, parity
-from helpers.figures.alloys import by_composition, phase_diagram
+from helpers.figures.alloys import by_composition, continuous_composition, phase_diagram
 from helpers.figures.animation import AnimationView, animation_view
 from helpers.figures.card import families
 from helpers.figures.distributions import error_distribution, force_histogram, mae_cmae, scale_distribution
@@ -44,6 +44,7 @@ __all__ = [
     "cell_size",
     "clouds",
     "colour",
+    "continuous_composition",
     "descent",
     "energy_profiles",
     "error_against_coordination",

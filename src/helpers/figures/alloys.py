@@ -197,3 +197,51 @@ def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None,
 
 def _gap_style(model: str, source: str) -> dict[str, object]:
     return {"linewidth": 2.2 if model == "DFT" else 1.8, "linestyle": (0, (5, 2)) if source == "paper" else "-"}
+
+
+# A line, then points; the colours are no model's.
+_SOURCE_STYLES = (
+    {"color": "#004488", "marker": "o", "linestyle": "-", "markersize": 5},
+    {"color": "#777777", "marker": "s", "linestyle": (0, (5, 2)), "markersize": 4.5},
+    {"color": "#BB5566", "marker": "^", "linestyle": "none", "markersize": 7.5},
+    {"color": "#BB5566", "marker": "v", "linestyle": "none", "markersize": 7.5, "markerfacecolor": "white"},
+    {"color": "#000000", "marker": "x", "linestyle": (0, (1, 1.5)), "markersize": 6},
+)
+
+
+def continuous_composition(curves: pd.DataFrame, species: str = "Ca") -> Figure:
+    """Draw the lattice parameter, as a deviation from Vegard's law, and the mixing energy of a solid solution from several sources.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        Columns ``source``, ``x`` (fraction of ``species``), ``deviation`` (Å, from the line between the end members) and ``mixing_energy``
+        (eV per formula unit); either may be NaN where a source has none. Sources are drawn in the order in which they come.
+    species : str
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to draw, a column is missing, or there are more sources than styles.
+    """
+    missing = [column for column in ("source", "x", "deviation", "mixing_energy") if column not in curves]
+    if missing or curves.empty:
+        raise ValueError(f"the table has no column {', '.join(missing)}" if missing else "there is nothing to draw: the table has no rows")
+    sources = list(dict.fromkeys(curves["source"]))
+    if len(sources) > len(_SOURCE_STYLES):
+        raise ValueError(f"{len(sources)} sources, but there are {len(_SOURCE_STYLES)} styles")
+    looks = dict(zip(sources, _SOURCE_STYLES, strict=False))
+    with mpl.rc_context(STYLE):
+        figure, axes, _ = _panels(2, extra=0.26 * len(sources))
+        for panel, column in zip(axes, ("deviation", "mixing_energy"), strict=True):
+            panel.axhline(0, color=_MUTED, linewidth=0.9)
+            for source, look in looks.items():
+                part = curves[(curves["source"] == source) & curves[column].notna()].sort_values("x")
+                if len(part):
+                    panel.plot(part["x"], part[column], linewidth=1.6, zorder=3, **look)
+            panel.set(xlim=(-0.03, 1.03), xlabel=f"{species} fraction")
+        axes[0].set_ylabel("a − Vegard's law (Å)")
+        axes[1].set_ylabel("mixing energy (eV per formula unit)")
+        handles = [Line2D([], [], label=source, linewidth=1.6, **look) for source, look in looks.items()]
+        figure.legend(handles=handles, loc="outside upper left", ncols=1)
+    return figure

@@ -181,6 +181,10 @@ class Graph:
         What the network derives from the edges alone (CHGNet's line graph, say). Built once per batch.
     vectors : float tensor, shape (E, 3)
         r_j − r_i, in the network's dtype; differentiable in positions and strain. Set by the forward pass.
+    species : int tensor, shape (N,), or None
+        In a mixture (:mod:`helpers.alchemy`), which of its weights each atom has; −1 for ordinary atoms. None: no mixture.
+    weights : float tensor, shape (N,), or None
+        In a mixture, the weight λ of each atom, 1 for ordinary ones; in the network's dtype, differentiable.
     """
 
     numbers: torch.Tensor
@@ -192,6 +196,8 @@ class Graph:
     cells: torch.Tensor
     topology: dict[str, torch.Tensor] = field(default_factory=dict)
     vectors: torch.Tensor | None = None
+    species: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
     @property
     def n_atoms(self) -> torch.Tensor:
@@ -202,6 +208,21 @@ class Graph:
     def edge_system(self) -> torch.Tensor:
         """Structure of each edge, shape (E,)."""
         return self.system[self.edge_index[0]]
+
+    def weight_of_messages(self, target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        """Return the factors of messages in a mixture: the source's weight where the target is an ordinary atom, else 1.
+
+        Parameters
+        ----------
+        target, source : int tensors, shape (n,)
+            Atoms.
+
+        Returns
+        -------
+        tensor, shape (n, 1)
+        """
+        ordinary = self.species[target] < 0
+        return torch.where(ordinary, self.weights[source], self.weights.new_ones(()))[:, None]
 
     @classmethod
     def collate(cls, systems: Sequence[System], device: torch.device) -> Graph:
@@ -402,9 +423,12 @@ class GraphPotential(Potential):
     ----------
     untrained : tuple of str
         Prefixes of parameters that fine-tuning leaves alone.
+    takes_mixtures : bool
+        Whether :meth:`energies` minds the graph's ``species`` and ``weights``.
     """
 
     untrained: tuple[str, ...] = ()
+    takes_mixtures = False
 
     def __init__(
         self,

@@ -46,11 +46,19 @@ class CHGNetPotential(GraphPotential):
 
     # The package's trainer, too, keeps the composition model (a linear fit of reference energies) as it is.
     untrained = ("composition_model",)
+    takes_mixtures = True
 
     def topology(self, graph: Graph, distances: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Pair the two directions of every bond, and list the angles between bonds shorter than the line graph's cutoff."""
+        """Pair the two directions of every bond, and list the angles between bonds shorter than the line graph's cutoff.
+
+        In a mixture a bond belongs to the species that one of its ends, or both, have; bonds of two species make no angle.
+        """
         bond, first = undirected_bonds(graph)
         centre, left, right = angles(graph.edge_index[0], distances, self.network.graph_converter.bond_graph_cutoff)
+        if graph.species is not None:
+            one, other = (graph.species[graph.edge_index[1][edge]] for edge in (left, right))
+            kept = (one < 0) | (other < 0) | (one == other)
+            centre, left, right = centre[kept], left[kept], right[kept]
         return {"bond": bond, "first": first, "centre": centre, "left": left, "right": right}
 
     def energies(self, graph: Graph) -> torch.Tensor:  # noqa: D102
@@ -84,7 +92,8 @@ class CHGNetPotential(GraphPotential):
         )
         if network.composition_model is not None:
             composition = per_atom.new_zeros(graph.n_systems, network.composition_model.max_num_elements)
-            composition.index_put_((graph.system, graph.numbers - 1), per_atom.new_ones(()), accumulate=True)
+            share = per_atom.new_ones(()) if graph.weights is None else graph.weights
+            composition = composition.index_put((graph.system, graph.numbers - 1), share, accumulate=True)
             per_atom = per_atom + network.composition_model._get_energy(composition / n_atoms[:, None])
         return per_atom * n_atoms
 
@@ -107,6 +116,10 @@ class CHGNetPotential(GraphPotential):
             angles_ = network.angle_embedding(angle_bases)
             weights = network.bond_weights_bg(rbf_bg)
             bond_weights = weights[of_angle[0][0]] * weights[of_angle[1][0]]
+        if graph.weights is not None:
+            atom_weights = atom_weights * graph.weight_of_messages(centre, neighbour)
+            if has_angles:
+                bond_weights = bond_weights * self._weight_of_angles(graph)
 
         def convolved(layer: torch.nn.Module) -> torch.Tensor:
             messages = _gated(layer.twoBody_atom, [(atoms, centre), (bonds, bond), (atoms, neighbour)]) * atom_weights
@@ -126,8 +139,20 @@ class CHGNetPotential(GraphPotential):
         if network.readout_norm is not None:
             atoms = network.readout_norm(atoms)
         energies = network.mlp(atoms).view(-1)
+        if graph.weights is not None:
+            energies = energies * graph.weights
         total = energies.new_zeros(graph.n_systems).index_add(0, graph.system, energies)
         return total / graph.n_atoms
+
+    def _weight_of_angles(self, graph: Graph) -> torch.Tensor:
+        """Return the factors of the messages from right bond to left bond: as between atoms, with bonds in their place.
+
+        A bond has the weight of the species that it belongs to. Where the centre of the angle is not ordinary, both bonds do.
+        """
+        centre = graph.topology["centre"]
+        target, source = (graph.edge_index[1][graph.topology[side]] for side in ("left", "right"))
+        factors = graph.weight_of_messages(target, source)
+        return torch.where((graph.species[centre] < 0)[:, None], factors, torch.ones_like(factors))
 
 
 def _gated(mlp: torch.nn.Module, inputs: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:
@@ -164,6 +189,8 @@ def subset(graph: Graph, chosen: torch.Tensor) -> Graph:
         positions=graph.positions[atoms],
         cells=graph.cells[chosen],
         vectors=graph.vectors[edges],
+        species=None if graph.species is None else graph.species[atoms],
+        weights=None if graph.weights is None else graph.weights[atoms],
     )
 
 

@@ -10,6 +10,7 @@ the foundation models: Batatia et al., J. Chem. Phys. 163, 184110 (2025).
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import io
 import os
@@ -40,9 +41,10 @@ class MACEPotential(GraphPotential):
     """MACE behind the common interface."""
 
     head = 0
+    takes_mixtures = True
 
     def energies(self, graph: Graph) -> torch.Tensor:  # noqa: D102
-        network = self.network
+        network = self.network if graph.weights is None else _weighted(self.network, graph)
         # MACE takes positions and lattice shifts and forms r[j] − r[i] + shift. The bond vectors are already
         # known, to double precision: they go in as the shifts of atoms that all sit at the origin.
         data = {
@@ -56,7 +58,51 @@ class MACEPotential(GraphPotential):
             "head": torch.full((graph.n_systems,), self.head, device=graph.vectors.device),
         }
         per_atom = network(data, compute_force=False)["node_energy"].to(torch.float64)
+        if graph.weights is not None:
+            per_atom = per_atom * graph.weights
         return per_atom.new_zeros(graph.n_systems).index_add(0, graph.system, per_atom)
+
+
+class _WeightedRadial(torch.nn.Module):
+    """The radial embedding, with the factors of messages where the interactions expect the cutoff function, which they multiply by."""
+
+    def __init__(self, inner: torch.nn.Module, factors: torch.Tensor) -> None:
+        super().__init__()
+        self.inner, self.factors = inner, factors
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features, cutoff = self.inner(*inputs)
+        return features, self.factors if cutoff is None else cutoff * self.factors
+
+
+class _WeightedPairs(torch.nn.Module):
+    """The pair repulsion of MACE, each pair multiplied by the factor of its message."""
+
+    def __init__(self, inner: torch.nn.Module, factors: torch.Tensor) -> None:
+        super().__init__()
+        self.inner, self.factors = inner, factors
+
+    def forward(
+        self, lengths: torch.Tensor, node_attrs: torch.Tensor, edge_index: torch.Tensor, atomic_numbers: torch.Tensor
+    ) -> torch.Tensor:
+        # The package adds up the pairs of each atom. Here every pair has two atoms of its own, so that the sum is over one.
+        sender, receiver = edge_index
+        n_edges = len(sender)
+        apart = torch.arange(2 * n_edges, device=sender.device).view(2, n_edges)
+        pairs = self.inner(lengths, node_attrs[torch.cat([sender, receiver])], apart, atomic_numbers)[n_edges:]
+        return pairs.new_zeros(len(node_attrs)).index_add(0, receiver, pairs * self.factors[:, 0])
+
+
+def _weighted(network: torch.nn.Module, graph: Graph) -> torch.nn.Module:
+    """Return a MACE that shares all parameters with another one and weights messages as a mixture asks for."""
+    # In MACE's order the first atom of an edge sends.
+    factors = graph.weight_of_messages(graph.edge_index[1], graph.edge_index[0])
+    twin = copy.copy(network)
+    twin._modules = dict(network._modules)
+    twin.radial_embedding = _WeightedRadial(network.radial_embedding, factors)
+    if hasattr(network, "pair_repulsion_fn"):
+        twin.pair_repulsion_fn = _WeightedPairs(network.pair_repulsion_fn, factors)
+    return twin
 
 
 @contextlib.contextmanager
