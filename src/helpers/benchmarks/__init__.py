@@ -39,6 +39,7 @@ CATALOGUE = (
     "curvature_mending",
     "students",
     "learning_curve",
+    "coverage",
 )
 
 COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]
