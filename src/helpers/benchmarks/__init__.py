@@ -40,6 +40,7 @@ CATALOGUE = (
     "students",
     "learning_curve",
     "coverage",
+    "weak_labels",
 )
 
 COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]
