@@ -319,7 +319,7 @@ def differences(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
     rows = made[(made["set"] == "labels") & (made["property"] == quantity) & (made["method"] != "none")]
     wide = rows.pivot_table(index=["labels", "n_labels", "seed"], columns="method", values="value", observed=True)
     found = wide.drop(columns="plain").sub(wide["plain"], axis=0)
-    return found.rename_axis(columns="method").stack().rename("difference").reset_index()
+    return found.reset_index().melt(id_vars=["labels", "n_labels", "seed"], var_name="method", value_name="difference")
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
