@@ -6,9 +6,9 @@ atoms, with functions of one and of three distances that are cubic B-splines:
     E = Σ_i e_0 + Σ_i Σ_j V(r_ij) + Σ_i Σ_{j<k} W(r_ij, r_ik, r_jk),      V = Σ c_n B_n,   W = Σ c_lmn B_l B_m B_n.
 
 It is linear in all coefficients, so a fit is one system of linear equations, and how much it can learn is fixed beforehand by the number
-of splines. Splines, symmetry, penalties and the solution are those of the package ``uf3`` (extra ``linear``). What is done here is the
-sum over atoms: the package sums over a block of periodic images and so visits each triangle about a hundred times; here a neighbour list
-gives each once. Both agree (test).
+of splines. Splines, symmetry, penalties and the solution are those of the package ``uf3``. What is done here is the sum over atoms: the
+package sums over a block of periodic images and so visits each triangle about a hundred times; here a neighbour list gives each once.
+Both agree (test).
 
 The potential knows one element. Units: eV, Å.
 """
@@ -26,8 +26,6 @@ from scipy import sparse
 from vesin import NeighborList
 
 from helpers.potentials.base import PotentialError, Prediction
-
-_INSTALL = "linear potentials need the package uf3: pip install -c requirements.lock -e .[linear]"
 
 
 @dataclass(frozen=True)
@@ -82,19 +80,13 @@ class Basis:
     element : str
         Chemical symbol.
     capacity : Capacity
-
-    Raises
-    ------
-    PotentialError
-        If the package is missing.
     """
 
     def __init__(self, element: str, capacity: Capacity) -> None:
-        try:
-            from uf3.data.composition import ChemicalSystem
-            from uf3.representation.bspline import BSplineBasis
-        except ModuleNotFoundError as error:
-            raise PotentialError(f"{error}; {_INSTALL}") from error
+        # Compiling and plotting make its import slow: only when a linear potential is asked for.
+        from uf3.data.composition import ChemicalSystem
+        from uf3.representation.bspline import BSplineBasis
+
         self.element, self.capacity = element, capacity
         pair, trio = (element,) * 2, (element,) * 3
         low, leg, number = capacity.shortest_a, capacity.leg_cutoff_a, capacity.triangle_intervals

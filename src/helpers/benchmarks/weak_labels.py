@@ -19,7 +19,7 @@ Columns beyond the standard ones: ``method`` (``none``: untrained; ``plain``, ``
 single factor under the same loss, :func:`helpers.weak_supervision.best_scale`), ``labels`` (``energy`` or ``energy and forces``),
 ``n_labels``, ``weight`` (of the loss), ``step_a`` (Å), ``direction``, ``seed`` (which frames are drawn). Properties, over all test frames:
 ``slope``, ``inverse_slope`` and ``r2`` of forces (1), ``force_mae`` (eV/Å), ``energy_mae`` (eV/atom), ``residual`` (root mean square of
-PITC's residual on the labels after training, at the step of the case or, in ``plain``, of the protocol, eV/atom).
+PITC's residual on the first labels after training, at the step of the case or, in ``plain``, of the protocol, eV/atom).
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ TOLERANCES = {"slope": 0.02, "inverse_slope": 0.02, "r2": 0.01, "force_mae": 0.0
 
 _TEACHER_SCALE = 1.25
 _TEACHER_STEPS = 6
+_N_RESIDUALS = 3  # labels whose residual is recorded
 _METHODS = ("plain", "taylor", "spatial")
 
 
@@ -66,7 +67,7 @@ class Protocol:
     n_tests : int
         Held-out frames.
     seeds : tuple of int
-        Draws of labels.
+        Draws of labels in set ``labels``; in set ``steps`` the first one.
     gradient_steps : int
         Of every training.
     learning_rate, final_learning_rate : float
@@ -84,9 +85,9 @@ class Protocol:
 
     counts: tuple[int, ...] = (1, 10)
     n_labels: int = 10
-    n_tests: int = 8
+    n_tests: int = 5
     seeds: tuple[int, ...] = (0, 1, 2)
-    gradient_steps: int = 20
+    gradient_steps: int = 10
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
     energy_weight: float = 1e3
@@ -138,7 +139,7 @@ def _variants(name: str, protocol: Protocol) -> list[dict]:
         both = [_info(method, kinds[1], 2, 0, **({} if method == "plain" else weak)) for method in _METHODS]
         return [_info("none", "", 0, 0), *both]
     found = [_info("none", "", 0, 0)] if name == "labels" else []
-    for seed in protocol.seeds:
+    for seed in protocol.seeds if name == "labels" else protocol.seeds[:1]:
         for kind in kinds:
             if name == "labels":
                 for method in _METHODS:
@@ -226,7 +227,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
         for name, value in _errors(mended, tests).items():
             rows.append(row(potential.key, case, name, value, np.nan, _UNITS.get(name, "1")))
         if info["method"] not in ("none", "scalar"):
-            residuals = taylor_residuals(mended, labels, info["step_a"] or protocol.step_a, seed=0)
+            residuals = taylor_residuals(mended, labels[:_N_RESIDUALS], info["step_a"] or protocol.step_a, seed=0)
             rows.append(row(potential.key, case, "residual", float(np.sqrt(np.mean(residuals**2))), np.nan, "eV/atom"))
     return table(rows)
 
