@@ -32,7 +32,7 @@ Columns beyond these and the standard ones: ``held_out``, the family tested, or 
 ``speed`` what was timed. Properties: ``force_rmse`` and ``force_mae`` (eV/Å), ``slope``, ``inverse_slope`` and ``r2`` of forces (1; not for
 families whose frames are relaxed), ``energy_rmse`` (eV/atom) and ``energy_slope`` (1), both of the energy above the perfect crystal,
 ``n_free`` (coefficients), ``seconds`` (processor time of energy and forces of one frame), and in series ``potential`` what each family
-holds: ``n_tests``, ``n_training`` (frames) and ``force_rms`` (of DFT's forces in the tests, eV/Å). There is no reference: errors are values.
+holds: ``n_tests``, ``n_training`` (frames) and ``force_rms`` (of DFT's forces in the tests, eV/Å). There is no reference.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from helpers.finetune import Label
 from helpers.linear import Capacity, Weights
 from helpers.potentials.base import Potential, PotentialError, Prediction
 
-SETS: dict[str, tuple[str, ...]] = {"silicon": off_equilibrium.SETS["single-element-md"], "teacher": ()}
+SETS: dict[str, tuple[str, ...]] = {"silicon": off_equilibrium.single_element_keys("Si"), "teacher": ()}
 LIVE = "teacher"
 
 # Twenty fits (a case without structures counts as 100 atoms); a process finds the features of all frames once.
@@ -205,7 +205,7 @@ def family_of(frame: Case, crystal_ev: float) -> str:
     Parameters
     ----------
     frame : Case
-        From :func:`helpers.benchmarks.off_equilibrium.cases`, set ``single-element-md``.
+        From :func:`helpers.benchmarks.off_equilibrium.single_element`.
     crystal_ev : float
         Energy per atom of the perfect crystal, eV.
 
@@ -225,7 +225,7 @@ def family_of(frame: Case, crystal_ev: float) -> str:
 @lru_cache(maxsize=1)
 def silicon(held_out_share: float) -> Pool:
     """Return the frames of silicon by family; which are held out does not depend on anything else."""
-    frames = [case for case in off_equilibrium.cases(sets=["single-element-md"]) if case.material == "Si"]
+    frames = off_equilibrium.single_element("Si")
     undeformed = (_label(frame) for frame in frames if frame.info["group"] == "Elastic")
     crystal = min(undeformed, key=lambda label: label.energy / len(label.atoms))
     per_atom = crystal.energy / len(crystal.atoms)
