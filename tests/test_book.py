@@ -22,6 +22,7 @@ CHAPTERS = [
         "off_equilibrium",
         "why_soft",
         "is_it_real",
+        "weak_supervision",
         "coverage",
     )
 ]

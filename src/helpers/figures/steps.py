@@ -89,7 +89,10 @@ def stepwise(
             handles.append(Line2D([], [], color=colour(model[0]), linewidth=1.6, label=label(model[0])))
         if enters:
             handles.append(Line2D([], [], color="#D5D9DE", linewidth=8, label="family not seen"))
-        _legend(figure, spare, handles)
+        if spare is None:
+            figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.2)
+        else:
+            _legend(figure, spare, handles)
     return figure
 
 
