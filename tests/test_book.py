@@ -24,6 +24,8 @@ CHAPTERS = [
         "is_it_real",
         "the_cure",
         "alchemy",
+        "weak_supervision",
+        "coverage",
     )
 ]
 

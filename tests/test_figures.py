@@ -953,3 +953,32 @@ def test_with_interval_formats_numbers():
     frame = pd.DataFrame({"s": [0.8, 0.9], "s_low": [0.7, np.nan], "s_high": [0.87, np.nan]})
     assert figures.with_interval(frame, "s") == ["0.80\u00a0[0.70,\u00a00.87]", "0.90"]
     assert figures.with_interval(frame, "s", 0, scale=100) == ["80\u00a0[70,\u00a087]", "90"]
+
+
+def test_steps_are_drawn_for_every_panel_and_refuse_what_is_missing():
+    rows = [
+        {"held_out": panel, "capacity": name, "step": step, "mean": 0.1 * step, "low": 0.05, "high": 0.6}
+        for panel in ("a", "b", "c")
+        for name in ("small", "large")
+        for step in (1, 2)
+    ]
+    curves = pd.DataFrame(rows)
+    names = {"small": "few coefficients", "large": "many"}
+    figure = figures.stepwise(
+        curves,
+        {"a": "A", "b": "B", "c": "C"},
+        names,
+        ["first", "+ second"],
+        "error",
+        enters={"a": 1, "b": 2, "c": 2},
+        model=("chgnet-0.3.0", {"a": 0.1, "b": 0.2, "c": 0.3}),
+        limits=(0.0, 0.15),
+    )
+    drawn = [axis for axis in figure.axes if axis.get_title(loc="left")]
+    assert [axis.get_title(loc="left") for axis in drawn] == ["A", "B", "C"]
+    # What lies beyond the limits is marked, with its value.
+    assert [text.get_text() for text in drawn[0].texts] == ["0.2", "0.2"]
+    with pytest.raises(ValueError, match="nothing to draw for d"):
+        figures.stepwise(curves, {"d": "D"}, names, ["first"], "error")
+    with pytest.raises(ValueError, match="5 lines"):
+        figures.stepwise(curves, {"a": "A"}, dict.fromkeys("vwxyz", ""), ["first"], "error")

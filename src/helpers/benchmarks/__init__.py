@@ -40,6 +40,8 @@ CATALOGUE = (
     "students",
     "learning_curve",
     "alchemy",
+    "coverage",
+    "weak_labels",
 )
 
 COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]

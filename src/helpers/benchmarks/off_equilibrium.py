@@ -183,6 +183,25 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     return found
 
 
+def single_element(element: str) -> list[Case]:
+    """Return the frames of one element of ``single-element-md``, reading no other files.
+
+    Raises
+    ------
+    KeyError
+        If there are none of this element.
+    """
+    keys = single_element_keys(element)
+    if not keys:
+        raise KeyError(f"single-element-md has no file of {element!r}")
+    return _read_single_elements("single-element-md", [registry.fetch(key) for key in keys])
+
+
+def single_element_keys(element: str) -> tuple[str, ...]:
+    """Return the registry keys of the files of one element."""
+    return tuple(key for key in SETS["single-element-md"] if f"/{element}/" in key)
+
+
 def pressure_gpa(stress: np.ndarray) -> float:
     """Return the pressure −tr(σ)/3 in GPa of a stress (3, 3) in eV/Å³ with ASE's sign: positive under compression."""
     return float(-np.trace(stress) / 3 / units.GPa)

@@ -20,6 +20,7 @@ from helpers.figures.page import Shown, ShownTable, caption, show, show_table, w
 from helpers.figures.paths import energy_profiles
 from helpers.figures.slopes import clouds, parts, ratio_by_size, slope_plane
 from helpers.figures.slopes import pairs as model_pairs
+from helpers.figures.steps import stepwise
 from helpers.figures.style import COLOURS, MARKERS, STYLE, apply_style, base_key, colour, in_order, label, marker, paper_key, paper_points
 from helpers.figures.training import training_curve
 from helpers.figures.trends import cell_size, error_against_coordination, scale_against_temperature
@@ -76,6 +77,7 @@ __all__ = [
     "show",
     "show_table",
     "slope_plane",
+    "stepwise",
     "structure_view",
     "training_curve",
     "with_interval",

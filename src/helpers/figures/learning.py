@@ -100,7 +100,13 @@ def _plain_ticks(axis: Axes) -> None:
     axis.set_yticks([], minor=True)
 
 
-def kind_matrix(ratios: pd.DataFrame, kinds: Mapping[str, str], tests: Mapping[str, str], materials: Sequence[str]) -> Figure:
+def kind_matrix(
+    ratios: pd.DataFrame,
+    kinds: Mapping[str, str],
+    tests: Mapping[str, str],
+    materials: Sequence[str],
+    what: str = "error after / before",
+) -> Figure:
     """Draw what labels of one kind do to test frames of each kind: a number and a colour per pair, one panel per material.
 
     Parameters
@@ -111,6 +117,8 @@ def kind_matrix(ratios: pd.DataFrame, kinds: Mapping[str, str], tests: Mapping[s
         Kinds of labels (rows) and test sets (columns) → names, in order.
     materials : sequence of str
         Panels, one below the other.
+    what : str
+        What the ratio is; below the colour bar.
 
     Raises
     ------
@@ -142,7 +150,7 @@ def kind_matrix(ratios: pd.DataFrame, kinds: Mapping[str, str], tests: Mapping[s
         bar = figure.colorbar(image, ax=list(axes), location="bottom", shrink=0.6, aspect=40, extend="both")
         bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["¼", "½", "1", "2", "4"])
         bar.minorticks_off()
-        bar.set_label("error after / before")
+        bar.set_label(what)
     return figure
 
 

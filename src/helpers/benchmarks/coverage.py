@@ -1,0 +1,511 @@
+"""Does more varied data hurt a potential that can learn only so much? Linear potentials of silicon, family by family.
+
+After Gibson et al., Phys. Rev. Mater. 9, 043802 (2025), arXiv 2409.07610, who found with UF3 and amorphous silicon nitride that training
+data can be too varied for a potential of fixed capacity. This is an analogue: their data are not used. DFT labels of one element are
+divided into families; linear potentials (:mod:`helpers.linear`) of several capacities are fitted to one family, two, three …, and each is
+asked for all families, on frames that none has seen. Beside the error stand both slopes of :mod:`helpers.softening`: does softening follow?
+
+Sets
+----
+``silicon``
+    Frames of Zuo et al., J. Phys. Chem. A 124, 731 (2020), in the families of :data:`FAMILIES`.
+``teacher``
+    Rattled Si, little (``near``) and much (``far``), labelled by the potential that is run: no file is needed, and nothing but the choice
+    of frames differs. The live check.
+
+The potential that is "run" is the one to compare with: it is asked for the same test frames, and its speed is measured side by side.
+
+What varies (columns of the table)
+----------------------------------
+``capacity`` (a key of :attr:`Protocol.capacities`; empty for the potential itself), ``series``, ``families`` (trained on, joined by ``+``),
+``n_frames``, ``penalty`` (factor on the penalties of the fit) and ``seed`` (which frames are drawn). The series are
+
+* ``equal``: one family after the other, always :attr:`Protocol.n_equal` frames, shared evenly;
+* ``growing``: the same steps with a fixed share of all frames there are, so that data are only added;
+* ``alone`` and ``together``: :attr:`Protocol.n_alone` frames of one family, or as many of all;
+* ``penalty``: the last step of ``growing`` with other penalties;
+* ``potential`` and ``speed``: no fit.
+
+The table
+---------
+Columns beyond these and the standard ones: ``held_out``, the family tested, or ``training`` for the frames of the fit themselves; in series
+``speed`` what was timed. Properties: ``force_rmse`` and ``force_mae`` (eV/Å), ``slope``, ``inverse_slope`` and ``r2`` of forces (1; not for
+families whose frames are relaxed), ``energy_rmse`` (eV/atom) and ``energy_slope`` (1), both of the energy above the perfect crystal,
+``n_free`` (coefficients), ``seconds`` (processor time of energy and forces of one frame), and in series ``potential`` what each family
+holds: ``n_tests``, ``n_training`` (frames) and ``force_rms`` (of DFT's forces in the tests, eV/Å). There is no reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+from ase.build import bulk
+
+from helpers import linear, softening
+from helpers.benchmarks import Case, fine_tuning, off_equilibrium, row, students, table
+from helpers.finetune import Label
+from helpers.linear import Capacity, Weights
+from helpers.potentials.base import Potential, PotentialError, Prediction
+
+SETS: dict[str, tuple[str, ...]] = {"silicon": off_equilibrium.single_element_keys("Si"), "teacher": ()}
+LIVE = "teacher"
+
+# Twenty fits (a case without structures counts as 100 atoms); a process finds the features of all frames once.
+ATOMS_PER_SHARD = 2000
+
+# A linear fit has one answer, but its labels here are those of a float32 network, and far from its data it magnifies their last digits.
+TOLERANCES = {
+    "force_rmse": 0.05,
+    "force_mae": 0.05,
+    "slope": 0.03,
+    "inverse_slope": 0.1,
+    "r2": 0.03,
+    "energy_rmse": 0.01,
+    "energy_slope": 0.1,
+    "n_free": 0,
+    "n_tests": 0,
+    "n_training": 0,
+    "force_rms": 5e-3,
+}
+
+FAMILIES = ("vibrations", "strained", "vacancy", "slabs", "melt")
+
+# Melts lie at least 0.6 eV/atom above the perfect crystal, the hottest crystals and those with a vacancy below 0.4.
+_MOLTEN_EV = 0.5
+
+# Families whose frames are relaxed have no forces to take a slope of, eV/Å (root mean square).
+_MIN_FORCE = 0.05
+
+_TEACHER_STEPS = {"near": ("near",), "near and far": ("near", "far")}
+_TEACHER_RATTLE_A = {"near": 0.03, "far": 0.12}
+_TEACHER_FRAMES = 4
+_TEACHER_CAPACITIES = 2  # the first ones
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings.
+
+    Attributes
+    ----------
+    capacities : dict of str to Capacity
+        Name → how much the potential can learn.
+    weights : Weights
+        Of the fit; the same for all capacities.
+    held_out_share : float
+        Of each family.
+    n_equal : int
+        Frames in series ``equal``.
+    n_alone : int
+        Frames in series ``alone`` and ``together``.
+    share : float
+        Of the frames not held out, in series ``growing``; so there is something to draw.
+    other_penalties : tuple of float
+        Factors on the penalties in series ``penalty``.
+    seeds : tuple of int
+        Draws of frames.
+    n_timed : int
+        Frames that the speed is measured on, each with the largest number of atoms that is common in the set.
+    """
+
+    capacities: Mapping[str, Capacity] = field(
+        default_factory=lambda: {
+            "pairs": Capacity(triangle_intervals=0),
+            "coarse triangles": Capacity(triangle_intervals=3),
+            "fine triangles": Capacity(triangle_intervals=6),
+        }
+    )
+    weights: Weights = field(default_factory=Weights)
+    held_out_share: float = 1 / 3
+    n_equal: int = 36
+    n_alone: int = 9
+    share: float = 0.8
+    other_penalties: tuple[float, ...] = (0.1, 10.0)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    n_timed: int = 5
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Labelled frames, by family: to fit to and to test on, and the perfect crystal, whose energy is the zero."""
+
+    training: dict[str, tuple[Label, ...]]
+    tests: dict[str, tuple[Label, ...]]
+    crystal: Label
+
+
+def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
+    """Return one case per fit, and one each for the potential itself and for the speed. Frames are read when a case is run.
+
+    Raises
+    ------
+    KeyError
+        If a set is unknown.
+    """
+    protocol = protocol or Protocol()
+    chosen = list(SETS) if sets is None else list(sets)
+    unknown = set(chosen) - set(SETS)
+    if unknown:
+        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    found = []
+    for name in chosen:
+        variants = _variants(protocol) if name == "silicon" else _teacher_variants(protocol)
+        for info in variants:
+            label = "/".join(str(value) for value in info.values() if value != "").replace(" ", "-")
+            found.append(Case(f"{name}/{label}", name, "Si", {}, {}, info))
+    return found
+
+
+def _info(series: str, capacity: str = "", families: Sequence[str] = (), n_frames: int = 0, seed: int = 0, penalty: float = 1.0) -> dict:
+    return {
+        "series": series,
+        "capacity": capacity,
+        "families": "+".join(families),
+        "n_frames": n_frames,
+        "penalty": penalty,
+        "seed": seed,
+    }
+
+
+def _variants(protocol: Protocol) -> list[dict[str, object]]:
+    found = [_info("potential"), _info("speed")]
+    steps = [FAMILIES[: number + 1] for number in range(len(FAMILIES))]
+    for capacity in protocol.capacities:
+        for seed in protocol.seeds:
+            for step in steps:
+                found.append(_info("equal", capacity, step, protocol.n_equal, seed))
+                found.append(_info("growing", capacity, step, 0, seed))
+            found += [_info("alone", capacity, (family,), protocol.n_alone, seed) for family in FAMILIES]
+            found.append(_info("together", capacity, FAMILIES, protocol.n_alone, seed))
+            found += [_info("penalty", capacity, FAMILIES, 0, seed, factor) for factor in protocol.other_penalties]
+    return found
+
+
+def _teacher_variants(protocol: Protocol) -> list[dict[str, object]]:
+    steps = _TEACHER_STEPS.values()
+    return [
+        _info("potential"),
+        *[_info("growing", capacity, step) for capacity in list(protocol.capacities)[:_TEACHER_CAPACITIES] for step in steps],
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Frames
+
+
+def family_of(frame: Case, crystal_ev: float) -> str:
+    """Return the family of a frame of mlearn.
+
+    Parameters
+    ----------
+    frame : Case
+        From :func:`helpers.benchmarks.off_equilibrium.single_element`.
+    crystal_ev : float
+        Energy per atom of the perfect crystal, eV.
+
+    Notes
+    -----
+    Whether a frame of molecular dynamics is molten is read from its energy: the temperatures in the descriptions of the vacancy frames of
+    Si are interchanged (those of "300 K" lie 0.7 eV/atom above the crystal, those of "3374 K" 0.1).
+    """
+    group = frame.info["group"]
+    if group in ("Elastic", "Surface"):
+        return "strained" if group == "Elastic" else "slabs"
+    if frame.reference["energy"] / len(frame.structures["frame"]) - crystal_ev > _MOLTEN_EV:
+        return "melt"
+    return "vibrations" if group == "AIMD-NVT" else "vacancy"
+
+
+@lru_cache(maxsize=1)
+def silicon(held_out_share: float) -> Pool:
+    """Return the frames of silicon by family; which are held out does not depend on anything else."""
+    frames = off_equilibrium.single_element("Si")
+    undeformed = (_label(frame) for frame in frames if frame.info["group"] == "Elastic")
+    crystal = min(undeformed, key=lambda label: label.energy / len(label.atoms))
+    per_atom = crystal.energy / len(crystal.atoms)
+    members: dict[str, list[Label]] = {name: [] for name in FAMILIES}
+    for frame in frames:
+        members[family_of(frame, per_atom)].append(_label(frame))
+    training, tests = {}, {}
+    for name, labels in members.items():
+        held, free = fine_tuning.held_out(len(labels), round(held_out_share * len(labels)))
+        training[name], tests[name] = tuple(labels[k] for k in free), tuple(labels[k] for k in held)
+    return Pool(training, tests, crystal)
+
+
+def _label(frame: Case) -> Label:
+    return Label(frame.structures["frame"], frame.reference["energy"], frame.reference["forces"])
+
+
+@lru_cache(maxsize=2)
+def taught(teacher: Potential) -> Pool:
+    """Return rattled silicon, labelled by a potential; half of the frames are held out."""
+    # The legacy generator: NumPy guarantees its numbers for all time.
+    random = np.random.RandomState(2025)
+    perfect = bulk("Si", cubic=True)
+    training, tests = {}, {}
+    for name, size in _TEACHER_RATTLE_A.items():
+        frames = []
+        for _ in range(2 * _TEACHER_FRAMES):
+            atoms = perfect.copy()
+            atoms.positions += random.normal(scale=size, size=atoms.positions.shape)
+            frames.append(atoms)
+        labels = tuple(students.labelled(teacher, frames))
+        training[name], tests[name] = labels[:_TEACHER_FRAMES], labels[_TEACHER_FRAMES:]
+    return Pool(training, tests, students.labelled(teacher, [perfect])[0])
+
+
+def draw(pool: Pool, families: Sequence[str], n_frames: int, share: float, seed: int) -> list[tuple[str, int]]:
+    """Return which frames to fit to, as (family, number).
+
+    Parameters
+    ----------
+    pool : Pool
+    families : sequence of str
+    n_frames : int
+        Shared evenly among the families, the first ones get what is left over; 0: a share of all.
+    share : float
+        … which is this.
+    seed : int
+        With one seed the first few are the same whatever the number.
+
+    Raises
+    ------
+    ValueError
+        If a family has too few.
+    """
+    drawn = []
+    for position, family in enumerate(families):
+        there = len(pool.training[family])
+        wanted = n_frames // len(families) + (position < n_frames % len(families)) if n_frames else round(share * there)
+        if wanted > there:
+            raise ValueError(f"{wanted} frames of {family} are asked for, but there are {there}")
+        order = np.random.default_rng([seed, *family.encode()]).permutation(there)
+        drawn += [(family, int(number)) for number in order[:wanted]]
+    return drawn
+
+
+# ---------------------------------------------------------------------------------------------------
+# Fitting and testing
+
+
+class Fitter:
+    """Linear potentials of one capacity, fitted to any choice of a pool's frames; each frame's features are found once.
+
+    Parameters
+    ----------
+    pool : Pool
+    capacity : Capacity
+    weights : Weights
+    """
+
+    def __init__(self, pool: Pool, capacity: Capacity, weights: Weights) -> None:
+        self.weights = weights
+        self.basis = linear.Basis(pool.crystal.atoms.get_chemical_symbols()[0], capacity)
+        self._features = {
+            (part, family, number): self.basis.features(label.atoms)
+            for part, families in (("training", pool.training), ("tests", pool.tests))
+            for family, labels in families.items()
+            for number, label in enumerate(labels)
+        }
+        self._crystal = self.basis.features(pool.crystal.atoms)
+        self._equations = {
+            (family, number): linear.equations(self.basis, self._features["training", family, number], label.energy, label.forces, weights)
+            for family, labels in pool.training.items()
+            for number, label in enumerate(labels)
+        }
+
+    def fit(self, drawn: Sequence[tuple[str, int]], penalty: float = 1.0) -> np.ndarray:
+        """Return the coefficients fitted to some training frames, with penalties times a factor."""
+        weights = dataclasses.replace(self.weights, ridge=self.weights.ridge * penalty, curvature=self.weights.curvature * penalty)
+        return linear.fit(self.basis, [self._equations[key] for key in drawn], weights)
+
+    def predict(self, coefficients: np.ndarray, part: str, keys: Sequence[tuple[str, int]]) -> list[Prediction]:
+        """Return predictions for frames of ``training`` or ``tests``."""
+        return [linear.predict(self._features[part, *key], coefficients) for key in keys]
+
+    def crystal(self, coefficients: np.ndarray) -> float:
+        """Return the energy of the perfect crystal, eV."""
+        return linear.predict(self._crystal, coefficients).energy
+
+
+@lru_cache(maxsize=4)
+def _fitter(name: str, potential: Potential | None, capacity: Capacity, weights: Weights, held_out_share: float) -> Fitter:
+    return Fitter(silicon(held_out_share) if potential is None else taught(potential), capacity, weights)
+
+
+def errors(labels: Sequence[Label], predictions: Sequence[Prediction], crystal: Label, crystal_ev: float) -> dict[str, float]:
+    """Return errors and slopes over some frames.
+
+    Parameters
+    ----------
+    labels : sequence of Label
+    predictions : sequence of Prediction
+    crystal : Label
+        The perfect crystal: the zero of DFT's energy per atom.
+    crystal_ev : float
+        Its energy (eV) in the potential, the zero of that.
+
+    Returns
+    -------
+    dict
+        Property → value; see the module's docstring.
+    """
+    reference = np.concatenate([label.forces.ravel() for label in labels])
+    predicted = np.concatenate([prediction.forces.ravel() for prediction in predictions])
+    found = {
+        "force_rmse": float(np.sqrt(np.mean((predicted - reference) ** 2))),
+        "force_mae": float(np.abs(predicted - reference).mean()),
+    }
+    if np.sqrt(np.mean(reference**2)) > _MIN_FORCE:
+        fitted = softening.fit(reference, predicted)
+        found |= {"slope": fitted.slope, "inverse_slope": fitted.inverse_slope, "r2": fitted.r2}
+    sizes = np.array([len(label.atoms) for label in labels])
+    wanted = np.array([label.energy for label in labels]) / sizes - crystal.energy / len(crystal.atoms)
+    given = np.array([prediction.energy for prediction in predictions]) / sizes - crystal_ev / len(crystal.atoms)
+    found["energy_rmse"] = float(np.sqrt(np.mean((given - wanted) ** 2)))
+    found["energy_slope"] = softening.softening_scale(wanted, given)
+    return found
+
+
+_UNITS = {"force_rms": "eV/Å", "force_rmse": "eV/Å", "force_mae": "eV/Å", "energy_rmse": "eV/atom", "seconds": "s"}
+
+
+def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
+    """Fit and test as each case says; a tidy table as the module's docstring says."""
+    protocol = protocol or Protocol()
+    rows: list[dict[str, object]] = []
+    for case in cases:
+        teacher = potential if case.set == "teacher" else None
+        pool = silicon(protocol.held_out_share) if teacher is None else taught(teacher)
+        if case.info["series"] == "speed":
+            found = _timed(potential, pool, protocol)
+        elif case.info["series"] == "potential":
+            found = _untouched(potential, pool)
+        else:
+            found = _fitted(case, pool, teacher, protocol)
+        for held_out, values in found.items():
+            rows += [
+                row(potential.key, case, name, value, np.nan, _UNITS.get(name, "1"), held_out=held_out) for name, value in values.items()
+            ]
+    return table(rows)
+
+
+def _untouched(potential: Potential, pool: Pool) -> dict[str, dict[str, float]]:
+    """Return the errors of the potential itself, by family."""
+    (crystal,) = potential.evaluate([pool.crystal.atoms])
+    found = {}
+    for family, labels in pool.tests.items():
+        predictions = potential.evaluate([label.atoms for label in labels])
+        bad = next((prediction.error for prediction in predictions if not prediction.ok), None)
+        if bad:
+            raise PotentialError(f"{potential.key} cannot evaluate a frame of {family}: {bad}")
+        found[family] = errors(labels, predictions, pool.crystal, crystal.energy)
+        forces = np.concatenate([label.forces.ravel() for label in labels])
+        found[family] |= {"n_tests": len(labels), "n_training": len(pool.training[family]), "force_rms": float(np.sqrt(np.mean(forces**2)))}
+    return found
+
+
+def _fitted(case: Case, pool: Pool, teacher: Potential | None, protocol: Protocol) -> dict[str, dict[str, float]]:
+    """Return the errors of a fit, by family and on its own frames."""
+    info = case.info
+    capacity = protocol.capacities[info["capacity"]]
+    fitter = _fitter(case.set, teacher, capacity, protocol.weights, protocol.held_out_share)
+    share = protocol.share if teacher is None else 1.0
+    drawn = draw(pool, info["families"].split("+"), info["n_frames"], share, info["seed"])
+    coefficients = fitter.fit(drawn, info["penalty"])
+    crystal_ev = fitter.crystal(coefficients)
+    found = {}
+    for family, labels in pool.tests.items():
+        predictions = fitter.predict(coefficients, "tests", [(family, number) for number in range(len(labels))])
+        found[family] = errors(labels, predictions, pool.crystal, crystal_ev)
+    own = [pool.training[family][number] for family, number in drawn]
+    found["training"] = errors(own, fitter.predict(coefficients, "training", drawn), pool.crystal, crystal_ev)
+    found["training"]["n_free"] = fitter.basis.n_free
+    return found
+
+
+def _timed(potential: Potential, pool: Pool, protocol: Protocol) -> dict[str, dict[str, float]]:
+    """Return the processor time (s) of energy and forces of one frame, all on the same frames, taken in turn."""
+    from uf3.data.geometry import get_supercell
+    from uf3.forcefield.calculator import UFCalculator
+    from uf3.regression.least_squares import WeightedLinearModel
+
+    frames = [label.atoms for label in pool.tests["vibrations"][: protocol.n_timed]]
+    everything = draw(pool, FAMILIES, 0, protocol.share, 0)
+    verbs = {"potential": lambda atoms: potential.evaluate([atoms])}
+    for name, capacity in protocol.capacities.items():
+        fitter = _fitter("silicon", None, capacity, protocol.weights, protocol.held_out_share)
+        coefficients = fitter.fit(everything)
+        verbs[name] = lambda atoms, fitter=fitter, coefficients=coefficients: fitter.basis.evaluate(atoms, coefficients)
+    seconds: dict[str, list[float]] = {name: [] for name in verbs}
+    for atoms in [frames[0], *frames]:
+        for name, verb in verbs.items():
+            start = time.process_time()
+            verb(atoms)
+            seconds[name].append(time.process_time() - start)
+    # The package's own calculator takes so long that one frame has to do; the first one compiles. Its sum of the energies of single atoms,
+    # which costs nothing, fails with NumPy 2, so its parts are called one by one.
+    model = WeightedLinearModel(fitter.basis.splines)
+    model.coefficients = coefficients
+    calculator = UFCalculator(model)
+    for atoms in (pool.tests["slabs"][0].atoms, frames[0]):
+        start = time.process_time()
+        block = get_supercell(atoms, r_cut=calculator.r_cut)
+        calculator.energy_2b(atoms, block)
+        calculator.energy_3b(atoms, block)
+        calculator.get_forces(atoms)
+        package = time.process_time() - start
+    # The first round warms up.
+    found = {name: {"seconds": float(np.median(times[1:]))} for name, times in seconds.items()}
+    return found | {"package, " + name: {"seconds": package}, "atoms": {"n_atoms": float(np.median([len(atoms) for atoms in frames]))}}
+
+
+# ---------------------------------------------------------------------------------------------------
+# Analysis
+
+
+def over_seeds(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """Return mean and range of a property over the draws.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``set, series, capacity, families, n_frames, penalty, held_out, step`` (number of families), ``mean, low, high, draws``.
+    """
+    good = made[(made["property"] == quantity) & (made["status"] == "ok") & (made["capacity"] != "")]
+    by = ["set", "series", "capacity", "families", "n_frames", "penalty", "held_out"]
+    found = good.groupby(by, sort=False)["value"].agg(mean="mean", low="min", high="max", draws="size").reset_index()
+    return found.assign(step=found["families"].str.count(r"\+") + 1)
+
+
+def of_potential(made: pd.DataFrame, quantity: str) -> pd.Series:
+    """Return a property of the potential itself, by family."""
+    rows = made[(made["set"] == "silicon") & (made["series"] == "potential") & (made["property"] == quantity)]
+    return rows.set_index("held_out")["value"]
+
+
+def harm(made: pd.DataFrame, quantity: str, series: str = "growing") -> pd.DataFrame:
+    """Return what the last family (the melt) does to each of the others, draw by draw.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``capacity, held_out, seed, before`` (trained on all families but the last), ``after`` and ``ratio``.
+    """
+    rows = made[(made["set"] == "silicon") & (made["series"] == series) & (made["property"] == quantity)]
+    wide = rows.pivot_table(index=["capacity", "held_out", "seed"], columns="families", values="value", observed=True, sort=False)
+    before, after = (wide["+".join(FAMILIES[:number])] for number in (len(FAMILIES) - 1, len(FAMILIES)))
+    return pd.DataFrame({"before": before, "after": after, "ratio": after / before}).reset_index()
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Return errors and slopes of all fits, mean and range over the draws, one row per property and family."""
+    properties = ("force_rmse", "slope", "inverse_slope", "r2", "energy_rmse", "energy_slope")
+    return pd.concat([over_seeds(table, name).assign(property=name) for name in properties], ignore_index=True)

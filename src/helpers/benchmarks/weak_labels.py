@@ -1,0 +1,329 @@
+"""Do losses that need no label mend softening? CHGNet and silicon crystals, with one label and with ten.
+
+The losses of :mod:`helpers.weak_supervision` are added to fine-tuning on real DFT labels, with energies alone and with energies and forces,
+and the result is tested on held-out frames of the crystal, where the potential is soft and scatters little.
+
+Sets
+----
+``labels``
+    Frames of crystalline Si at 300 to 1518 K, Zuo et al., J. Phys. Chem. A 124, 731 (2020): plain fine-tuning, and with each loss, for one
+    label and several. Everything else is the same: frames, their order, number of gradient steps, learning rate.
+``steps``
+    The same with a heavy weight on PITC, for several sizes of the step and for adversarial directions.
+``teacher``
+    Two rattled cells of Si labelled by the potential itself, made a quarter stiffer; six gradient steps. No file is needed: the live check.
+
+The table
+---------
+Columns beyond the standard ones: ``method`` (``none``: untrained; ``plain``, ``taylor``, ``spatial``; ``scalar``: no training but the best
+single factor under the same loss, :func:`helpers.weak_supervision.best_scale`), ``labels`` (``energy`` or ``energy and forces``),
+``n_labels``, ``weight`` (of the loss), ``step_a`` (Å), ``direction``, ``seed`` (which frames are drawn). Properties, over all test frames:
+``slope``, ``inverse_slope`` and ``r2`` of forces (1), ``force_mae`` (eV/Å), ``energy_mae`` (eV/atom), ``residual`` (root mean square of
+PITC's residual on the first labels after training, at the step of the case or, in ``plain``, of the protocol, eV/atom).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import torch
+from ase.build import bulk
+
+from helpers import finetune, softening, weak_supervision
+from helpers.benchmarks import Case, coverage, fine_tuning, row, students, table
+from helpers.finetune import Label, Recipe
+from helpers.potentials.base import GraphPotential, Potential
+from helpers.weak_supervision import Weak
+
+SETS: dict[str, tuple[str, ...]] = {"labels": coverage.SETS["silicon"], "steps": coverage.SETS["silicon"], "teacher": ()}
+LIVE = "teacher"
+
+# Every case is a training.
+ATOMS_PER_SHARD = 500
+
+# Training amplifies the last digits of float32.
+TOLERANCES = {"slope": 0.02, "inverse_slope": 0.02, "r2": 0.01, "force_mae": 0.01, "energy_mae": 0.01, "residual": 1e-4}
+
+_TEACHER_SCALE = 1.25
+_TEACHER_STEPS = 6
+_N_RESIDUALS = 3  # labels whose residual is recorded
+_METHODS = ("plain", "taylor", "spatial")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings.
+
+    Attributes
+    ----------
+    counts : tuple of int
+        Numbers of labels in set ``labels``.
+    n_labels : int
+        In set ``steps``.
+    n_tests : int
+        Held-out frames.
+    seeds : tuple of int
+        Draws of labels in set ``labels``; in set ``steps`` the first one.
+    gradient_steps : int
+        Of every training.
+    learning_rate, final_learning_rate : float
+    energy_weight, force_weight : float
+        See :class:`helpers.finetune.Recipe`; a force weight of zero where the labels are energies alone.
+    weight, step_a : float
+        Of the losses in set ``labels``; the weight is per (eV/atom)², as that of the energy.
+    heavy_weight : float
+        In set ``steps``.
+    steps_a : tuple of float
+        Sizes of the step in set ``steps``, Å.
+    largest_step_a : float
+        … and that with adversarial directions, and with energies alone.
+    """
+
+    counts: tuple[int, ...] = (1, 10)
+    n_labels: int = 10
+    n_tests: int = 5
+    seeds: tuple[int, ...] = (0, 1, 2)
+    gradient_steps: int = 10
+    learning_rate: float = 1e-3
+    final_learning_rate: float = 1e-5
+    energy_weight: float = 1e3
+    force_weight: float = 1.0
+    weight: float = 1e4
+    step_a: float = 0.01
+    heavy_weight: float = 1e5
+    steps_a: tuple[float, ...] = (0.01, 0.03)
+    largest_step_a: float = 0.03
+
+    def recipe(self, info: dict, n_labels: int, steps: int) -> Recipe:
+        """Return the recipe of a case."""
+        weak = None
+        if info["method"] in ("taylor", "spatial"):
+            weights = {f"{info['method']}_weight": info["weight"]}
+            weak = Weak(**weights, step_a=info["step_a"], direction=info["direction"], seed=info["seed"])
+        return Recipe(
+            epochs=max(1, round(steps / n_labels)),
+            learning_rate=self.learning_rate,
+            final_learning_rate=self.final_learning_rate,
+            energy_weight=self.energy_weight,
+            force_weight=self.force_weight if info["labels"] == "energy and forces" else 0.0,
+            stress_weight=0.0,
+            validation_fraction=0.0,
+            keep="last",
+            seed=info["seed"],
+            weak=weak,
+        )
+
+
+def _info(method: str, labels: str, n_labels: int, seed: int, weight: float = 0.0, step_a: float = 0.0, direction: str = "random") -> dict:
+    return {
+        "method": method,
+        "labels": labels,
+        "n_labels": n_labels,
+        "weight": weight,
+        "step_a": step_a,
+        "direction": direction,
+        "seed": seed,
+    }
+
+
+def _variants(name: str, protocol: Protocol) -> list[dict]:
+    """Return the cases of a set, those of the first seed first."""
+    kinds = ("energy", "energy and forces")
+    weak = {"weight": protocol.weight, "step_a": protocol.step_a}
+    if name == "teacher":
+        weak = {"weight": protocol.heavy_weight, "step_a": protocol.largest_step_a}
+        both = [_info(method, kinds[1], 2, 0, **({} if method == "plain" else weak)) for method in _METHODS]
+        return [_info("none", "", 0, 0), *both]
+    found = [_info("none", "", 0, 0)] if name == "labels" else []
+    for seed in protocol.seeds if name == "labels" else protocol.seeds[:1]:
+        for kind in kinds:
+            if name == "labels":
+                for method in _METHODS:
+                    found += [_info(method, kind, n, seed, **({} if method == "plain" else weak)) for n in protocol.counts]
+                continue
+            heavy = ("taylor", kind, protocol.n_labels, seed, protocol.heavy_weight)
+            if kind == "energy":
+                found.append(_info(*heavy, protocol.largest_step_a))
+                continue
+            found += [_info(*heavy, step) for step in protocol.steps_a]
+            found.append(_info(*heavy, protocol.largest_step_a, "adversarial"))
+        if name == "steps":
+            for step in (0.0, *protocol.steps_a):
+                found.append(_info("scalar", kinds[1], protocol.n_labels, seed, protocol.heavy_weight if step else 0.0, step))
+    return found
+
+
+def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
+    """Return one case per training. Frames are in it as ``label/0`` … and ``test/0`` …; those of ``teacher`` are made when it is run.
+
+    Raises
+    ------
+    KeyError
+        If a set is unknown.
+    """
+    protocol = protocol or Protocol()
+    chosen = list(SETS) if sets is None else list(sets)
+    unknown = set(chosen) - set(SETS)
+    if unknown:
+        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    found = []
+    for name in chosen:
+        for info in _variants(name, protocol):
+            text = "/".join(f"{value:g}" if isinstance(value, float) else str(value) for value in info.values()).replace(" ", "-")
+            case = Case(f"{name}/Si/{text}", name, "Si", {}, {}, info)
+            if name != "teacher":
+                free, held = _crystals(protocol.n_tests)
+                _fill(case, drawn(free, info["n_labels"], info["seed"]), held)
+            found.append(case)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _crystals(n_tests: int) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
+    """Return frames of the crystal in molecular dynamics: those that labels are drawn from, and those held out."""
+    pool = coverage.silicon(coverage.Protocol().held_out_share)
+    labels = (*pool.training["vibrations"], *pool.tests["vibrations"])
+    held, free = fine_tuning.held_out(len(labels), n_tests)
+    return tuple(labels[k] for k in free), tuple(labels[k] for k in held)
+
+
+def drawn(labels: Sequence[Label], n_labels: int, seed: int) -> list[Label]:
+    """Return the first labels of a permutation: with one seed, the first few are the same whatever the number."""
+    order = np.random.default_rng(seed + 1).permutation(len(labels))
+    return [labels[k] for k in order[:n_labels]]
+
+
+def _fill(case: Case, labels: Sequence[Label], tests: Sequence[Label]) -> None:
+    for name, members in (("label", labels), ("test", tests)):
+        for number, member in enumerate(members):
+            role = f"{name}/{number}"
+            case.structures[role] = member.atoms
+            case.reference.update({f"energy/{role}": member.energy, f"forces/{role}": member.forces})
+
+
+def _frames(case: Case, name: str) -> list[Label]:
+    roles = [role for role in case.structures if role.startswith(f"{name}/")]
+    return [Label(case.structures[role], case.reference[f"energy/{role}"], case.reference[f"forces/{role}"]) for role in roles]
+
+
+def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
+    """Train and test as each case says; a tidy table as the module's docstring says."""
+    protocol = protocol or Protocol()
+    rows: list[dict[str, object]] = []
+    for case in cases:
+        info, steps = case.info, protocol.gradient_steps
+        if case.set == "teacher":
+            case, steps = _teacher_case(potential, case), _TEACHER_STEPS
+        labels, tests = _frames(case, "label"), _frames(case, "test")
+        mended = potential
+        if info["method"] == "scalar":
+            mended = potential.scaled(_scalar(potential, labels, info, protocol))
+        elif info["method"] != "none":
+            mended = finetune.fine_tune(potential, labels, protocol.recipe(info, len(labels), steps), progress=progress).potential
+        for name, value in _errors(mended, tests).items():
+            rows.append(row(potential.key, case, name, value, np.nan, _UNITS.get(name, "1")))
+        if info["method"] not in ("none", "scalar"):
+            residuals = taylor_residuals(mended, labels[:_N_RESIDUALS], info["step_a"] or protocol.step_a, seed=0)
+            rows.append(row(potential.key, case, "residual", float(np.sqrt(np.mean(residuals**2))), np.nan, "eV/atom"))
+    return table(rows)
+
+
+_UNITS = {"force_mae": "eV/Å", "energy_mae": "eV/atom"}
+
+
+def _errors(potential: Potential, tests: Sequence[Label]) -> dict[str, float]:
+    predictions = potential.evaluate([label.atoms for label in tests])
+    fitted = softening.fit(np.concatenate([label.forces for label in tests]), np.concatenate([p.forces for p in predictions]))
+    energy = [abs(p.energy - label.energy) / len(label.atoms) for p, label in zip(predictions, tests, strict=True)]
+    return {
+        "slope": fitted.slope,
+        "inverse_slope": fitted.inverse_slope,
+        "r2": fitted.r2,
+        "force_mae": fitted.mae,
+        "energy_mae": float(np.mean(energy)),
+    }
+
+
+def taylor_residuals(potential: GraphPotential, labels: Sequence[Label], step_a: float, seed: int, draws: int = 1) -> np.ndarray:
+    """Return PITC's residuals (eV/atom) in random directions, shape (n_labels, draws)."""
+    generator = torch.Generator().manual_seed(seed)
+    found = np.empty((len(labels), draws))
+    for number, label in enumerate(labels):
+        graph = potential.collate([potential.system(label.atoms)])
+        known = potential.compute(graph)[:2]
+        for draw in range(draws):
+            d = step_a * weak_supervision.directions(len(label.atoms), generator, graph.positions.device)
+            residual = weak_supervision.taylor_residual(potential, graph, d, known=known)
+            found[number, draw] = residual.detach().item() / len(label.atoms)
+    return found
+
+
+def _scalar(potential: GraphPotential, labels: Sequence[Label], info: dict, protocol: Protocol) -> float:
+    """Return the best factor under the loss of a case; PITC's residuals are averaged over a few directions."""
+    residuals = np.zeros(len(labels))
+    if info["weight"]:
+        residuals = np.sqrt(np.mean(taylor_residuals(potential, labels, info["step_a"], info["seed"], draws=2) ** 2, axis=1))
+    forces = [prediction.forces for prediction in potential.evaluate([label.atoms for label in labels])]
+    weights = {"force_weight": protocol.force_weight, "weak_weight": info["weight"]}
+    return weak_supervision.best_scale([label.forces for label in labels], forces, residuals, **weights)
+
+
+def _teacher_case(potential: Potential, case: Case) -> Case:
+    """Return the teacher's case with its frames."""
+    random = np.random.RandomState(7)
+    frames = []
+    for _ in range(4):
+        atoms = bulk("Si", cubic=True)
+        atoms.positions += random.normal(scale=0.08, size=atoms.positions.shape)
+        frames.append(atoms)
+    *plain, rest = students.labelled(potential, [*frames, bulk("Si", cubic=True)])
+    # Stiffer, but with the same energy at rest.
+    labels = [
+        Label(label.atoms, rest.energy + _TEACHER_SCALE * (label.energy - rest.energy), _TEACHER_SCALE * label.forces) for label in plain
+    ]
+    full = Case(case.name, case.set, case.material, {}, {}, case.info)
+    _fill(full, labels[:2], labels[2:])
+    return full
+
+
+# ---------------------------------------------------------------------------------------------------
+# Analysis
+
+
+def over_seeds(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """Return mean and range of a property over the draws, and what it is untrained.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``set, method, labels, n_labels, weight, step_a, direction``, then ``mean, low, high, draws, before``.
+    """
+    good = made[(made["property"] == quantity) & (made["status"] == "ok")]
+    before = good.loc[(good["method"] == "none") & (good["set"] != "teacher"), "value"]
+    by = ["set", "method", "labels", "n_labels", "weight", "step_a", "direction"]
+    found = good[good["method"] != "none"].groupby(by, sort=False)["value"].agg(mean="mean", low="min", high="max", draws="size")
+    return found.reset_index().assign(before=float(before.iloc[0]) if len(before) else np.nan)
+
+
+def differences(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """Return what each loss changes against plain fine-tuning with the same frames, draw by draw (set ``labels``).
+
+    Returns
+    -------
+    DataFrame
+        Columns ``method, labels, n_labels, seed, difference``.
+    """
+    rows = made[(made["set"] == "labels") & (made["property"] == quantity) & (made["method"] != "none")]
+    wide = rows.pivot_table(index=["labels", "n_labels", "seed"], columns="method", values="value", observed=True)
+    found = wide.drop(columns="plain").sub(wide["plain"], axis=0)
+    return found.reset_index().melt(id_vars=["labels", "n_labels", "seed"], var_name="method", value_name="difference")
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Return all properties over the draws, one row per property and kind of training."""
+    names = ("slope", "inverse_slope", "r2", "force_mae", "energy_mae", "residual")
+    return pd.concat([over_seeds(table, name).assign(property=name) for name in names], ignore_index=True)

@@ -1,0 +1,109 @@
+"""Charts of what is added step by step: one panel per test, one line per kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from helpers.figures.learning import _METHODS, _plain_ticks
+from helpers.figures.style import _IDEAL, _MUTED, STYLE, _legend, _panels, colour, label
+
+
+def stepwise(
+    curves: pd.DataFrame,
+    panels: Mapping[str, str],
+    lines: Mapping[str, str],
+    steps: Sequence[str],
+    y_label: str,
+    *,
+    enters: Mapping[str, int] | None = None,
+    model: tuple[str, Mapping[str, float]] | None = None,
+    ideal: float | None = None,
+    logarithmic: bool = False,
+    limits: tuple[float, float] | None = None,
+) -> Figure:
+    """Draw a quantity against what has been added so far.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        Columns ``held_out`` (panel), ``capacity`` (line), ``step`` (from one on), ``mean``, ``low``, ``high``.
+    panels, lines : mapping of str to str
+        Value → name, in order.
+    steps : sequence of str
+        Names of the steps.
+    y_label : str
+    enters : mapping of str to int, optional
+        Panel → the step with which it enters; what lies before is shaded.
+    model : (str, mapping of str to float), optional
+        Key of a potential, and its value in each panel: a horizontal line in its colour.
+    ideal : float, optional
+        Where a perfect model would lie.
+    logarithmic : bool
+    limits : (float, float), optional
+        Of the vertical axis; what lies beyond is marked with an arrow at the edge.
+
+    Raises
+    ------
+    ValueError
+        If there are too many lines, or a panel has nothing to draw.
+    """
+    if len(lines) > len(_METHODS):
+        raise ValueError(f"{len(lines)} lines, but there are {len(_METHODS)} colours")
+    looks = {
+        name: {"color": shade, "marker": marker, "linestyle": dashes, "markersize": 5.5, "linewidth": 1.6}
+        for name, (shade, marker, dashes) in zip(lines, _METHODS, strict=False)
+    }
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = _panels(len(panels))
+        for axis, (panel, title) in zip(axes, panels.items(), strict=True):
+            here = curves[(curves["held_out"] == panel) & curves["capacity"].isin(lines)]
+            if here.empty:
+                raise ValueError(f"there is nothing to draw for {panel}")
+            if enters and enters[panel] > 1:
+                axis.axvspan(0.5, enters[panel] - 0.5, color="#EEF0F2", zorder=0)
+            if ideal is not None:
+                axis.axhline(ideal, zorder=1, **_IDEAL)
+            if model is not None:
+                axis.axhline(model[1][panel], color=colour(model[0]), linewidth=1.6, zorder=2)
+            for name, look in looks.items():
+                line = here[here["capacity"] == name].sort_values("step")
+                spread = np.abs(line[["low", "high"]].to_numpy().T - line["mean"].to_numpy())
+                axis.errorbar(line["step"], line["mean"], spread, markeredgecolor="white", markeredgewidth=0.6, zorder=3, **look)
+            axis.set(xlim=(0.5, len(steps) + 0.5), ylabel=y_label)
+            axis.set_xticks(range(1, len(steps) + 1), steps, rotation=30, ha="right")
+            axis.set_title(title, loc="left")
+            if logarithmic:
+                axis.set_yscale("log")
+            if limits is not None:
+                _clip(axis, here, looks, limits)
+            if logarithmic:
+                _plain_ticks(axis)
+        handles = [Line2D([], [], label=lines[name], **look) for name, look in looks.items()]
+        if model is not None:
+            handles.append(Line2D([], [], color=colour(model[0]), linewidth=1.6, label=label(model[0])))
+        if enters:
+            handles.append(Line2D([], [], color="#D5D9DE", linewidth=8, label="family not seen"))
+        if spare is None:
+            figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.2)
+        else:
+            _legend(figure, spare, handles)
+    return figure
+
+
+def _clip(axis, here: pd.DataFrame, looks: Mapping[str, dict], limits: tuple[float, float]) -> None:
+    """Set the limits, and mark means beyond them with an arrow that says how far they are."""
+    axis.set_ylim(*limits)
+    beyond = here[(here["mean"] < limits[0]) | (here["mean"] > limits[1])]
+    for entry in beyond.itertuples():
+        up = entry.mean > limits[1]
+        order = list(looks).index(entry.capacity) - (len(looks) - 1) / 2
+        place = (entry.step + 0.2 * order, limits[1] if up else limits[0])
+        axis.plot(*place, marker="^" if up else "v", color=looks[entry.capacity]["color"], markersize=7, clip_on=False, zorder=5)
+        shift = (0, -12) if up else (0, 8)
+        axis.annotate(f"{entry.mean:.3g}", place, shift, textcoords="offset points", ha="center", color=_MUTED, fontsize=8.5)
