@@ -4,9 +4,18 @@ Every way (:mod:`helpers.bench_routes`) lives in a process of its own, so that m
 processes take turns: each round, every way computes the same task once, and every second round in the opposite order. What drifts on the
 machine meets all of them alike; ratios are taken within a round.
 
-The table has one row per measurement: ``property`` is ``wall_time`` or ``processor_time`` (s, of one round), ``peak_memory`` (MB, of the way's
-process and its children while it computes this task), ``energy_difference`` (eV/atom), ``force_difference`` (eV/Å) and
-``relative_force_difference`` (see :data:`AGREEMENT`): the largest deviation from this project's results. ``set`` is the kind of the task, ``route`` the way.
+The table has one row per measurement. ``set`` is the kind of the task, ``route`` the way, and ``property`` one of
+
+``wall_time``, ``processor_time``
+    of one round, s;
+``peak_memory``
+    of the way's process and its children while it computes this task, MB;
+``energy_difference``, ``force_difference``, ``relative_force_difference``
+    largest deviation from this project's results in double precision: eV/atom, eV/Å, and as a fraction of the largest force
+    (see :data:`AGREEMENT`).
+
+The set ``roofline`` holds what the processor allows (:mod:`helpers.roofline`), the set ``tried`` what was tried to be faster
+(:mod:`helpers.bench_variants`; there ``route`` is the variant).
 """
 
 from __future__ import annotations
@@ -21,7 +30,8 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
@@ -33,7 +43,7 @@ import pandas as pd
 import psutil
 import torch
 
-from helpers import bench_routes, benchmarks, figures, potentials, registry, report, results, roofline, throughput
+from helpers import bench_routes, bench_variants, benchmarks, cluster, figures, potentials, registry, report, results, roofline, throughput
 from helpers.bench_routes import ROUTES, Answer, Task
 from helpers.benchmarks import Case, off_equilibrium, phonons
 from helpers.cluster import RunError
@@ -45,9 +55,12 @@ RANDOM_MACE = "mace-random-weights"
 
 MODELS = ("chgnet-0.3.0", "m3gnet-mp-2021.2.8", RANDOM_MACE)
 
-# Largest deviation from this project's results that counts as agreement: in energies, eV/atom; in forces, a fraction of the largest force of
-# the structure, or eV/Å where that is below 1 eV/Å. The networks run in single precision, and hot frames have forces of tens of eV/Å.
+# Largest deviation that counts as agreement: in energies, eV/atom; in forces, a fraction of the largest force of the structure, or eV/Å
+# where that is below 1 eV/Å.
 AGREEMENT = 1e-5
+
+# Networks run in single precision. A deviation from double precision counts as rounding up to so many times our own.
+ROUNDING = 3.0
 
 
 @dataclass(frozen=True)
@@ -272,7 +285,9 @@ def _family(key: str) -> str:
     return potentials.CATALOGUE[key].family if key in potentials.CATALOGUE else "mace"
 
 
-def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str] | None = None, progress: bool = False) -> pd.DataFrame:
+def measure(
+    key: str, protocol: Protocol | None = None, *, routes: Sequence[str] | None = None, variants: bool = True, progress: bool = False
+) -> pd.DataFrame:
     """Measure all ways that can compute with a model.
 
     Parameters
@@ -282,6 +297,8 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
     protocol : Protocol, optional
     routes : sequence of str, optional
         Keys of :data:`helpers.bench_routes.ROUTES`; all that fit the model if None. ``ours`` is always among them.
+    variants : bool
+        Also measure what was tried.
     progress : bool
         Say what is going on.
 
@@ -324,7 +341,12 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
         finally:
             for way in ways:
                 way.close()
-        rows += _limits(key, there)
+        rows += [_row(key, "roofline", "MgO, 16 atoms", "ours", *found) for found in _apart(_roofline, there)]
+        if variants and key in potentials.CATALOGUE and _family(key) in ("chgnet", "matgl"):
+            for name, turn, seconds, difference, error in _apart(bench_variants.measure, key, jobs[0].structures, protocol.rounds):
+                rows.append(_row(key, "tried", jobs[0].case, name, "processor_time", seconds, "s", turn, error or None))
+                if turn == 0:
+                    rows.append(_row(key, "tried", jobs[0].case, name, "force_difference", difference, "eV/Å"))
     return benchmarks.table(rows)
 
 
@@ -336,7 +358,7 @@ def _row(key: str, kind: str, case: str, route: str, name: str, value: float, un
 def _measured(key: str, there: str, ways: Sequence[_Way], number: int, job: Task, rounds: int) -> Iterator[dict[str, object]]:
     """Yield the rows of a task: one turn of each way that warms up and is compared, then the rounds that count."""
     able = [way for way in ways if job.kind in way.route.kinds]
-    expected = None
+    mine, theirs = bench_routes.in_double_precision(there, job)
     running = []
     for way in able:
         first = way.compute(number)
@@ -344,11 +366,7 @@ def _measured(key: str, there: str, ways: Sequence[_Way], number: int, job: Task
             yield _row(key, job.kind, job.case, way.name, "wall_time", math.nan, "s", error=first)
             continue
         running.append(way)
-        # Ours are compared with ours; others with what their package makes of these weights.
-        if way.name == "ours":
-            mine, expected = first[0], bench_routes.compare_with(there, job)
-        target = mine if way.name.startswith("ours") else expected
-        yield from _differences(key, job, way.name, first[0], target)
+        yield from _differences(key, job, way.name, first[0], mine if way.name.startswith("ours") else theirs)
     peaks = {way.name: 0.0 for way in running}
     for turn in range(rounds):
         for way in running if turn % 2 == 0 else running[::-1]:
@@ -376,44 +394,33 @@ def _differences(key: str, job: Task, name: str, answer: Answer, expected: Answe
     yield _row(key, job.kind, job.case, name, "relative_force_difference", (differences / largest).max(), "")
 
 
-def _limits(key: str, there: str) -> list[dict[str, object]]:
+def _apart(function: Callable[..., list], *arguments: object) -> list:
+    """Call a function in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=cluster.end_with_parent) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _roofline(key: str) -> list[tuple[str, float, str]]:
     """Measure what the processor allows on one core, and what the network asks of it."""
-    context = multiprocessing.get_context("spawn")
-    connection, other = context.Pipe()
-    process = context.Process(target=_roofline, args=(other, there))
-    process.start()
-    other.close()
-    try:
-        found = connection.recv()
-    except EOFError:
-        raise RunError(f"{key}: the measurement of the processor's limits died") from None
-    finally:
-        process.join()
-    return [_row(key, "roofline", "MgO, 16 atoms", "ours", name, value, unit) for name, value, unit in found]
-
-
-def _roofline(connection: Connection, key: str) -> None:
     torch.set_num_threads(1)
     potential = potentials.load(key, "cpu", trust=True)
     atoms = roofline.crystal()
     counted = roofline.count(potential, atoms)
     compute, whole = roofline.evaluation_seconds(potential, atoms)
     edges = potential.system(atoms).n_edges
-    connection.send(
-        [
-            ("edges", edges, ""),
-            ("operations", counted.operations, ""),
-            ("flop", counted.flop, "FLOP"),
-            ("bytes_products", counted.bytes_products, "B"),
-            ("bytes_others", counted.bytes_others, "B"),
-            ("compute_time", compute, "s"),
-            ("evaluation_time", whole, "s"),
-            ("throughput_square", roofline.matrix_throughput(), "FLOP/s"),
-            ("throughput_layer", roofline.matrix_throughput(edges, 64, 128), "FLOP/s"),
-            ("bandwidth_cache", roofline.bandwidth(0.4), "B/s"),
-            ("bandwidth_memory", roofline.bandwidth(200), "B/s"),
-        ]
-    )
+    return [
+        ("edges", edges, ""),
+        ("operations", counted.operations, ""),
+        ("flop", counted.flop, "FLOP"),
+        ("bytes_products", counted.bytes_products, "B"),
+        ("bytes_others", counted.bytes_others, "B"),
+        ("compute_time", compute, "s"),
+        ("evaluation_time", whole, "s"),
+        ("throughput_square", roofline.matrix_throughput(), "FLOP/s"),
+        ("throughput_layer", roofline.matrix_throughput(edges, 64, 128), "FLOP/s"),
+        ("bandwidth_cache", roofline.bandwidth(0.4), "B/s"),
+        ("bandwidth_memory", roofline.bandwidth(200), "B/s"),
+    ]
 
 
 def read(keys: Sequence[str], out: Path | None = None) -> pd.DataFrame:
@@ -422,12 +429,18 @@ def read(keys: Sequence[str], out: Path | None = None) -> pd.DataFrame:
 
 
 def record(
-    key: str, out: Path | None = None, protocol: Protocol | None = None, *, routes: Sequence[str] | None = None, progress: bool = False
+    key: str,
+    out: Path | None = None,
+    protocol: Protocol | None = None,
+    *,
+    routes: Sequence[str] | None = None,
+    variants: bool = True,
+    progress: bool = False,
 ) -> Path:
     """Measure a model and write the table with its provenance below a folder; into the project's own data if None."""
     protocol = protocol or Protocol()
     load_before, start = os.getloadavg(), time.perf_counter()
-    table = measure(key, protocol, routes=routes, progress=progress)
+    table = measure(key, protocol, routes=routes, variants=variants, progress=progress)
     about = {"key": key, "package": "random weights"} if key == RANDOM_MACE else potentials.load(key, "cpu").describe()
     provenance = {
         "potential": about,
@@ -464,6 +477,17 @@ def _version_of(package: str) -> dict[str, str]:
 # What the table says
 
 
+VERDICTS = ("to 1e-5", "to rounding", "no")
+
+
+def agreement(difference: float, own: float) -> str:
+    """Judge a deviation from double precision, given ours in single precision.
+
+    Both energies (eV/atom) or both forces (fractions of the largest).
+    """
+    return VERDICTS[0] if difference < AGREEMENT else VERDICTS[1] if difference <= ROUNDING * own else VERDICTS[2]
+
+
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per model, kind, case and way.
 
@@ -473,11 +497,11 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         ``structures_per_s`` and ``atoms_per_s``: medians over the rounds, on the clock; for relaxations, of whole relaxations.
         ``ratio``, ``ratio_low``, ``ratio_high``: time of the way over that of ``ours`` in the same round, on the clock; median and range.
         ``ratio_all``, ``ratio_all_low``, ``ratio_all_high``: over that of ours with one process per core.
-        ``processor_ratio``: as ``ratio``, of processor time. ``memory_mb``; the differences; ``agrees``, whether they are below
-        :data:`AGREEMENT`; ``status`` and ``reason`` as in the table.
+        ``processor_ratio``: as ``ratio``, of processor time. ``memory_mb``; the differences; ``agreement``, the worst of their verdicts
+        (:func:`agreement`); ``status`` and ``reason`` as in the table.
     """
     rows = []
-    timed = table[table["set"] != "roofline"]
+    timed = table[~table["set"].isin(["roofline", "tried"])]
     for (model, kind, case), part in timed.groupby(["model", "set", "case"], sort=False):
         time_of = {
             name: part[(part["property"] == name) & (part["status"] == "ok")].pivot_table(index="round", columns="route", values="value")
@@ -504,8 +528,10 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
             here = single.loc[route]
             row["memory_mb"] = here["peak_memory"]
             row |= {name: here.get(name, np.nan) for name in ("energy_difference", "force_difference", "relative_force_difference")}
-            known = [row[name] for name in ("energy_difference", "relative_force_difference") if np.isfinite(row[name])]
-            rows.append(row | {"agrees": max(known) < AGREEMENT})
+            compared = ("energy_difference", "relative_force_difference")
+            own = {name: single.loc["ours", name] for name in compared}
+            verdicts = [agreement(row[name], own[name]) for name in compared if np.isfinite(row[name])]
+            rows.append(row | {"agreement": max(verdicts, key=VERDICTS.index)})
     return pd.DataFrame(rows)
 
 
@@ -529,6 +555,29 @@ def limits(table: pd.DataFrame) -> pd.DataFrame:
     wide["limit_s"] = wide["products_s"] + wide["others_s"]
     wide["ratio"] = wide["compute_time"] / wide["limit_s"]
     return wide
+
+
+def tried(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what was tried: one row per model and variant.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``ratio``, ``ratio_low``, ``ratio_high``: processor time of the variant over that of the evaluation as it is, in the same round;
+        median and range. ``force_difference`` (eV/Å) between the two. ``reason``, if the variant did not run.
+    """
+    rows = []
+    for model, part in table[table["set"] == "tried"].groupby("model", sort=False):
+        taken = part[part["property"] == "processor_time"].pivot_table(index="round", columns="route", values="value")
+        difference = part[part["property"] == "force_difference"].set_index("route")["value"]
+        failed = part[part["status"] == "failed"].set_index("route")["reason"]
+        for name in dict.fromkeys(part["route"]):
+            row = {"model": model, "variant": name, "reason": failed.get(name, "")}
+            if not row["reason"]:
+                ratio = taken[name] / taken[bench_variants.AS_IT_IS]
+                row |= {"ratio": ratio.median(), "ratio_low": ratio.min(), "ratio_high": ratio.max(), "force_difference": difference[name]}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["model", "variant", "ratio", "ratio_low", "ratio_high", "force_difference", "reason"])
 
 
 def bars(summary: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -572,7 +621,7 @@ def readable(summary: pd.DataFrame, kind: str) -> pd.DataFrame:
         "processor time, ours = 1": text("processor_ratio", "{:.2f}"),
         "peak memory (MB)": text("memory_mb", "{:.0f}"),
         "largest ΔF (eV/Å)": text("force_difference", "{:.0e}"),
-        "agrees to 1e-5": ["not run: " + row.reason if row.status != "ok" else "yes" if row.agrees else "no" for row in part.itertuples()],
+        "agrees": [row.agreement if row.status == "ok" else f"not run: {row.reason}" for row in part.itertuples()],
     }
     names = [ROUTES[route].label for route in part["route"]]
     index = [f"{name}, {case}" for name, case in zip(names, part["case"], strict=True)] if several else names

@@ -13,6 +13,7 @@ import functools
 import io
 import json
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -144,27 +145,28 @@ def _ours_in_processes(key: str, cores: int) -> Compute:
     return compute
 
 
-def reference(key: str) -> Potential:
-    """Return what the other packages' results are compared with.
+def reference(key: str, dtype: torch.dtype = torch.float32) -> Potential:
+    """Return this project's potential with which other packages are compared, and whose network they get.
 
-    It is the potential itself, except for an M3GNet whose weights are older than MatGL's present convention: MatGL's own calculator
+    It is the potential itself, except for an M3GNet whose weights are older than MatGL's present conventions: MatGL's own calculator
     reads them in the present one, in which they mean nothing but take as long, and so does this.
     """
     if potentials.CATALOGUE.get(key) and potentials.CATALOGUE[key].family == "matgl":
         from helpers import registry
         from helpers.potentials import matgl
 
-        potential = potentials.load(key, "cpu")
+        potential = potentials.load(key, "cpu", dtype=dtype)
         if getattr(potential, "convention", matgl.CURRENT).stand_ins:
             paths = [registry.fetch(name) for name in potentials.CATALOGUE[key].weights]
-            return matgl.load(key, paths, torch.device("cpu"), convention=matgl.CURRENT)
+            return matgl.load(key, paths, torch.device("cpu"), dtype, convention=matgl.CURRENT)
         return potential
-    return potentials.load(key, "cpu", trust=True)
+    return potentials.load(key, "cpu", dtype=dtype, trust=True)
 
 
-def compare_with(key: str, task: Task) -> Answer:
-    """Return the results of :func:`reference`."""
-    return _computed(reference(key), task)
+def in_double_precision(key: str, task: Task) -> tuple[Answer, Answer]:
+    """Return this project's results in double precision: as the potential is used, and as other packages read its weights."""
+    double = torch.float64
+    return _computed(potentials.load(key, "cpu", dtype=double, trust=True), task), _computed(reference(key, double), task)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -218,6 +220,8 @@ def _ase_without_stress(key: str, cores: int) -> Compute:
 
 
 def _matcalc(key: str, cores: int) -> Compute:
+    # On import it asks a server for a list of models, again and again where there is no network.
+    os.environ["HF_HUB_OFFLINE"] = "1"
     from matcalc.benchmark import SofteningBenchmark
     from monty.json import MontyEncoder
     from pymatgen.io.ase import AseAtomsAdaptor

@@ -240,7 +240,7 @@ def bench(
     keys = model or list(measurement.MODELS)
     protocol = measurement.QUICK if quick else measurement.Protocol()
     for key in keys:
-        measurement.record(key, out, protocol, routes=route, progress=True)
+        measurement.record(key, out, protocol, routes=route, variants=not quick and not route, progress=True)
     tables = measurement.read(keys, out)
     summary = measurement.summarise(tables)
     for key in keys:
