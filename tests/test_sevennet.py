@@ -59,7 +59,6 @@ def test_its_tables_name_its_packages():
     assert made
     for provenance in made:
         assert provenance["packages"]["sevenn"] in (ROOT / "environments" / "sevennet.txt").read_text()
-        assert "mace-torch" not in provenance["packages"]
         assert provenance["potential"]["weights_sha256"].startswith("7052cb42")
 
 

@@ -81,6 +81,10 @@ class Protocol:
         Rocksalt cells: conventional cells along each vector, and number of structures.
     rounds : int
         How often everything is measured.
+    threads : bool
+        Also measure the ways that use PyTorch's threads. Beside other work threads wait for each other, up to a hundred times as long.
+    variants : tuple of str
+        What was tried (:data:`helpers.bench_variants.VARIANTS`).
     seed : int
     """
 
@@ -91,10 +95,21 @@ class Protocol:
     supercell: int = 2
     scaling: tuple[tuple[int, int], ...] = ((1, 1), (1, 4), (1, 16), (2, 2), (3, 1))
     rounds: int = 5
+    threads: bool = True
+    variants: tuple[str, ...] = tuple(bench_variants.VARIANTS)
     seed: int = 0
 
 
-QUICK = Protocol(materials=2, frames=2, relaxed=2, steps=2, supercell=1, scaling=((1, 1), (1, 4), (2, 1)), rounds=2)
+QUICK = Protocol(
+    materials=2,
+    frames=2,
+    relaxed=2,
+    steps=2,
+    scaling=((1, 1), (1, 4), (2, 1)),
+    rounds=3,
+    threads=False,
+    variants=tuple(name for name in bench_variants.VARIANTS if name != "torch.compile"),  # which takes minutes
+)
 
 
 def tasks(protocol: Protocol) -> list[Task]:
@@ -285,9 +300,7 @@ def _family(key: str) -> str:
     return potentials.CATALOGUE[key].family if key in potentials.CATALOGUE else "mace"
 
 
-def measure(
-    key: str, protocol: Protocol | None = None, *, routes: Sequence[str] | None = None, variants: bool = True, progress: bool = False
-) -> pd.DataFrame:
+def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str] | None = None, progress: bool = False) -> pd.DataFrame:
     """Measure all ways that can compute with a model.
 
     Parameters
@@ -297,8 +310,6 @@ def measure(
     protocol : Protocol, optional
     routes : sequence of str, optional
         Keys of :data:`helpers.bench_routes.ROUTES`; all that fit the model if None. ``ours`` is always among them.
-    variants : bool
-        Also measure what was tried.
     progress : bool
         Say what is going on.
 
@@ -321,6 +332,7 @@ def measure(
     if key != RANDOM_MACE and (key not in potentials.CATALOGUE or _family(key) not in ("chgnet", "matgl", "mace")):
         raise ValueError(f"{key!r} cannot be measured beside others; choose a CHGNet, MatGL or MACE of the catalogue, or {RANDOM_MACE}")
     chosen = [name for name in ROUTES if _family(key) in ROUTES[name].families and (not routes or name in (*routes, "ours"))]
+    chosen = [name for name in chosen if protocol.threads or ROUTES[name].threads]
     jobs = tasks(protocol)
     cores = os.cpu_count() or 1
     rows: list[dict[str, object]] = []
@@ -342,8 +354,9 @@ def measure(
             for way in ways:
                 way.close()
         rows += [_row(key, "roofline", "MgO, 16 atoms", "ours", *found) for found in _apart(_roofline, there)]
-        if variants and key in potentials.CATALOGUE and _family(key) in ("chgnet", "matgl"):
-            for name, turn, seconds, difference, error in _apart(bench_variants.measure, key, jobs[0].structures, protocol.rounds):
+        if protocol.variants and key in potentials.CATALOGUE and _family(key) in ("chgnet", "matgl"):
+            found = _apart(bench_variants.measure, key, jobs[0].structures, protocol.rounds, protocol.variants)
+            for name, turn, seconds, difference, error in found:
                 rows.append(_row(key, "tried", jobs[0].case, name, "processor_time", seconds, "s", turn, error or None))
                 if turn == 0:
                     rows.append(_row(key, "tried", jobs[0].case, name, "force_difference", difference, "eV/Å"))
@@ -434,13 +447,12 @@ def record(
     protocol: Protocol | None = None,
     *,
     routes: Sequence[str] | None = None,
-    variants: bool = True,
     progress: bool = False,
 ) -> Path:
     """Measure a model and write the table with its provenance below a folder; into the project's own data if None."""
     protocol = protocol or Protocol()
     load_before, start = os.getloadavg(), time.perf_counter()
-    table = measure(key, protocol, routes=routes, variants=variants, progress=progress)
+    table = measure(key, protocol, routes=routes, progress=progress)
     about = {"key": key, "package": "random weights"} if key == RANDOM_MACE else potentials.load(key, "cpu").describe()
     provenance = {
         "potential": about,

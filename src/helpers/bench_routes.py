@@ -188,7 +188,8 @@ def _package_calculator(key: str, *, stress: bool = True) -> ase.calculators.cal
             from matgl.apps.pes import Potential as MatGLModel
             from matgl.ext.ase import PESCalculator
 
-            model = MatGLModel(network, potential.mean, potential.std, potential.element_energy, calc_stresses=stress)
+            numbers = (value.to(torch.float32) for value in (potential.mean, potential.std, potential.element_energy))
+            model = MatGLModel(network, *numbers, calc_stresses=stress)
             return PESCalculator(model, stress_unit="eV/A3")
         from helpers.potentials.mace import contained
 

@@ -110,8 +110,10 @@ VARIANTS: dict[str, Callable[[GraphPotential], Evaluate]] = {
 }
 
 
-def measure(key: str, frames: Sequence[ase.Atoms], rounds: int) -> list[tuple[str, int, float, float, str]]:
-    """Measure all variants of a CHGNet or a MatGL network.
+def measure(
+    key: str, frames: Sequence[ase.Atoms], rounds: int, names: Sequence[str] = tuple(VARIANTS)
+) -> list[tuple[str, int, float, float, str]]:
+    """Measure variants of a CHGNet or a MatGL network.
 
     Parameters
     ----------
@@ -119,6 +121,8 @@ def measure(key: str, frames: Sequence[ase.Atoms], rounds: int) -> list[tuple[st
         Of :func:`helpers.potentials.load`.
     frames : sequence of ase.Atoms
     rounds : int
+    names : sequence of str
+        Keys of :data:`VARIANTS`, the first among them.
 
     Returns
     -------
@@ -128,9 +132,9 @@ def measure(key: str, frames: Sequence[ase.Atoms], rounds: int) -> list[tuple[st
     torch.set_num_threads(1)
     potential = potentials.load(key, "cpu")
     rows, ready, expected = [], {}, []
-    for name, make in VARIANTS.items():
+    for name in names:
         try:
-            evaluate = make(potential)
+            evaluate = VARIANTS[name](potential)
             found = evaluate(frames)
         except Exception as error:  # noqa: BLE001  (a compiler may be missing, or fail in its own way)
             rows.append((name, -1, np.nan, np.nan, f"{type(error).__name__}: {error}".splitlines()[0][:200]))

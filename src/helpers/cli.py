@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -223,7 +224,7 @@ def bench(
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="Model key; may be repeated. By default a CHGNet, an M3GNet and a MACE.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A few structures and two rounds: minutes, to see that everything runs.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A few structures, no threads: minutes, also beside other work.")] = False,
     route: Annotated[
         list[str] | None, typer.Option("--route", "-r", help="Only this way and ours, such as ase or matcalc; may be repeated.")
     ] = None,
@@ -239,8 +240,10 @@ def bench(
 
     keys = model or list(measurement.MODELS)
     protocol = measurement.QUICK if quick else measurement.Protocol()
+    if route:
+        protocol = dataclasses.replace(protocol, variants=())
     for key in keys:
-        measurement.record(key, out, protocol, routes=route, variants=not quick and not route, progress=True)
+        measurement.record(key, out, protocol, routes=route, progress=True)
     tables = measurement.read(keys, out)
     summary = measurement.summarise(tables)
     for key in keys:
