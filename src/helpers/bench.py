@@ -268,7 +268,11 @@ class _Way:
         self.process = context.Process(target=_serve, args=(other, key, name, list(jobs), cores))
         self.process.start()
         other.close()
-        self.failure: str | None = self._receive()
+        self.failure: str | None = None
+
+    def wait(self) -> None:
+        """Wait until the way is made, or has failed. All are made at the same time."""
+        self.failure = self._receive()
 
     def _receive(self):
         try:
@@ -343,6 +347,8 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
             there = f"file:{Path(folder) / 'random.model'}"
         ways = [_Way(there, name, jobs, cores) for name in chosen]
         try:
+            for way in ways:
+                way.wait()
             if ways[0].failure:
                 raise RunError(f"{key}: {ways[0].failure}")
             for number, job in enumerate(jobs):
