@@ -9,10 +9,10 @@ LABS   ?= lab1 lab2 lab3 lab4
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint format serve browser lab labs autograde pdf results hero new-chapter lock check clean
+.PHONY: help book test lint format serve browser lab labs autograde pdf results bench hero new-chapter lock check clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # The lock pins every package, extras included; installing under it as a constraint brings only what is needed.
 $(VENV)/.core: requirements.lock pyproject.toml
@@ -75,6 +75,17 @@ labs: $(VENV)/.teach  ## Make the students' version of the course labs: notebook
 
 autograde: $(VENV)/.teach  ## Grade what lies in notebooks/labs/submitted, and write the grades to grades.csv there
 	cd notebooks/labs && for lab in $(LABS); do if ls -d submitted/*/$$lab > /dev/null 2>&1; then $(abspath $(BIN))/nbgrader autograde $$lab --create --force || exit 1; fi; done && $(abspath $(BIN))/nbgrader export
+
+# Potentials and tools whose packages clash with ours. Each has a file of what it pins otherwise; all else comes from the lock.
+env-%: environments/%.txt requirements.lock pyproject.toml  ## Make an environment of its own, .venv-NAME: env-sevennet (SevenNet-0), env-bench (matcalc)
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	sed -nE 's/^([A-Za-z0-9_.-]+)(\[[a-z]+\])?==.*/^\1==/p' environments/$*.txt > .venv-$*/own.txt
+	grep -vif .venv-$*/own.txt requirements.lock > .venv-$*/constraints.txt
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-$*/constraints.txt -r environments/$*.txt
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+
+bench: env-bench  ## Measure the speed beside other packages; other programs on the machine disturb (ten minutes)
+	.venv-bench/bin/softening bench
 
 results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data: softening fetch)
 	for benchmark in surfaces defects solid_solutions phonons elasticity migration off_equilibrium; do for model in $(MODELS); do $(BIN)/softening run $$benchmark --model $$model || exit 1; done; done

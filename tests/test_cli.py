@@ -28,7 +28,8 @@ def softening(*arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["-h"], ["models", "-h"], ["fetch", "-h"], ["run", "-h"], ["fix", "-h"], ["report", "-h"], ["status", "-h"]]
+    "arguments",
+    [["-h"], ["models", "-h"], ["fetch", "-h"], ["run", "-h"], ["fix", "-h"], ["report", "-h"], ["bench", "-h"], ["status", "-h"]],
 )
 def test_every_command_explains_itself(arguments):
     outcome = CliRunner().invoke(cli.app, arguments)
@@ -42,6 +43,7 @@ def test_models_lists_the_catalogue(no_data):
     lines = outcome.output.splitlines()
     assert any(line.startswith("chgnet-0.3.0") and "ready" in line for line in lines)
     assert any(line.startswith("mace-mp-0-medium") and "to be downloaded" in line for line in lines)
+    assert any(line.startswith("sevennet-0") and ("make env-sevennet" in line or "ready" in line) for line in lines)
 
 
 def test_fetch_offline_says_what_is_missing(no_data):

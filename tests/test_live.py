@@ -1,5 +1,7 @@
 """The committed tables against the code, for every model that can be run here."""
 
+import itertools
+
 import pytest
 from conftest import RUNNABLE
 
@@ -52,10 +54,24 @@ def test_every_model_that_runs_here_has_its_tables():
         assert set(RUNNABLE) & set(potentials.CATALOGUE) <= set(results.models(benchmark))
 
 
+# Models of other environments, which are not recomputed here: their tables may lack sets, but not the one that chapters quote.
+HEADLINE = {"surfaces": "slabs-109", "off_equilibrium": "mattersim-tp", "defects": "vacancies", "solid_solutions": "ca-mg-o"}
+
+
+def elsewhere(key):
+    return key in potentials.CATALOGUE and potentials.CATALOGUE[key].environment is not None
+
+
+def test_models_of_other_environments_have_the_sets_that_chapters_quote():
+    for benchmark, headline in HEADLINE.items():
+        for key in filter(elsewhere, results.models(benchmark)):
+            assert headline in results.provenance(benchmark, key)["cases"], (benchmark, key)
+
+
 def test_tables_hold_every_set_they_should():
-    for key in results.models("off_equilibrium"):
+    for key in itertools.filterfalse(elsewhere, results.models("off_equilibrium")):
         made = results.provenance("off_equilibrium", key)["cases"]
         assert set(made) >= set(off_equilibrium.SETS) - {"wbm-full"}, key
     for benchmark in ("surfaces", "defects", "solid_solutions", "mending"):
-        for key in results.models(benchmark):
+        for key in itertools.filterfalse(elsewhere, results.models(benchmark)):
             assert set(results.provenance(benchmark, key)["cases"]) == set(benchmarks.module(benchmark).SETS), (benchmark, key)

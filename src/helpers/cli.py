@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +42,8 @@ def models() -> None:
     for entry in potentials.CATALOGUE.values():
         if potentials.runnable(entry.key):
             state = "ready" if entry.weights else "ready (in its package)"
+        elif not potentials.installed(entry.key):
+            state = f"in an environment of its own: make env-{entry.environment}"
         else:
             size = sum(registry.lookup(name).size for name in entry.weights)
             state = f"to be downloaded ({_human(size)})"
@@ -214,6 +217,45 @@ def report(
     for reason in card.reasons:
         typer.echo(f"- {reason}")
     typer.echo(f"report: {card.folder / 'report.html'}")
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="Model key; may be repeated. By default a CHGNet, an M3GNet and a MACE.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="A few structures, no threads: minutes, also beside other work.")] = False,
+    route: Annotated[
+        list[str] | None, typer.Option("--route", "-r", help="Only this way and ours, such as ase or matcalc; may be repeated.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for tables and report. The project's own tables, for the book, if left out.")
+    ] = None,
+) -> None:
+    """Measure how fast energies, forces and relaxations are here, beside other packages' ways to compute them with the same model.
+
+    Other programs on the machine disturb. Packages that are not installed are listed (make env-bench has them all).
+    """
+    from helpers import bench as measurement
+
+    keys = model or list(measurement.MODELS)
+    protocol = measurement.QUICK if quick else measurement.Protocol()
+    if route:
+        protocol = dataclasses.replace(protocol, variants=())
+    for key in keys:
+        measurement.record(key, out, protocol, routes=route, progress=True)
+    tables = measurement.read(keys, out)
+    summary = measurement.summarise(tables)
+    for key in keys:
+        for kind in summary.loc[summary["model"] == key, "kind"].unique():
+            shown = measurement.readable(summary[summary["model"] == key], kind)
+            typer.echo(f"\n{key}, {kind}")
+            _table(
+                [[str(name), *values] for name, values in zip(shown.index, shown.to_numpy().tolist(), strict=True)], ["", *shown.columns]
+            )
+    if out is not None:
+        measurement.write_report(tables, [results.provenance(measurement.NAME, key, out) for key in keys], out)
+        typer.echo(f"\nreport: {out / 'report.html'}")
 
 
 @app.command()

@@ -7,19 +7,20 @@ name and renamed, so a reader never sees half a file and a killed run loses at m
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import tempfile
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pandas as pd
 
 from helpers.registry import data_dir
 
-PACKAGES = ("torch", "torch-sim-atomistic", "chgnet", "matgl", "mace-torch", "ase", "pymatgen", "phonopy", "numpy")
+PACKAGES = ("torch", "torch-sim-atomistic", "chgnet", "matgl", "mace-torch", "sevenn", "e3nn", "ase", "pymatgen", "phonopy", "numpy")
 
 
 class ResultsError(Exception):
@@ -131,5 +132,9 @@ def device_name(device: str) -> str:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that results depend on."""
-    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    """Return the versions of the packages that results depend on; those of other environments are left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from helpers.potentials import CATALOGUE
 from helpers.registry import data_dir
 
-# Okabe and Ito's colours (jfly.uni-koeln.de/color, 2008) and Tol's olive; models of one architecture have related hues.
+# Okabe and Ito's colours (jfly.uni-koeln.de/color, 2008) and Tol's olive and wine; models of one architecture have related hues.
 COLOURS: dict[str, str] = {
     "DFT": "#000000",
     "chgnet-0.3.0": "#0072B2",
@@ -30,6 +30,7 @@ COLOURS: dict[str, str] = {
     "tensornet-matpes-pbe-2025.1": "#CC79A7",
     "mace-mp-0-medium": "#009E73",
     "mace-mpa-0-medium": "#999933",
+    "sevennet-0": "#882255",
 }
 
 MARKERS: dict[str, str] = {
@@ -41,6 +42,7 @@ MARKERS: dict[str, str] = {
     "tensornet-matpes-pbe-2025.1": "P",
     "mace-mp-0-medium": "^",
     "mace-mpa-0-medium": "v",
+    "sevennet-0": "p",
 }
 
 # Markers of equal size in points do not look equally large.
@@ -58,6 +60,7 @@ _PLOTLY_SYMBOL = {
     "P": "cross",
     "^": "triangle-up",
     "v": "triangle-down",
+    "p": "pentagon",
     "<": "triangle-left",
     "*": "star",
     "X": "x",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -15,7 +16,18 @@ import torch
 from helpers import registry
 from helpers.potentials.base import OutOfTimeError, Potential, PotentialError, Prediction, StructureError
 
-__all__ = ["CATALOGUE", "Entry", "OutOfTimeError", "Potential", "PotentialError", "Prediction", "StructureError", "load", "runnable"]
+__all__ = [
+    "CATALOGUE",
+    "Entry",
+    "OutOfTimeError",
+    "Potential",
+    "PotentialError",
+    "Prediction",
+    "StructureError",
+    "installed",
+    "load",
+    "runnable",
+]
 
 _MATGL = "materialsvirtuallab/matgl/pretrained_models"
 
@@ -38,6 +50,10 @@ class Entry:
         Registry keys of the files it needs; empty when its package carries them.
     paper_label : str or None
         Its name in Deng et al. (2025), if it is one of the paper's three models.
+    package : str or None
+        A module that must be importable, for a model whose package clashes with another's; :func:`runnable` looks for it.
+    environment : str or None
+        The environment that has that package: ``make env-NAME`` makes it.
     """
 
     key: str
@@ -46,6 +62,8 @@ class Entry:
     training_set: str
     weights: tuple[str, ...] = ()
     paper_label: str | None = None
+    package: str | None = None
+    environment: str | None = None
 
 
 def _matgl_files(folder: str) -> tuple[str, ...]:
@@ -69,6 +87,7 @@ CATALOGUE: dict[str, Entry] = {
             paper_label="MACE",
         ),
         Entry("mace-mpa-0-medium", "MACE-MPA-0", "mace", "MPtrj + sAlex", ("ACEsuit/mace-mp/mace-mpa-0-medium.model",)),
+        Entry("sevennet-0", "SevenNet-0", "sevennet", "MPtrj", package="sevenn", environment="sevennet"),
     )
 }
 
@@ -109,7 +128,7 @@ def load(key: str, device: str | torch.device = "auto", *, dtype: torch.dtype = 
     Raises
     ------
     PotentialError
-        If the key is unknown, the device is missing or the file must not be trusted.
+        If the key is unknown, the device is missing, the file must not be trusted or the model needs another environment.
     helpers.registry.RegistryError
         If a weight file cannot be had; the message says where it comes from and where to put it.
     """
@@ -124,12 +143,23 @@ def load(key: str, device: str | torch.device = "auto", *, dtype: torch.dtype = 
     if key not in CATALOGUE:
         raise PotentialError(f"unknown model {key!r}. Known: {', '.join(CATALOGUE)}, ase:module.factory, file:PATH.")
     entry = CATALOGUE[key]
+    if not installed(key):
+        raise PotentialError(
+            f"{key} needs the package {entry.package}, which clashes with those of this environment and has one of its own: "
+            f"make env-{entry.environment}, then .venv-{entry.environment}/bin/softening …"
+        )
     family = import_module(f"helpers.potentials.{entry.family}")
     if not entry.weights:
         return family.load(key, target, dtype)
     return family.load(key, [registry.fetch(name) for name in entry.weights], target, dtype, trust=trust)
 
 
+def installed(key: str) -> bool:
+    """Tell whether this environment has the package that a catalogue model asks for; most ask for none beyond the project's own."""
+    package = CATALOGUE[key].package
+    return package is None or find_spec(package) is not None
+
+
 def runnable(key: str) -> bool:
-    """Tell whether a catalogue model can be loaded now, without a download."""
-    return registry.available(CATALOGUE[key].weights)
+    """Tell whether a catalogue model can be loaded here and now, without a download."""
+    return installed(key) and registry.available(CATALOGUE[key].weights)

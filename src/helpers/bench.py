@@ -1,0 +1,681 @@
+"""How fast this project computes, beside the ways of other packages: same frames, same model, one run.
+
+Every way (:mod:`helpers.bench_routes`) lives in a process of its own, so that memory is its own and nobody's import slows another. The
+processes take turns: each round, every way computes the same task once, and every second round in the opposite order. What drifts on the
+machine meets all of them alike; ratios are taken within a round.
+
+The table has one row per measurement. ``set`` is the kind of the task, ``route`` the way, and ``property`` one of
+
+``wall_time``, ``processor_time``
+    of one round, s;
+``peak_memory``
+    of the way's process and its children while it computes this task, MB;
+``energy_difference``, ``force_difference``, ``relative_force_difference``
+    largest deviation from this project's results in double precision: eV/atom, eV/Å, and as a fraction of the largest force
+    (see :data:`AGREEMENT`).
+
+The set ``roofline`` holds what the processor allows (:mod:`helpers.roofline`), the set ``tried`` what was tried to be faster
+(:mod:`helpers.bench_variants`; there ``route`` is the variant).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import gc
+import math
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import ase
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+
+from helpers import bench_routes, bench_variants, benchmarks, cluster, figures, potentials, registry, report, results, roofline, throughput
+from helpers.bench_routes import ROUTES, Answer, Task
+from helpers.benchmarks import Case, off_equilibrium, phonons
+from helpers.cluster import RunError
+
+NAME = "speed"
+
+# A MACE of the size of MACE-MP-0 small with random weights: speed does not depend on their values, and the file need not be downloaded.
+RANDOM_MACE = "mace-random-weights"
+
+MODELS = ("chgnet-0.3.0", "m3gnet-mp-2021.2.8", RANDOM_MACE)
+
+# Largest deviation that counts as agreement: in energies, eV/atom; in forces, a fraction of the largest force of the structure, or eV/Å
+# where that is below 1 eV/Å.
+AGREEMENT = 1e-5
+
+# Networks run in single precision. A deviation from double precision counts as rounding up to so many times our own.
+ROUNDING = 3.0
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured.
+
+    Attributes
+    ----------
+    materials, frames : int
+        Compounds of MatterSim-TP, drawn at random, and frames of each, for statics.
+    relaxed : int
+        How many of these frames are relaxed,
+    steps : int
+        in a fixed cell, for so many steps.
+    supercell : int
+        Displaced supercells are rutile TiO2, so many cells along each vector.
+    scaling : tuple of (int, int)
+        Rocksalt cells: conventional cells along each vector, and number of structures.
+    rounds : int
+        How often everything is measured.
+    threads : bool
+        Also measure the ways that use PyTorch's threads. Beside other work threads wait for each other, up to a hundred times as long.
+    variants : tuple of str
+        What was tried (:data:`helpers.bench_variants.VARIANTS`).
+    seed : int
+    """
+
+    materials: int = 5
+    frames: int = 3
+    relaxed: int = 4
+    steps: int = 5
+    supercell: int = 2
+    scaling: tuple[tuple[int, int], ...] = ((1, 1), (1, 4), (1, 16), (2, 2), (3, 1))
+    rounds: int = 5
+    threads: bool = True
+    variants: tuple[str, ...] = tuple(bench_variants.VARIANTS)
+    seed: int = 0
+
+
+QUICK = Protocol(
+    materials=2,
+    frames=2,
+    relaxed=2,
+    steps=2,
+    scaling=((1, 1), (1, 4), (2, 1)),
+    rounds=3,
+    threads=False,
+    variants=tuple(name for name in bench_variants.VARIANTS if name != "torch.compile"),  # which takes minutes
+)
+
+
+def tasks(protocol: Protocol) -> list[Task]:
+    """Return what is to be computed; the frames come from a registered file."""
+    frames, groups = _frames(protocol)
+    chosen = np.linspace(0, len(frames) - 1, min(protocol.relaxed, len(frames))).round().astype(int)
+    made = [
+        Task("statics", "MatterSim-TP", tuple(frames), tuple(groups)),
+        Task("relaxation", "MatterSim-TP", tuple(frames[number] for number in chosen), steps=protocol.steps),
+        Task("displacements", "TiO2", tuple(_displaced(protocol))),
+    ]
+    cells = throughput.Protocol(seed=protocol.seed)
+    for repeat, n in protocol.scaling:
+        structures = throughput.structures(cells, repeat, n)
+        made.append(Task("scaling", f"{n} × {len(structures[0])} atoms", tuple(structures)))
+    return made
+
+
+def _frames(protocol: Protocol) -> tuple[list[ase.Atoms], list[str]]:
+    """Draw compounds, and the first frames of each. matcalc fits one array per compound, so its frames must have equally many atoms."""
+    limits = off_equilibrium.Protocol()
+    of_material: dict[str, list[Case]] = {}
+    for case in off_equilibrium.cases(sets=["mattersim-tp"]):
+        if limits.pressure_min_gpa < case.info["pressure_gpa"] < limits.pressure_max_gpa:
+            of_material.setdefault(case.material, []).append(case)
+    usable = {
+        name: found[: protocol.frames]
+        for name, found in of_material.items()
+        if len(found) >= protocol.frames and len({len(case.structures["frame"]) for case in found[: protocol.frames]}) == 1
+    }
+    names = sorted(usable)
+    drawn = np.random.default_rng(protocol.seed).choice(len(names), protocol.materials, replace=False)
+    cases = [case for number in sorted(drawn) for case in usable[names[number]]]
+    return [case.structures["frame"] for case in cases], [case.material for case in cases]
+
+
+def _displaced(protocol: Protocol) -> list[ase.Atoms]:
+    """Return the displaced supercells that the phonons of rutile need (lattice constants: Wyckoff, Crystal Structures (1963))."""
+    a, c, u = 4.594, 2.958, 0.305
+    places = [[0, 0, 0], [0.5, 0.5, 0.5], [u, u, 0], [-u, -u, 0], [0.5 + u, 0.5 - u, 0.5], [0.5 - u, 0.5 + u, 0.5]]
+    rutile = ase.Atoms("Ti2O4", scaled_positions=places, cell=[a, a, c], pbc=True)
+    case = phonons.own(rutile, protocol.supercell)
+    return [atoms for role, atoms in case.structures.items() if role != "unit_cell"]
+
+
+def random_mace(path: Path, *, channels: int = 128, seed: int = 0) -> None:
+    """Write a MACE with random weights, in the architecture of MACE-MP-0 small, to a file.
+
+    128 scalar channels, spherical harmonics up to l = 3, correlation order 3, two layers, cutoff 6 Å, 89 elements:
+    Batatia et al., J. Chem. Phys. 163, 184110 (2025).
+    """
+    from helpers.potentials.mace import contained
+
+    with contained(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from e3nn import o3
+        from mace import modules
+
+        elements = sorted(set(range(1, 95)) - set(range(84, 89)))
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        torch.manual_seed(seed)
+        try:
+            network = modules.ScaleShiftMACE(
+                r_max=6.0,
+                num_bessel=10,
+                num_polynomial_cutoff=5,
+                max_ell=3,
+                interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
+                interaction_cls_first=modules.interaction_classes["RealAgnosticInteractionBlock"],
+                num_interactions=2,
+                num_elements=len(elements),
+                hidden_irreps=o3.Irreps(f"{channels}x0e"),
+                MLP_irreps=o3.Irreps("16x0e"),
+                atomic_energies=np.zeros(len(elements)),
+                avg_num_neighbors=61.97,
+                atomic_numbers=elements,
+                correlation=3,
+                gate=torch.nn.functional.silu,
+                radial_MLP=[64, 64, 64],
+                atomic_inter_scale=0.8,
+                atomic_inter_shift=0.0,
+            )
+        finally:
+            torch.set_default_dtype(default)
+        torch.save(network, path)
+
+
+# ---------------------------------------------------------------------------------------------------
+# A way in its process
+
+
+def _children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _processor_time() -> float:
+    """Return the processor time of this process and its children, s."""
+    total = time.process_time()
+    for child in _children():
+        with contextlib.suppress(psutil.Error):
+            used = child.cpu_times()
+            total += used.user + used.system
+    return total
+
+
+def _forget_peak() -> None:
+    """Let Linux measure the peak memory of this process and its children anew; elsewhere it is that of the process's life."""
+    for pid in (os.getpid(), *(child.pid for child in _children())):
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def _peak_mb() -> float:
+    """Return the largest memory (resident set, MB) of this process and its children, added up."""
+    total = 0.0
+    for pid in (os.getpid(), *(child.pid for child in _children())):
+        try:
+            status = Path(f"/proc/{pid}/status").read_text()
+            total += float(status.split("VmHWM:")[1].split()[0]) / 1e3
+        except (OSError, IndexError):
+            with contextlib.suppress(psutil.Error):
+                total += psutil.Process(pid).memory_info().rss / 1e6
+    return total
+
+
+def _serve(connection: Connection, key: str, name: str, jobs: Sequence[Task], cores: int) -> None:
+    """Make a way, then compute what is asked for, until nothing is."""
+    try:
+        route = ROUTES[name]
+        torch.set_num_threads(route.threads or cores)
+        compute = route.make(key, cores)
+    except Exception as error:  # noqa: BLE001  (another package may raise anything; the reason becomes a row)
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send(None)
+    while (number := connection.recv()) is not None:
+        gc.collect()
+        try:
+            _forget_peak()
+            processor, start = _processor_time(), time.perf_counter()
+            answer = compute(jobs[number])
+            taken = time.perf_counter() - start, _processor_time() - processor, _peak_mb()
+            connection.send((answer, *taken))
+        except Exception as error:  # noqa: BLE001
+            connection.send("".join(traceback.format_exception_only(error)).strip())
+
+
+class _Way:
+    """A way in its process, seen from outside."""
+
+    def __init__(self, key: str, name: str, jobs: Sequence[Task], cores: int) -> None:
+        self.name, self.route = name, ROUTES[name]
+        context = multiprocessing.get_context("spawn")
+        self.connection, other = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other, key, name, list(jobs), cores))
+        self.process.start()
+        other.close()
+        self.failure: str | None = None
+
+    def wait(self) -> None:
+        """Wait until the way is made, or has failed. All are made at the same time."""
+        self.failure = self._receive()
+
+    def _receive(self):
+        try:
+            return self.connection.recv()
+        except EOFError:
+            self.process.join()
+            return f"its process died (exit code {self.process.exitcode})"
+
+    def compute(self, number: int) -> tuple[Answer, float, float, float] | str:
+        """Return answer, wall time, processor time and peak memory; or why not."""
+        if self.failure is not None:
+            return self.failure
+        self.connection.send(number)
+        return self._receive()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.send(None)
+        self.process.join(30)
+        if self.process.is_alive():
+            self.process.kill()
+
+
+# ---------------------------------------------------------------------------------------------------
+# The measurement
+
+
+def _family(key: str) -> str:
+    return potentials.CATALOGUE[key].family if key in potentials.CATALOGUE else "mace"
+
+
+def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str] | None = None, progress: bool = False) -> pd.DataFrame:
+    """Measure all ways that can compute with a model.
+
+    Parameters
+    ----------
+    key : str
+        A catalogue key of the families CHGNet, MatGL or MACE, or :data:`RANDOM_MACE`.
+    protocol : Protocol, optional
+    routes : sequence of str, optional
+        Keys of :data:`helpers.bench_routes.ROUTES`; all that fit the model if None. ``ours`` is always among them.
+    progress : bool
+        Say what is going on.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Tidy; see the module's docstring.
+
+    Raises
+    ------
+    ValueError
+        If there is no way to compute with this model, or no way of such a name.
+    RunError
+        If this project's own way fails.
+    """
+    protocol = protocol or Protocol()
+    unknown = sorted(set(routes or ()) - set(ROUTES))
+    if unknown:
+        raise ValueError(f"there is no way called {', '.join(unknown)}; there are: {', '.join(ROUTES)}")
+    if key != RANDOM_MACE and (key not in potentials.CATALOGUE or _family(key) not in ("chgnet", "matgl", "mace")):
+        raise ValueError(f"{key!r} cannot be measured beside others; choose a CHGNet, MatGL or MACE of the catalogue, or {RANDOM_MACE}")
+    chosen = [name for name in ROUTES if _family(key) in ROUTES[name].families and (not routes or name in (*routes, "ours"))]
+    chosen = [name for name in chosen if protocol.threads or ROUTES[name].threads]
+    jobs = tasks(protocol)
+    cores = os.cpu_count() or 1
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        there = key
+        if key == RANDOM_MACE:
+            random_mace(Path(folder) / "random.model")
+            there = f"file:{Path(folder) / 'random.model'}"
+        ways = [_Way(there, name, jobs, cores) for name in chosen]
+        try:
+            for way in ways:
+                way.wait()
+            if ways[0].failure:
+                raise RunError(f"{key}: {ways[0].failure}")
+            for number, job in enumerate(jobs):
+                if progress:
+                    print(f"{key}: {job.kind}, {job.case}", flush=True)
+                for row in _measured(key, there, ways, number, job, protocol.rounds):
+                    rows.append(row | {"n_structures": len(job.structures), "n_atoms": sum(map(len, job.structures)), "steps": job.steps})
+        finally:
+            for way in ways:
+                way.close()
+        rows += [_row(key, "roofline", "MgO, 16 atoms", "ours", *found) for found in _apart(_roofline, there)]
+        if protocol.variants and key in potentials.CATALOGUE and _family(key) in ("chgnet", "matgl"):
+            found = _apart(bench_variants.measure, key, jobs[0].structures, protocol.rounds, protocol.variants)
+            for name, turn, seconds, difference, error in found:
+                rows.append(_row(key, "tried", jobs[0].case, name, "processor_time", seconds, "s", turn, error or None))
+                if turn == 0:
+                    rows.append(_row(key, "tried", jobs[0].case, name, "force_difference", difference, "eV/Å"))
+    return benchmarks.table(rows)
+
+
+def _row(key: str, kind: str, case: str, route: str, name: str, value: float, unit: str, turn: int = -1, error: str | None = None):
+    about = Case(f"{kind}/{case}", kind, case, {})
+    return benchmarks.row(key, about, name, float(value), math.nan, unit, error=error, route=route, round=turn)
+
+
+def _measured(key: str, there: str, ways: Sequence[_Way], number: int, job: Task, rounds: int) -> Iterator[dict[str, object]]:
+    """Yield the rows of a task: one turn of each way that warms up and is compared, then the rounds that count."""
+    able = [way for way in ways if job.kind in way.route.kinds]
+    mine, theirs = bench_routes.in_double_precision(there, job)
+    running = []
+    for way in able:
+        first = way.compute(number)
+        if isinstance(first, str):
+            yield _row(key, job.kind, job.case, way.name, "wall_time", math.nan, "s", error=first)
+            continue
+        running.append(way)
+        yield from _differences(key, job, way.name, first[0], mine if way.name.startswith("ours") else theirs)
+    peaks = {way.name: 0.0 for way in running}
+    for turn in range(rounds):
+        for way in running if turn % 2 == 0 else running[::-1]:
+            found = way.compute(number)
+            if isinstance(found, str):
+                yield _row(key, job.kind, job.case, way.name, "wall_time", math.nan, "s", turn, error=found)
+                continue
+            _, wall, processor, peak = found
+            peaks[way.name] = max(peaks[way.name], peak)
+            yield _row(key, job.kind, job.case, way.name, "wall_time", wall, "s", turn)
+            yield _row(key, job.kind, job.case, way.name, "processor_time", processor, "s", turn)
+    for name, peak in peaks.items():
+        yield _row(key, job.kind, job.case, name, "peak_memory", peak, "MB")
+
+
+def _differences(key: str, job: Task, name: str, answer: Answer, expected: Answer) -> Iterator[dict[str, object]]:
+    sizes = np.array([len(atoms) for atoms in job.structures])
+    if answer.energies is not None:
+        energy = float(np.max(np.abs(answer.energies - expected.energies) / sizes))
+        yield _row(key, job.kind, job.case, name, "energy_difference", energy, "eV/atom")
+    pairs = list(zip(answer.forces, expected.forces, strict=True))
+    differences = np.array([np.max(np.abs(one - other)) for one, other in pairs])
+    largest = np.array([max(1.0, np.max(np.abs(other))) for _, other in pairs])
+    yield _row(key, job.kind, job.case, name, "force_difference", differences.max(), "eV/Å")
+    yield _row(key, job.kind, job.case, name, "relative_force_difference", (differences / largest).max(), "")
+
+
+def _apart(function: Callable[..., list], *arguments: object) -> list:
+    """Call a function in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=cluster.end_with_parent) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def _roofline(key: str) -> list[tuple[str, float, str]]:
+    """Measure what the processor allows on one core, and what the network asks of it."""
+    torch.set_num_threads(1)
+    potential = potentials.load(key, "cpu", trust=True)
+    atoms = roofline.crystal()
+    counted = roofline.count(potential, atoms)
+    compute, whole = roofline.evaluation_seconds(potential, atoms)
+    edges = potential.system(atoms).n_edges
+    return [
+        ("edges", edges, ""),
+        ("operations", counted.operations, ""),
+        ("flop", counted.flop, "FLOP"),
+        ("bytes_products", counted.bytes_products, "B"),
+        ("bytes_others", counted.bytes_others, "B"),
+        ("compute_time", compute, "s"),
+        ("evaluation_time", whole, "s"),
+        ("throughput_square", roofline.matrix_throughput(), "FLOP/s"),
+        ("throughput_layer", roofline.matrix_throughput(edges, 64, 128), "FLOP/s"),
+        ("bandwidth_cache", roofline.bandwidth(0.4), "B/s"),
+        ("bandwidth_memory", roofline.bandwidth(200), "B/s"),
+    ]
+
+
+def read(keys: Sequence[str], out: Path | None = None) -> pd.DataFrame:
+    """Read tables that :func:`record` wrote."""
+    return pd.concat([pd.read_parquet(results.table_path(NAME, key, out)) for key in keys], ignore_index=True)
+
+
+def record(
+    key: str,
+    out: Path | None = None,
+    protocol: Protocol | None = None,
+    *,
+    routes: Sequence[str] | None = None,
+    progress: bool = False,
+) -> Path:
+    """Measure a model and write the table with its provenance below a folder; into the project's own data if None."""
+    protocol = protocol or Protocol()
+    load_before, start = os.getloadavg(), time.perf_counter()
+    table = measure(key, protocol, routes=routes, progress=progress)
+    about = {"key": key, "package": "random weights"} if key == RANDOM_MACE else potentials.load(key, "cpu").describe()
+    provenance = {
+        "potential": about,
+        "protocol": asdict(protocol),
+        "cases": {str(name): int(number) for name, number in table.groupby("set")["case"].nunique().items()},
+        "data_sha256": _data_sha256(),
+        "rows": len(table),
+        "failed_rows": int((table["status"] == "failed").sum()),
+        "core_seconds": round(float(table.loc[table["property"] == "processor_time", "value"].sum()), 1),
+        "wall_seconds": round(time.perf_counter() - start, 1),
+        "processes": 1,
+        "cores": os.cpu_count(),
+        "load_average": {"before": round(load_before[0], 2), "after": round(os.getloadavg()[0], 2)},
+        "device": results.device_name("cpu"),
+        "packages": results.package_versions() | _version_of("matcalc"),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    return results.write(NAME, key, table, provenance, out)
+
+
+def _data_sha256() -> dict[str, str]:
+    names = off_equilibrium.SETS["mattersim-tp"]
+    return {name: registry.expected_sha256(registry.lookup(name)) for name in names}
+
+
+def _version_of(package: str) -> dict[str, str]:
+    try:
+        return {package: version(package)}
+    except PackageNotFoundError:
+        return {}
+
+
+# ---------------------------------------------------------------------------------------------------
+# What the table says
+
+
+VERDICTS = ("to 1e-5", "to rounding", "no")
+
+
+def agreement(difference: float, own: float) -> str:
+    """Judge a deviation from double precision, given ours in single precision.
+
+    Both energies (eV/atom) or both forces (fractions of the largest).
+    """
+    return VERDICTS[0] if difference < AGREEMENT else VERDICTS[1] if difference <= ROUNDING * own else VERDICTS[2]
+
+
+def summarise(table: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per model, kind, case and way.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``structures_per_s`` and ``atoms_per_s``: medians over the rounds, on the clock; for relaxations, of whole relaxations.
+        ``ratio``, ``ratio_low``, ``ratio_high``: time of the way over that of ``ours`` in the same round, on the clock; median and range.
+        ``ratio_all``, ``ratio_all_low``, ``ratio_all_high``: over that of ours with one process per core.
+        ``processor_ratio``: as ``ratio``, of processor time. ``memory_mb``; the differences; ``agreement``, the worst of their verdicts
+        (:func:`agreement`); ``status`` and ``reason`` as in the table.
+    """
+    rows = []
+    timed = table[~table["set"].isin(["roofline", "tried"])]
+    for (model, kind, case), part in timed.groupby(["model", "set", "case"], sort=False):
+        time_of = {
+            name: part[(part["property"] == name) & (part["status"] == "ok")].pivot_table(index="round", columns="route", values="value")
+            for name in ("wall_time", "processor_time")
+        }
+        single = part[part["round"] == -1].pivot_table(index="route", columns="property", values="value")
+        failed = part[part["status"] == "failed"].drop_duplicates("route").set_index("route")["reason"]
+        first = part.iloc[0]
+        for route in dict.fromkeys(part["route"]):
+            row = {"model": model, "kind": kind, "case": case.split("/", 1)[1], "route": route, "status": "ok", "reason": ""}
+            row |= {"n_structures": int(first["n_structures"]), "n_atoms": int(first["n_atoms"]), "steps": int(first["steps"])}
+            if route in failed:
+                rows.append(row | {"status": "failed", "reason": failed[route]})
+                continue
+            wall = time_of["wall_time"]
+            median = wall[route].median()
+            row |= {"structures_per_s": row["n_structures"] / median, "atoms_per_s": row["n_atoms"] / median}
+            for name, against in (("ratio", "ours"), ("ratio_all", "ours-processes")):
+                if against in wall:
+                    ratio = wall[route] / wall[against]
+                    row |= {name: ratio.median(), f"{name}_low": ratio.min(), f"{name}_high": ratio.max()}
+            processor = time_of["processor_time"]
+            row["processor_ratio"] = (processor[route] / processor["ours"]).median()
+            here = single.loc[route]
+            row["memory_mb"] = here["peak_memory"]
+            row |= {name: here.get(name, np.nan) for name in ("energy_difference", "force_difference", "relative_force_difference")}
+            compared = ("energy_difference", "relative_force_difference")
+            own = {name: single.loc["ours", name] for name in compared}
+            verdicts = [agreement(row[name], own[name]) for name in compared if np.isfinite(row[name])]
+            rows.append(row | {"agreement": max(verdicts, key=VERDICTS.index)})
+    return pd.DataFrame(rows)
+
+
+def limits(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what the processor allows and what the network takes, one row per model, one core.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Indexed by model: the measured properties of the set ``roofline``; ``products_s``, the time of the matrix products at the
+        throughput of a product of the network's shape; ``others_s``, of the traffic of all other operations at the bandwidth
+        of arrays that fit into the cache; ``limit_s``, their sum; ``ratio``, the measured time of the network over it.
+
+    Notes
+    -----
+    The sum, not the larger of the two: operations follow one another, so products and traffic do not overlap.
+    """
+    wide = table[table["set"] == "roofline"].pivot_table(index="model", columns="property", values="value", sort=False)
+    wide["products_s"] = wide["flop"] / wide["throughput_layer"]
+    wide["others_s"] = wide["bytes_others"] / wide["bandwidth_cache"]
+    wide["limit_s"] = wide["products_s"] + wide["others_s"]
+    wide["ratio"] = wide["compute_time"] / wide["limit_s"]
+    return wide
+
+
+def tried(table: pd.DataFrame) -> pd.DataFrame:
+    """Return what was tried: one row per model and variant.
+
+    Returns
+    -------
+    pandas.DataFrame
+        ``ratio``, ``ratio_low``, ``ratio_high``: processor time of the variant over that of the evaluation as it is, in the same round;
+        median and range. ``force_difference`` (eV/Å) between the two. ``reason``, if the variant did not run.
+    """
+    rows = []
+    for model, part in table[table["set"] == "tried"].groupby("model", sort=False):
+        taken = part[part["property"] == "processor_time"].pivot_table(index="round", columns="route", values="value")
+        difference = part[part["property"] == "force_difference"].set_index("route")["value"]
+        failed = part[part["status"] == "failed"].set_index("route")["reason"]
+        for name in dict.fromkeys(part["route"]):
+            row = {"model": model, "variant": name, "reason": failed.get(name, "")}
+            if not row["reason"]:
+                ratio = taken[name] / taken[bench_variants.AS_IT_IS]
+                row |= {"ratio": ratio.median(), "ratio_low": ratio.min(), "ratio_high": ratio.max(), "force_difference": difference[name]}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["model", "variant", "ratio", "ratio_low", "ratio_high", "force_difference", "reason"])
+
+
+def bars(summary: pd.DataFrame, key: str) -> pd.DataFrame:
+    """Return how much faster ours is on all cores than the ASE loop and matcalc at their best, for the statics of a model.
+
+    At their best: on one thread or on all, whichever takes less time.
+    """
+    part = summary[(summary["model"] == key) & (summary["kind"] == "statics") & (summary["status"] == "ok")].set_index("route")
+    found = {}
+    for name in ("ase", "matcalc"):
+        there = [route for route in (name, f"{name}-threads") if route in part.index]
+        if there:
+            best = part.loc[there].sort_values("ratio_all").iloc[0]
+            found[name] = {"route": best.name, "ratio": best["ratio_all"], "low": best["ratio_all_low"], "high": best["ratio_all_high"]}
+    return pd.DataFrame.from_dict(found, orient="index", columns=["route", "ratio", "low", "high"])
+
+
+_KINDS = {
+    "statics": "Energies and forces of frames",
+    "relaxation": "Relaxation in a fixed cell",
+    "displacements": "Displaced supercells, as for phonons",
+    "scaling": "Sizes and numbers of structures",
+}
+
+
+def readable(summary: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Return the rows of a kind as a reader wants to see them, numbers as text."""
+    part = summary[summary["kind"] == kind]
+    several = len(set(part["case"])) > 1
+    done = part["status"] == "ok"
+
+    def text(column: str, form: str) -> list[str]:
+        return [form.format(value) if ok and np.isfinite(value) else "–" for value, ok in zip(part[column], done, strict=True)]
+
+    shown = {
+        "structures/s": text("structures_per_s", "{:.3g}"),
+        "atoms/s": text("atoms_per_s", "{:.3g}"),
+        "time, ours = 1": [
+            f"{row.ratio:.2f} ({row.ratio_low:.2f}–{row.ratio_high:.2f})" if row.status == "ok" else "–" for row in part.itertuples()
+        ],
+        "processor time, ours = 1": text("processor_ratio", "{:.2f}"),
+        "peak memory (MB)": text("memory_mb", "{:.0f}"),
+        "largest ΔF (eV/Å)": text("force_difference", "{:.0e}"),
+        "agrees": [row.agreement if row.status == "ok" else f"not run: {row.reason}" for row in part.itertuples()],
+    }
+    names = [ROUTES[route].label for route in part["route"]]
+    index = [f"{name}, {case}" for name, case in zip(names, part["case"], strict=True)] if several else names
+    return pd.DataFrame(shown, index=pd.Index(index, name="way"))
+
+
+def write_report(tables: pd.DataFrame, made: Sequence[Mapping[str, object]], out: Path) -> None:
+    """Write what was measured as ``report.html`` and ``report.md`` into a folder."""
+    summary, processor = summarise(tables), limits(tables)
+    sections = []
+    for key in dict.fromkeys(summary["model"]):
+        of_model = summary[summary["model"] == key]
+        blocks = [
+            report.Table(readable(of_model, kind), f"{words}: {', '.join(of_model.loc[of_model['kind'] == kind, 'case'].unique())}.")
+            for kind, words in _KINDS.items()
+            if (of_model["kind"] == kind).any()
+        ]
+        row = processor.loc[key]
+        blocks.append(
+            report.facts(
+                {
+                    "matrix products of 16-atom MgO (GFLOP)": f"{row['flop'] / 1e9:.2f}",
+                    "products of the network's shape (GFLOP/s)": f"{row['throughput_layer'] / 1e9:.0f}",
+                    "traffic of other operations (GB)": f"{row['bytes_others'] / 1e9:.2f}",
+                    "bandwidth in the cache (GB/s)": f"{row['bandwidth_cache'] / 1e9:.0f}",
+                    "allowed by both (ms)": f"{1e3 * row['limit_s']:.1f}",
+                    "measured (ms)": f"{1e3 * row['compute_time']:.1f}",
+                    "measured over allowed": f"{row['ratio']:.2f}",
+                }
+            )
+        )
+        sections.append(report.Section(figures.label(str(key)), blocks))
+    first = made[0]
+    packages = ", ".join(f"{name} {found}" for name, found in first["packages"].items())
+    load = ", ".join(f"{one['model']}: {one['load_average']['before']} to {one['load_average']['after']}" for one in made)
+    footer = f"{first['device']}, {first['date']}. Load average before and after: {load}. {packages}."
+    lead = "Times on the clock: medians over rounds in which the ways took turns; ratios within a round, with their range."
+    out.mkdir(parents=True, exist_ok=True)
+    report.write(out, "Speed beside other ways", lead, sections, footer)

@@ -1,0 +1,93 @@
+"""SevenNet-0, an equivariant network trained on MPtrj, with the weights that its package carries.
+
+The package needs another e3nn than MACE, so it lives in an environment of its own (``make env-sevennet``); result files travel.
+The layers and their parameters are the package's; graph and derivatives are this project's.
+
+Source: Park et al., J. Chem. Theory Comput. 20, 4857 (2024).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from importlib.metadata import version
+from pathlib import Path
+
+import sevenn
+import torch
+from sevenn.util import load_checkpoint
+
+from helpers.potentials.base import Graph, GraphPotential, PotentialError
+from helpers.registry import sha256
+
+# The package's own checkpoint of 11 July 2024, by SHA-256: a checkpoint is a pickle, and a pickle is code.
+_WEIGHTS = {
+    "sevennet-0": (
+        "SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth",
+        "7052cb42b7b3be42b40b97fa0d21077a48c54b5548948fc4dcf346629f813c36",
+    ),
+}
+
+# Peak memory of energy, forces and stress per directed edge: measured on MgO, Si and Cu.
+BYTES_PER_EDGE = 130_000
+
+
+class SevenNetPotential(GraphPotential):
+    """SevenNet behind the common interface."""
+
+    def energies(self, graph: Graph) -> torch.Tensor:  # noqa: D102
+        data = {
+            "x": self.network.z_to_onehot_tensor.to(self.device)[graph.numbers],
+            "edge_index": graph.edge_index,
+            "edge_vec": graph.vectors,
+        }
+        for name, layer in self.network.named_children():
+            if name == "reduce_total_enegy":  # the package's spelling
+                break
+            data = layer(data)
+        per_atom = data["atomic_energy"].view(-1).to(torch.float64)
+        return per_atom.new_zeros(graph.n_systems).index_add(0, graph.system, per_atom)
+
+
+def load(key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> SevenNetPotential:
+    """Load SevenNet-0 from its package.
+
+    Parameters
+    ----------
+    key : {"sevennet-0"}
+    device : torch.device
+    dtype : torch.dtype
+        Only float32: the package's layers make their constants in that precision.
+
+    Raises
+    ------
+    PotentialError
+        If the package's checkpoint is not the one this project knows, or another precision is asked for.
+    """
+    relative, expected = _WEIGHTS[key]
+    path = Path(sevenn.__file__).parent / "pretrained_potentials" / relative
+    found = sha256(path)
+    if found != expected:
+        raise PotentialError(f"{path}: SHA-256 {found}, expected {expected}. Install the version that environments/sevennet.txt names.")
+    if dtype != torch.float32:
+        raise PotentialError("SevenNet runs in single precision only")
+    with contextlib.redirect_stdout(io.StringIO()):
+        network = load_checkpoint(str(path)).build_model()
+    return SevenNetPotential(
+        key,
+        network,
+        cutoff=float(network.cutoff),
+        bytes_per_edge=BYTES_PER_EDGE,
+        device=device,
+        elements=frozenset(network.type_map),
+        description={
+            "family": "SevenNet",
+            "package": f"sevenn {version('sevenn')}",
+            "weights_sha256": found,
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "training_set": "MPtrj (PBE, PBE+U)",
+            "cutoff_a": float(network.cutoff),
+            "convention": "package, checkpoint of 11 July 2024",
+            "citation": "Park et al., J. Chem. Theory Comput. 20, 4857 (2024)",
+        },
+    )

@@ -1,0 +1,71 @@
+"""SevenNet-0, which runs in an environment of its own: there everything is tested, here that one is sent there."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+
+from helpers import potentials, results
+
+ROOT = Path(__file__).resolve().parents[1]
+KEY = "sevennet-0"
+
+here = pytest.mark.skipif(not potentials.installed(KEY), reason="needs make env-sevennet")
+
+
+@pytest.mark.skipif(potentials.installed(KEY), reason="SevenNet is installed here")
+def test_one_is_sent_to_its_environment():
+    assert not potentials.runnable(KEY)
+    with pytest.raises(potentials.PotentialError, match="make env-sevennet"):
+        potentials.load(KEY)
+
+
+@here
+def test_it_gives_what_its_own_calculator_gives():
+    from sevenn.calculator import SevenNetCalculator
+
+    rng = np.random.default_rng(1)
+    frames = [bulk("MgO", "rocksalt", a=4.21, cubic=True), bulk("Si", a=5.43), bulk("Cu", a=3.6) * (2, 1, 1)]
+    for atoms in frames:
+        atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+    calculator = SevenNetCalculator("7net-0", device="cpu")
+    for atoms, ours in zip(frames, potentials.load(KEY, "cpu").evaluate(frames, stress=True), strict=True):
+        atoms.calc = calculator
+        assert ours.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-5 * len(atoms))
+        assert np.abs(ours.forces - atoms.get_forces()).max() < 1e-5
+        assert np.abs(ours.stress - atoms.get_stress(voigt=False)).max() < 1e-6
+
+
+@here
+def test_only_the_known_checkpoint_is_opened(monkeypatch):
+    from helpers.potentials import sevennet
+
+    monkeypatch.setitem(sevennet._WEIGHTS, KEY, (sevennet._WEIGHTS[KEY][0], "0" * 64))
+    with pytest.raises(potentials.PotentialError, match="SHA-256"):
+        potentials.load(KEY)
+
+
+@here
+def test_double_precision_is_refused():
+    with pytest.raises(potentials.PotentialError, match="single precision"):
+        potentials.load(KEY, dtype=torch.float64)
+
+
+def test_its_tables_name_its_packages():
+    made = [results.provenance(name, KEY) for name in ("strained_cells", "surfaces", "off_equilibrium") if KEY in results.models(name)]
+    assert made
+    for provenance in made:
+        assert provenance["packages"]["sevenn"] in (ROOT / "environments" / "sevennet.txt").read_text()
+        assert provenance["potential"]["weights_sha256"].startswith("7052cb42")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "environments").glob("*.txt")), ids=lambda path: path.stem)
+def test_environments_take_from_the_lock_what_they_do_not_pin(path):
+    locked = {line.split("==")[0].lower() for line in (ROOT / "requirements.lock").read_text().splitlines()}
+    for line in path.read_text().splitlines():
+        name = re.match(r"[A-Za-z0-9_.-]+", line)
+        if name and "==" not in line:
+            assert name[0].lower() in locked, line
