@@ -33,6 +33,7 @@ AXE = Path(__file__).resolve().parent / "vendor" / "axe-core" / "axe.min.js"
 GRAVE = {"serious", "critical"}
 # Rules that axe-core calls moderate or minor and this book keeps none the less.
 ALSO = {"heading-order", "page-has-heading-one", "empty-heading", "skip-link"}
+TRANSITION_MS = 1000  # what comes into view may slide
 MAX_WEIGHT = 3_000_000  # bytes before scrolling
 MAX_OPENING = 2.0  # s, for the first page
 OPENINGS = 3  # the quickest counts: others may be using this machine
@@ -197,6 +198,7 @@ def try_keyboard(browser, address: str, name: str, word: str) -> list[str]:
     open_page(page, f"{address}/{name}.html")
 
     page.keyboard.press("Tab")
+    page.wait_for_timeout(TRANSITION_MS)
     active = "document.activeElement"
     first = page.evaluate(f"() => ({{to: {active}.getAttribute('href'), bottom: {active}.getBoundingClientRect().bottom}})")
     if not (first["to"] or "").startswith("#") or first["bottom"] <= 0:

@@ -129,6 +129,17 @@ def test_chapters_have_the_house_anatomy(path):
     assert longest <= 20, f"a code cell has {longest} lines; move its work into helpers"
 
 
+@pytest.mark.parametrize("path", [*CHAPTERS, ROOT / "book" / "template.ipynb"], ids=lambda path: path.stem)
+def test_chapters_have_one_switch_near_the_top(path):
+    """It stands at what the build of the book uses, and every live check goes through it."""
+    code = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    assert [number for number, source in enumerate(code) if "chapter.begin(" in source] == [1]
+    assert 'RUN = "sample"\nhere = chapter.begin(RUN, ' in code[1]
+    checked = set(re.findall(r'here\.live_check\(\s*"(\w+)"', "\n".join(code)))
+    assert checked == set(re.findall(r'"(\w+)"', code[1].splitlines()[-2]))
+    assert "runner.live_check" not in "\n".join(code)
+
+
 def test_numbers_of_ours_are_glued_not_typed():
     """A decimal number in a sentence about our models must come from a table; the paper's and textbook ones are typed with a source."""
     allowed = re.compile(r"glue:|paper|\$|%|Å|footcite|0\.995|`|\|")

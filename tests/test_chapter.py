@@ -37,9 +37,10 @@ def test_everything_writes_the_table_that_the_chapters_read(data, capsys):
     assert str(results.table_path("surfaces", EMT)) in capsys.readouterr().out
     checked = here.live_check("surfaces", EMT)
     assert len(checked) == len(table)
+    assert f"recomputed: 3 cases, {len(checked)} values" in capsys.readouterr().out
     assert checked["difference"].abs().max() < 1e-6
     # The record of the table says what everything costs.
-    assert any("surfaces: live part at most 3 of 3 cases" in line for line in here.costs)
+    assert any("live part some of 3 cases" in line and "everything, 3 cases" in line for line in here.costs)
 
 
 def test_everything_goes_on_after_an_interruption(data, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import html
 import os
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -38,7 +39,7 @@ class Chapter:
     packages : str
         The versions of what computes.
     costs : tuple of str
-        What the live part and everything take, a line for each benchmark.
+        How much the live part and everything are, a line for each benchmark.
     """
 
     run: str
@@ -57,7 +58,10 @@ class Chapter:
             As there. If nothing is recomputed, ``value`` repeats ``committed``, and a line says so.
         """
         if self.run != "results":
-            return runner.live_check(benchmark, key, sets=sets, protocol=protocol, limit=limit)
+            start = time.perf_counter()
+            checked = runner.live_check(benchmark, key, sets=sets, protocol=protocol, limit=limit)
+            print(f"recomputed: {checked['case'].nunique()} cases, {len(checked)} values, {_time(time.perf_counter() - start)}")
+            return checked
         table = results.read(benchmark, key)
         table = table[table["set"].isin([benchmarks.module(benchmark).LIVE] if sets is None else list(sets))].reset_index(drop=True)
         print('NOT RECOMPUTED (RUN = "results"): what is called live below repeats the table.')
@@ -132,16 +136,16 @@ def _compute(name: str, key: str, device: str, processes: int | None) -> None:
 
 
 def _cost(name: str, key: str) -> str:
-    """Return what the live part and everything cost, estimated from the table's own record."""
+    """Return how much the live part and everything are, from the table's own record."""
     made = _made(name, key)
     if made is None:
         return f"{name}: no table of {key} yet; the time is not known"
     total = sum(made["cases"].values())
     live = made["cases"].get(benchmarks.module(name).LIVE, 0)
-    seconds, cores = made["core_seconds"], os.cpu_count() or 1
-    # Cases of one benchmark differ in size, so the share of the live ones is a rough guide.
-    part = f"live part at most {live} of {total} cases, of the order of {_time(seconds * live / total)}; " if live else ""
-    return f"{name}: {part}everything {_time(seconds / cores)} on {cores} cores such as the table was made on ({made['device']})"
+    cores = os.cpu_count() or 1
+    # Shards keep all cores busy; the time of the live part does not follow from the table, because cases differ in size.
+    whole = f"{_time(made['core_seconds'] / cores)} on {cores} cores such as made the table ({made['device']})"
+    return f"{name}: live part some of {live} cases, in the time that stands above; everything, {total} cases, {whole}"
 
 
 def _time(seconds: float) -> str:
