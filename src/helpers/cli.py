@@ -43,7 +43,7 @@ def models() -> None:
         if potentials.runnable(entry.key):
             state = "ready" if entry.weights else "ready (in its package)"
         elif not potentials.installed(entry.key):
-            state = f"in an environment of its own: make env-{entry.environment}"
+            state = f"in an environment of its own: make env-{entry.environment}" if entry.environment else "in the main environment"
         else:
             size = sum(registry.lookup(name).size for name in entry.weights)
             state = f"to be downloaded ({_human(size)})"

@@ -51,9 +51,9 @@ class Entry:
     paper_label : str or None
         Its name in Deng et al. (2025), if it is one of the paper's three models.
     package : str or None
-        A module that must be importable, for a model whose package clashes with another's; :func:`runnable` looks for it.
+        The module that must be importable, if it is not called like the family.
     environment : str or None
-        The environment that has that package: ``make env-NAME`` makes it.
+        For a model whose package clashes with another's: the environment that has it; ``make env-NAME`` makes it.
     """
 
     key: str
@@ -144,10 +144,8 @@ def load(key: str, device: str | torch.device = "auto", *, dtype: torch.dtype = 
         raise PotentialError(f"unknown model {key!r}. Known: {', '.join(CATALOGUE)}, ase:module.factory, file:PATH.")
     entry = CATALOGUE[key]
     if not installed(key):
-        raise PotentialError(
-            f"{key} needs the package {entry.package}, which clashes with those of this environment and has one of its own: "
-            f"make env-{entry.environment}, then .venv-{entry.environment}/bin/softening …"
-        )
+        where = f"; make env-{entry.environment}, then .venv-{entry.environment}/bin/softening …" if entry.environment else ""
+        raise PotentialError(f"{key} needs the package {entry.package or entry.family}, which this environment does not have{where}")
     family = import_module(f"helpers.potentials.{entry.family}")
     if not entry.weights:
         return family.load(key, target, dtype)
@@ -155,9 +153,8 @@ def load(key: str, device: str | torch.device = "auto", *, dtype: torch.dtype = 
 
 
 def installed(key: str) -> bool:
-    """Tell whether this environment has the package that a catalogue model asks for; most ask for none beyond the project's own."""
-    package = CATALOGUE[key].package
-    return package is None or find_spec(package) is not None
+    """Tell whether this environment has the package of a catalogue model; some have an environment of their own."""
+    return find_spec(CATALOGUE[key].package or CATALOGUE[key].family) is not None
 
 
 def runnable(key: str) -> bool:
