@@ -85,7 +85,8 @@ class AlchemicalPotential(GraphPotential):
             elements=base.elements,
             description={**base._description, "mixture": mixture},
         )
-        self.base, self.mixture, self.scale = base, mixture, base.scale
+        self.base, self.mixture = base, mixture
+        self.scale, self.deadline, self.untrained = base.scale, base.deadline, base.untrained
         self._numbers = torch.as_tensor(numbers, device=self.device)
         self._lambdas = torch.as_tensor(values, dtype=torch.float64, device=self.device)
 
