@@ -41,7 +41,8 @@ def test_every_frame_of_silicon_is_in_one_family_and_nothing_held_out_is_trained
     assert set(pool.training) == set(pool.tests) == set(coverage.FAMILIES)
     trained, tested = ([label.energy for labels in part.values() for label in labels] for part in (pool.training, pool.tests))
     assert len(trained) + len(tested) == 239
-    assert not set(trained) & set(tested)
+    # Nor is a mirror image of it, which has the same energy.
+    assert np.abs(np.subtract.outer(trained, tested)).min() > 1e-5
     assert pool.crystal.energy / len(pool.crystal.atoms) == pytest.approx(-5.4253, abs=1e-4)
     # Melts lie far above everything else in molecular dynamics.
     above = {
@@ -97,8 +98,8 @@ def test_errors_are_those_of_a_potential_that_is_too_soft():
 
 def test_relaxed_frames_have_no_slope():
     crystal = Label(bulk("Si"), -10.0, np.zeros((2, 3)))
-    label = Label(bulk("Si"), -9.0, np.full((2, 3), 0.001))
-    assert "slope" not in coverage.errors([label], [Prediction(-9.0, label.forces)], crystal, -10.0)
+    labels = [Label(bulk("Si"), energy, np.full((2, 3), 0.001)) for energy in (-9.0, -8.0)]
+    assert "slope" not in coverage.errors(labels, [Prediction(label.energy, label.forces) for label in labels], crystal, -10.0)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_the_teacher_agrees_with_itself(live):
 def test_pairs_pay_for_variety(live):
     """Fitted to small displacements, a pair potential fails on large ones; fitted to both, it does worse on the small."""
     error = live[live["property"] == "force_rmse"].set_index(["families", "held_out"])["value"]
-    assert error["near", "far"] > 5 * error["near+far", "far"]
+    assert error["near", "far"] > 3 * error["near+far", "far"]
     assert error["near+far", "near"] > 1.5 * error["near", "near"]
     assert error["near+far", "training"] > error["near", "training"]
 

@@ -55,8 +55,9 @@ def test_the_residual_is_half_of_the_curvature(chgnet64):
     plus, minus = (chgnet64.compute(weak_supervision.displaced(graph, sign * h * u))[1].detach() for sign in (1, -1))
     curvature = float(-((plus - minus) / (2 * h) * u).sum())
     for step in (3e-3, 1e-2):
-        residual = weak_supervision.taylor_residual(chgnet64, graph, step * u).item()
-        assert residual == pytest.approx(0.5 * step**2 * curvature, rel=0.1)
+        # Both ways, so that the third order cancels.
+        residuals = [weak_supervision.taylor_residual(chgnet64, graph, sign * step * u).item() for sign in (1, -1)]
+        assert np.mean(residuals) == pytest.approx(0.5 * step**2 * curvature, rel=0.05)
     there = weak_supervision.spatial_residual(chgnet64, graph, 3e-3 * u, torch.zeros_like(u)).item()
     assert there == pytest.approx(weak_supervision.taylor_residual(chgnet64, graph, 3e-3 * u).item(), rel=1e-9)
 

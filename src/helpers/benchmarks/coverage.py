@@ -99,7 +99,7 @@ class Protocol:
     weights : Weights
         Of the fit; the same for all capacities.
     held_out_share : float
-        Of each family.
+        Of each family's frames that are not mirror images of each other.
     n_equal : int
         Frames in series ``equal``.
     n_alone : int
@@ -234,8 +234,13 @@ def silicon(held_out_share: float) -> Pool:
         members[family_of(frame, per_atom)].append(_label(frame))
     training, tests = {}, {}
     for name, labels in members.items():
-        held, free = fine_tuning.held_out(len(labels), round(held_out_share * len(labels)))
-        training[name], tests[name] = tuple(labels[k] for k in free), tuple(labels[k] for k in held)
+        # Cells strained one way and the other are mirror images: to a potential the same frame. They stay on one side.
+        energies = np.round([label.energy for label in labels], 4)
+        groups = list(dict.fromkeys(energies.tolist()))
+        held, _ = fine_tuning.held_out(len(groups), round(held_out_share * len(groups)))
+        is_held = np.isin(energies, [groups[k] for k in held])
+        training[name] = tuple(label for label, there in zip(labels, is_held, strict=True) if not there)
+        tests[name] = tuple(label for label, there in zip(labels, is_held, strict=True) if there)
     return Pool(training, tests, crystal)
 
 
