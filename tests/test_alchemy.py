@@ -1,6 +1,7 @@
 """Continuous composition: its limits are the plain potential, its derivatives those of its energy, and bad input is refused."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from ase.build import bulk
 from helpers import alchemy, potentials
 from helpers.benchmarks import alchemy as benchmark
 from helpers.benchmarks import elasticity
-from helpers.potentials import PotentialError, StructureError
+from helpers.potentials import PotentialError, StructureError, mace
 
 # Of each network two elements that mix, beside oxygen. MACE is the small one with random weights.
 PAIRS = {"chgnet-0.3.0": ("Mg", "Ca"), "chgnet-0.2.0": ("Mg", "Ca"), "mace-small": ("Si", "Fe")}
@@ -132,31 +133,59 @@ def test_a_scaled_potential_gives_a_scaled_mixture(network):
     assert potential.scale == 1
 
 
-def test_the_pair_repulsion_of_a_mace_is_weighted_as_its_messages_are(load_model):
-    """A MACE with the short-range repulsion that newer foundation models have: at the limits it is the plain one, between it is smooth."""
-    from mace.modules.radial import ZBLBasis
+@pytest.mark.parametrize(
+    ("block", "options"),
+    [
+        ("RealAgnosticDensityResidualInteractionBlock", {"pair_repulsion": True, "distance_transform": "Agnesi"}),
+        ("RealAgnosticResidualNonLinearInteractionBlock", {"apply_cutoff": False}),
+    ],
+)
+def test_later_kinds_of_mace_can_be_mixed(block, options):
+    """Messages divided by a density, the short-range repulsion of newer foundation models, a cutoff that is not in the radial basis."""
+    with mace.contained(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The TorchScript type system")
+        from e3nn import o3
+        from mace import modules
 
-    potential = load_model("mace-small", torch.float64)
-    network = potential.network
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        repulsion = ZBLBasis(p=6)
-    finally:
-        torch.set_default_dtype(default)
-    network.pair_repulsion, network.pair_repulsion_fn = True, repulsion
-    try:
-        atoms = crystal("Si", a=3.2)
-        weak = alchemy.mix(potential, {"Si": 1.0, "Fe": 0.0}).evaluate([atoms], stress=True)[0]
-        same(weak, potential.evaluate([atoms], stress=True)[0])
-        (response,) = alchemy.mix(potential, {"Si": 0.5, "Fe": 0.4}).responses([atoms])
-        h = 1e-4
-        ends = [alchemy.mix(potential, {"Si": 0.5, "Fe": 0.4 + sign * h}).evaluate([atoms])[0].energy for sign in (1, -1)]
-        assert response.energy_gradient["Fe"] == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6)
-    finally:
-        del network.pair_repulsion
-        del network.pair_repulsion_fn
-    assert potential.evaluate([crystal("Si", a=3.2)])[0].energy != pytest.approx(weak.energy, abs=1e-3)
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            torch.manual_seed(0)
+            network = modules.ScaleShiftMACE(
+                r_max=4.5,
+                num_bessel=6,
+                num_polynomial_cutoff=5,
+                max_ell=2,
+                interaction_cls=modules.interaction_classes[block],
+                interaction_cls_first=modules.interaction_classes[block],
+                num_interactions=2,
+                num_elements=3,
+                hidden_irreps=o3.Irreps("8x0e+8x1o"),
+                MLP_irreps=o3.Irreps("8x0e"),
+                atomic_energies=np.linspace(-4.0, -2.0, 3),
+                avg_num_neighbors=20.0,
+                atomic_numbers=[8, 14, 26],
+                correlation=2,
+                gate=torch.nn.functional.silu,
+                radial_MLP=[16, 16],
+                atomic_inter_scale=np.array([15.0]),
+                atomic_inter_shift=np.array([0.1]),
+                **options,
+            )
+        finally:
+            torch.set_default_dtype(default)
+    elements = frozenset({8, 14, 26})
+    potential = mace.MACEPotential(
+        "small", network, cutoff=4.5, bytes_per_edge=1e4, device=torch.device("cpu"), elements=elements, description={}
+    )
+    atoms, h = crystal("Si", a=3.6), 1e-5
+    same(
+        alchemy.mix(potential, {"Si": 1.0, "Fe": 0.0}).evaluate([atoms], stress=True)[0],
+        potential.evaluate([atoms], stress=True)[0],
+    )
+    (response,) = alchemy.mix(potential, {"Si": 0.5, "Fe": 0.4}).responses([atoms])
+    ends = [alchemy.mix(potential, {"Si": 0.5, "Fe": 0.4 + sign * h}).evaluate([atoms])[0].energy for sign in (1, -1)]
+    assert response.energy_gradient["Fe"] == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=1e-6)
 
 
 def test_a_mace_file_by_path_can_be_mixed(mace_file):
