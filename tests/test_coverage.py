@@ -8,7 +8,7 @@ import pytest
 from ase.build import bulk
 
 from helpers import potentials, registry, results
-from helpers.benchmarks import Case, coverage
+from helpers.benchmarks import Case, coverage, off_equilibrium
 from helpers.finetune import Label
 from helpers.potentials.base import Prediction
 
@@ -76,6 +76,11 @@ def test_draws_share_evenly_and_nest():
 def test_too_few_frames_are_refused():
     with pytest.raises(ValueError, match="10 frames of a are asked for, but there are 9"):
         coverage.draw(small_pool(), ("a",), 10, 1.0, seed=0)
+
+
+def test_an_element_without_frames_is_refused():
+    with pytest.raises(KeyError, match="no file of 'Ge'"):
+        off_equilibrium.single_element("Ge")
 
 
 def test_unknown_set():
