@@ -24,7 +24,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers import figures, potentials, results, softening
-from helpers.benchmarks import defects, fine_tuning, migration, off_equilibrium, phonons, solid_solutions
+from helpers.benchmarks import (
+    alchemy,
+    coverage,
+    defects,
+    fine_tuning,
+    migration,
+    off_equilibrium,
+    phonons,
+    solid_solutions,
+    weak_labels,
+)
 from helpers.registry import data_dir
 
 CLOSE = 0.1  # relative difference below which two values count as equal
@@ -339,3 +349,57 @@ def readable(board: pd.DataFrame, *, family: bool = False) -> pd.DataFrame:
     if family:
         shown.insert(1, "family", board["family"])
     return shown.set_index("figure")
+
+
+def ideas(key: str = "chgnet-0.3.0") -> pd.DataFrame:
+    """Return what became of the related ideas: the question, what was measured, the verdict.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by ``idea``, in words for a reader; the numbers are read from the tables of the three chapters.
+
+    Raises
+    ------
+    ResultsError
+        If one of the tables is not there.
+    """
+    labels = results.read("weak_labels", key)
+    labels = labels[(labels["status"] == "ok") & (labels["labels"] == "energy and forces") & (labels["seed"] == 0)]
+    slope = weak_labels.over_seeds(labels, "slope").set_index(["set", "method", "direction", "n_labels", "step_a"])["mean"]
+    ten, step = labels["n_labels"].max(), labels["step_a"].max()
+    plain, heavy = slope["labels", "plain", "random", ten, 0.0], slope["steps", "taylor", "random", ten, step]
+
+    silicon = results.read("coverage", key)
+    silicon = silicon[(silicon["status"] == "ok") & (silicon["series"] == "growing") & (silicon["held_out"] == coverage.FAMILIES[0])]
+    largest = silicon[silicon["capacity"] == list(coverage.Protocol().capacities)[-1]]
+    error, reverse = (coverage.over_seeds(largest, name).set_index("families")["mean"] for name in ("force_rmse", "inverse_slope"))
+    one, five = coverage.FAMILIES[0], "+".join(coverage.FAMILIES)
+
+    mixed = results.read("alchemy", key)
+    mixed = mixed[(mixed["status"] == "ok") & (mixed["set"] == "rocksalt")].pivot_table(index="x", columns="property", values="value")
+    real = alchemy.enumerated(results.read("solid_solutions", key)).set_index("x")
+    shared = [x for x in mixed.index.intersection(real.index) if 0 < x < 1]
+    mixing = mixed.loc[shared, "mixing_energy"].sum() / real.loc[shared, "mixing_energy"].sum()
+    apart = (mixed.loc[shared, "lattice_parameter"] - real.loc[shared, "lattice_parameter"]).abs().mean()
+
+    lines = {
+        "Physics-informed weak supervision": (
+            "Do losses that tie energy and forces together mend softening with few labels?",
+            f"{ten} labels: s {plain:.2f} without, {heavy:.2f} with the loss at full weight and steps of {step:g} Å",
+            "no: for forces that are derivatives they penalise curvature, and soften",
+        ),
+        "Coverage at fixed capacity": (
+            "Does more varied data hurt, and is that softening?",
+            f"hot crystal of Si, from one family of frames to five: error × {error[five] / error[one]:.1f}, "
+            f"s′ {reverse[one]:.2f} → {reverse[five]:.2f}",
+            "yes, it hurts; softening follows, but little",
+        ),
+        "Alchemical atoms": (
+            "Can a composition be continuous, and what does softness do to it?",
+            f"(Ca,Mg)O against real alloys: lattice parameter to {1000 * apart:.0f} mÅ, mixing energy × {mixing:.1f}",
+            "good for gradients and for seeking a composition, not for mixing energies",
+        ),
+    }
+    shown = pd.DataFrame.from_dict(lines, orient="index", columns=["question", "measured", "verdict"])
+    return shown.rename_axis("idea")
