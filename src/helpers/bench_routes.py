@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
@@ -120,6 +121,13 @@ def _potential_here(key: str) -> Potential:
     return potentials.load(key, "cpu", trust=True)
 
 
+def _ready(key: str) -> int:
+    """Load the potential in a worker of the pool; wait a little, so that another takes the next of these calls."""
+    _potential_here(key)
+    time.sleep(0.2)
+    return os.getpid()
+
+
 def _computed_here(key: str, task: Task) -> Answer:
     """Compute in a worker of the pool, which loads the potential once."""
     return _computed(_potential_here(key), task)
@@ -127,7 +135,11 @@ def _computed_here(key: str, task: Task) -> Answer:
 
 def _ours_in_processes(key: str, cores: int) -> Compute:
     opened = contextlib.ExitStack()
-    pool: Executor = opened.enter_context(runner.workers("cpu", max(cores, 2)))
+    n_workers = max(cores, 2)
+    pool: Executor = opened.enter_context(runner.workers("cpu", n_workers))
+    loaded: set[int] = set()
+    while len(loaded) < n_workers:
+        loaded |= set(pool.map(_ready, [key] * n_workers))
 
     def compute(task: Task) -> Answer:
         order = sorted(range(len(task.structures)), key=lambda number: -len(task.structures[number]))
