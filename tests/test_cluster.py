@@ -26,7 +26,7 @@ from helpers.benchmarks import surfaces
 
 EMT = "ase:ase.calculators.emt.EMT"
 GATED = "ase:gated.Gated"
-PATIENCE = 180  # seconds, for a busy machine
+PATIENCE = 400  # seconds, for a busy machine
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "slurm-gpu.yaml"
 
 
