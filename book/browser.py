@@ -132,9 +132,15 @@ def listen(page, address: str, problems: list[str]) -> None:
         if response.status >= 400:
             problems.append(f"{response.status} for {urlsplit(response.url).path}")
 
+    def failed(request: object) -> None:
+        # What the browser itself gives up, because the reader has gone on to another page, is no failure.
+        if "ERR_ABORTED" not in str(request.failure):
+            problems.append(f"request failed: {request.url[:200]} ({request.failure})")
+
     page.on("request", asked)
     page.on("response", answered)
-    page.on("requestfailed", lambda request: problems.append(f"request failed: {request.url[:200]} ({request.failure})"))
+
+    page.on("requestfailed", failed)
     page.on("pageerror", lambda error: problems.append(f"error in a script: {error}"))
     page.on("console", lambda message: message.type == "error" and problems.append(f"console: {message.text[:300]}"))
 
