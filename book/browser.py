@@ -139,7 +139,6 @@ def listen(page, address: str, problems: list[str]) -> None:
 
     page.on("request", asked)
     page.on("response", answered)
-
     page.on("requestfailed", failed)
     page.on("pageerror", lambda error: problems.append(f"error in a script: {error}"))
     page.on("console", lambda message: message.type == "error" and problems.append(f"console: {message.text[:300]}"))
