@@ -90,10 +90,7 @@ def _no_denormals(potential: GraphPotential) -> Evaluate:
 
 
 def _compiled(potential: GraphPotential) -> Evaluate:
-    twin = copy.copy(potential)
-    name = "_per_atom" if hasattr(potential, "_per_atom") else "atomic_energies"
-    setattr(twin, name, torch.compile(getattr(potential, name), dynamic=True))
-    return _as_it_is(twin)
+    return _as_it_is(potential.compiled())
 
 
 AS_IT_IS = "as it is"

@@ -99,6 +99,9 @@ def run(
         ),
     ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first: minutes, then two thirds of the time (CHGNet, MatGL).")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Compute again even if the table is complete.")] = False,
 ) -> None:
     """Run a benchmark with a model and write its table to data/results.
@@ -112,7 +115,8 @@ def run(
     unknown = sorted(set(chosen or []) - set(module.SETS))
     if unknown:
         raise ValueError(f"{benchmark} has no set {', '.join(unknown)}; it has: {', '.join(module.SETS)}")
-    table = runner.run(benchmark, model, device=device, sets=chosen, processes=processes, scheduler=scheduler, trust=trust, force=force)
+    options = {"device": device, "processes": processes, "scheduler": scheduler, "trust": trust, "compiled": compiled, "force": force}
+    table = runner.run(benchmark, model, sets=chosen, **options)
     path = results.table_path(benchmark, model)
     failed = table[table["status"] == "failed"]
     typer.echo(f"{len(table)} rows, {len(failed)} failed: {path}")

@@ -138,6 +138,7 @@ class Job:
     key: str
     device: str
     trust: bool
+    compiled: bool
     protocol: object
     potential: dict[str, object]
     versions: dict[str, str]
@@ -163,6 +164,7 @@ def compute_shard(
         "seconds": time.perf_counter() - start,
         "process": f"{platform.node()}/{os.getpid()}",
         "device": results.device_name(str(potential.device)),
+        "compiled": getattr(potential, "is_compiled", False),
     }
     return table
 
@@ -212,7 +214,7 @@ _busy = threading.Lock()
 def _same_potential(job: Job) -> Potential:
     """Load the potential of a job and make sure that it is the one meant."""
     try:
-        potential = _potential_here(job.key, job.device, job.trust)
+        potential = _potential_here(job.key, job.device, job.trust, job.compiled)
     except Exception as error:
         raise RunError(f"the worker on {platform.node()} cannot load {job.key}: {error}") from error
     # As the description will look on arrival: a tuple may have become a list.
@@ -228,10 +230,10 @@ def _same_potential(job: Job) -> Potential:
 
 
 @functools.lru_cache(maxsize=1)
-def _potential_here(key: str, device: str, trust: bool) -> Potential:
+def _potential_here(key: str, device: str, trust: bool, compiled: bool) -> Potential:
     """Load the potential once per process; one thread each, because the processes fill the cores."""
     torch.set_num_threads(1)
-    return potentials.load(key, device, trust=trust)
+    return potentials.load(key, device, trust=trust, compiled=compiled)
 
 
 @functools.cache
@@ -300,6 +302,7 @@ def run(
     processes: int | None = None,
     scheduler: str | None = None,
     trust: bool = False,
+    compiled: bool = False,
     force: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -323,6 +326,8 @@ def run(
         Compute on a Dask cluster, as :func:`helpers.cluster.connect` takes it: ``local``, an address, a scheduler file or a SLURM file.
     trust : bool
         Allow a model file whose checksum is not known.
+    compiled : bool
+        Compile the network first (:meth:`helpers.potentials.base.GraphPotential.compiled`); worth it for runs of ten minutes and more.
     force : bool
         Compute again what is complete.
     progress : bool
@@ -343,11 +348,12 @@ def run(
     if scheduler is not None:
         cluster.check(scheduler, processes)
     # The workers of a cluster may have a GPU where this process has none; here the potential only says what it is.
-    potential = potentials.load(key, "cpu" if scheduler else device, trust=trust)
+    potential = potentials.load(key, "cpu" if scheduler else device, trust=trust, compiled=compiled)
     cases = module.cases(protocol, None if sets is None else list(sets))
     with workers(potential.device, 1 if scheduler else processes) as pool:
         cluster_options = {"scheduler": scheduler, "processes": processes, "device": device, "trust": trust} if scheduler else {}
-        return run_cases(benchmark, potential, cases, protocol, pool=pool, force=force, progress=progress, **cluster_options).table
+        options = {"compiled": compiled, "force": force, "progress": progress, **cluster_options}
+        return run_cases(benchmark, potential, cases, protocol, pool=pool, **options).table
 
 
 def run_cases(
@@ -364,6 +370,7 @@ def run_cases(
     processes: int | None = None,
     device: str | None = None,
     trust: bool = False,
+    compiled: bool = False,
     force: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -393,6 +400,8 @@ def run_cases(
         For the workers; by default that of the potential.
     trust : bool
         Workers may load a model file whose checksum is not known.
+    compiled : bool
+        Workers compile the network, as the potential given here is.
     force : bool
         Compute again what is complete.
     progress : bool
@@ -423,6 +432,7 @@ def run_cases(
                 potential.key,
                 device or str(potential.device),
                 trust,
+                compiled,
                 protocol,
                 potential.describe(),
                 _versions(),
@@ -541,6 +551,7 @@ def _provenance(benchmark, potential, protocol, cases, mark, tables, took_part) 
         "core_seconds": round(sum(table.attrs["seconds"] for table in tables), 1),
         "processes": max(len(took_part), 1),
         "device": "; ".join(sorted({table.attrs.get("device") or here for table in tables}) or [here]),
+        "compiled": any(table.attrs.get("compiled", False) for table in tables),
         "packages": results.package_versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

@@ -110,7 +110,14 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def load(key: str, device: str | torch.device = "auto", *, dtype: torch.dtype = torch.float32, trust: bool = False) -> Potential:
+def load(
+    key: str,
+    device: str | torch.device = "auto",
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust: bool = False,
+    compiled: bool = False,
+) -> Potential:
     """Load a potential.
 
     Parameters
@@ -124,14 +131,22 @@ def load(key: str, device: str | torch.device = "auto", *, dtype: torch.dtype = 
         Precision of the network.
     trust : bool
         Allow unpickling a model file whose checksum the project does not know. Such a file can run any code.
+    compiled : bool
+        Compile the network: see :meth:`helpers.potentials.base.GraphPotential.compiled`.
 
     Raises
     ------
     PotentialError
-        If the key is unknown, the device is missing, the file must not be trusted or the model needs another environment.
+        If the key is unknown, the device is missing, the file must not be trusted, the model needs another environment or cannot be
+        compiled.
     helpers.registry.RegistryError
         If a weight file cannot be had; the message says where it comes from and where to put it.
     """
+    potential = _load(key, device, dtype, trust)
+    return potential.compiled() if compiled else potential
+
+
+def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool) -> Potential:
     if key.startswith("ase:"):
         return import_module("helpers.potentials.ase").load(key)
     target = resolve_device(device)

@@ -47,6 +47,7 @@ class CHGNetPotential(GraphPotential):
     # The package's trainer, too, keeps the composition model (a linear fit of reference energies) as it is.
     untrained = ("composition_model",)
     takes_mixtures = True
+    compiles = True
 
     def topology(self, graph: Graph, distances: torch.Tensor) -> dict[str, torch.Tensor]:
         """Pair the two directions of every bond, and list the angles between bonds shorter than the line graph's cutoff.
@@ -84,7 +85,8 @@ class CHGNetPotential(GraphPotential):
         bond_lengths = lengths[top["first"]]
         cosines_from = directions[top["left"]], directions[top["right"]]
         n_atoms = graph.n_atoms
-        per_atom = self._per_atom(
+        per_atom = self.maybe_compiled(CHGNetPotential._per_atom)(
+            self,
             graph,
             rbf_ag=encoder.rbf_expansion_ag(bond_lengths),
             rbf_bg=encoder.rbf_expansion_bg(bond_lengths),

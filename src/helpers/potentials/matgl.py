@@ -119,6 +119,7 @@ class MatGLPotential(GraphPotential):
 
     # Peak memory of energy, forces and stress per directed edge in float32: the largest of Si, MgO, Au and Li (100 to 200 atoms).
     bytes_measured: float
+    compiles = True
 
     def __init__(
         self, key: str, model: MatGLModel, convention: Convention, *, device: torch.device, description: dict[str, object]
@@ -148,7 +149,8 @@ class MatGLPotential(GraphPotential):
 
     def energies(self, graph: Graph) -> torch.Tensor:  # noqa: D102
         rows = self.element_row[graph.numbers]
-        per_atom = self.std * self.atomic_energies(graph, rows).to(torch.float64) + self.element_energy[rows]
+        network_energies = self.maybe_compiled(type(self).atomic_energies)(self, graph, rows)
+        per_atom = self.std * network_energies.to(torch.float64) + self.element_energy[rows]
         return self.mean + per_atom.new_zeros(graph.n_systems).index_add(0, graph.system, per_atom)
 
     @abstractmethod
