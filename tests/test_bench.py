@@ -129,6 +129,7 @@ def made_table():
         "bytes_others": 1e9,
         "bandwidth_cache": 5e10,
         "compute_time": 0.09,
+        "compiled_time": 0.06,
         "evaluation_time": 0.1,
     }
     rows += [bench._row("m", "roofline", "MgO", "ours", name, value, "") for name, value in values.items()]
@@ -165,6 +166,7 @@ def test_the_limit_is_products_and_traffic_one_after_the_other():
     limit = bench.limits(made_table()).loc["m"]
     assert limit["limit_s"] == pytest.approx(0.04 + 0.02)
     assert limit["ratio"] == pytest.approx(1.5)
+    assert limit["ratio_compiled"] == pytest.approx(1.0)
 
 
 def test_what_was_tried_is_compared_with_what_is():

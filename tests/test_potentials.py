@@ -490,3 +490,56 @@ def test_a_linear_layer_on_parts_equals_one_on_joined_rows():
 def test_a_potential_is_smooth_unless_it_says_otherwise():
     potential = potentials.load("chgnet-0.3.0")
     assert potential.smooth() is potential
+
+
+class _Springs(base.GraphPotential):
+    """Half a spring along every edge: a potential that compiles in seconds."""
+
+    compiles = True
+    stiffness = 1.0
+
+    def energies(self, graph):
+        return self.maybe_compiled(_Springs.of_edges)(self, graph)
+
+    def of_edges(self, graph):
+        lengths = self.network(torch.linalg.norm(graph.vectors, dim=1, keepdim=True)).squeeze(1)
+        energies = self.stiffness * 0.5 * torch.sin(lengths) ** 2
+        return energies.new_zeros(graph.n_systems).index_add(0, graph.edge_system, energies)
+
+
+@pytest.fixture
+def springs():
+    options = {"cutoff": 4.0, "bytes_per_edge": 500, "device": torch.device("cpu"), "elements": frozenset({13}), "description": {}}
+    return _Springs("springs", torch.nn.Linear(1, 1).double(), **options)
+
+
+def test_a_compiled_potential_gives_the_same(springs):
+    frames = [bulk("Al", cubic=True) * (n, 1, 1) for n in (1, 2, 3)]
+    for number, atoms in enumerate(frames):
+        atoms.rattle(0.1, seed=number)
+    compiled = springs.compiled()
+    assert compiled.key == springs.key and compiled.describe() == springs.describe() and not springs.is_compiled
+    for plain, fast in ((springs, compiled), (springs.scaled(2.0), compiled.scaled(2.0))):
+        for found, expected in zip(fast.evaluate(frames, stress=True), plain.evaluate(frames, stress=True), strict=True):
+            assert_same(found, expected, 1e-12, 1e-12)
+    # Whatever a variant of the potential changes must reach the compiled code.
+    stiffer = compiled.scaled(1.0)
+    stiffer.stiffness = 3.0
+    np.testing.assert_allclose(stiffer.evaluate(frames)[0].forces, 3 * springs.evaluate(frames)[0].forces, rtol=1e-9, atol=1e-12)
+
+
+def test_a_compiled_potential_is_not_trained(springs):
+    graph = springs.collate([springs.system(bulk("Al", cubic=True))])
+    with pytest.raises(PotentialError, match="cannot be trained"):
+        springs.compiled().compute(graph, training=True)
+
+
+def test_compiling_needs_a_compiler(springs, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(PotentialError, match="no-such-compiler"):
+        springs.compiled()
+
+
+def test_what_cannot_be_compiled_says_so():
+    with pytest.raises(PotentialError, match="cannot be compiled"):
+        potentials.load("ase:ase.calculators.emt.EMT", compiled=True)

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import registry, results, runner
+from helpers import potentials, registry, results, runner
 from helpers.benchmarks import surfaces
+from helpers.potentials.ase import ASEPotential
 
 EMT = "ase:ase.calculators.emt.EMT"
 METALS = ("Cu", "Au", "Ni", "Al", "Pd", "Ag", "Pt")
@@ -62,6 +63,37 @@ def test_a_run_writes_a_table_with_its_provenance(data, few_cases):
     assert made["core_seconds"] > 0
     pd.testing.assert_frame_equal(table, results.read("surfaces", EMT))
     assert not [path for path in results.runs_dir().glob("*/*") if path.is_dir()], "the shards of a finished run are removed"
+
+
+def test_the_network_may_be_compiled(data, few_cases, monkeypatch):
+    load = potentials.load
+    asked = []
+
+    class Compiled(ASEPotential):
+        is_compiled = True
+
+    def loaded(key, device="auto", *, compiled=False, **options):
+        asked.append(compiled)
+        potential = load(key, device, **options)
+        potential.__class__ = Compiled if compiled else ASEPotential
+        return potential
+
+    monkeypatch.setattr(potentials, "load", loaded)
+    runner._potential_here.cache_clear()
+    plain = runner.run("surfaces", EMT, processes=1, progress=False)
+    assert results.provenance("surfaces", EMT)["compiled"] is False
+    # Results are the same but for rounding, so a complete table stays, and so would shards.
+    pd.testing.assert_frame_equal(runner.run("surfaces", EMT, processes=1, compiled=True, progress=False), plain)
+    fast = runner.run("surfaces", EMT, processes=1, compiled=True, force=True, progress=False)
+    pd.testing.assert_frame_equal(ordered(fast), ordered(plain))
+    assert results.provenance("surfaces", EMT)["compiled"] is True
+    assert asked == [False, True, True]
+    with runner.workers("cpu", 2) as pool:
+        # A worker compiles too; EMT, which cannot be compiled, shows that it is told to.
+        monkeypatch.undo()
+        job = runner.Job("surfaces", EMT, "cpu", False, True, surfaces.Protocol(), potentials.load(EMT).describe(), runner._versions())
+        with pytest.raises(runner.RunError, match="cannot be compiled"):
+            pool.submit(runner.compute_here, job, []).result()
 
 
 def test_the_same_command_twice_changes_nothing(data, few_cases, monkeypatch):

@@ -108,7 +108,7 @@ QUICK = Protocol(
     scaling=((1, 1), (1, 4), (2, 1)),
     rounds=3,
     threads=False,
-    variants=tuple(name for name in bench_variants.VARIANTS if name != "torch.compile"),  # which takes minutes
+    variants=tuple(name for name in bench_variants.VARIANTS if name != bench_variants.COMPILED),  # which takes minutes
 )
 
 
@@ -359,8 +359,10 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
         finally:
             for way in ways:
                 way.close()
-        rows += [_row(key, "roofline", "MgO, 16 atoms", "ours", *found) for found in _apart(_roofline, there)]
-        if protocol.variants and key in potentials.CATALOGUE and _family(key) in ("chgnet", "matgl"):
+        has_variants = key in potentials.CATALOGUE and _family(key) in ("chgnet", "matgl")
+        compiled = has_variants and bench_variants.COMPILED in protocol.variants
+        rows += [_row(key, "roofline", "MgO, 16 atoms", "ours", *found) for found in _apart(_roofline, there, compiled)]
+        if protocol.variants and has_variants:
             found = _apart(bench_variants.measure, key, jobs[0].structures, protocol.rounds, protocol.variants)
             for name, turn, seconds, difference, error in found:
                 rows.append(_row(key, "tried", jobs[0].case, name, "processor_time", seconds, "s", turn, error or None))
@@ -419,15 +421,21 @@ def _apart(function: Callable[..., list], *arguments: object) -> list:
         return pool.submit(function, *arguments).result()
 
 
-def _roofline(key: str) -> list[tuple[str, float, str]]:
-    """Measure what the processor allows on one core, and what the network asks of it."""
+def _roofline(key: str, compiled: bool) -> list[tuple[str, float, str]]:
+    """Measure what the processor allows on one core, and what the network asks of it; if wanted, also the compiled network."""
     torch.set_num_threads(1)
     potential = potentials.load(key, "cpu", trust=True)
     atoms = roofline.crystal()
     counted = roofline.count(potential, atoms)
     compute, whole = roofline.evaluation_seconds(potential, atoms)
     edges = potential.system(atoms).n_edges
-    return [
+    found = []
+    if compiled:
+        with contextlib.suppress(Exception):  # a compiler may be missing or fail; the variant's row says why
+            fast = potential.compiled()
+            fast.evaluate([atoms])  # which compiles
+            found = [("compiled_time", roofline.evaluation_seconds(fast, atoms)[0], "s")]
+    return found + [
         ("edges", edges, ""),
         ("operations", counted.operations, ""),
         ("flop", counted.flop, "FLOP"),
@@ -561,7 +569,8 @@ def limits(table: pd.DataFrame) -> pd.DataFrame:
     pandas.DataFrame
         Indexed by model: the measured properties of the set ``roofline``; ``products_s``, the time of the matrix products at the
         throughput of a product of the network's shape; ``others_s``, of the traffic of all other operations at the bandwidth
-        of arrays that fit into the cache; ``limit_s``, their sum; ``ratio``, the measured time of the network over it.
+        of arrays that fit into the cache; ``limit_s``, their sum; ``ratio``, the measured time of the network over it, and
+        ``ratio_compiled``, that of the compiled network (NaN where it was not measured).
 
     Notes
     -----
@@ -572,6 +581,7 @@ def limits(table: pd.DataFrame) -> pd.DataFrame:
     wide["others_s"] = wide["bytes_others"] / wide["bandwidth_cache"]
     wide["limit_s"] = wide["products_s"] + wide["others_s"]
     wide["ratio"] = wide["compute_time"] / wide["limit_s"]
+    wide["ratio_compiled"] = wide["compiled_time"] / wide["limit_s"] if "compiled_time" in wide else np.nan
     return wide
 
 

@@ -94,6 +94,7 @@ def _compiled(potential: GraphPotential) -> Evaluate:
 
 
 AS_IT_IS = "as it is"
+COMPILED = "torch.compile"
 
 VARIANTS: dict[str, Callable[[GraphPotential], Evaluate]] = {
     AS_IT_IS: _as_it_is,
@@ -103,7 +104,7 @@ VARIANTS: dict[str, Callable[[GraphPotential], Evaluate]] = {
     "batches of 40,000 edges instead of 3,000": _large_batches,
     "graphs kept from one evaluation to the next": _ready_graphs,
     "denormal numbers taken as zero": _no_denormals,
-    "torch.compile": _compiled,
+    COMPILED: _compiled,
 }
 
 

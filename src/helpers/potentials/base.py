@@ -481,7 +481,7 @@ class GraphPotential(Potential):
             return super().compiled()
         wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
         if not any(map(shutil.which, wanted)):
-            raise PotentialError(f"torch.compile needs a C++ compiler, and there is no {' or '.join(wanted)}: install one, or set CXX to it.")
+            raise PotentialError(f"compiling needs a C++ compiler, and there is no {' or '.join(wanted)}: install one, or set CXX to it.")
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
         twin.is_compiled = True
