@@ -435,7 +435,8 @@ def _roofline(key: str, compiled: bool) -> list[tuple[str, float, str]]:
             fast = potential.compiled()
             fast.evaluate([atoms])  # which compiles
             found = [("compiled_time", roofline.evaluation_seconds(fast, atoms)[0], "s")]
-    return found + [
+    return [
+        *found,
         ("edges", edges, ""),
         ("operations", counted.operations, ""),
         ("flop", counted.flop, "FLOP"),
