@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -255,3 +256,27 @@ def test_a_benchmark_may_ask_for_smaller_shards(data, few_cases, monkeypatch):
     monkeypatch.setattr(surfaces, "ATOMS_PER_SHARD", 7, raising=False)
     runner.run("surfaces", EMT, processes=1, progress=False, force=True)
     assert asked == [runner._ATOMS_PER_SHARD, 7]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_a_run_keeps_its_memory():
+    """Counted in a process of its own: pages that are touched for the first time while arrays come and go."""
+    script = """
+        import resource, sys
+        import torch
+        from helpers import runner
+        if sys.argv[1] == "keep":
+            assert runner.keep_memory()
+        def work():
+            for _ in range(20):
+                arrays = [torch.ones(200_000) for _ in range(20)]
+        work()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        work()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    faults = {}
+    for mode in ("keep", "leave"):
+        command = [sys.executable, "-c", textwrap.dedent(script), mode]
+        faults[mode] = int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
+    assert faults["keep"] < 100 < faults["leave"]
