@@ -108,16 +108,19 @@ def _computed(potential: Potential, task: Task, stress: bool = False) -> Answer:
 
 
 def _ours(key: str, cores: int) -> Compute:
+    runner.keep_memory()  # as in a run
     return functools.partial(_computed, potentials.load(key, "cpu", trust=True))
 
 
 def _ours_with_stress(key: str, cores: int) -> Compute:
+    runner.keep_memory()
     return functools.partial(_computed, potentials.load(key, "cpu", trust=True), stress=True)
 
 
 @functools.lru_cache(maxsize=1)
 def _potential_here(key: str) -> Potential:
     torch.set_num_threads(1)
+    runner.keep_memory()
     return potentials.load(key, "cpu", trust=True)
 
 

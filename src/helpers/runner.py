@@ -186,8 +186,8 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return False
-    # 32 MiB is the largest that the second one takes.
-    return bool(mallopt(mmap_threshold, 32 * 2**20) and mallopt(trim_threshold, 2**31 - 1))
+    # 32 MiB is the largest that the second one takes. More than 1 GiB of free memory, as after one very large cell, is given back.
+    return bool(mallopt(mmap_threshold, 32 * 2**20) and mallopt(trim_threshold, 2**30))
 
 
 def _table(benchmark: str, potential: Potential, cases: Sequence[Case], protocol: object, keep_going: bool) -> pd.DataFrame:
