@@ -145,3 +145,11 @@ def test_a_teacher_that_does_not_know_the_elements_is_a_failed_row(teacher):
     made = students.run(teacher, [case], Protocol())
     assert list(made["status"]) == ["failed"]
     assert "MgO" in made["reason"].iloc[0] or "Mg" in made["reason"].iloc[0]
+
+
+def test_the_second_compound_varies_the_share_only():
+    protocol = Protocol()
+    found = [Student(**case.info) for case in students.cases(protocol, ["magnesia"])]
+    assert len(found) == len(protocol.shares) * len(protocol.seeds)
+    assert set(found) <= set(students.students(protocol))
+    assert {(student.n_frames, student.channels, student.steps) for student in found} == {(100, 16, 600)}
