@@ -67,7 +67,7 @@ class Protocol:
     n_tests : int
         Held-out frames.
     seeds : tuple of int
-        Draws of labels in set ``labels``; in set ``steps`` the first one.
+        Draws of labels.
     gradient_steps : int
         Of every training.
     learning_rate, final_learning_rate : float
@@ -139,7 +139,7 @@ def _variants(name: str, protocol: Protocol) -> list[dict]:
         both = [_info(method, kinds[1], 2, 0, **({} if method == "plain" else weak)) for method in _METHODS]
         return [_info("none", "", 0, 0), *both]
     found = [_info("none", "", 0, 0)] if name == "labels" else []
-    for seed in protocol.seeds if name == "labels" else protocol.seeds[:1]:
+    for seed in protocol.seeds:
         for kind in kinds:
             if name == "labels":
                 for method in _METHODS:
