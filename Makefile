@@ -58,7 +58,7 @@ format: $(VENV)/.dev  ## Format the code and strip the notebooks
 	$(BIN)/ruff format src tests book
 	$(BIN)/nbstripout $$(git ls-files '*.ipynb')
 
-serve: book  ## Serve the book at http://localhost:$(PORT)
+serve: book  ## Build and serve the book at http://localhost:8000 (PORT=8001 for another)
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
 
 browser: $(VENV)/.browser  ## Open the built pages in Chromium, offline: errors, contrast, keyboard, weight (PAGES="notebooks/surfaces ..." for some)

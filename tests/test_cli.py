@@ -71,7 +71,8 @@ def test_fetch_knows_what_a_benchmark_reads_of_another_ones_files(no_data):
         (["run", "surfaces", "-m", "chgnet-0.3.0", "--sets", "slabs"], "it has: slabs-109"),
         (["run", "surfaces", "-m", "ase:no.such.Thing"], "No module named"),
         (["run", "surfaces", "-m", "file:missing.model"], "missing.model"),
-        (["run", "surfaces", "-m", "chgnet-0.3.0", "--sets", "slabs-109"], "is not on this machine"),
+        (["run", "surfaces", "-m", "chgnet-0.3.0", "--sets", "slabs-109", "--force"], "is not on this machine"),
+        (["run", "surfaces", "-m", "chgnet-0.3.0", "--sets", "tran-rebuilt"], "replace it by a smaller one"),
         (["run", "surfaces", "-m", "chgnet-0.3.0", "--scheduler", "somewhere"], "it takes local, an address"),
         (["run", "surfaces", "-m", "chgnet-0.3.0", "--scheduler", "missing.yaml"], "there is no such file"),
         (["fetch", "nothing"], "It has: "),
@@ -92,11 +93,12 @@ def test_run_and_status(tmp_path, monkeypatch):
     monkeypatch.setenv(registry.DATA_VARIABLE, str(tmp_path))
     whole = surfaces.cases
     monkeypatch.setattr(surfaces, "cases", lambda protocol=None, sets=None: [c for c in whole(protocol, sets) if c.material == "Cu"])
-    run = CliRunner().invoke(
-        cli.app, ["run", "surfaces", "-m", "ase:ase.calculators.emt.EMT", "--sets", "tran-rebuilt", "--processes", "1"]
-    )
+    command = ["run", "surfaces", "-m", "ase:ase.calculators.emt.EMT", "--sets", "tran-rebuilt", "--processes", "1"]
+    run = CliRunner().invoke(cli.app, command)
     assert run.exit_code == 0, run.output
     assert "0 failed" in run.output
+    assert "Nothing to do" not in run.output
+    assert "Nothing to do: the table is complete" in CliRunner().invoke(cli.app, command).output
     assert len(results.read("surfaces", "ase:ase.calculators.emt.EMT")) > 0
     status = CliRunner().invoke(cli.app, ["status"])
     assert "ase:ase.calculators.emt.EMT" in status.output

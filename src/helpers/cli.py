@@ -82,12 +82,22 @@ def fetch(
         raise typer.Exit(1)
 
 
+def _keep_sets(benchmark: str, made: dict, chosen: list[str]) -> None:
+    """Refuse a run of some sets that would replace the table of more."""
+    lost = [name for name in made.get("cases", ()) if name not in chosen]
+    if lost:
+        raise ValueError(
+            f"there is a table of {benchmark} with {made['model']} that also has {', '.join(lost)}. "
+            "This run would replace it by a smaller one; if that is what you want, say --force."
+        )
+
+
 @app.command()
 def run(
     benchmark: Annotated[str, typer.Argument(help=f"One of: {', '.join(benchmarks.CATALOGUE)}.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
-    sets: Annotated[str | None, typer.Option("--sets", help="Reference sets, separated by commas. All that are here if left out.")] = None,
+    sets: Annotated[str | None, typer.Option("--sets", help="Reference sets, separated by commas. All if left out.")] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Worker processes; SLURM: jobs. By default one per core on a CPU, one on a GPU.")
     ] = None,
@@ -102,7 +112,9 @@ def run(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Compile the network first: minutes, then two thirds of the time (CHGNet, MatGL).")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Compute again even if the table is complete.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Compute again even if the table is complete, or has more sets than this run.")
+    ] = False,
 ) -> None:
     """Run a benchmark with a model and write its table to data/results.
 
@@ -115,9 +127,14 @@ def run(
     unknown = sorted(set(chosen or []) - set(module.SETS))
     if unknown:
         raise ValueError(f"{benchmark} has no set {', '.join(unknown)}; it has: {', '.join(module.SETS)}")
+    made = results.provenance(benchmark, model) if model in results.models(benchmark) else {}
+    if chosen and not force:
+        _keep_sets(benchmark, made, chosen)
     options = {"device": device, "processes": processes, "scheduler": scheduler, "trust": trust, "compiled": compiled, "force": force}
     table = runner.run(benchmark, model, sets=chosen, **options)
     path = results.table_path(benchmark, model)
+    if not force and made.get("fingerprint") == results.provenance(benchmark, model)["fingerprint"]:
+        typer.echo(f"Nothing to do: the table is complete ({made['date']}, {made['device']}); --force computes it again.")
     failed = table[table["status"] == "failed"]
     typer.echo(f"{len(table)} rows, {len(failed)} failed: {path}")
     for reason, count in failed["reason"].value_counts().head(5).items():
