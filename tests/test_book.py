@@ -155,3 +155,9 @@ def test_the_configuration_names_no_outside_address():
     text = (ROOT / "_config.yml").read_text()
     yaml.safe_load(text)
     assert "://" not in text
+
+
+def test_environments_are_no_pages():
+    """Packages bring Markdown files of their own, which Sphinx would read: make env-NAME must not break make book."""
+    excluded = yaml.safe_load((ROOT / "_config.yml").read_text())["exclude_patterns"]
+    assert {".venv", ".venv-*"} <= set(excluded)
