@@ -106,7 +106,8 @@ def label_choices(choices: pd.DataFrame, what: str, limits: tuple[float, float] 
                     clip_on=False,
                     label=label(model),
                 )
-        axes.set(xlabel=what, xlim=limits)
+        beyond = bool((good["ratio"] > limits[1]).any())
+        axes.set(xlabel=f"{what} (beyond {limits[1]:g}: at the edge)" if beyond else what, xlim=limits)
         handles = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2, columnspacing=1.2)
     return figure

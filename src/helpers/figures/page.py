@@ -133,7 +133,11 @@ class ShownTable:
     def _repr_html_(self) -> str:
         # The name of the index goes into the corner instead of a line of its own; several become columns.
         single = self.frame.index.nlevels == 1
-        frame = self.frame.rename_axis(index=None, columns=self.frame.index.name) if single else self.frame.reset_index()
+        frame = (
+            self.frame.rename_axis(index=None, columns=self.frame.index.name)
+            if single
+            else self.frame.reset_index().rename_axis(columns=None)
+        )
         body = frame.to_html(border=0, escape=True, na_rep="–", classes="table result-table", index=single)
         # The empty corner is no heading.
         body = body.replace("<th></th>", "<td></td>", 1)

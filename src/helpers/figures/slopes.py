@@ -258,7 +258,7 @@ def _bar(axes: Axes, part: pd.DataFrame, lane: int, limits: tuple[float, float])
         )
 
 
-def pairs(found: pd.DataFrame, names: Mapping[str, str], limits: tuple[float, float] = (0.3, 1.4)) -> Figure:
+def pairs(found: pd.DataFrame, names: Mapping[str, str], limits: tuple[float, float] = (0.15, 1.5)) -> Figure:
     """Draw s and 1/s' of two models, a lane per family, joined by a line.
 
     Parameters
