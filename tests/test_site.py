@@ -408,9 +408,9 @@ def test_what_scrolls_can_be_reached_with_the_keyboard(window):
     wide.wait_for_timeout(300)
     assert wide.locator("figure").get_attribute("tabindex") is None
     wide.set_viewport_size({"width": 300, "height": 700})
-    wide.wait_for_selector("figure[tabindex='0']")
+    wide.wait_for_selector("figure[tabindex='0'][data-wide]")
     wide.set_viewport_size({"width": 1280, "height": 700})
-    wide.wait_for_selector("figure:not([tabindex])")
+    wide.wait_for_selector("figure:not([tabindex]):not([data-wide])")
 
 
 def test_a_drawing_library_is_fetched_when_the_figure_comes_near(window):

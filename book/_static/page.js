@@ -1,14 +1,21 @@
 // Whatever scrolls sideways can be scrolled with the keyboard: it gets a tab stop, as long as it scrolls and holds nothing that has one.
+// A figure or table of which a part is out of sight says so (custom.css).
 (() => {
   const parts = ".bd-article :is(figure.result, figure.result > div, .table-wrapper, .pst-scrollable-table-container, .output, pre, mjx-container, div.math)";
   const stops = "a[href], button, input, select, summary, [tabindex='0']";
-  const update = () => document.querySelectorAll(parts).forEach((part) => {
-    if (part.dataset.scrolls) { delete part.dataset.scrolls; part.removeAttribute("tabindex"); }
-    if (part.scrollWidth > part.clientWidth && !part.hasAttribute("tabindex") && !part.querySelector(stops)) {
-      part.dataset.scrolls = "true";
-      part.tabIndex = 0;
-    }
-  });
+  const wide = (part) => part.scrollWidth > part.clientWidth;
+  const update = () => {
+    document.querySelectorAll(parts).forEach((part) => {
+      if (part.dataset.scrolls) { delete part.dataset.scrolls; part.removeAttribute("tabindex"); }
+      if (wide(part) && !part.hasAttribute("tabindex") && !part.querySelector(stops)) {
+        part.dataset.scrolls = "true";
+        part.tabIndex = 0;
+      }
+    });
+    document.querySelectorAll(".bd-article figure.result").forEach((figure) => {
+      figure.toggleAttribute("data-wide", [figure, ...figure.querySelectorAll(":scope > .table-wrapper")].some(wide));
+    });
+  };
   let waiting;
   const soon = () => { clearTimeout(waiting); waiting = setTimeout(update, 100); };
   addEventListener("load", soon);

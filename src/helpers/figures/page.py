@@ -140,7 +140,7 @@ class ShownTable:
         )
         body = frame.to_html(border=0, escape=True, na_rep="–", classes="table result-table", index=single)
         # The empty corner is no heading.
-        body = body.replace("<th></th>", "<td></td>", 1)
+        body = body.replace("<th></th>", "<td></td>", 1) if len(frame) else "<p>None.</p>"
         words = html.escape(self.caption) + (f"<small>{html.escape(self.footer)}</small>" if self.footer else "")
         use = "" if self.filters is None else f' data-sortable data-filters="{html.escape(json.dumps(self.filters))}"'
         wrapped = f'<div class="table-wrapper" tabindex="0">{body}</div>'
