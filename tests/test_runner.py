@@ -92,7 +92,8 @@ def test_the_network_may_be_compiled(data, few_cases, monkeypatch):
     with runner.workers("cpu", 2) as pool:
         # A worker compiles too; EMT, which cannot be compiled, shows that it is told to.
         monkeypatch.undo()
-        job = runner.Job("surfaces", EMT, "cpu", False, True, surfaces.Protocol(), potentials.load(EMT).describe(), runner._versions())
+        job = ("surfaces", EMT, "cpu", False, surfaces.Protocol(), potentials.load(EMT).describe(), runner._versions())
+        job = runner.Job(*job, compiled=True)
         with pytest.raises(runner.RunError, match="cannot be compiled"):
             pool.submit(runner.compute_here, job, []).result()
 

@@ -140,11 +140,11 @@ class Job:
     key: str
     device: str
     trust: bool
-    compiled: bool
     protocol: object
     potential: dict[str, object]
     versions: dict[str, str]
     limits: Limits = Limits()
+    compiled: bool = False
 
 
 def compute_shard(
@@ -453,11 +453,11 @@ def run_cases(
                 potential.key,
                 device or str(potential.device),
                 trust,
-                compiled,
                 protocol,
                 potential.describe(),
                 _versions(),
                 limits or Limits(),
+                compiled,
             )
             pieces = shards(cases, atoms_per_shard or getattr(benchmarks.module(benchmark), "ATOMS_PER_SHARD", _ATOMS_PER_SHARD))
             return _run_locked(job, potential, pieces, mark, folder, base, pool, scheduler, processes, progress)
