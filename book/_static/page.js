@@ -1,7 +1,7 @@
 // Whatever scrolls sideways can be scrolled with the keyboard: it gets a tab stop, as long as it scrolls and holds nothing that has one.
 // A figure or table of which a part is out of sight says so (custom.css).
 (() => {
-  const parts = ".bd-article :is(figure.result, figure.result > div, .table-wrapper, .pst-scrollable-table-container, .output, pre, mjx-container, div.math)";
+  const parts = ".bd-article :is(figure.result, figure.architecture, figure.result > div, .table-wrapper, .pst-scrollable-table-container, .output, pre, mjx-container, div.math)";
   const stops = "a[href], button, input, select, summary, [tabindex='0']";
   const wide = (part) => part.scrollWidth > part.clientWidth;
   const update = () => {
@@ -12,8 +12,8 @@
         part.tabIndex = 0;
       }
     });
-    document.querySelectorAll(".bd-article figure.result").forEach((figure) => {
-      figure.toggleAttribute("data-wide", [figure, ...figure.querySelectorAll(":scope > .table-wrapper")].some(wide));
+    document.querySelectorAll(".bd-article :is(figure.result, figure.architecture, .pst-scrollable-table-container)").forEach((frame) => {
+      frame.toggleAttribute("data-wide", [frame, ...frame.querySelectorAll(":scope > .table-wrapper")].some(wide));
     });
   };
   let waiting;
