@@ -84,7 +84,7 @@ env-%: environments/%.txt requirements.lock pyproject.toml  ## Make an environme
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-$*/constraints.txt -r environments/$*.txt
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 
-bench: env-bench  ## Measure the speed beside other packages; other programs on the machine disturb (ten minutes)
+bench: env-bench  ## Measure the speed beside other packages; other programs on the machine disturb (half an hour)
 	.venv-bench/bin/softening bench
 
 results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data: softening fetch)

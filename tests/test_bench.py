@@ -128,6 +128,7 @@ def made_table():
         "throughput_layer": 1e11,
         "bytes_others": 1e9,
         "bandwidth_cache": 5e10,
+        "bandwidth_memory": 1.25e10,
         "compute_time": 0.09,
         "compiled_time": 0.06,
         "evaluation_time": 0.1,
@@ -167,6 +168,8 @@ def test_the_limit_is_products_and_traffic_one_after_the_other():
     assert limit["limit_s"] == pytest.approx(0.04 + 0.02)
     assert limit["ratio"] == pytest.approx(1.5)
     assert limit["ratio_compiled"] == pytest.approx(1.0)
+    assert limit["memory_limit_s"] == pytest.approx(0.04 + 0.08)
+    assert limit["memory_ratio"] == pytest.approx(0.75)
 
 
 def test_what_was_tried_is_compared_with_what_is():

@@ -43,7 +43,20 @@ import pandas as pd
 import psutil
 import torch
 
-from helpers import bench_routes, bench_variants, benchmarks, cluster, figures, potentials, registry, report, results, roofline, throughput
+from helpers import (
+    bench_routes,
+    bench_variants,
+    benchmarks,
+    cluster,
+    figures,
+    potentials,
+    registry,
+    report,
+    results,
+    roofline,
+    runner,
+    throughput,
+)
 from helpers.bench_routes import ROUTES, Answer, Task
 from helpers.benchmarks import Case, off_equilibrium, phonons
 from helpers.cluster import RunError
@@ -424,30 +437,34 @@ def _apart(function: Callable[..., list], *arguments: object) -> list:
 def _roofline(key: str, compiled: bool) -> list[tuple[str, float, str]]:
     """Measure what the processor allows on one core, and what the network asks of it; if wanted, also the compiled network."""
     torch.set_num_threads(1)
+    runner.keep_memory()  # as in a run
     potential = potentials.load(key, "cpu", trust=True)
     atoms = roofline.crystal()
     counted = roofline.count(potential, atoms)
-    compute, whole = roofline.evaluation_seconds(potential, atoms)
-    edges = potential.system(atoms).n_edges
-    found = []
+    graph = potential.collate([potential.system(atoms)])
+    works = {"compute_time": lambda: potential.compute(graph), "evaluation_time": lambda: potential.evaluate([atoms])}
     if compiled:
         with contextlib.suppress(Exception):  # a compiler may be missing or fail; the variant's row says why
             fast = potential.compiled()
             fast.evaluate([atoms])  # which compiles
-            found = [("compiled_time", roofline.evaluation_seconds(fast, atoms)[0], "s")]
+            fast_graph = fast.collate([fast.system(atoms)])
+            works["compiled_time"] = lambda: fast.compute(fast_graph)
+    edges = potential.system(atoms).n_edges
+    rates = {
+        "throughput_square": (*roofline.product(), "FLOP/s"),
+        "throughput_layer": (*roofline.product(edges, 64, 128), "FLOP/s"),
+        "bandwidth_cache": (*roofline.addition(0.4), "B/s"),
+        "bandwidth_memory": (*roofline.addition(200), "B/s"),
+    }
+    least = roofline.least_seconds(works | {name: work for name, (work, _, _) in rates.items()})
     return [
-        *found,
+        *((name, least[name], "s") for name in works),
         ("edges", edges, ""),
         ("operations", counted.operations, ""),
         ("flop", counted.flop, "FLOP"),
         ("bytes_products", counted.bytes_products, "B"),
         ("bytes_others", counted.bytes_others, "B"),
-        ("compute_time", compute, "s"),
-        ("evaluation_time", whole, "s"),
-        ("throughput_square", roofline.matrix_throughput(), "FLOP/s"),
-        ("throughput_layer", roofline.matrix_throughput(edges, 64, 128), "FLOP/s"),
-        ("bandwidth_cache", roofline.bandwidth(0.4), "B/s"),
-        ("bandwidth_memory", roofline.bandwidth(200), "B/s"),
+        *((name, amount / least[name], unit) for name, (_, amount, unit) in rates.items()),
     ]
 
 
@@ -571,7 +588,8 @@ def limits(table: pd.DataFrame) -> pd.DataFrame:
         Indexed by model: the measured properties of the set ``roofline``; ``products_s``, the time of the matrix products at the
         throughput of a product of the network's shape; ``others_s``, of the traffic of all other operations at the bandwidth
         of arrays that fit into the cache; ``limit_s``, their sum; ``ratio``, the measured time of the network over it, and
-        ``ratio_compiled``, that of the compiled network (NaN where it was not measured).
+        ``ratio_compiled``, that of the compiled network (NaN where it was not measured). ``memory_limit_s``, ``memory_ratio`` and
+        ``memory_ratio_compiled`` are the same with the traffic at the bandwidth of main memory.
 
     Notes
     -----
@@ -580,9 +598,11 @@ def limits(table: pd.DataFrame) -> pd.DataFrame:
     wide = table[table["set"] == "roofline"].pivot_table(index="model", columns="property", values="value", sort=False)
     wide["products_s"] = wide["flop"] / wide["throughput_layer"]
     wide["others_s"] = wide["bytes_others"] / wide["bandwidth_cache"]
-    wide["limit_s"] = wide["products_s"] + wide["others_s"]
-    wide["ratio"] = wide["compute_time"] / wide["limit_s"]
-    wide["ratio_compiled"] = wide["compiled_time"] / wide["limit_s"] if "compiled_time" in wide else np.nan
+    compiled = wide["compiled_time"] if "compiled_time" in wide else np.nan
+    for limit, bandwidth in {"": "bandwidth_cache", "memory_": "bandwidth_memory"}.items():
+        wide[f"{limit}limit_s"] = wide["products_s"] + wide["bytes_others"] / wide[bandwidth]
+        wide[f"{limit}ratio"] = wide["compute_time"] / wide[f"{limit}limit_s"]
+        wide[f"{limit}ratio_compiled"] = compiled / wide[f"{limit}limit_s"]
     return wide
 
 

@@ -12,7 +12,7 @@ import ase
 import numpy as np
 import torch
 
-from helpers import potentials
+from helpers import potentials, runner
 from helpers.potentials.base import GraphPotential
 
 Evaluate = Callable[[Sequence[ase.Atoms]], list[np.ndarray]]
@@ -128,6 +128,7 @@ def measure(
         The first turn of each, in which graphs are built and code is compiled, does not count.
     """
     torch.set_num_threads(1)
+    runner.keep_memory()  # as in a run
     potential = potentials.load(key, "cpu")
     rows, ready, expected = [], {}, []
     for name in names:
