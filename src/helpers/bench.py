@@ -598,7 +598,7 @@ def limits(table: pd.DataFrame) -> pd.DataFrame:
     wide = table[table["set"] == "roofline"].pivot_table(index="model", columns="property", values="value", sort=False)
     wide["products_s"] = wide["flop"] / wide["throughput_layer"]
     wide["others_s"] = wide["bytes_others"] / wide["bandwidth_cache"]
-    compiled = wide["compiled_time"] if "compiled_time" in wide else np.nan
+    compiled = wide.get("compiled_time", np.nan)
     for limit, bandwidth in {"": "bandwidth_cache", "memory_": "bandwidth_memory"}.items():
         wide[f"{limit}limit_s"] = wide["products_s"] + wide["bytes_others"] / wide[bandwidth]
         wide[f"{limit}ratio"] = wide["compute_time"] / wide[f"{limit}limit_s"]
