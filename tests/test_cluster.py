@@ -253,8 +253,7 @@ def test_one_run_after_another_loses_its_worker_its_client_and_its_scheduler(dat
     assert job.end().error is None
     pd.testing.assert_frame_equal(finished(), undisturbed)
 
-    # The scheduler.
-    # Another metal: a worker may still be at the Al of the client that died, and would stop at its gate for good.
+    # The scheduler; at another metal, since a worker may still be at the Al of the dead client and would stop at its gate for good.
     gate.close("Au")
     job = InBackground(lambda: runner.run("surfaces", GATED, scheduler=dask.file, progress=False))
     wait_for(lambda: len(shard_files()) == len(METALS) - 1 or job.error, "all shards but one")
