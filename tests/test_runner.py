@@ -52,6 +52,19 @@ def ordered(table):
     return table.sort_values(["case", "property"]).reset_index(drop=True)
 
 
+def test_a_model_of_which_a_set_is_missing_is_left_out(data, capsys):
+    whole = pd.DataFrame({"model": "whole", "set": ["a", "b"], "value": [1.0, 2.0]})
+    results.write("surfaces", "whole", whole, {})
+    results.write("surfaces", "part", whole[:1].assign(model="part"), {})
+    assert set(results.read("surfaces")["model"]) == {"whole", "part"}
+    assert set(results.read("surfaces", sets=["a"])["model"]) == {"whole", "part"}
+    assert capsys.readouterr().out == ""
+    pd.testing.assert_frame_equal(results.read("surfaces", sets=["a", "b"]), whole)
+    assert "part is left out: its table of surfaces lacks b. softening run surfaces --model part" in capsys.readouterr().out
+    with pytest.raises(results.ResultsError, match="has all of c in its table of surfaces"):
+        results.read("surfaces", sets=["c"])
+
+
 def test_a_run_writes_a_table_with_its_provenance(data, few_cases):
     table = runner.run("surfaces", EMT, processes=1, progress=False)
     assert (table["status"] == "ok").all()

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -85,8 +85,16 @@ def write(benchmark: str, model: str, table: pd.DataFrame, provenance: Mapping[s
     return path
 
 
-def read(benchmark: str, model: str | None = None) -> pd.DataFrame:
+def read(benchmark: str, model: str | None = None, *, sets: Collection[str] = ()) -> pd.DataFrame:
     """Read the table of one model, or of all models that have one.
+
+    Parameters
+    ----------
+    benchmark : str
+    model : str, optional
+    sets : collection of str, optional
+        Reference sets that a table must hold. Who compares models on a set needs it from each of them: a model of which only other
+        sets were computed is left out, and a line says so.
 
     Raises
     ------
@@ -101,7 +109,15 @@ def read(benchmark: str, model: str | None = None) -> pd.DataFrame:
             f"no results of {benchmark} for {', '.join(missing) or 'any model'} in {results_dir()}. "
             f"Make them with: softening run {benchmark} --model {missing[0] if missing else 'chgnet-0.3.0'}"
         )
-    return pd.concat([pd.read_parquet(path) for path in paths], ignore_index=True)
+    tables = {key: pd.read_parquet(path) for key, path in zip(chosen, paths, strict=True)}
+    lacking = {key: [name for name in sets if name not in set(table["set"])] for key, table in tables.items()}
+    for key, names in lacking.items():
+        if names:
+            print(f"{key} is left out: its table of {benchmark} lacks {', '.join(names)}. softening run {benchmark} --model {key} adds it.")
+    kept = [table for key, table in tables.items() if not lacking[key]]
+    if not kept:
+        raise ResultsError(f"no model in {results_dir()} has all of {', '.join(sets)} in its table of {benchmark}.")
+    return pd.concat(kept, ignore_index=True)
 
 
 def provenance(benchmark: str, model: str, base: Path | None = None) -> dict[str, object]:
