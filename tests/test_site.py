@@ -219,6 +219,17 @@ def test_axe_is_the_release_that_is_named():
     assert f"axe-core {re.search(rb'axe v([0-9.]+)', axe.read_bytes()[:200]).group(1).decode()} " in named
 
 
+def test_what_the_book_serves_of_others_is_what_was_published():
+    named = (STATIC / "vendor" / "README.md").read_text()
+    mathjax = STATIC / "vendor" / "mathjax"
+    files = {path.relative_to(mathjax).as_posix(): path for path in mathjax.rglob("*") if path.is_file()}
+    sums = "".join(f"{hashlib.sha256(files[name].read_bytes()).hexdigest()}  {name}\n" for name in sorted(files))
+    assert f"`mathjax/`, of the sorted list of its files with their checksums: `{hashlib.sha256(sums.encode()).hexdigest()}`" in named
+    for name in ("plotly-basic.min.js", "../3Dmol-min.js"):
+        found = hashlib.sha256((STATIC / "vendor" / name).read_bytes()).hexdigest()
+        assert f"`{name}`: `{found}`" in named, f"{name} is not the file whose checksum book/_static/vendor/README.md gives"
+
+
 @pytest.fixture(scope="module")
 def chromium():
     playwright = pytest.importorskip(
