@@ -336,7 +336,7 @@ def test_out_of_memory_halves_the_batch(load_model, monkeypatch):
 
     monkeypatch.setattr(model, "compute", small_memory)
     for prediction, reference in zip(model.evaluate(structures, stress=True), expected, strict=True):
-        assert_same(prediction, reference, energy_per_atom=1e-6, force=1e-6)
+        assert_same(prediction, reference, energy_per_atom=1e-6, force=1e-5)
     assert sizes == [5, 2, 3, 1, 2]
 
 

@@ -106,9 +106,11 @@ class AlchemicalPotential(GraphPotential):
         copies = torch.where(is_mixed[centre] | is_mixed[neighbour], n_species, 1)
         edge = torch.arange(len(centre), device=self.device).repeat_interleave(copies)
         which = torch.arange(len(edge), device=self.device) - (torch.cumsum(copies, 0) - copies)[edge]
-        ends = [first[end][edge] + torch.where(is_mixed[end][edge], which, 0) for end in (centre, neighbour)]
+        ends = torch.stack([first[end][edge] + torch.where(is_mixed[end][edge], which, 0) for end in (centre, neighbour)])
+        order = torch.argsort(ends[0], stable=True)  # the edges of an atom one after the other
+        edge, ends = edge[order], ends[:, order]
 
-        found = {"site": site, "species": species, "numbers": numbers, "edge": edge, "ends": torch.stack(ends)}
+        found = {"site": site, "species": species, "numbers": numbers, "edge": edge, "ends": ends}
         inner = self.base.topology(self._unfolded(graph, found), distances[edge])
         return found | {f"base {name}": tensor for name, tensor in inner.items()}
 

@@ -126,7 +126,8 @@ def check_structure(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray
 class System:
     """One structure with its neighbour list, ready to be batched.
 
-    ``centre[k]`` sees ``neighbour[k]`` displaced by ``shift[k]`` lattice vectors. Every pair appears in both directions.
+    ``centre[k]`` sees ``neighbour[k]`` displaced by ``shift[k]`` lattice vectors. Every pair appears in both directions, the edges of an
+    atom one after the other.
     """
 
     numbers: np.ndarray
@@ -150,7 +151,7 @@ class System:
         StructureError
             If an atom has no neighbour: graph networks return nonsense there.
         """
-        search = NeighborList(cutoff=cutoff, full_list=True)
+        search = NeighborList(cutoff=cutoff, full_list=True, sorted=True)
         centre, neighbour, shift = search.compute(points=positions, box=cell, periodic=True, quantities="ijS")
         lonely = np.flatnonzero(np.bincount(centre, minlength=len(numbers)) == 0)
         if len(lonely):
@@ -173,7 +174,7 @@ class Graph:
     n_systems : int
         B.
     edge_index : int tensor, shape (2, E)
-        Row 0: the centre atom i. Row 1: its neighbour j.
+        Row 0: the centre atom i, in ascending order. Row 1: its neighbour j.
     shifts : float tensor, shape (E, 3)
         Lattice translation of j, in lattice vectors.
     positions : float tensor, shape (N, 3)

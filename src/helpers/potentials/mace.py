@@ -43,14 +43,21 @@ class MACEPotential(GraphPotential):
     head = 0
     takes_mixtures = True
 
+    def __init__(self, key: str, network: torch.nn.Module, **settings: object) -> None:
+        super().__init__(key, network, **settings)
+        # In a list of Python's, so that the network stays the package's. They hold constants only, no weights.
+        self._convolutions = [_convolution(interaction) for interaction in network.interactions]
+
     def energies(self, graph: Graph) -> torch.Tensor:  # noqa: D102
-        network = self.network if graph.weights is None else _weighted(self.network, graph)
-        # MACE takes positions and lattice shifts and forms r[j] − r[i] + shift. The bond vectors are already
-        # known, to double precision: they go in as the shifts of atoms that all sit at the origin.
+        network = _with_less_work(self.network, self._convolutions)
+        if graph.weights is not None:
+            network = _weighted(network, graph)
+        # MACE takes positions and lattice shifts and forms r[receiver] − r[sender] + shift. The bond vectors are already
+        # known, to double precision: they go in as the shifts of atoms that all sit at the origin. The centre receives.
         data = {
             "positions": graph.vectors.new_zeros(len(graph.numbers), 3),
-            "shifts": graph.vectors,
-            "edge_index": graph.edge_index,
+            "shifts": -graph.vectors,
+            "edge_index": graph.edge_index.flip(0),
             "cell": graph.cells.to(graph.vectors.dtype),
             "node_attrs": (graph.numbers[:, None] == network.atomic_numbers).to(graph.vectors.dtype),
             "batch": graph.system,
@@ -61,6 +68,41 @@ class MACEPotential(GraphPotential):
         if graph.weights is not None:
             per_atom = per_atom * graph.weights
         return per_atom.new_zeros(graph.n_systems).index_add(0, graph.system, per_atom)
+
+
+def _convolution(interaction: torch.nn.Module) -> torch.nn.Module | None:
+    """Return this project's version of what makes and sums the messages; None if the network has another kind than the published ones."""
+    # Not at the top: the first import of e3nn must be MACE's, see contained().
+    from e3nn.o3 import TensorProduct
+
+    from helpers.potentials.equivariant import Convolution
+
+    if type(interaction.conv_tp) is not TensorProduct or hasattr(interaction, "conv_fusion"):
+        return None
+    weights = next(interaction.parameters())
+    return Convolution(interaction.conv_tp).to(weights.device, weights.dtype)
+
+
+def _with_less_work(network: torch.nn.Module, convolutions: Sequence[torch.nn.Module | None]) -> torch.nn.Module:
+    """Return a MACE that shares all parameters with another one, with this project's versions of some layers in its interactions."""
+    from e3nn.o3 import FullyConnectedTensorProduct
+
+    from helpers.potentials.equivariant import ElementLinear
+
+    twin = copy.copy(network)
+    twin._modules = dict(network._modules)
+    interactions = []
+    for interaction, convolution in zip(network.interactions, convolutions, strict=True):
+        other = copy.copy(interaction)
+        other._modules = dict(interaction._modules)
+        if convolution is not None:
+            other.conv_tp = convolution
+            other.conv_fusion = True  # the package's word for a conv_tp that also sums
+        if type(interaction.skip_tp) is FullyConnectedTensorProduct:
+            other.skip_tp = ElementLinear(interaction.skip_tp)
+        interactions.append(other)
+    twin.interactions = torch.nn.ModuleList(interactions)
+    return twin
 
 
 class _WeightedRadial(torch.nn.Module):
@@ -95,8 +137,7 @@ class _WeightedPairs(torch.nn.Module):
 
 def _weighted(network: torch.nn.Module, graph: Graph) -> torch.nn.Module:
     """Return a MACE that shares all parameters with another one and weights messages as a mixture asks for."""
-    # In MACE's order the first atom of an edge sends.
-    factors = graph.weight_of_messages(graph.edge_index[1], graph.edge_index[0])
+    factors = graph.weight_of_messages(target=graph.edge_index[0], source=graph.edge_index[1])
     twin = copy.copy(network)
     twin._modules = dict(network._modules)
     twin.radial_embedding = _WeightedRadial(network.radial_embedding, factors)
