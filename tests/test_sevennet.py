@@ -49,9 +49,22 @@ def test_only_the_known_checkpoint_is_opened(monkeypatch):
 
 
 @here
-def test_double_precision_is_refused():
-    with pytest.raises(potentials.PotentialError, match="single precision"):
-        potentials.load(KEY, dtype=torch.float64)
+def test_forces_are_the_slope_of_the_energy():
+    double = potentials.load(KEY, "cpu", dtype=torch.float64)
+    atoms = bulk("Cu", a=3.6, cubic=True)
+    atoms.rattle(0.1, seed=3)
+    step = np.zeros((4, 3))
+    step[2, 1] = 1e-4
+    plus, minus, middle = double.evaluate([_moved(atoms, step), _moved(atoms, -step), atoms])
+    assert middle.forces[2, 1] == pytest.approx(-(plus.energy - minus.energy) / 2e-4, abs=1e-6)
+    single = potentials.load(KEY, "cpu").evaluate([atoms])[0]
+    assert np.abs(single.forces - middle.forces).max() < 1e-5
+
+
+def _moved(atoms, by):
+    moved = atoms.copy()
+    moved.positions += by
+    return moved
 
 
 def test_its_tables_name_its_packages():

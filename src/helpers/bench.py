@@ -323,7 +323,7 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
     Parameters
     ----------
     key : str
-        A catalogue key of the families CHGNet, MatGL or MACE, or :data:`RANDOM_MACE`.
+        A catalogue key of the families CHGNet, MatGL, MACE or SevenNet, or :data:`RANDOM_MACE`.
     protocol : Protocol, optional
     routes : sequence of str, optional
         Keys of :data:`helpers.bench_routes.ROUTES`; all that fit the model if None. ``ours`` is always among them.
@@ -346,8 +346,10 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
     unknown = sorted(set(routes or ()) - set(ROUTES))
     if unknown:
         raise ValueError(f"there is no way called {', '.join(unknown)}; there are: {', '.join(ROUTES)}")
-    if key != RANDOM_MACE and (key not in potentials.CATALOGUE or _family(key) not in ("chgnet", "matgl", "mace")):
-        raise ValueError(f"{key!r} cannot be measured beside others; choose a CHGNet, MatGL or MACE of the catalogue, or {RANDOM_MACE}")
+    if key != RANDOM_MACE and (key not in potentials.CATALOGUE or _family(key) not in bench_routes.FAMILIES):
+        raise ValueError(
+            f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}"
+        )
     chosen = [name for name in ROUTES if _family(key) in ROUTES[name].families and (not routes or name in (*routes, "ours"))]
     chosen = [name for name in chosen if protocol.threads or ROUTES[name].threads]
     jobs = tasks(protocol)

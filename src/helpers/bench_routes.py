@@ -206,6 +206,10 @@ def _package_calculator(key: str, *, stress: bool = True) -> ase.calculators.cal
             numbers = (value.to(torch.float32) for value in (potential.mean, potential.std, potential.element_energy))
             model = MatGLModel(network, *numbers, calc_stresses=stress)
             return PESCalculator(model, stress_unit="eV/A3")
+        if family == "sevennet":
+            from sevenn.calculator import SevenNetCalculator
+
+            return SevenNetCalculator("7net-0", device="cpu")
         from helpers.potentials.mace import contained
 
         with contained():
@@ -318,14 +322,14 @@ def _torch_sim(key: str, cores: int) -> Compute:
 
 
 _ALL = ("statics", "relaxation", "displacements", "scaling")
-_FAMILIES = ("chgnet", "matgl", "mace")
+FAMILIES = ("chgnet", "matgl", "mace", "sevennet")
 
 ROUTES: dict[str, Route] = {
-    "ours": Route("ours", _ours, _FAMILIES, _ALL),
-    "ours-stress": Route("ours, with stress", _ours_with_stress, _FAMILIES, ("statics",)),
-    "ours-processes": Route("ours, one process per core", _ours_in_processes, _FAMILIES, _ALL, processes=0),
-    "ase": Route("ASE loop", _ase, _FAMILIES, _ALL),
-    "ase-threads": Route("ASE loop, all cores", _ase, _FAMILIES, ("statics", "relaxation", "displacements"), threads=0),
+    "ours": Route("ours", _ours, FAMILIES, _ALL),
+    "ours-stress": Route("ours, with stress", _ours_with_stress, FAMILIES, ("statics",)),
+    "ours-processes": Route("ours, one process per core", _ours_in_processes, FAMILIES, _ALL, processes=0),
+    "ase": Route("ASE loop", _ase, FAMILIES, _ALL),
+    "ase-threads": Route("ASE loop, all cores", _ase, FAMILIES, ("statics", "relaxation", "displacements"), threads=0),
     "ase-no-stress": Route("ASE loop, stress switched off", _ase_without_stress, ("matgl",), ("statics", "displacements")),
     "matcalc": Route("matcalc SofteningBenchmark", _matcalc, ("chgnet", "matgl"), ("statics",)),
     "matcalc-threads": Route("matcalc SofteningBenchmark, all cores", _matcalc, ("chgnet", "matgl"), ("statics",), threads=0),

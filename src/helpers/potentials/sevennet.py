@@ -61,6 +61,8 @@ class SevenNetPotential(GraphPotential):
                 data["x"] = self._sums[name](data["x"], data["edge_attr"], weights, edge_index).div(layer.denominator)
             else:
                 data = layer(data)
+            if name == "onehot_idx_to_onehot":  # the package makes it in single precision, whatever the network's is
+                data = {key: value.to(self.network_dtype) if value.dtype == torch.float32 else value for key, value in data.items()}
         per_atom = data["atomic_energy"].view(-1).to(torch.float64)
         return per_atom.new_zeros(graph.n_systems).index_add(0, graph.system, per_atom)
 
@@ -73,22 +75,20 @@ def load(key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> 
     key : {"sevennet-0"}
     device : torch.device
     dtype : torch.dtype
-        Only float32: the package's layers make their constants in that precision.
+        Precision of the network.
 
     Raises
     ------
     PotentialError
-        If the package's checkpoint is not the one this project knows, or another precision is asked for.
+        If the package's checkpoint is not the one this project knows.
     """
     relative, expected = _WEIGHTS[key]
     path = Path(sevenn.__file__).parent / "pretrained_potentials" / relative
     found = sha256(path)
     if found != expected:
         raise PotentialError(f"{path}: SHA-256 {found}, expected {expected}. Install the version that environments/sevennet.txt names.")
-    if dtype != torch.float32:
-        raise PotentialError("SevenNet runs in single precision only")
     with contextlib.redirect_stdout(io.StringIO()):
-        network = load_checkpoint(str(path)).build_model()
+        network = load_checkpoint(str(path)).build_model().to(dtype)
     return SevenNetPotential(
         key,
         network,
