@@ -347,9 +347,7 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
     if unknown:
         raise ValueError(f"there is no way called {', '.join(unknown)}; there are: {', '.join(ROUTES)}")
     if key != RANDOM_MACE and (key not in potentials.CATALOGUE or _family(key) not in bench_routes.FAMILIES):
-        raise ValueError(
-            f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}"
-        )
+        raise ValueError(f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}")
     chosen = [name for name in ROUTES if _family(key) in ROUTES[name].families and (not routes or name in (*routes, "ours"))]
     chosen = [name for name in chosen if protocol.threads or ROUTES[name].threads]
     jobs = tasks(protocol)
