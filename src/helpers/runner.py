@@ -485,8 +485,8 @@ def _run_locked(job, potential, pieces, mark, folder, base, pool, scheduler, pro
     todo.sort(key=lambda number: -_n_atoms(pieces[number]))
     took_part = set()
     try:
-        with tqdm(total=sum(map(len, pieces)), disable=not progress, unit="case", desc=f"{benchmark} {key}") as bar:
-            bar.update(bar.total - sum(len(pieces[number]) for number in todo))
+        total, left = sum(map(len, pieces)), sum(len(pieces[number]) for number in todo)
+        with tqdm(total=total, initial=total - left, disable=not progress, unit="case", desc=f"{benchmark} {key}") as bar:
             for number, table in _compute(job, potential, pieces, todo, pool, scheduler, processes, bar.write if progress else None):
                 if table is not None:
                     took_part.add(table.attrs["process"])
