@@ -605,6 +605,22 @@ def test_a_relaxation_that_rattles_is_accepted_below_its_limit():
         phonons.relax(emt(), start, dataclasses.replace(loose, max_steps=1))
 
 
+def test_a_relaxation_that_fails_begins_again_with_shorter_steps(monkeypatch):
+    start, protocol, begun = layered(), phonons.Protocol(), []
+    expected = phonons.relax(emt(), start, protocol)
+    descend = phonons._descend
+
+    def first_without_success(free, curvature, protocol):
+        begun.append(curvature)
+        return descend(free, curvature, protocol) if len(begun) > 1 else np.inf
+
+    monkeypatch.setattr(phonons, "_descend", first_without_success)
+    found = phonons.relax(emt(), start, protocol)
+    assert len(begun) == 2
+    assert begun[0] < begun[1]
+    np.testing.assert_allclose(found.cell.array, expected.cell.array, atol=1e-2)
+
+
 def test_effect_of_one_displacement_by_hand():
     """Two choices for A, one of which is right; one for B, which overshoots."""
     slope = {"property": "displacement_slope", "element": "X", "unit": ""}

@@ -145,9 +145,9 @@ _SYMPREC = 1e-5
 # Steps without progress after which a relaxation that is good enough stops.
 _PATIENCE = 25
 
-# Curvature that BFGS starts from. ASE's 70 eV/Å² is that of stiff bonds, but soft modes decide when a crystal is relaxed. From
+# Curvature that BFGS starts from. ASE's is that of stiff bonds, but soft modes decide when a crystal is relaxed. From
 # a fifth of it, with the strain scaled as in _FreeCell, they are relaxed in four tenths of the steps.
-_CURVATURE_EV_PER_A2 = 15.0
+_CURVATURE_EV_PER_A2, _ASE_CURVATURE_EV_PER_A2 = 15.0, 70.0
 
 _DISPLACED = "displaced "
 
@@ -537,23 +537,27 @@ def relax(potential: Potential, crystal: ase.Atoms, protocol: Protocol) -> ase.A
     ValueError
         If it does not converge or cannot be evaluated.
     """
-    atoms = crystal.copy()
-    atoms.calc = potential.calculator()
-    atoms.set_constraint(FixSymmetry(atoms, symprec=_SYMPREC))
-    try:
-        with warnings.catch_warnings():
-            # SciPy's logarithm of the deformation reports errors of 1e-13.
-            warnings.filterwarnings("ignore", message="logm result may be inaccurate", category=RuntimeWarning)
-            free = _FreeCell(atoms)
-            force = _descend(free, protocol)
-    except PropertyNotImplementedError:
-        raise ValueError(engine.NO_STRESS) from None
-    except RuntimeError as error:
-        # ASE's constraint refuses a strain of more than a quarter in one step.
-        raise ValueError(f"relaxation went astray: {error}") from error
-    if not force < protocol.accepted_ev_per_a:
-        raise ValueError(f"relaxation not converged in {protocol.max_steps} steps: largest force {force:.1e} eV/Å")
-    return ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
+    # An energy surface that is not smooth can lead long steps astray; then once more from the start, with ASE's own, shorter ones.
+    failure = ""
+    for curvature, cell_factor in ((_CURVATURE_EV_PER_A2, len(crystal) ** 0.5), (_ASE_CURVATURE_EV_PER_A2, len(crystal))):
+        atoms = crystal.copy()
+        atoms.calc = potential.calculator()
+        atoms.set_constraint(FixSymmetry(atoms, symprec=_SYMPREC))
+        try:
+            with warnings.catch_warnings():
+                # SciPy's logarithm of the deformation reports errors of 1e-13.
+                warnings.filterwarnings("ignore", message="logm result may be inaccurate", category=RuntimeWarning)
+                force = _descend(_FreeCell(atoms, cell_factor), curvature, protocol)
+        except PropertyNotImplementedError:
+            raise ValueError(engine.NO_STRESS) from None
+        except RuntimeError as error:
+            # ASE's constraint refuses a strain of more than a quarter in one step.
+            failure = failure or f"relaxation went astray: {error}"
+            continue
+        if force < protocol.accepted_ev_per_a:
+            return ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
+        failure = failure or f"relaxation not converged in {protocol.max_steps} steps: largest force {force:.1e} eV/Å"
+    raise ValueError(failure)
 
 
 class _FreeCell(FrechetCellFilter):
@@ -561,13 +565,13 @@ class _FreeCell(FrechetCellFilter):
 
     An optimiser asks for them several times in a step, and for a small cell the derivative of the exponential takes as long as the network.
 
-    A strain is scaled by the square root of the number of atoms. The energy's curvature along it, elastic modulus times volume per atom,
-    is then the same in a small and in a large cell and like that of a bond; with ASE's factor, the number of atoms, it falls with the
-    size of the cell, and the lattice is what one waits for.
+    A strain is best scaled by the square root of the number of atoms. The energy's curvature along it, elastic modulus times volume per
+    atom, is then the same in a small and in a large cell and like that of a bond; with ASE's factor, the number of atoms, it falls with
+    the size of the cell, and the lattice is what one waits for.
     """
 
-    def __init__(self, atoms: ase.Atoms):
-        super().__init__(atoms, exp_cell_factor=float(np.sqrt(len(atoms))))
+    def __init__(self, atoms: ase.Atoms, factor: float):
+        super().__init__(atoms, exp_cell_factor=float(factor))
         self._known: tuple[np.ndarray, np.ndarray] | None = None
 
     def get_forces(self, **kwargs) -> np.ndarray:
@@ -577,10 +581,10 @@ class _FreeCell(FrechetCellFilter):
         return self._known[1].copy()
 
 
-def _descend(free: FrechetCellFilter, protocol: Protocol) -> float:
-    """Relax until converged, out of steps, or good enough without progress; return the largest force."""
+def _descend(free: FrechetCellFilter, curvature: float, protocol: Protocol) -> float:
+    """Relax until converged, out of steps, or good enough without progress; return the largest force (eV/Å)."""
     smallest, when = np.inf, 0
-    optimiser = BFGS(free, logfile=None, alpha=_CURVATURE_EV_PER_A2)
+    optimiser = BFGS(free, logfile=None, alpha=curvature)
     for step, _ in enumerate(optimiser.irun(fmax=protocol.fmax_ev_per_a, steps=protocol.max_steps)):
         force = float(np.linalg.norm(free.get_forces(), axis=1).max())
         if force < 0.9 * smallest:
