@@ -80,7 +80,10 @@ def _convolution(interaction: torch.nn.Module) -> torch.nn.Module | None:
     if type(interaction.conv_tp) is not TensorProduct or hasattr(interaction, "conv_fusion"):
         return None
     weights = next(interaction.parameters())
-    return Convolution(interaction.conv_tp).to(weights.device, weights.dtype)
+    try:
+        return Convolution(interaction.conv_tp).to(weights.device, weights.dtype)
+    except ValueError:
+        return None
 
 
 def _with_less_work(network: torch.nn.Module, convolutions: Sequence[torch.nn.Module | None]) -> torch.nn.Module:
