@@ -630,6 +630,8 @@ def test_caption():
         "CHGNet 0.3.0 (chgnet 0.4), MACE-MP-0 (mace-torch 0.3): NVIDIA H200, 2026-01-02; "
         "CHGNet 0.2.0 (chgnet 0.4): a CPU, 2026-01-02. Bars: 95 %."
     )
+    named = provenance("mine") | {"potential": {"label": "Mine, untrained", "package": "mine 1.0"}}
+    assert figures.caption([named]).startswith("Mine, untrained (mine 1.0): ")
     bare = {"model": "chgnet-0.3.0", "device": "a CPU", "date": "2026-01-02"}
     assert figures.caption([bare]) == "CHGNet 0.3.0: a CPU, 2026-01-02."
     with pytest.raises(ValueError, match="lacks device, date"):

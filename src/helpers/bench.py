@@ -485,7 +485,10 @@ def record(
     protocol = protocol or Protocol()
     load_before, start = os.getloadavg(), time.perf_counter()
     table = measure(key, protocol, routes=routes, progress=progress)
-    about = {"key": key, "package": "random weights"} if key == RANDOM_MACE else potentials.load(key, "cpu").describe()
+    if key == RANDOM_MACE:
+        about = {"key": key, "label": "MACE, random weights", "package": f"mace-torch {version('mace-torch')}"}
+    else:
+        about = potentials.load(key, "cpu").describe()
     provenance = {
         "potential": about,
         "protocol": asdict(protocol),

@@ -22,7 +22,8 @@ def caption(provenances: Iterable[Mapping[str, object]], extra: str = "") -> str
     Parameters
     ----------
     provenances : iterable of mapping
-        From :func:`helpers.results.provenance`: ``model``, ``device``, ``date``, and ``potential`` with ``package``.
+        From :func:`helpers.results.provenance`: ``model``, ``device``, ``date``, and ``potential`` with ``package`` and, for a model
+        outside the catalogue, ``label``.
     extra : str
         A sentence to end with.
 
@@ -41,8 +42,8 @@ def caption(provenances: Iterable[Mapping[str, object]], extra: str = "") -> str
         missing = [key for key in ("model", "device", "date") if not provenance.get(key)]
         if missing:
             raise ValueError(f"a provenance lacks {', '.join(missing)}: {dict(provenance)}")
-        name = label(str(provenance["model"]))
-        package = (provenance.get("potential") or {}).get("package")
+        about = provenance.get("potential") or {}
+        name, package = about.get("label") or label(str(provenance["model"])), about.get("package")
         groups.setdefault((str(provenance["device"]), str(provenance["date"])), []).append(f"{name} ({package})" if package else name)
     if not groups:
         raise ValueError("a caption needs at least one provenance")
