@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 
 import ase
@@ -402,11 +403,28 @@ def test_an_ase_calculator_gives_its_own_numbers(load_model):
         ("ase:no_such_module_here.factory", "No module named"),
         ("ase:ase.calculators.emt.NoSuchThing", "NoSuchThing"),
         ("ase:builtins.dict", "returned dict, not an ASE calculator"),
+        ("ase:os.system", r"the factory, called without arguments, raised TypeError: system\(\) missing .*\(pos 1\)$"),
     ],
 )
 def test_keys_that_do_not_load(key, message):
     with pytest.raises(PotentialError, match=message):
         potentials.load(key)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def make():\n    return open('weights-that-are-missing.pt')", r"raised FileNotFoundError: .*missing.pt.*faulty.py, line 2\)"),
+        ("1 / 0", r"importing faulty raised ZeroDivisionError: .*faulty.py, line 1\)"),
+        ("def make(:", r"importing faulty raised SyntaxError: .*faulty.py, line 1\)$"),
+    ],
+)
+def test_a_factory_that_raises_is_named_with_its_line(source, message, tmp_path, monkeypatch):
+    (tmp_path / "faulty.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "faulty", raising=False)
+    with pytest.raises(PotentialError, match=message):
+        potentials.load("ase:faulty.make")
 
 
 def test_devices_that_do_not_exist(monkeypatch):

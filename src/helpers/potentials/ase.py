@@ -6,6 +6,7 @@ A calculator is evaluated one structure at a time; its exceptions become failed 
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Sequence
 
 import ase
@@ -99,7 +100,7 @@ def load(key: str) -> ASEPotential:
     Raises
     ------
     PotentialError
-        If the module or the function does not exist, or it does not return an ASE calculator.
+        If the module or the function does not exist, one of them raises, or what comes back is no ASE calculator.
     """
     path = key.removeprefix("ase:")
     module_name, _, factory_name = path.rpartition(".")
@@ -109,7 +110,20 @@ def load(key: str) -> ASEPotential:
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError) as error:
         raise PotentialError(f"{key!r}: {error}. The module must be importable (PYTHONPATH) and hold the factory.") from error
-    calculator = factory()
+    except Exception as error:
+        raise PotentialError(f"{key!r}: importing {module_name} raised {_described(error)}") from error
+    try:
+        calculator = factory()
+    except Exception as error:
+        raise PotentialError(f"{key!r}: the factory, called without arguments, raised {_described(error)}") from error
     if not hasattr(calculator, "get_property"):
         raise PotentialError(f"{key!r} returned {type(calculator).__name__}, not an ASE calculator.")
     return ASEPotential(key, calculator)
+
+
+def _described(error: Exception) -> str:
+    """Return an exception with the line of the user's code that raised it."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    # A syntax error names its own line.
+    place = "" if last.filename == __file__ or isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"
+    return f"{type(error).__name__}: {error}{place}"
