@@ -202,6 +202,8 @@ def _phonon_lines() -> list[dict[str, object]]:
         below = printed("4", "b", entry.paper_label, "fraction max(w_MLIP)/max(w_DFT) < 1") / 100
         mean, median = stats.loc[entry.paper_label, ["mean", "median"]]
         where = "the same 229 compounds"
+        if found is not None and found["n_failed"]:
+            where = f"{found['n']:.0f} of {where}"
         for figure, name, quantity, unit, paper, source, given, soft, ours_on in (
             ("4a", "value", "CsF, highest frequency", "THz", maxima[entry.key], "digitised", csf, _ANY, "CsF (mp-1784)"),
             ("4b", "ratio_mean", "highest frequency / DFT, mean", "1", mean, "digitised", found, _BELOW_ONE, where),
