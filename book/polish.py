@@ -60,6 +60,16 @@ def name_controls(soup: BeautifulSoup) -> None:
             summary["aria-label"] = f"Pages of {link.get_text(strip=True)}"
 
 
+def name_parts(soup: BeautifulSoup) -> None:
+    """Make the sidebar, logo included, a part of the page that a screen reader can jump to; an empty corner of a table heads nothing."""
+    sidebar = soup.select_one("#pst-primary-sidebar")
+    if sidebar:
+        sidebar["role"], sidebar["aria-label"] = "region", "Search and chapters"
+    for corner in soup.select("article thead th"):
+        if not corner.get_text(strip=True):
+            corner.name = "td"
+
+
 def plain_bibliography(soup: BeautifulSoup) -> None:
     """Remove the roles of the bibliography: its list may not hold the targets that stand in it, and that of its entries is deprecated."""
     for part in soup.select('.citation-list[role="list"], [role="doc-biblioentry"]'):
@@ -83,6 +93,7 @@ def polish(site: Path) -> None:
         soup = BeautifulSoup(before, "html.parser")
         pictures_apart(soup, site, "../" * (len(page.relative_to(site).parts) - 1))
         name_controls(soup)
+        name_parts(soup)
         plain_bibliography(soup)
         only_links_that_lead_somewhere(soup, page.relative_to(site))
         after = str(soup)

@@ -53,10 +53,12 @@ def uri(content):
 @pytest.fixture
 def site(tmp_path):
     """A page with a picture as data, a hidden cell, a list of contents and a bibliography; and a lab."""
-    page = f"""<html><body><ul><li class="has-children"><a href="t.html">Teaching</a><details><summary><i></i></summary></details></li></ul>
+    page = f"""<html><body><div id="pst-primary-sidebar"><p>Logo</p></div>
+        <ul><li class="has-children"><a href="t.html">Teaching</a><details><summary><i></i></summary></details></li></ul>
         <article><h1>x</h1><figure class="result"><img src="{uri(png(40, 10))}" alt="a figure" width="20"></figure>
         <details class="hide"><summary aria-label="Toggle hidden content"><p>Show code</p></summary></details>
         <div class="citation-list" role="list"><a id="a"></a><div role="doc-biblioentry">x</div></div>
+        <table><thead><tr><th></th><th>model</th></tr></thead></table>
         <p>a &lt; b &amp; c</p><script>if (a < b && c) {{ d = "</" + "p>"; }}</script></article></body></html>"""
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "notebooks" / "page.html").write_text(page)
@@ -89,6 +91,9 @@ def test_controls_have_the_names_that_are_seen(site):
     text = (site / "notebooks" / "page.html").read_text()
     soup = BeautifulSoup(text, "html.parser")
     assert soup.select_one("li summary")["aria-label"] == "Pages of Teaching"
+    assert soup.select_one("#pst-primary-sidebar[role=region]")["aria-label"] == "Search and chapters"
+    assert [cell.get_text() for cell in soup.select("thead th")] == ["model"]
+    assert len(soup.select("thead tr > *")) == 2
     assert not soup.select("details.hide > summary[aria-label], [role=list], [role=doc-biblioentry]")
     # Text and scripts are as they were.
     assert "a &lt; b &amp; c" in text
