@@ -416,6 +416,7 @@ def test_keys_that_do_not_load(key, message):
     [
         ("def make():\n    return open('weights-that-are-missing.pt')", r"raised FileNotFoundError: .*missing.pt.*faulty.py, line 2\)"),
         ("1 / 0", r"importing faulty raised ZeroDivisionError: .*faulty.py, line 1\)"),
+        ("import math\nmath.no_such_thing", r"importing faulty raised AttributeError: .*no_such_thing.*faulty.py, line 2\)"),
         ("def make(:", r"importing faulty raised SyntaxError: .*faulty.py, line 1\)$"),
     ],
 )

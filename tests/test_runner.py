@@ -288,7 +288,8 @@ def test_a_run_keeps_its_memory():
             for _ in range(20):
                 arrays = [torch.ones(200_000) for _ in range(20)]
             return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-        assert ctypes.CDLL(None).mallopt(-3, 128 * 2**10)
+        M_MMAP_THRESHOLD = -3
+        assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 * 2**10)
         left = faults()
         assert runner.keep_memory()
         faults()

@@ -535,7 +535,7 @@ def relax(potential: Potential, crystal: ase.Atoms, protocol: Protocol) -> ase.A
     Raises
     ------
     ValueError
-        If it does not converge or cannot be evaluated.
+        If it cannot be evaluated, or does not converge, with shorter steps neither.
     """
     # An energy surface that is not smooth can lead long steps astray; then once more from the start, with ASE's own, shorter ones.
     failure = ""

@@ -107,11 +107,15 @@ def load(key: str) -> ASEPotential:
     if not module_name:
         raise PotentialError(f"{key!r}: write ase:module.factory, for example ase:ase.calculators.emt.EMT")
     try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
-        raise PotentialError(f"{key!r}: {error}. The module must be importable (PYTHONPATH) and hold the factory.") from error
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise PotentialError(f"{key!r}: {error}. The module, and what it imports, must be importable (PYTHONPATH).") from error
     except Exception as error:
         raise PotentialError(f"{key!r}: importing {module_name} raised {_described(error)}") from error
+    try:
+        factory = getattr(module, factory_name)
+    except AttributeError as error:
+        raise PotentialError(f"{key!r}: {error}") from error
     try:
         calculator = factory()
     except Exception as error:
