@@ -1,13 +1,103 @@
-"""Small operations on crystal structures that several benchmarks need."""
+"""The one door through which structures enter, and small operations on crystals that several benchmarks need."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from os import PathLike
+
 import ase
 import numpy as np
+from ase.constraints import FixAtoms, FixScaled
 from ase.neighborlist import neighbor_list
-from pymatgen.core import Structure
+from pymatgen.core import IStructure, Structure
+from pymatgen.electronic_structure.core import Magmom
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+_WANTED = "give ase.Atoms or an ordered pymatgen Structure, one or several in a list"
+
+
+def enter(atoms: ase.Atoms) -> ase.Atoms:
+    """Return a copy for an evaluation: without constraints and calculator, with everything that a calculator may read.
+
+    ``get_forces`` of atoms with constraints returns zeros for those that are held, whatever the energy's derivative is. Charge and
+    spin (``info``), initial magnetic moments and charges, tags and all other arrays stay.
+    """
+    bare = atoms.copy()
+    bare.set_constraint()
+    return bare
+
+
+def many(structures: ase.Atoms | IStructure | Iterable[ase.Atoms | IStructure]) -> list[ase.Atoms]:
+    """Return structures as a list of ASE atoms, however they come.
+
+    Parameters
+    ----------
+    structures : ase.Atoms, pymatgen Structure, or iterable of either
+        ASE atoms are passed on as they are. Of a pymatgen structure magnetic moments (those of its species too), site charges, its
+        total charge, tags and properties travel; selective dynamics become constraints, as when ASE reads the same POSCAR.
+
+    Returns
+    -------
+    list of ase.Atoms
+
+    Raises
+    ------
+    TypeError
+        If something else is given, or one of several is something else.
+    ValueError
+        If a pymatgen structure has a site that more than one species share, or that is partly empty.
+    """
+    if isinstance(structures, (ase.Atoms, IStructure)):
+        return [_atoms(structures, "the structure")]
+    if isinstance(structures, (str, bytes, PathLike, Mapping)) or not isinstance(structures, Iterable):
+        raise TypeError(f"{_shown(structures)} is no structure; {_WANTED} (ase.io.read reads a file)")
+    return [_atoms(structure, f"structure {number}") for number, structure in enumerate(structures)]
+
+
+def _shown(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text[:60]}{'…' * (len(text) > 60)}"
+
+
+def _atoms(structure: ase.Atoms | IStructure, name: str) -> ase.Atoms:
+    if isinstance(structure, ase.Atoms):
+        return structure
+    if not isinstance(structure, IStructure):
+        raise TypeError(f"{name} is {_shown(structure)}; {_WANTED}")
+    if not structure.is_ordered:
+        raise ValueError(f"{name}, {structure.formula}, is disordered: sites are shared or partly empty; {_WANTED}")
+    atoms = plain(structure)
+    atoms.pbc = structure.lattice.pbc
+    atoms.info = dict(structure.properties)
+    if structure._charge is not None:
+        atoms.info["charge"] = structure._charge
+    sites = [site.properties for site in structure]
+    moments = [one.get("magmom", getattr(site.specie, "spin", None)) for one, site in zip(sites, structure, strict=True)]
+    if any(moment is not None for moment in moments):
+        vectors = np.array([Magmom(moment or 0).global_moment for moment in moments])
+        atoms.set_initial_magnetic_moments(vectors if vectors[:, :2].any() else vectors[:, 2])
+    if any(one.get("charge") is not None for one in sites):
+        atoms.set_initial_charges([one.get("charge") or 0.0 for one in sites])
+    if any(one.get("tags") is not None for one in sites):
+        atoms.set_tags([one.get("tags") or 0 for one in sites])
+    fixed = ~np.array([np.ones(3, bool) if one.get("selective_dynamics") is None else one["selective_dynamics"] for one in sites], bool)
+    whole = fixed.all(axis=1)
+    partly = [FixScaled(int(k), fixed[k]) for k in np.flatnonzero(fixed.any(axis=1) & ~whole)]
+    atoms.set_constraint([FixAtoms(mask=whole)] * bool(whole.any()) + partly)
+    return atoms
+
+
+def right_handed(atoms: ase.Atoms) -> tuple[ase.Atoms, float]:
+    """Return atoms with a right-handed cell, and the sign (±1) by which the cell vectors were multiplied for it.
+
+    Turning all three vectors round leaves lattice, positions and order as they are, and multiplying by the sign once more undoes it.
+    """
+    sign = -1.0 if np.linalg.det(atoms.cell.array) < 0 else 1.0
+    if sign < 0:
+        atoms = atoms.copy()
+        atoms.set_cell(-atoms.cell.array, apply_constraint=False)
+    return atoms, sign
 
 
 def plain(structure: Structure) -> ase.Atoms:
