@@ -3,44 +3,61 @@
 from __future__ import annotations
 
 import csv
+import email.utils
+import errno
 import hashlib
 import http.server
+import io
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import pooch
 import pytest
+import torch
 
 from helpers import registry
 from helpers.registry import RegistryError
 
 CONTENT = b"forces and energies\n" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+KINDS = {".json": b'{"a": 1}', ".gz": b"\x1f\x8b\x08\x00", ".lzma": b"\xfd7zXZ\x00", ".xml": b"<?xml version='1.0'?><a/>"}
 FIELDS = ["key", "benchmark", "url", "sha256", "bytes", "mirror_path", "licence", "citation"]
 
 
 @pytest.fixture
 def server():
-    """A server that sends CONTENT. ``failures`` counts the requests that it still answers with 500; ``requests`` lists the paths."""
+    """A server that sends CONTENT. ``failures`` counts the requests that it still answers with ``status``; ``requests`` lists the paths.
+
+    ``headers`` go with failures; ``cut`` leaves out so many bytes that the header promises; ``pause`` is a lock to be had before content.
+    """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.server.requests.append(self.path)
             if self.server.failures:
                 self.server.failures -= 1
-                self.send_error(500)
+                self.send_response(self.server.status)
+                for name, value in {"Content-Length": "0", **self.server.headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
                 return
             self.send_response(200)
             self.send_header("Content-Length", str(len(self.server.content)))
             self.end_headers()
-            self.wfile.write(self.server.content)
+            with self.server.pause:
+                self.wfile.write(self.server.content[: len(self.server.content) - self.server.cut])
 
         def log_message(self, *_: object) -> None:
             pass
 
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.failures, httpd.requests, httpd.content = 0, [], CONTENT
+    httpd.status, httpd.headers, httpd.cut, httpd.pause = 500, {}, 0, threading.Lock()
     httpd.address = f"http://127.0.0.1:{httpd.server_port}"
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -52,13 +69,16 @@ def server():
 
 @pytest.fixture
 def small_registry(tmp_path, monkeypatch, server):
-    """A registry of three files on the server, with its own cache and no mirror."""
+    """A registry of a few files on the server, with its own cache and no mirror. ``waits`` lists the pauses between attempts."""
     data = tmp_path / "data"
     data.mkdir()
     rows = [
         ["good", "forces", f"{server.address}/good.bin", SHA256, len(CONTENT), "owner/good.bin", "MIT", "A"],
         ["wrong", "forces", f"{server.address}/wrong.bin", "0" * 64, "", "owner/wrong.bin", "MIT", "B"],
         ["unsigned", "weights", f"{server.address}/unsigned.bin", "", "", "owner/unsigned.bin", "MIT", "C"],
+        ["network", "networks", f"{server.address}/network.model", "", "", "owner/network.model", "MIT", "D"],
+        ["sized", "networks", f"{server.address}/sized.bin", "", len(CONTENT), "owner/sized.bin", "MIT", "E"],
+        *([f"kind{end}", "kinds", f"{server.address}/kind{end}", "", "", f"owner/kind{end}", "MIT", "F"] for end in KINDS),
     ]
     with (data / "registry.csv").open("w", newline="") as handle:
         csv.writer(handle).writerows([FIELDS, *rows])
@@ -66,14 +86,21 @@ def small_registry(tmp_path, monkeypatch, server):
     monkeypatch.setenv(registry.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.delenv(registry.MIRROR_VARIABLE, raising=False)
     monkeypatch.delenv(registry.OFFLINE_VARIABLE, raising=False)
-    # The pause between attempts is not what is tested.
-    monkeypatch.setattr(time, "sleep", lambda _: None)
+    server.waits = []
+    monkeypatch.setattr(time, "sleep", server.waits.append)
     return tmp_path
 
 
 def cached(folder: Path) -> list[str]:
-    """List the files in the cache."""
-    return sorted(path.name for path in (folder / "cache").rglob("*") if path.is_file())
+    """List the files in the cache, without locks."""
+    return sorted(path.name for path in (folder / "cache").rglob("*") if path.is_file() and path.name != ".lock")
+
+
+def archive() -> bytes:
+    """Return a small model file, a zip archive."""
+    buffer = io.BytesIO()
+    torch.save({"weight": torch.arange(300.0)}, buffer)
+    return buffer.getvalue()
 
 
 def test_download_is_verified_and_leaves_nothing_else(small_registry, server):
@@ -108,7 +135,8 @@ def test_a_server_that_stays_down_is_an_error(small_registry, server):
     with pytest.raises(RegistryError, match=r"good.*good.bin.*put it at .*owner/good.bin") as caught:
         registry.fetch("good")
     assert "500" in str(caught.value)
-    assert 1 < len(server.requests) < 10
+    assert len(server.requests) == 4
+    assert server.waits == [1, 4, 16]
     assert cached(small_registry) == []
 
 
@@ -143,6 +171,9 @@ def test_offline_says_what_to_put_where(small_registry, server, monkeypatch):
 def test_a_damaged_file_in_the_cache_is_refused(small_registry, server):
     path = registry.fetch("good")
     path.write_bytes(CONTENT + b"x")
+    with pytest.raises(RegistryError, match=r"good.bin is not the registered good: 20001 bytes, expected 20000\. Delete it, and fetch"):
+        registry.fetch("good")
+    path.write_bytes(CONTENT.replace(b"e", b"x"))
     with pytest.raises(RegistryError, match=r"good.bin is not the registered good: SHA-256 [0-9a-f]{64}, expected"):
         registry.fetch("good")
     path.unlink()
@@ -187,19 +218,183 @@ def test_first_download_is_trusted_recorded_and_enforced(small_registry, server)
         registry.fetch("unsigned")
 
 
-def test_a_second_download_must_be_the_recorded_file(small_registry, server):
+def test_a_mismatch_names_the_record_that_must_go(small_registry, server):
+    path = registry.fetch("unsigned")
+    path.write_bytes(b"something else")
+    with pytest.raises(RegistryError, match=r"Delete it and .*owner/unsigned.bin.sha256, which records what came first"):
+        registry.fetch("unsigned")
+
+
+def test_a_record_without_its_file_is_no_truth(small_registry, server, monkeypatch):
+    """A deleted file is fetched again, and a change since the first download is not silent."""
     registry.fetch("unsigned").unlink()
+    assert registry.expected_sha256(registry.lookup("unsigned")) == ""
     server.content = b"another file under the same address"
+    changed = hashlib.sha256(server.content).hexdigest()
+    said = []
+    monkeypatch.setattr(pooch.get_logger(), "warning", lambda text, *values: said.append(text % values))
+    assert registry.fetch("unsigned").read_bytes() == server.content
+    assert f"unsigned has changed since its first download: SHA-256 was {SHA256}, is {changed}." in said
+    assert registry.expected_sha256(registry.lookup("unsigned")) == changed
+
+
+PAGES = (b"<!DOCTYPE html><title>Sign in</title>", b"\n <HTML><body>503</body></HTML>", b"\xef\xbb\xbf<html>")
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("key", ["good", "unsigned", "network", "kind.xml"])
+def test_a_page_instead_of_the_file_is_refused_and_leaves_nothing(small_registry, server, key, page):
+    """With status 200, as proxies send them. Nothing is recorded: the next download is the first one."""
+    server.content = page
+    with pytest.raises(RegistryError, match=f"Could not download {key} from .*a web page.*put it at "):
+        registry.fetch(key)
+    assert cached(small_registry) == []
+    assert len(server.requests) == 1, "the page would come again"
+    server.content = {"network": archive(), "kind.xml": KINDS[".xml"]}.get(key, CONTENT)
+    assert registry.fetch(key).read_bytes() == server.content
+
+
+@pytest.mark.parametrize("content", [b"busy", b"", archive()[:-100], b'{"message": "not found"}'], ids=["text", "empty", "cut", "json"])
+def test_a_model_file_that_is_no_archive_is_refused(small_registry, server, content):
+    server.content = content
+    with pytest.raises(RegistryError, match=rf"no zip archive, as a file .model is.*\({len(content)} bytes\)"):
+        registry.fetch("network")
+    assert cached(small_registry) == []
+
+
+@pytest.mark.parametrize("ending", KINDS)
+def test_a_file_is_of_the_kind_that_its_name_says(small_registry, server, ending):
+    server.content = b"try again later"
+    with pytest.raises(RegistryError, match=f"it is no file {ending}"):
+        registry.fetch(f"kind{ending}")
+    assert cached(small_registry) == []
+    server.content = KINDS[ending]
+    assert registry.fetch(f"kind{ending}").read_bytes() == server.content
+
+
+def test_a_page_that_an_earlier_version_recorded_is_found_out(small_registry, server):
+    place = small_registry / "cache" / "owner"
+    place.mkdir(parents=True)
+    (place / "network.model").write_bytes(PAGES[0])
+    (place / "network.model.sha256").write_text(hashlib.sha256(PAGES[0]).hexdigest())
+    with pytest.raises(RegistryError, match=r"network.model is not the registered network: it is a web page.*Delete it and .*model.sha256"):
+        registry.fetch("network")
+    # The advice works, and to delete the file alone is enough.
+    (place / "network.model").unlink()
+    server.content = archive()
+    assert registry.fetch("network").read_bytes() == server.content
+
+
+@pytest.mark.parametrize("content", [CONTENT[:-1], CONTENT + b"x"])
+def test_a_file_of_another_size_is_refused(small_registry, server, content):
+    server.content = content
+    with pytest.raises(RegistryError, match=f"sized.*{len(content)} bytes, expected {len(CONTENT)}"):
+        registry.fetch("sized")
+    assert cached(small_registry) == []
+
+
+def test_a_body_shorter_than_its_header_says_is_tried_again(small_registry, server):
+    server.cut = 7000
     with pytest.raises(RegistryError, match="unsigned"):
         registry.fetch("unsigned")
-    assert cached(small_registry) == ["unsigned.bin.sha256"]
-    server.content = CONTENT
-    assert registry.fetch("unsigned").read_bytes() == CONTENT
+    assert cached(small_registry) == []
+    assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize(
+    ("status", "meaning"), [(404, "no such file"), (403, "refuses access"), (410, "was withdrawn"), (401, "wants a login")]
+)
+def test_a_refusal_is_not_tried_again_and_says_what_it_means(small_registry, server, status, meaning):
+    server.failures, server.status = 100, status
+    with pytest.raises(RegistryError, match=f"good from .*: {status} .*{meaning}.*put it at"):
+        registry.fetch("good")
+    assert len(server.requests) == 1
+    assert server.waits == []
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_asked_again_when_it_says(small_registry, server, status):
+    server.failures, server.status, server.headers = 2, status, {"Retry-After": "7"}
+    assert registry.fetch("good").read_bytes() == CONTENT
+    assert server.waits == [7, 7]
+
+
+def test_a_date_to_wait_for_is_understood(small_registry, server):
+    server.failures, server.status = 1, 503
+    server.headers = {"Retry-After": email.utils.formatdate(time.time() + 30, usegmt=True)}
+    registry.fetch("good")
+    assert 25 < server.waits[0] <= 31
+
+
+@pytest.mark.parametrize(("header", "waits"), [("3600", []), ("nonsense", [1, 4, 16])])
+def test_a_wait_of_an_hour_is_left_to_the_user(small_registry, server, header, waits):
+    server.failures, server.status, server.headers = 100, 503, {"Retry-After": header}
+    with pytest.raises(RegistryError, match="asks to wait 3600 s" if not waits else "503 .*the server fails"):
+        registry.fetch("good")
+    assert server.waits == waits
+
+
+def test_what_killed_downloads_left_is_cleared_but_no_other_file(small_registry):
+    place = small_registry / "cache" / "owner"
+    place.mkdir(parents=True)
+    for name in ("tmpabcd1234", "tmp_a2_c4_x", "tmpdir.json", "other.bin"):
+        (place / name).write_bytes(b"x")
+    registry.fetch("good")
+    assert cached(small_registry) == ["good.bin", "other.bin", "tmpdir.json"]
+
+
+def test_a_second_process_waits_for_the_first_and_takes_its_file(small_registry, server):
+    """The download that runs is not disturbed: neither its temporary file nor the server is touched."""
+    command = [sys.executable, "-c", "from helpers import registry; print(registry.fetch('good'))"]
+    with server.pause:
+        jobs = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+        partial = small_registry / "cache" / "owner"
+        for _ in range(600):
+            if server.requests and list(partial.glob("tmp*")):
+                break
+            threading.Event().wait(0.05)
+        # Time for the other one to come to the lock.
+        threading.Event().wait(1.0)
+        assert len(list(partial.glob("tmp*"))) == 1
+    outputs = [job.communicate(timeout=120) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], outputs
+    assert server.requests == ["/good.bin"]
+    assert sum("Another process downloads" in errors for _, errors in outputs) == 1
+    assert cached(small_registry) == ["good.bin"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_rights_that_the_user_gives_to_files(small_registry, umask, mode):
+    before = os.umask(umask)
+    try:
+        assert registry.fetch("good").stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_gets_its_own_advice(small_registry, server, monkeypatch, number):
+    def full(self, url, output_file, pooch):
+        Path(output_file).write_bytes(b"half")
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(pooch.HTTPDownloader, "__call__", full)
+    with pytest.raises(RegistryError, match=r"the disk is full \(.*cache: \d+\.\d MB free, needed: 0\.0 MB\).*SOFTENING_CACHE"):
+        registry.fetch("good")
+    assert cached(small_registry) == []
+    assert server.waits == [], "a full disk does not empty itself"
+
+
+def test_names_with_a_slip_are_asked_back(small_registry):
+    with pytest.raises(RegistryError, match=r"'unsinged' is not in .*Did you mean unsigned\?"):
+        registry.fetch("unsinged")
+    with pytest.raises(RegistryError, match=r"no files for 'weigths'.*Did you mean weights\?"):
+        registry.files("weigths")
 
 
 def test_fetch_all_goes_on_after_an_error(small_registry):
     results = dict((file.key, result) for file, result in registry.fetch_all(registry.files()))
-    assert list(results) == ["good", "wrong", "unsigned"]
+    assert list(results)[:3] == ["good", "wrong", "unsigned"]
     assert results["good"].read_bytes() == results["unsigned"].read_bytes() == CONTENT
     assert isinstance(results["wrong"], RegistryError)
     assert [file.key for file, _ in registry.fetch_all(registry.files("forces"))] == ["good", "wrong"]
@@ -209,7 +404,7 @@ def test_unknown_names(small_registry, monkeypatch):
     for ask in (registry.lookup, registry.local_path, registry.fetch):
         with pytest.raises(RegistryError, match=r"'nonsense' is not in .*registry.csv"):
             ask("nonsense")
-    with pytest.raises(RegistryError, match=r"no files for 'nonsense'. It has: forces, weights"):
+    with pytest.raises(RegistryError, match=r"no files for 'nonsense'. It has: forces, kinds, networks, weights"):
         registry.files("nonsense")
     monkeypatch.setenv(registry.DATA_VARIABLE, str(small_registry))
     with pytest.raises(RegistryError, match=r"holds no registry.csv.*SOFTENING_DATA"):

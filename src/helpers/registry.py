@@ -10,31 +10,56 @@ to a verified copy. It looks, in this order, in
 3. the public address, unless ``SOFTENING_OFFLINE`` is set.
 
 A file whose checksum differs from the registry is never returned: a bad download is deleted, a bad
-mirror file is refused.
+mirror file is refused. Where the registry lacks a checksum, size and kind of the file are all that tells it from an error page.
 """
 
 from __future__ import annotations
 
 import csv
+import difflib
+import errno
 import hashlib
 import os
+import shutil
+import time
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pooch
+import requests
+from filelock import FileLock, Timeout
+from urllib3.exceptions import InvalidHeader
+from urllib3.util import Retry
 
 MIRROR_VARIABLE = "SOFTENING_MIRROR"
 CACHE_VARIABLE = "SOFTENING_CACHE"
 OFFLINE_VARIABLE = "SOFTENING_OFFLINE"
 DATA_VARIABLE = "SOFTENING_DATA"
 
-_DOWNLOAD_ATTEMPTS = 4
+_WAITS_S = (1, 4, 16)  # between attempts
+_LONGEST_WAIT_S = 120  # that a server may ask for
+_REFUSALS = {
+    401: "the server wants a login",
+    403: "the server, or a proxy on the way, refuses access",
+    404: "the server has no such file; it may have moved",
+    410: "the file was withdrawn",
+}
+_ZIP_ARCHIVES = (".model", ".pt", ".zip", ".xlsx")
+# What files begin with, by the ending of their names.
+_BEGINNINGS = {".gz": b"\x1f\x8b", ".lzma": (b"\xfd7zXZ", b"\x5d\x00\x00"), ".json": (b"{", b"["), ".xml": b"<"}
 
 
 class RegistryError(Exception):
     """A registered file is unknown, missing, or not what the registry says it is."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return the question whether a known name was meant by an unknown one, with a blank before it; nothing if none is near."""
+    found = difflib.get_close_matches(name, list(known), 1)
+    return f" Did you mean {found[0]}?" if found else ""
 
 
 @dataclass(frozen=True)
@@ -130,16 +155,17 @@ def files(benchmark: str | None = None) -> list[RegisteredFile]:
     chosen = [file for file in everything if file.benchmark == benchmark]
     if not chosen:
         groups = ", ".join(sorted({file.benchmark for file in everything}))
-        raise RegistryError(f"The registry has no files for {benchmark!r}. It has: {groups}.")
+        near = nearest(benchmark, {file.benchmark for file in everything})
+        raise RegistryError(f"The registry has no files for {benchmark!r}. It has: {groups}.{near}")
     return chosen
 
 
 def lookup(key: str) -> RegisteredFile:
     """Return the registry row of one file."""
-    try:
-        return _load(data_dir() / "registry.csv")[key]
-    except KeyError:
-        raise RegistryError(f"{key!r} is not in {data_dir() / 'registry.csv'}.") from None
+    known = _load(data_dir() / "registry.csv")
+    if key not in known:
+        raise RegistryError(f"{key!r} is not in {data_dir() / 'registry.csv'}.{nearest(key, known)}")
+    return known[key]
 
 
 def sha256(path: Path) -> str:
@@ -154,11 +180,14 @@ def _first_seen(file: RegisteredFile) -> Path:
 
 
 def expected_sha256(file: RegisteredFile) -> str:
-    """Return the checksum a file must have: the registered one, else the one recorded at first download, else ''."""
-    if file.sha256:
-        return file.sha256
+    """Return the checksum a file must have: the registered one, else the one recorded at its download, else ''.
+
+    A record whose file is gone from the cache counts no more: who deletes a file wants another one.
+    """
     note = _first_seen(file)
-    return note.read_text().strip() if note.is_file() else ""
+    if file.sha256 or not note.is_file() or not (cache_dir() / file.mirror_path).is_file():
+        return file.sha256
+    return note.read_text().strip()
 
 
 def local_path(key: str) -> Path | None:
@@ -187,12 +216,29 @@ def _verify(path: Path, file: RegisteredFile) -> None:
     seen = (str(path), stat.st_size, stat.st_mtime_ns)
     if seen in _verified:
         return
-    expected = expected_sha256(file)
-    if expected and (actual := sha256(path)) != expected:
-        raise RegistryError(
-            f"{path} is not the registered {file.key}: SHA-256 {actual}, expected {expected}. Delete it and fetch it again from {file.url}."
-        )
+    expected, wrong = expected_sha256(file), _wrong(path, file)
+    if not wrong and expected and (actual := sha256(path)) != expected:
+        wrong = f"SHA-256 {actual}, expected {expected}"
+    if wrong:
+        note = _first_seen(file)
+        also = f" and {note}, which records what came first" if not file.sha256 and note.is_file() else ""
+        raise RegistryError(f"{path} is not the registered {file.key}: {wrong}. Delete it{also}, and fetch it again from {file.url}.")
     _verified.add(seen)
+
+
+def _wrong(path: Path, file: RegisteredFile) -> str:
+    """Return what tells a file from the registered one at first sight: another kind or size; '' if nothing does."""
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        beginning = handle.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")
+    ending = Path(file.mirror_path).suffix
+    if beginning[:14].lower().startswith((b"<!doctype html", b"<html")):
+        return "it is a web page, such as a proxy or a login sends instead of a file"
+    if ending in _ZIP_ARCHIVES and not zipfile.is_zipfile(path):
+        return f"it is no zip archive, as a file {ending} is, or not the whole of one ({size} bytes)"
+    if not beginning.startswith(_BEGINNINGS.get(ending, b"")):
+        return f"it is no file {ending}, by its first bytes ({size} bytes)"
+    return f"{size} bytes, expected {file.size}" if file.size and size != file.size else ""
 
 
 def fetch(key: str) -> Path:
@@ -222,24 +268,90 @@ def fetch(key: str) -> Path:
 
 
 def _download(file: RegisteredFile) -> Path:
-    target = cache_dir() / file.mirror_path
-    expected = expected_sha256(file)
+    folder = (cache_dir() / file.mirror_path).parent
     try:
-        # pooch writes to a temporary name, verifies, deletes on mismatch, and only then renames.
-        pooch.create(
-            path=target.parent,
-            base_url="",
-            registry={target.name: f"sha256:{expected}" if expected else None},
-            urls={target.name: file.url},
-            retry_if_failed=_DOWNLOAD_ATTEMPTS - 1,
-        ).fetch(target.name, downloader=pooch.HTTPDownloader(progressbar=True, timeout=60))
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            # Perhaps the process that this one waited for has brought it.
+            if (found := local_path(file.key)) is not None:
+                return found
+            for left_over in folder.glob("tmp" + 8 * "[a-z0-9_]"):
+                left_over.unlink()
+            return _bring(file, folder)
     except (OSError, ValueError) as error:
-        raise RegistryError(
-            f"Could not download {file.key} from {file.url}: {error}. Without a network, get it elsewhere and put it at {target}."
-        ) from error
-    if not expected:
-        _first_seen(file).write_text(sha256(target) + "\n")
-    return target
+        raise RegistryError(f"Could not download {file.key} from {file.url}: {_advice(error, file)}") from error
+
+
+def _alone(folder: Path):
+    """Let one process at a time download into a folder, so that what lies there under a temporary name is of a killed one."""
+    lock = FileLock(folder / ".lock", mode=0o666)
+    try:
+        return lock.acquire(timeout=0)
+    except Timeout:
+        pooch.get_logger().info("Another process downloads to %s; waiting for it.", folder)
+        return lock.acquire()
+
+
+def _bring(file: RegisteredFile, folder: Path) -> Path:
+    name = Path(file.mirror_path).name
+    # pooch writes to a temporary name, verifies, deletes on mismatch, and only then renames.
+    source = pooch.create(folder, "", registry={name: f"sha256:{file.sha256}" if file.sha256 else None}, urls={name: file.url})
+    waits = iter(_WAITS_S)
+    while True:
+        try:
+            return Path(source.fetch(name, downloader=partial(_stream, file)))
+        except requests.RequestException as error:
+            pause = _pause(error.response, next(waits, None))
+            if pause is None:
+                raise
+            pooch.get_logger().info("%s; trying again in %.0f s.", error, pause)
+            time.sleep(pause)
+
+
+def _pause(response: requests.Response | None, wait: float | None) -> float | None:
+    """Return how long to wait (s) before the next attempt, or None where that is of no use."""
+    if response is None or wait is None:
+        return wait
+    asked = _asked(response)
+    if asked is not None:
+        return asked if asked <= _LONGEST_WAIT_S else None
+    return wait if response.status_code in (408, 429) or response.status_code >= 500 else None
+
+
+def _asked(response: requests.Response) -> float | None:
+    """Return the seconds that a busy server asks to wait."""
+    try:
+        return Retry().get_retry_after(response) if response.status_code in (429, 503) else None
+    except InvalidHeader:
+        return None
+
+
+def _stream(file: RegisteredFile, url: str, output: str, source: pooch.Pooch) -> None:
+    path = Path(output)
+    # pooch makes the temporary file private; made anew it has the rights that the user gives to files.
+    path.unlink()
+    pooch.HTTPDownloader(progressbar=True, chunk_size=2**16, timeout=60)(url, output, source)
+    if wrong := _wrong(path, file):
+        raise ValueError(wrong)
+    if not file.sha256:
+        note, new = _first_seen(file), sha256(path)
+        if note.is_file() and (old := note.read_text().strip()) != new:
+            pooch.get_logger().warning("%s has changed since its first download: SHA-256 was %s, is %s.", file.key, old, new)
+        note.write_text(new + "\n")
+
+
+def _advice(error: Exception, file: RegisteredFile) -> str:
+    """Return what went wrong with a download, and what to do."""
+    folder, response = cache_dir(), getattr(error, "response", None)
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        free, needed = (f"{size / 1e6:.1f} MB" if size else "not known" for size in (shutil.disk_usage(folder).free, file.size))
+        return f"the disk is full ({folder}: {free} free, needed: {needed}). Make room, or let {CACHE_VARIABLE} name another folder."
+    what = str(error)
+    if response is not None:
+        asked = _asked(response)
+        meaning = _REFUSALS.get(response.status_code) or (f"the server asks to wait {asked:.0f} s" if asked else "the server fails")
+        what = f"{response.status_code} {response.reason}: {meaning}"
+    return f"{what}. Get it elsewhere, or later, and put it at {folder / file.mirror_path}."
 
 
 def available(keys: Iterable[str]) -> bool:
