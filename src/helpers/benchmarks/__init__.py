@@ -17,13 +17,15 @@ sets ``ATOMS_PER_SHARD``, the size of the pieces in which :mod:`helpers.runner` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 
 import ase
 import pandas as pd
+
+from helpers.registry import nearest
 
 CATALOGUE = (
     "surfaces",
@@ -84,8 +86,24 @@ def module(name: str) -> ModuleType:
         If there is no such benchmark; the message lists those there are.
     """
     if name not in CATALOGUE:
-        raise KeyError(f"unknown benchmark {name!r}; there are: {', '.join(CATALOGUE)}")
+        raise KeyError(f"unknown benchmark {name!r}; there are: {', '.join(CATALOGUE)}.{nearest(name, CATALOGUE)}")
     return import_module(f"helpers.benchmarks.{name}")
+
+
+def chosen_sets(known: Collection[str], sets: str | Iterable[str] | None) -> list[str]:
+    """Return the reference sets that are asked for, each once: all of a benchmark's ``SETS`` if None.
+
+    Raises
+    ------
+    KeyError
+        If one is unknown or none is given; the message lists those there are.
+    """
+    names = list(known) if sets is None else list(dict.fromkeys([sets] if isinstance(sets, str) else sets))
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        what = f"unknown set(s) {', '.join(unknown)}" if unknown else "no set is given"
+        raise KeyError(f"{what}; there are: {', '.join(known)}.{''.join(nearest(name, known) for name in unknown)}")
+    return names
 
 
 def row(

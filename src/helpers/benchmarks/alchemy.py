@@ -37,7 +37,7 @@ from ase.build import bulk
 from ase.neighborlist import neighbor_list
 
 from helpers import alchemy, engine, finetune, softening
-from helpers.benchmarks import Case, elasticity, off_equilibrium, row, table
+from helpers.benchmarks import Case, chosen_sets, elasticity, off_equilibrium, row, table
 from helpers.benchmarks.solid_solutions import mixing_energy
 from helpers.finetune import Label, Recipe
 from helpers.potentials.base import Potential, StructureError
@@ -132,10 +132,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         If a file of ``one-label`` cannot be had.
     """
     protocol = protocol or Protocol()
-    names = list(SETS) if sets is None else list(sets)
-    unknown = set(names) - set(SETS)
-    if unknown:
-        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    names = chosen_sets(SETS, sets)
     makers = {"rocksalt": _rocksalt, "explicit": _explicit, "one-label": _one_label}
     return [case for name in names for case in makers[name](protocol)]
 

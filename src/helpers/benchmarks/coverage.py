@@ -48,7 +48,7 @@ import pandas as pd
 from ase.build import bulk
 
 from helpers import linear, softening
-from helpers.benchmarks import Case, fine_tuning, off_equilibrium, row, students, table
+from helpers.benchmarks import Case, chosen_sets, fine_tuning, off_equilibrium, row, students, table
 from helpers.finetune import Label
 from helpers.linear import Capacity, Weights
 from helpers.potentials.base import Potential, PotentialError, Prediction
@@ -149,10 +149,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         If a set is unknown.
     """
     protocol = protocol or Protocol()
-    chosen = list(SETS) if sets is None else list(sets)
-    unknown = set(chosen) - set(SETS)
-    if unknown:
-        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    chosen = chosen_sets(SETS, sets)
     found = []
     for name in chosen:
         variants = _variants(protocol) if name == "silicon" else _teacher_variants(protocol)

@@ -38,7 +38,7 @@ import pandas as pd
 from ase.build import bulk
 
 from helpers import finetune
-from helpers.benchmarks import Case, fine_tuning, mending, migration, off_equilibrium, phonons, row, table
+from helpers.benchmarks import Case, chosen_sets, fine_tuning, mending, migration, off_equilibrium, phonons, row, table
 from helpers.finetune import Label, Recipe
 from helpers.potentials.base import Potential
 
@@ -128,10 +128,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         If a set is unknown.
     """
     protocol = protocol or Protocol()
-    chosen = list(SETS) if sets is None else list(sets)
-    unknown = set(chosen) - set(SETS)
-    if unknown:
-        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    chosen = chosen_sets(SETS, sets)
     compounds = phonons.cases(sets=["phonondb"]) if "displacements" in chosen else []
     frames = _vacancy_frames(protocol) if "vacancy-hops" in chosen else {}
     found = []

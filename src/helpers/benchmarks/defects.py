@@ -63,7 +63,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from helpers import engine, registry, softening, structures
-from helpers.benchmarks import Case, row, surfaces, table
+from helpers.benchmarks import Case, chosen_sets, row, surfaces, table
 from helpers.potentials.base import Potential
 
 _ANGSTEN = "atomind-ai/mlip-arena/benchmarks/vacancy_migration"
@@ -325,10 +325,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         If a file cannot be had; the message says which, and where to put it.
     """
     protocol = Protocol() if protocol is None else protocol
-    names = list(SETS) if sets is None else list(sets)
-    unknown = set(names) - set(SETS)
-    if unknown:
-        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    names = chosen_sets(SETS, sets)
     makers = {
         "vacancies": lambda: _close_packed("vacancies", protocol),
         "polymorphs": lambda: _close_packed("polymorphs", protocol),

@@ -31,7 +31,7 @@ import pandas as pd
 from ase.build import bulk
 
 from helpers import finetune, softening
-from helpers.benchmarks import Case, off_equilibrium, row, surfaces, table
+from helpers.benchmarks import Case, chosen_sets, off_equilibrium, row, surfaces, table
 from helpers.finetune import Label, Recipe
 from helpers.potentials.base import Potential, Prediction
 
@@ -109,9 +109,14 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
 
     ``structures`` holds the labels (``label/0`` …), the held-out frames (``held/0`` …) under those roles;
     ``reference`` their forces, energies and stresses under ``forces/<role>`` and so on.
+
+    Raises
+    ------
+    KeyError
+        If a set is unknown.
     """
     protocol = protocol or Protocol()
-    chosen = list(SETS) if sets is None else list(sets)
+    chosen = chosen_sets(SETS, sets)
     found: list[Case] = []
     if "ten-labels" in chosen:
         for material in protocol.materials:

@@ -45,7 +45,7 @@ import pandas as pd
 from ase.build import bulk
 
 from helpers import finetune, registry, results, softening, structures
-from helpers.benchmarks import Case, defects, fine_tuning, off_equilibrium, row, surfaces, table
+from helpers.benchmarks import Case, chosen_sets, defects, fine_tuning, off_equilibrium, row, surfaces, table
 from helpers.finetune import Label, Recipe
 from helpers.potentials.base import Potential, Prediction
 
@@ -128,10 +128,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         If a set is unknown.
     """
     protocol = protocol or Protocol()
-    chosen = list(SETS) if sets is None else list(sets)
-    unknown = set(chosen) - set(SETS)
-    if unknown:
-        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    chosen = chosen_sets(SETS, sets)
     sources: dict[str, dict[str, _Pool]] = {}
     if "vacancy-frames" in chosen:
         frames = off_equilibrium.cases(sets=["single-element-md"])

@@ -66,7 +66,7 @@ from ase.mep import NEB
 from ase.optimize import FIRE
 
 from helpers import engine, registry, softening, structures
-from helpers.benchmarks import Case, defects, row, table
+from helpers.benchmarks import Case, chosen_sets, defects, row, table
 from helpers.benchmarks.off_equilibrium import has_u_metal_with_o_or_f
 from helpers.potentials import CATALOGUE
 from helpers.potentials.base import Potential
@@ -227,10 +227,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         If a file cannot be had; the message says which, and where to put it.
     """
     protocol = Protocol() if protocol is None else protocol
-    names = list(SETS) if sets is None else list(sets)
-    unknown = set(names) - set(SETS)
-    if unknown:
-        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    names = chosen_sets(SETS, sets)
     makers = {
         "livpo4f": lambda: [_livpo4f()],
         "elements": lambda: _elements(protocol),

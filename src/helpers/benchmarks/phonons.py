@@ -76,7 +76,7 @@ from scipy.linalg import sqrtm
 from tqdm.auto import tqdm
 
 from helpers import engine, registry, softening
-from helpers.benchmarks import Case, row, table
+from helpers.benchmarks import Case, chosen_sets, row, table
 from helpers.potentials.base import Potential
 
 UNIT = "THz"
@@ -233,10 +233,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     helpers.registry.RegistryError
         If a file cannot be had; the message says which, and where to put it.
     """
-    names = list(SETS) if sets is None else list(sets)
-    unknown = set(names) - set(SETS)
-    if unknown:
-        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    names = chosen_sets(SETS, sets)
     chosen = Protocol() if protocol is None else protocol
     makers = {"phonondb": _phonondb, "csf": _phonondb, "phonondb-pbe": _phonondb_pbe, "prototypes": _prototypes}
     return [case for name in names for case in makers[name](name, chosen)]

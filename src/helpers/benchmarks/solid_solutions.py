@@ -51,7 +51,7 @@ from scipy import special
 from scipy.spatial import ConvexHull
 
 from helpers import engine, potentials, registry, softening, structures
-from helpers.benchmarks import Case, row, surfaces, table
+from helpers.benchmarks import Case, chosen_sets, row, surfaces, table
 from helpers.potentials.base import Potential, Prediction
 
 _SNAP = "materialsvirtuallab/snap/NbMoTaW/training"
@@ -282,10 +282,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     helpers.registry.RegistryError
         If a file cannot be had; the message says which, and where to put it.
     """
-    names = list(SETS) if sets is None else list(sets)
-    unknown = set(names) - set(SETS)
-    if unknown:
-        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    names = chosen_sets(SETS, sets)
     makers = {"ca-mg-o": _ca_mg_o, "sic-aln": _sic_aln, "nb-mo": _metals, "ta-w": _metals}
     return [case for name in names for case in makers[name](name)]
 

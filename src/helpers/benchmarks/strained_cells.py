@@ -26,7 +26,7 @@ from ase.build import bulk
 from pymatgen.analysis.elasticity import Strain
 
 from helpers import softening
-from helpers.benchmarks import Case, elasticity, off_equilibrium, row, table
+from helpers.benchmarks import Case, chosen_sets, elasticity, off_equilibrium, row, table
 from helpers.potentials.base import Potential
 
 SETS: dict[str, tuple[str, ...]] = {"four-elements": off_equilibrium.SETS["single-element-md"], "al-shear": ()}
@@ -74,10 +74,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         If a set is unknown.
     """
     protocol = protocol or Protocol()
-    names = list(SETS) if sets is None else list(sets)
-    unknown = set(names) - set(SETS)
-    if unknown:
-        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    names = chosen_sets(SETS, sets)
     makers = {"four-elements": _four_elements, "al-shear": lambda _: _aluminium()}
     return [case for name in names for case in makers[name](protocol)]
 

@@ -55,7 +55,7 @@ from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
 from helpers import finetune, softening
-from helpers.benchmarks import Case, phonons, row, surfaces, table
+from helpers.benchmarks import Case, chosen_sets, phonons, row, surfaces, table
 from helpers.finetune import Label, Recipe
 from helpers.potentials import untrained
 from helpers.potentials.base import GraphPotential, Potential, StructureError
@@ -187,10 +187,16 @@ def students(protocol: Protocol) -> list[Student]:
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return one case per student. The frames are made, and labelled by the teacher, when the case is run."""
+    """Return one case per student. The frames are made, and labelled by the teacher, when the case is run.
+
+    Raises
+    ------
+    KeyError
+        If a set is unknown.
+    """
     protocol = protocol or Protocol()
     found = []
-    for name in SETS if sets is None else sets:
+    for name in chosen_sets(SETS, sets):
         material = "MgO" if name == "magnesia" else "Cu"
         chosen = students(protocol)
         if name == "magnesia":

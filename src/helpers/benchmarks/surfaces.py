@@ -51,7 +51,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from helpers import engine, registry, softening, structures
-from helpers.benchmarks import Case, row, table
+from helpers.benchmarks import Case, chosen_sets, row, table
 from helpers.potentials.base import Potential
 
 # 1 eV/Å² in J/m²: the elementary charge over (1e-10 m)².
@@ -190,10 +190,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     helpers.registry.RegistryError
         If a file cannot be had; the message says which, and where to put it.
     """
-    names = list(SETS) if sets is None else list(sets)
-    unknown = set(names) - set(SETS)
-    if unknown:
-        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    names = chosen_sets(SETS, sets)
     makers = {
         "slabs-109": _slabs_109,
         "pymatgen-tests": _pymatgen_tests,

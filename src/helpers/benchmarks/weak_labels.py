@@ -34,7 +34,7 @@ import torch
 from ase.build import bulk
 
 from helpers import finetune, softening, weak_supervision
-from helpers.benchmarks import Case, coverage, fine_tuning, row, students, table
+from helpers.benchmarks import Case, chosen_sets, coverage, fine_tuning, row, students, table
 from helpers.finetune import Label, Recipe
 from helpers.potentials.base import GraphPotential, Potential
 from helpers.weak_supervision import Weak
@@ -166,10 +166,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         If a set is unknown.
     """
     protocol = protocol or Protocol()
-    chosen = list(SETS) if sets is None else list(sets)
-    unknown = set(chosen) - set(SETS)
-    if unknown:
-        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    chosen = chosen_sets(SETS, sets)
     found = []
     for name in chosen:
         for info in _variants(name, protocol):
