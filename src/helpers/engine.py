@@ -7,18 +7,20 @@ their place; a structure that fails leaves it too, with a reason, and does not d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import ase
 import numpy as np
 import torch
 import torch_sim as ts
+from ase.constraints import FixAtoms, FixCartesian
 from torch_sim.models.interface import ModelInterface
 from torch_sim.optimizers import fire, unit_cell_fire
 from tqdm.auto import tqdm
 
-from helpers.potentials.base import GraphPotential, Potential, StructureError, check_structure
+from helpers.potentials.base import GraphPotential, Potential, StructureError, check_structure, out_of_memory
+from helpers.structures import enter, many, right_handed
 
 CELL_MODES = ("fixed", "full", "out-of-plane")
 
@@ -35,7 +37,7 @@ class Relaxed:
     Attributes
     ----------
     atoms : ase.Atoms
-        Final geometry (the initial one if it failed at once).
+        Final geometry (the initial one if it failed at once), with the constraints that it came with.
     energy : float
         eV; NaN if it failed.
     forces : ndarray, shape (n_atoms, 3)
@@ -56,6 +58,29 @@ class Relaxed:
     error: str | None = None
 
 
+class _Whole(ModelInterface):
+    """A potential that sees of each structure what a torch-sim state does not hold: charge, spin, magnetic moments, tags."""
+
+    def __init__(self, potential: Potential) -> None:
+        super().__init__()
+        self.potential = potential
+        self.batch: list[ase.Atoms] = []
+        self._device, self._dtype = potential.device, potential.dtype
+        self._compute_forces, self._compute_stress = True, potential.compute_stress
+
+    def forward(self, state: ts.SimState, **kwargs: object) -> dict[str, torch.Tensor]:
+        if isinstance(self.potential, GraphPotential):  # which reads nothing else
+            return self.potential(state, **kwargs)
+        placed = [atoms.copy() for atoms in self.batch]
+        for atoms, now in zip(placed, state.to_atoms(), strict=True):
+            atoms.cell, atoms.positions = now.cell, now.positions
+        found = self.potential.evaluate(placed, stress=self.compute_stress)
+        output = {"energy": [one.energy for one in found], "forces": np.concatenate([one.forces for one in found])}
+        if self.compute_stress:
+            output["stress"] = np.stack([np.full((3, 3), np.nan) if one.stress is None else one.stress for one in found])
+        return {name: torch.as_tensor(values, dtype=state.dtype, device=state.device) for name, values in output.items()}
+
+
 class _OutOfPlane(ModelInterface):
     """Pass on only the zz component of a model's stress, so that a relaxed cell keeps its in-plane vectors."""
 
@@ -74,7 +99,7 @@ class _OutOfPlane(ModelInterface):
 
 def relax(
     potential: Potential,
-    structures: Sequence[ase.Atoms],
+    structures: Iterable[ase.Atoms],
     *,
     cell: str = "fixed",
     fmax: float = 0.05,
@@ -88,8 +113,9 @@ def relax(
     Parameters
     ----------
     potential : Potential
-    structures : sequence of ase.Atoms
-        Not changed.
+    structures : ase.Atoms, pymatgen Structure, or iterable of either
+        Not changed. Coordinates under FixAtoms and FixCartesian are held, besides those of ``held``. Other constraints are refused, and
+        so is any with a cell that relaxes. A left-handed cell comes back left-handed.
     cell : {"fixed", "full", "out-of-plane"}
         ``fixed``: atoms only. ``full``: atoms and all six strains. ``out-of-plane``: atoms and the height
         along z; the in-plane vectors, which must lie in the xy plane, stay (a film on its substrate).
@@ -108,10 +134,12 @@ def relax(
     Returns
     -------
     list of Relaxed
-        One per structure, in order. Batches are halved when the memory does not suffice.
+        One per structure, in order. Batches are halved when the memory does not suffice, and go on from where they were.
 
     Raises
     ------
+    TypeError
+        If something is no structure, see :func:`helpers.structures.many`.
     ValueError
         If the cell mode is unknown, or ``held`` does not fit the structures or the cell mode.
 
@@ -121,38 +149,45 @@ def relax(
     """
     if cell not in CELL_MODES:
         raise ValueError(f"cell={cell!r}; choose one of {', '.join(CELL_MODES)}")
-    free = _free(structures, held, cell)
-    results: list[Relaxed | None] = [None] * len(structures)
-    waiting: list[int] = []
-    for index, atoms in enumerate(structures):
+    given = many(structures)
+    free = _free(given, held, cell)
+    results: list[Relaxed | None] = [None] * len(given)
+    for index, atoms in enumerate(given):
         try:
+            free[index] &= ~_constrained(atoms, cell)
             _check(potential, atoms, cell)
-            waiting.append(index)
         except StructureError as error:
             results[index] = _failed(atoms, str(error))
-    with tqdm(total=len(structures), disable=not progress, unit="structure", desc="relaxation") as bar:
-        bar.update(len(structures) - len(waiting))
+    waiting = [index for index, result in enumerate(results) if result is None]
+    # What moves: torch-sim's volume has the sign of the cell, and with it the force on a lattice vector.
+    moving = [right_handed(enter(atoms))[0] for atoms in given]
+    steps = np.zeros(len(given), dtype=int)
+    with tqdm(total=len(given), disable=not progress, unit="structure", desc="relaxation") as bar:
+        bar.update(len(given) - len(waiting))
         limit = _memory_limit(potential)
         while waiting:
             try:
-                for index, relaxed in _relax_all(potential, structures, waiting, free, cell, fmax, smax, max_steps, limit):
+                for index, relaxed in _relax_all(potential, given, moving, waiting, free, steps, cell, fmax, smax, max_steps, limit):
                     results[index] = relaxed
                     bar.update()
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
                 torch.cuda.empty_cache()
                 remaining = [index for index in waiting if results[index] is None]
-                largest = max(remaining, key=lambda index: _memory_metric(structures[index]))
-                if limit <= _memory_metric(structures[largest]):
-                    results[largest] = _failed(structures[largest], "out of memory")
+                largest = max(remaining, key=lambda index: _memory_metric(moving[index]))
+                if limit <= _memory_metric(moving[largest]):
+                    results[largest] = _failed(_back(given[largest], moving[largest]), f"out of memory after {steps[largest]} steps")
+                    bar.update()
                 limit /= 2
             waiting = [index for index in waiting if results[index] is None]
     return results
 
 
-def _free(structures: Sequence[ase.Atoms], held: Sequence[np.ndarray | None] | None, cell: str) -> list[np.ndarray] | None:
-    """Return for each structure which coordinates move, shape (n_atoms, 3); None if all of all structures do."""
+def _free(structures: Sequence[ase.Atoms], held: Sequence[np.ndarray | None] | None, cell: str) -> list[np.ndarray]:
+    """Return for each structure which coordinates move, shape (n_atoms, 3)."""
     if held is None:
-        return None
+        return [np.ones((len(atoms), 3), dtype=bool) for atoms in structures]
     if cell != "fixed":
         raise ValueError(f"coordinates can be held in a fixed cell only, not with cell={cell!r}")
     if len(held) != len(structures):
@@ -166,16 +201,45 @@ def _free(structures: Sequence[ase.Atoms], held: Sequence[np.ndarray | None] | N
     return free
 
 
+def _constrained(atoms: ase.Atoms, cell: str) -> np.ndarray:
+    """Return which coordinates the constraints of atoms hold, shape (n_atoms, 3).
+
+    Raises
+    ------
+    StructureError
+        If there is a constraint of another kind, or one beside a cell that relaxes.
+    """
+    mask = np.zeros((len(atoms), 3), dtype=bool)
+    for constraint in atoms.constraints:
+        name, advice = type(constraint).__name__, "take it off with set_constraint()"
+        if not isinstance(constraint, (FixAtoms, FixCartesian)):
+            raise StructureError(f"its constraint {name} cannot be kept, only FixAtoms and FixCartesian: {advice}")
+        if cell != "fixed":
+            raise StructureError(f"its constraint {name} cannot be kept in a cell that relaxes: {advice}, or relax with cell='fixed'")
+        mask[constraint.index] |= getattr(constraint, "mask", True)
+    return mask
+
+
 def _check(potential: Potential, atoms: ase.Atoms, cell: str) -> None:
     if not atoms.pbc.all():
         raise StructureError("not periodic in all three directions; set pbc=True and leave vacuum wider than the cutoff")
     check_structure(atoms.numbers, atoms.positions, atoms.cell.array, potential.elements)
+    if isinstance(potential, GraphPotential):
+        potential.check_memory(potential.system(atoms))
     if cell == "out-of-plane" and np.abs(atoms.cell.array[:2, 2]).max() > 1e-6:
         raise StructureError("out-of-plane relaxation needs the first two lattice vectors in the xy plane")
 
 
 def _failed(atoms: ase.Atoms, error: str) -> Relaxed:
     return Relaxed(atoms.copy(), np.nan, np.full((len(atoms), 3), np.nan), 0, False, error)
+
+
+def _back(given: ase.Atoms, moved: ase.Atoms) -> ase.Atoms:
+    """Return what was given at its new place, with its constraints and the handedness of its cell."""
+    atoms = given.copy()
+    atoms.set_cell(moved.cell.array * right_handed(given)[1], apply_constraint=False)
+    atoms.positions = moved.positions
+    return atoms
 
 
 def _memory_metric(atoms: ase.Atoms) -> float:
@@ -191,64 +255,66 @@ def _memory_limit(potential: Potential) -> float:
     return potential.max_edges() / edges_per_metric
 
 
-def _relax_all(potential, structures, indices, free, cell, fmax, smax, max_steps, limit):
-    """Yield (index, Relaxed) as structures finish."""
+def _relax_all(potential, given, moving, indices, free, steps, cell, fmax, smax, max_steps, limit):
+    """Yield (index, Relaxed) as structures finish; ``moving`` and ``steps`` keep what was reached if something raises."""
     moves_cell = cell != "fixed"
     had_stress = potential.compute_stress
     potential.compute_stress = moves_cell
-    model = _OutOfPlane(potential) if cell == "out-of-plane" else potential
+    whole = _Whole(potential)
+    model = _OutOfPlane(whole) if cell == "out-of-plane" else whole
     initialise, step = (unit_cell_fire if moves_cell else fire)(model)
-    limit = max(limit, max(_memory_metric(structures[index]) for index in indices) * 1.001)
+    limit = max(limit, max(_memory_metric(moving[index]) for index in indices) * 1.001)
     batcher = ts.InFlightAutoBatcher(
         model,
         memory_scales_with="n_atoms_x_density",
         max_memory_scaler=limit,
         return_indices=True,
     )
+    state, done, now = None, None, np.zeros(0, dtype=int)
     try:
-        batcher.load_states(_initial_states(model, initialise, structures, indices, limit))
-        state, done = None, None
-        steps = np.zeros(len(indices), dtype=int)
+        batcher.load_states(_initial_states(whole, model, initialise, moving, indices, limit))
         while True:
             state, finished, current = batcher.next_batch(state, done)
             order = batcher.completed_idx_og_order[len(batcher.completed_idx_og_order) - len(finished) :]
             for position, final in zip(order, finished, strict=True):
                 index = indices[position]
-                yield index, _record(potential, structures[index], final, int(steps[position]), fmax, smax if moves_cell else None)
+                yield index, _record(potential, given[index], final, int(steps[index]), fmax, smax if moves_cell else None)
             if state is None:
                 return
-            mask = _mask(state, free, [indices[position] for position in current])
+            now = np.array(indices)[current]
+            whole.batch = [moving[index] for index in now]
+            mask = torch.as_tensor(np.concatenate([free[index] for index in now]), dtype=state.dtype, device=state.device)
             # A coordinate that never feels a force starts at rest and stays at rest: FIRE needs no other change.
             state.forces = state.forces * mask
             done = _done(state, fmax, smax if moves_cell else None)
             if not done.any():
                 state = step(state)
                 state.forces = state.forces * mask
-                steps[current] += 1
+                steps[now] += 1
                 done = _done(state, fmax, smax if moves_cell else None)
-            done |= torch.as_tensor(steps[current] >= max_steps, device=done.device)
+            done |= torch.as_tensor(steps[now] >= max_steps, device=done.device)
+    except (RuntimeError, MemoryError):
+        for index, reached in zip(now, () if state is None else state.to_atoms(), strict=False):
+            if np.isfinite(reached.positions).all() and np.isfinite(reached.cell.array).all():
+                moving[index].set_cell(reached.cell)
+                moving[index].positions = reached.positions
+        raise
     finally:
         potential.compute_stress = had_stress
 
 
-def _mask(state: ts.SimState, free: list[np.ndarray] | None, current: Sequence[int]) -> torch.Tensor | float:
-    """Return the factor of the forces: 1 for coordinates of this batch that move, 0 for those that are held."""
-    if free is None:
-        return 1.0
-    return torch.as_tensor(np.concatenate([free[index] for index in current]), dtype=state.dtype, device=state.device)
-
-
-def _initial_states(model, initialise, structures, indices, limit):
+def _initial_states(whole, model, initialise, moving, indices, limit):
     """Yield the optimiser's state of each structure; first forces are computed a batch at a time, as they are needed."""
-    chunk, size = [], 0.0
+    chunks, size = [[]], 0.0
     for index in indices:
-        metric = _memory_metric(structures[index])
-        if chunk and size + metric > limit:
-            yield from initialise(ts.initialize_state(chunk, model.device, model.dtype)).split()
-            chunk, size = [], 0.0
-        chunk.append(structures[index])
+        metric = _memory_metric(moving[index])
+        if chunks[-1] and size + metric > limit:
+            chunks.append([])
+            size = 0.0
+        chunks[-1].append(moving[index])
         size += metric
-    yield from initialise(ts.initialize_state(chunk, model.device, model.dtype)).split()
+    for whole.batch in chunks:
+        yield from initialise(ts.initialize_state(whole.batch, model.device, model.dtype)).split()
 
 
 def _done(state: ts.SimState, fmax: float, smax: float | None) -> torch.Tensor:
@@ -270,9 +336,8 @@ def _record(potential: Potential, initial: ase.Atoms, state: ts.SimState, steps:
         return _failed(initial, reason)
     if smax is not None and not bool(torch.isfinite(state.stress).all()):
         return _failed(initial, NO_STRESS)
-    atoms = initial.copy()
-    atoms.set_cell(state.row_vector_cell[0].cpu().numpy())
-    atoms.set_positions(state.positions.cpu().numpy())
+    (moved,) = state.to_atoms()
+    atoms = _back(initial, moved)
     force = float(np.linalg.norm(forces, axis=1).max())
     stress = 0.0 if smax is None else float(state.stress.abs().max())
     converged = force < fmax and (smax is None or stress < smax)

@@ -20,7 +20,7 @@ import os
 import shutil
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import ase
@@ -34,6 +34,8 @@ from torch_sim.models.interface import ModelInterface
 from torch_sim.state import SimState
 from tqdm.auto import tqdm
 from vesin import NeighborList
+
+from helpers.structures import many
 
 # Below this volume per atom (Å³) no crystal exists: even solid hydrogen at 500 GPa keeps 1.2 Å³.
 _MIN_VOLUME_PER_ATOM = 0.5
@@ -53,6 +55,15 @@ class StructureError(ValueError):
 
 class OutOfTimeError(Exception):
     """The time at which a potential was to stop (:attr:`Potential.deadline`) is over."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Tell whether an exception says that memory did not suffice: NumPy's, and torch's on a GPU or a CPU."""
+    # On a CPU torch raises a plain RuntimeError; so do libraries of CUDA.
+    said = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    )
 
 
 @dataclass
@@ -343,13 +354,13 @@ class Potential(ModelInterface):
         self._compute_stress = value
 
     @abstractmethod
-    def evaluate(self, structures: Sequence[ase.Atoms], *, stress: bool = False, progress: bool = False) -> list[Prediction]:
+    def evaluate(self, structures: Iterable[ase.Atoms], *, stress: bool = False, progress: bool = False) -> list[Prediction]:
         """Predict energy, forces and, if asked for, stress of many structures.
 
         Parameters
         ----------
-        structures : sequence of ase.Atoms
-            Periodic structures. An empty list gives an empty list.
+        structures : ase.Atoms, pymatgen Structure, or iterable of either
+            Periodic structures. An empty list gives an empty list. Constraints change no answer: forces are those of the energy.
         stress : bool
             Stress costs time; ask only when it is needed.
         progress : bool
@@ -360,6 +371,11 @@ class Potential(ModelInterface):
         list of Prediction
             One per structure, in order. A structure that cannot be evaluated has ``error`` set and NaN
             values; the others are not affected.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If something is no structure, see :func:`helpers.structures.many`.
         """
 
     def calculator(self) -> Calculator:
@@ -575,7 +591,7 @@ class GraphPotential(Potential):
         if systems:
             chosen = torch.as_tensor(indices, device=device)
             atoms = torch.isin(state.system_idx, chosen)
-            e, f, s = self.compute(self.collate(systems), stress=self.compute_stress)
+            e, f, s = self._computed(systems)
             energy[chosen] = e.detach().to(device, dtype)
             forces[atoms] = f.detach().to(device, dtype)
             if s is not None:
@@ -584,6 +600,18 @@ class GraphPotential(Potential):
         if self.compute_stress:
             output["stress"] = stress
         return output
+
+    def _computed(self, systems: list[System]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Compute a batch; one by one, with NaN for those that fail, if something in it fails."""
+        try:
+            return self.compute(self.collate(systems), stress=self.compute_stress)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if out_of_memory(error):
+                raise
+        found = self._evaluate_batch(systems, self.compute_stress)
+        stresses = [np.full((3, 3), np.nan) if one.stress is None else one.stress for one in found] if self.compute_stress else None
+        arrays = ([one.energy for one in found], np.concatenate([one.forces for one in found]), stresses and np.stack(stresses))
+        return tuple(None if array is None else torch.as_tensor(array) for array in arrays)
 
     def _system(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray) -> System:
         check_structure(numbers, positions, cell, self.elements)
@@ -601,6 +629,21 @@ class GraphPotential(Potential):
             raise StructureError("not periodic in all three directions; set pbc=True and leave vacuum wider than the cutoff")
         return self._system(atoms.numbers, atoms.positions, atoms.cell.array)
 
+    def check_memory(self, system: System) -> None:
+        """Refuse a structure that does not fit into the main memory: there the whole process is killed, no exception raised.
+
+        Raises
+        ------
+        StructureError
+            With what it needs and what is free.
+        """
+        need, free = system.n_edges * self.bytes_per_edge, psutil.virtual_memory().available
+        if self.device.type == "cpu" and need > free:
+            raise StructureError(
+                f"{len(system.numbers):,} atoms with {system.n_edges:,} edges need about {need / 1e9:.3g} GB of memory, "
+                f"and {free / 1e9:.3g} GB are free; use a smaller cell, or a machine with more memory"
+            )
+
     def max_edges(self) -> int:
         """Return how many directed edges fit into one batch, from the memory that is free now."""
         if self.device.type == "cuda":
@@ -609,7 +652,8 @@ class GraphPotential(Potential):
         free = psutil.virtual_memory().available
         return max(1, min(_MAX_EDGES_CPU, int(0.3 * free / self.bytes_per_edge)))
 
-    def evaluate(self, structures: Sequence[ase.Atoms], *, stress: bool = False, progress: bool = False) -> list[Prediction]:  # noqa: D102
+    def evaluate(self, structures: Iterable[ase.Atoms], *, stress: bool = False, progress: bool = False) -> list[Prediction]:  # noqa: D102
+        structures = many(structures)
         predictions: list[Prediction | None] = [None] * len(structures)
         with tqdm(total=len(structures), disable=not progress, unit="structure", desc=self.key) as bar:
             for batch in self._batches(structures, predictions):
@@ -627,6 +671,8 @@ class GraphPotential(Potential):
         for index, atoms in enumerate(structures):
             try:
                 system = self.system(atoms)
+                if system.n_edges > limit:
+                    self.check_memory(system)
             except StructureError as error:
                 predictions[index] = Prediction.failed(len(atoms), str(error))
                 continue
