@@ -12,7 +12,11 @@ selection
     Systems for which the reference is another calculation than the one that the model learned (+U), or for which the number is no
     well-defined property (unstable crystals, magnetic elements).
 functional
-    PhononDB is PBEsol, the models learned PBE.
+    PhononDB is PBEsol, the models learned PBE. What that does is known for a few compounds only, so it stands beside the others
+    (:func:`one_at_a_time`, :func:`typical`), and no slope of that set is split.
+
+What no cause explains has bounds rather than a value: 1 − 1/s' if all scatter is what the model cannot know (a calibrated, shrunken
+prediction), 1 − s if all of it is noise (:func:`slopes`). A soft model with noise looks like a calibrated one.
 
 Moments are taken about zero, as everywhere in :mod:`helpers.softening`. That is right also for quantities of one sign: a
 calibrated predictor obeys E[xy] = E[y²] whatever its mean, so that s' = 1 and s = R² with *this* R². Pearson's R², about the
@@ -60,8 +64,8 @@ class Family:
         Of the energy's derivative: 0 energy, 1 force or stress, 2 curvature.
     geometry, selection : str
         What ``static`` and ``kept`` mean; empty if there is no such thing.
-    chained : tuple of str
-        Explanations that :func:`explain` takes one after the other. Those that tell the same story twice are not all in it.
+    functional : bool
+        Whether the reference has another functional than the training data.
     """
 
     key: str
@@ -72,7 +76,7 @@ class Family:
     order: int
     geometry: str = ""
     selection: str = ""
-    chained: tuple[str, ...] = ("selection", "geometry")
+    functional: bool = False
 
 
 def _of(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
@@ -190,8 +194,7 @@ FAMILIES: dict[str, Family] = {
             2,
             geometry="cell of DFT",
             selection="stable in DFT, not magnetic",
-            # The functional acts mostly through the cell: at the cell of DFT it would be counted twice.
-            chained=("selection", "functional"),
+            functional=True,
         ),
         Family("phonons-pbe", "phonons: ω, PBE", "phonons", _phonons_pbe, "scalar", 2),
         Family("bulk-modulus", "bulk modulus", "elasticity", _modulus("bulk_modulus"), "scalar", 2),
@@ -200,7 +203,7 @@ FAMILIES: dict[str, Family] = {
 }
 
 # A frequency is the root of a curvature: this is the same family on the footing of the others.
-CURVATURE = Family("curvature", "phonons: ω², PBEsol", "phonons", _phonons(2), "scalar", 2, chained=("selection", "functional"))
+CURVATURE = Family("curvature", "phonons: ω², PBEsol", "phonons", _phonons(2), "scalar", 2, functional=True)
 
 _BENCHMARKS = (defects, elasticity, migration, off_equilibrium, phonons, solid_solutions, strained_cells, surfaces)
 
@@ -323,51 +326,39 @@ def overview(families: Mapping[str, pd.DataFrame], n_resamples: int = 2000) -> p
 # ---------------------------------------------------------------------------------------------------
 # What is left
 
-EXPLANATIONS = ("selection", "geometry", "functional", "regression", "left")
+EXPLANATIONS = ("selection", "geometry", "regression", "left")
 """In the order in which they are taken away; ``left`` is what none of them explains."""
 
 
 def _stages(part: pd.DataFrame, family: Family) -> tuple[np.ndarray, list[str]]:
-    """Return the sums of all stages (and of the functional's logarithm), and the explanations that lead from one to the next.
+    """Return the sums of all stages, and the explanations that lead from one to the next.
 
     The stages are paired: where a geometry is compared, all of them hold the cases that have both.
     """
-    steps = [name for name in family.chained if name in ("selection", "geometry")]
-    has_static = "geometry" in steps and part["static"].notna().any()
+    has_static = bool(family.geometry) and part["static"].notna().any()
     part = part[part["static"].notna()] if has_static else part
     x, y, static = _numbers(part, "reference", "value", "static")
     kept = part["kept"].to_numpy(dtype=bool)
     used, pairs = [], [(x, y)]
-    if "selection" in steps and not kept.all() and kept.any():
+    if family.selection and not kept.all() and kept.any():
         used.append("selection")
         pairs.append((x * kept, y * kept))
     if has_static:
         used.append("geometry")
         weight = kept if "selection" in used else 1.0
         pairs.append((x * weight, static * weight))
-    sums = _sums(part, pairs)
-    ratio = np.log(part["functional_ratio"].to_numpy(dtype=float))
-    known = np.isfinite(ratio) & (kept if "selection" in used else True)
-    if "functional" in family.chained and known.any():
-        codes, names = pd.factorize(part["material"])
-        logs = [np.bincount(codes, weights=term, minlength=len(names)) for term in (known, np.where(known, ratio, 0.0))]
-        return np.hstack([sums, np.stack(logs, axis=1)]), [*used, "functional"]
-    return sums, used
+    return _sums(part, pairs), used
 
 
 def _parts(sums: np.ndarray, used: Sequence[str]) -> dict[str, np.ndarray]:
     """Return the parts of 1 − s from totals of shape (..., k)."""
-    n_stages = 1 + sum(name in ("selection", "geometry") for name in used)
-    xx, yy, xy = (sums[..., i : 3 * n_stages : 3] for i in range(3))
+    xx, yy, xy = (sums[..., i::3] for i in range(3))
     with np.errstate(divide="ignore", invalid="ignore"):
         log_slopes = np.log(xy / xx)
         total = log_slopes[..., 0]
-        logs = {name: log_slopes[..., i] - log_slopes[..., i + 1] for i, name in enumerate(n for n in used if n != "functional")}
+        logs = {name: log_slopes[..., i] - log_slopes[..., i + 1] for i, name in enumerate(used)}
         logs["regression"] = np.log(xy[..., -1] ** 2 / (xx[..., -1] * yy[..., -1]))
         logs["left"] = np.log(yy[..., -1] / xy[..., -1])
-        if "functional" in used:
-            logs["functional"] = sums[..., -1] / sums[..., -2]
-            logs["left"] = logs["left"] - logs["functional"]
         # As in softening.decompose: the logarithmic mean of 1 and s turns logarithms into parts of 1 − s.
         mean = np.where(total == 0, 1.0, np.expm1(total) / total)
     return {name: -mean * value for name, value in logs.items()} | {"total": -np.expm1(total)}
@@ -378,10 +369,10 @@ def explain(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: i
 
     They are taken away one after the other, in the order of :data:`EXPLANATIONS`: the slope of all systems is a product of ratios,
 
-        s = (s_all / s_selected) · (s_selected / s_static) · R² · f · 1/(s' f),
+        s = (s_all / s_selected) · (s_selected / s_static) · R² · 1/s',
 
-    with s' and R² of the last stage and f the geometric mean of PBE over the reference's functional. The logarithms of the factors
-    are carried over to 1 − s with the logarithmic mean, as in :func:`helpers.softening.decompose`, so that the parts add up
+    with s' and R² of the last stage. ``regression`` is what scatter accounts for if the prediction is calibrated; if the scatter is noise,
+    it belongs to what is left. The logarithms of the factors are carried over to 1 − s with the logarithmic mean, as in :func:`helpers.softening.decompose`, so that the parts add up
     exactly. Another order would give other parts: explanations overlap. See :func:`one_at_a_time`.
 
     Parameters
@@ -419,11 +410,12 @@ def explain(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: i
 def explain_all(families: Mapping[str, pd.DataFrame], known: Mapping[str, Family] = FAMILIES, n_resamples: int = 2000) -> pd.DataFrame:
     """Return :func:`explain` of each family and model, stacked, with the columns ``family`` and ``model`` in front.
 
-    Models with fewer than two values of a family, or without a positive slope, have no rows.
+    Models with fewer than two values of a family, or without a positive slope, have no rows, nor has a family whose reference is
+    another functional.
     """
     records = []
     for key, table in families.items():
-        for model, part in table.groupby("model", sort=True):
+        for model, part in () if known[key].functional else table.groupby("model", sort=True):
             if len(part) >= 2 and (part["value"].astype(float) * part["reference"].astype(float)).sum() > 0:
                 records.append(explain(part, known[key], n_resamples).assign(family=key, model=model))
     found = pd.concat(records, ignore_index=True)
@@ -731,8 +723,9 @@ def corrections(forces: pd.DataFrame) -> pd.DataFrame:
 def typical(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Return the geometric mean of model over DFT, each value counting once, and what it becomes without each cause.
 
-    A mean of ratios weighs all systems alike, a slope weighs them with x². And it knows no regression to the mean: a predictor that is
-    calibrated in the logarithm has the right mean logarithm. So it answers whether the *level* is too low, not the slope.
+    A mean of ratios weighs all systems alike, a slope weighs them with x². So it answers whether the *level* is too low. Scatter acts on
+    it in another way than on slopes: to second order in the relative scatter v, unbiased noise lowers the geometric mean by v/2 and
+    leaves the arithmetic one; in a calibrated prediction the geometric mean rises by v/2, and the arithmetic one by v.
 
     Parameters
     ----------
@@ -745,7 +738,7 @@ def typical(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: i
     Returns
     -------
     DataFrame
-        ``explanation`` (``none``; ``selection`` and ``geometry``, on the systems concerned; ``same systems``, the value that the latter
+        ``explanation`` (``none``; ``arithmetic``, the other mean of the same ratios; ``selection`` and ``geometry``, on the systems concerned; ``same systems``, the value that the latter
         is to be compared with; ``functional``, all systems over the geometric mean of PBE over the reference's functional), ``n``,
         and ``ratio`` with its interval.
 
@@ -773,8 +766,9 @@ def typical(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: i
 
     options = {"n_resamples": n_resamples, "seed": seed}
     found = []
-    for name, values in chosen.items():
-        ratio = _interval(sums(values), lambda s: np.exp(s[..., 1] / s[..., 0]), **options)
+    for name, values in [("none", chosen.pop("none")), ("arithmetic", np.exp(log_ratio["value"])), *chosen.items()]:
+        back = np.exp if name != "arithmetic" else np.asarray
+        ratio = _interval(sums(values), lambda s, back=back: back(s[..., 1] / s[..., 0]), **options)
         found.append({"explanation": name, "n": int(values.notna().sum()), **_entry("ratio", ratio)})
     if effect.notna().any():
         both = np.hstack([sums(log_ratio["value"]), sums(effect)])

@@ -178,9 +178,8 @@ def _in_plane(axes: Axes, entry, s_limits: tuple[float, float], reverse_limits: 
 # What a part of 1 − s is owed to: Tol's muted colours, with a hatch where lightness alone would not do.
 _PARTS = {
     "left": ("what is left", "#882255", ""),
-    "regression": ("regression to the mean", "#BBBBBB", "////"),
+    "regression": ("scatter, if the model is calibrated", "#BBBBBB", "////"),
     "geometry": ("re-optimisation", "#88CCEE", ""),
-    "functional": ("functional", "#117733", "...."),
     "selection": ("+U, magnetic, unstable", "#DDCC77", "\\\\\\\\"),
 }
 
