@@ -161,6 +161,63 @@ def test_refuses_constant_prediction_and_zero_slope():
         softening.fit([-1, 0, 1], [1, -2, 1])
 
 
+# --- frames
+
+
+def unequal(s=0.8):
+    """Three frames of different numbers of atoms, and a model that is soft by a factor."""
+    rng = np.random.default_rng(3)
+    reference = [rng.normal(size=(n, 3)) for n in (4, 2, 7)]
+    return reference, [s * x for x in reference]
+
+
+SLOPES = {
+    softening.softening_scale: 0.8,
+    softening.inverse_slope: 1.25,
+    softening.r_squared: 1.0,
+    softening.robust_slope: 0.8,
+    softening.correction: 1.25,
+    lambda x, y: softening.fit(x, y).slope: 0.8,
+}
+
+
+@pytest.mark.parametrize("function", SLOPES)
+def test_frames_of_different_sizes(function, recwarn):
+    reference, predicted = unequal()
+    for x, y in ((reference, predicted), (tuple(reference), iter(predicted)), (np.array(reference, dtype=object), predicted)):
+        assert function(x, y) == pytest.approx(SLOPES[function])
+    assert not recwarn
+
+
+@pytest.mark.parametrize("function", SLOPES)
+@pytest.mark.parametrize("equal", [False, True])
+def test_failed_frames_are_left_out_with_a_warning(function, equal):
+    reference, predicted = unequal()
+    if equal:
+        reference, predicted = ([frame[:2] for frame in side] for side in (reference, predicted))
+    predicted[1] = np.full((2, 3), np.nan)
+    reference[1] = 1e3 * reference[1]
+    with pytest.warns(UserWarning, match=r"^1 of 3 frames have no prediction and are left out: 1$") as said:
+        assert function(reference, predicted) == pytest.approx(SLOPES[function])
+    assert said[0].filename == __file__
+
+
+def test_frames_that_do_not_fit_are_named():
+    reference, predicted = unequal()
+    for change, message in (
+        (lambda x, y: y.pop(), "reference has 3 frames, but the prediction has 2"),
+        (lambda x, y: y.__setitem__(1, y[1][:1]), r"frame 1: reference has shape \(2, 3\), but the prediction has shape \(1, 3\)"),
+        (lambda x, y: y.__setitem__(2, np.where(np.eye(7, 3), np.nan, y[2])), "frame 2: 3 of 21 values of the prediction are not finite"),
+        (lambda x, y: x.__setitem__(0, np.full((4, 3), np.nan)), "frame 0: 12 of 12 values of the reference are not finite"),
+    ):
+        x, y = list(reference), list(predicted)
+        change(x, y)
+        with pytest.raises(ValueError, match=message):
+            softening.softening_scale(x, y)
+    with pytest.raises(ValueError, match="none of 3 frames has a prediction"):
+        softening.fit(reference, [np.nan * y for y in predicted])
+
+
 # --- robust slope
 
 

@@ -23,7 +23,8 @@ Tables are the tidy tables of :mod:`helpers.benchmarks`: for forces, one row per
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,20 +47,54 @@ _ROUNDING = 1e-12
 
 
 def _pair(reference: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as flat float arrays after refusing what has no slope."""
-    x, y = np.asarray(reference, dtype=float), np.asarray(predicted, dtype=float)
-    if x.shape != y.shape:
+    """Return both as flat float arrays, of frames those that have a prediction, after refusing what has no slope."""
+    x, y = _values(reference), _values(predicted)
+    if isinstance(x, list) or isinstance(y, list):
+        x, y = _joined(x, y)
+    elif x.shape != y.shape:
         raise ValueError(f"reference has shape {x.shape}, but the prediction has shape {y.shape}")
     x, y = x.ravel(), y.ravel()
     if x.size < 2:
         raise ValueError(f"a slope needs at least two values, got {x.size}")
-    for name, array in (("reference", x), ("prediction", y)):
-        bad = np.count_nonzero(~np.isfinite(array))
-        if bad:
-            raise ValueError(f"{bad} of {array.size} values of the {name} are not finite numbers")
+    _check_finite(x, y)
     if x.min() == x.max():
         raise ValueError(f"the reference is constant ({x[0]:g}): it determines no slope")
     return x, y
+
+
+def _values(given: ArrayLike | Iterable[ArrayLike]) -> np.ndarray | list[np.ndarray]:
+    """Return plain values as an array, and those of several frames, of whatever sizes, as a list of arrays."""
+    given = given if hasattr(given, "__len__") else list(given)
+    try:
+        array = np.asarray(given, dtype=float)
+    except (TypeError, ValueError):  # frames of different sizes
+        return [np.asarray(frame, dtype=float) for frame in given]
+    return list(array) if array.ndim > 2 else array
+
+
+def _joined(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of all frames but those whose prediction failed, which are all NaN."""
+    if len(x) != len(y):
+        raise ValueError(f"reference has {len(x)} frames, but the prediction has {len(y)}")
+    failed = [number for number, frame in enumerate(y) if frame.size and np.isnan(frame).all()]
+    kept = sorted(set(range(len(x))) - set(failed))
+    for number in kept:
+        if x[number].shape != y[number].shape:
+            raise ValueError(f"frame {number}: reference has shape {x[number].shape}, but the prediction has shape {y[number].shape}")
+        _check_finite(x[number], y[number], f"frame {number}: ")
+    if not kept:
+        raise ValueError(f"none of {len(x)} frames has a prediction")
+    if failed:
+        named = ", ".join(map(str, failed[:10])) + ", …" * (len(failed) > 10)
+        warnings.warn(f"{len(failed)} of {len(x)} frames have no prediction and are left out: {named}", stacklevel=4)
+    return tuple(np.concatenate([side[number].ravel() for number in kept]) for side in (x, y))
+
+
+def _check_finite(x: np.ndarray, y: np.ndarray, where: str = "") -> None:
+    for name, array in (("reference", x), ("prediction", y)):
+        bad = np.count_nonzero(~np.isfinite(array))
+        if bad:
+            raise ValueError(f"{where}{bad} of {array.size} values of the {name} are not finite numbers")
 
 
 def _moments(x: np.ndarray, y: np.ndarray, intercept: bool) -> tuple[float, float, float]:
@@ -76,8 +111,9 @@ def softening_scale(reference: ArrayLike, predicted: ArrayLike, intercept: bool 
 
     Parameters
     ----------
-    reference, predicted : array_like, any equal shape
+    reference, predicted : array_like, any equal shape, or iterables of such arrays, one per frame
         DFT and model forces of one material (all 3N components of all its frames, eV/Å), or any other pair of quantities in equal units.
+        Frames may have different numbers of atoms. A frame whose prediction failed (all NaN) is left out, with a warning.
     intercept : bool
         Fit y = a + s x instead of y = s x. The default has no intercept, because no force must stay no force.
         For forces, which sum to zero in each frame, both give the same s.
@@ -90,7 +126,7 @@ def softening_scale(reference: ArrayLike, predicted: ArrayLike, intercept: bool 
     Raises
     ------
     ValueError
-        If shapes differ, there are fewer than two values, one is not finite, or the reference is constant.
+        If shapes differ, there are fewer than two values, one is not finite, or the reference is constant. A frame is named.
 
     References
     ----------
