@@ -1,24 +1,36 @@
 """Any ASE calculator as a potential: bring your own model.
 
-A calculator is evaluated one structure at a time; its exceptions become failed records, not crashes.
+A calculator is evaluated one structure at a time; its exceptions, and answers of another shape or kind than ASE's, become failed records,
+not crashes. Whether its numbers belong together is found out by :mod:`helpers.potentials.exam`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
+import os
+import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import ase
 import numpy as np
 import torch
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError
+from ase.stress import voigt_6_to_full_3x3_stress
 from torch_sim.state import SimState
 from tqdm.auto import tqdm
 
+from helpers import structures as door
 from helpers.potentials.base import Potential, PotentialError, Prediction, StructureError, check_structure
 
 _ALL_ELEMENTS = frozenset(range(1, 119))
+
+# How the reason begins when a calculator answers in another form than ASE's.
+MALFORMED = "the calculator's"
 
 
 class ASEPotential(Potential):
@@ -44,12 +56,12 @@ class ASEPotential(Potential):
         super().__init__(key, device=torch.device("cpu"), elements=elements, description=described)
         self.wrapped = calculator
 
-    def evaluate(self, structures: Sequence[ase.Atoms], *, stress: bool = False, progress: bool = False) -> list[Prediction]:  # noqa: D102
-        bar = tqdm(structures, disable=not progress, unit="structure", desc=self.key)
+    def evaluate(self, structures, *, stress: bool = False, progress: bool = False) -> list[Prediction]:  # noqa: D102
+        bar = tqdm(door.many(structures), disable=not progress, unit="structure", desc=self.key)
         return [self._evaluate_one(atoms, stress) for atoms in bar]
 
     def _forget(self) -> None:
-        """Let the calculator start afresh: what it has of a structure that it gave up must not be taken for the next one's."""
+        """Let the calculator start afresh: what it has of one structure must not be taken for the next one's."""
         if hasattr(self.wrapped, "reset"):
             self.wrapped.reset()
 
@@ -57,25 +69,20 @@ class ASEPotential(Potential):
         self.check_time()
         try:
             check_structure(atoms.numbers, atoms.positions, atoms.cell.array, self.elements)
-            copy = atoms.copy()
-            copy.calc = self.wrapped
-            tensor = None
+            own, tensor = door.enter(atoms), None
+            self._forget()
             if stress:
                 # First, because most calculators then have energy and forces as well, but not the other way round.
                 try:
-                    tensor = self.scale * np.asarray(copy.get_stress(voigt=False), dtype=float)
+                    tensor = self.scale * _stress(self.wrapped.get_stress(own))
                 except (PropertyNotImplementedError, NotImplementedError):
-                    tensor = None
                     self._forget()
-            forces = self.scale * np.asarray(copy.get_forces(), dtype=float)
-            energy = self.scale * float(copy.get_potential_energy())
+            forces = self.scale * _forces(self.wrapped.get_forces(own), len(atoms))
+            energy = self.scale * _energy(self.wrapped.get_potential_energy(own))
         except StructureError as error:
             return Prediction.failed(len(atoms), str(error))
-        except Exception as error:  # noqa: BLE001  (a foreign calculator may raise anything; the reason is kept)
-            self._forget()
+        except (Exception, SystemExit) as error:  # noqa: BLE001  (a foreign calculator may raise anything; the reason is kept)
             return Prediction.failed(len(atoms), f"{type(error).__name__}: {error}")
-        if not (np.isfinite(energy) and np.isfinite(forces).all()):
-            return Prediction.failed(len(atoms), "the calculator returned values that are not numbers")
         return Prediction(energy, forces, tensor)
 
     def forward(self, state: SimState, **_: object) -> dict[str, torch.Tensor]:
@@ -92,42 +99,166 @@ class ASEPotential(Potential):
         return output
 
 
-def load(key: str) -> ASEPotential:
-    """Make a potential from ``ase:module.factory``: the named function is called without arguments and returns a calculator.
+def _numbers(value: object, name: str) -> np.ndarray:
+    """Return what a calculator gave as real, finite numbers."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        what = "None" if value is None else "complex" if array.dtype.kind == "c" else f"no array of real numbers ({array.dtype})"
+        raise StructureError(f"{MALFORMED} {name} is {what}; real numbers are wanted")
+    if not np.isfinite(array).all():
+        raise StructureError("the calculator returned values that are not numbers")
+    return array.astype(float)
 
-    Only the module that the caller names is imported.
+
+def _energy(value: object) -> float:
+    array = _numbers(value, "energy")
+    if array.size != 1:
+        raise StructureError(f"{MALFORMED} energy has shape {array.shape}; one number is wanted, the total (eV), not one for each atom")
+    return float(array.item())
+
+
+def _forces(value: object, n_atoms: int) -> np.ndarray:
+    array = _numbers(value, "forces")
+    if array.shape != (n_atoms, 3):
+        hint = ": they are transposed" if array.shape == (3, n_atoms) else ""
+        raise StructureError(f"{MALFORMED} forces have shape {array.shape}; ({n_atoms}, 3) is wanted, a row for each atom{hint}")
+    return array
+
+
+def _stress(value: object) -> np.ndarray:
+    if value is None:
+        raise PropertyNotImplementedError
+    array = _numbers(value, "stress")
+    if array.shape == (6,):
+        return voigt_6_to_full_3x3_stress(array)
+    if array.shape in ((3, 3), (9,)):
+        return array.reshape(3, 3)
+    raise StructureError(f"{MALFORMED} stress has shape {array.shape}; (6,) is wanted (xx, yy, zz, yz, xz, xy), or (3, 3)")
+
+
+# ---------------------------------------------------------------------------------------------------
+# Keys
+
+
+def load(key: str) -> ASEPotential:
+    """Make a potential from the name of a factory: a function without arguments or a class that makes a calculator, or one ready made.
+
+    ``ase:module.factory`` or ``ase:module:factory`` names one in an importable module or in a module of the current folder,
+    ``ase:path/to/file.py:factory`` one in a file. Only what the caller names is imported. What a file imports is also looked for beside
+    it, after all else.
+
+    Parameters
+    ----------
+    key : str
+
+    Returns
+    -------
+    ASEPotential
+        Its key is :func:`canonical`.
 
     Raises
     ------
     PotentialError
         If the module or the function does not exist, one of them raises, or what comes back is no ASE calculator.
     """
-    path = key.removeprefix("ase:")
-    module_name, _, factory_name = path.rpartition(".")
-    if not module_name:
-        raise PotentialError(f"{key!r}: write ase:module.factory, for example ase:ase.calculators.emt.EMT")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise PotentialError(f"{key!r}: {error}. The module, and what it imports, must be importable (PYTHONPATH).") from error
-    except Exception as error:
-        raise PotentialError(f"{key!r}: importing {module_name} raised {_described(error)}") from error
+    file, name, factory_name = _place(key)
+    module = _imported(key, name, (lambda: _from_file(file)) if file else (lambda: importlib.import_module(name)))
     try:
         factory = getattr(module, factory_name)
-    except AttributeError as error:
-        raise PotentialError(f"{key!r}: {error}") from error
+    except AttributeError:
+        raise PotentialError(f"{key!r}: {file or name} has no {factory_name!r}") from None
+    calculator = factory
+    if isinstance(factory, type) or not hasattr(factory, "get_property"):
+        try:
+            calculator = factory()
+        except (Exception, SystemExit) as error:
+            raise PotentialError(f"{key!r}: the factory, called without arguments, raised {_described(error)}") from error
+    if isinstance(calculator, type) or not hasattr(calculator, "get_property"):
+        what = f"the class {calculator.__name__}" if isinstance(calculator, type) else type(calculator).__name__
+        raise PotentialError(f"{key!r} returned {what}, not an ASE calculator.")
+    # A file changes more easily than a package: results of its earlier content are not taken for those of this one.
+    about = {"source_sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file else {}
+    return ASEPotential(canonical(key), calculator, description=about)
+
+
+def canonical(key: str) -> str:
+    """Return the key that means the same in every folder: a file by its absolute path, with ``~`` for the home folder.
+
+    Raises
+    ------
+    PotentialError
+        If the key has not one of the forms that :func:`load` takes.
+    """
+    file, _, factory = _place(key)
+    if file is None:
+        return key
+    home = os.path.expanduser("~")
+    for folder in (home, os.path.realpath(home)):
+        if file.is_relative_to(folder):
+            return f"ase:~/{file.relative_to(folder).as_posix()}:{factory}"
+    return f"ase:{file}:{factory}"
+
+
+def _place(key: str) -> tuple[Path | None, str, str]:
+    """Return the file of a key, if it names one or a module of the current folder; its module; and the factory's name."""
+    text = key.removeprefix("ase:")
+    name, _, factory = text.rpartition(":" if ":" in text else ".")
+    if name.endswith(".py") or any(mark in name for mark in ("/", os.sep, "~")):
+        file = Path(os.path.abspath(os.path.expanduser(name)))
+        if not file.is_file():
+            raise PotentialError(f"{key!r}: there is no file {file}")
+        return file, file.stem, factory
+    parts = name.split(".")
+    if not all(map(str.isidentifier, [*parts, factory])) or text.endswith(".py"):
+        raise PotentialError(f"{key!r}: write ase:module.factory (say ase:ase.calculators.emt.EMT) or ase:path/to/file.py:factory")
+    # A console script does not import from the current folder, and a worker may have another one.
+    here = Path.cwd()
+    for file in (here.joinpath(*parts).with_suffix(".py"), here.joinpath(*parts, "__init__.py")):
+        if file.is_file() and _top(parts[0]) in (None, here):
+            return file, name, factory
+    return None, name, factory
+
+
+def _top(name: str) -> Path | None:
+    """Return the folder that a module or package is imported from; None if there is none."""
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return None
+    place = next(iter(spec.submodule_search_locations or ()), None)
+    return Path(place or spec.origin or "built-in").absolute().parent
+
+
+def _from_file(file: Path) -> ModuleType:
+    root, names = file.parent, [] if file.name == "__init__.py" else [file.stem]
+    while (root / "__init__.py").is_file():
+        root, names = root.parent, [root.name, *names]
+    if str(root) not in sys.path:
+        # Last: a file beside it that is called like a package does not hide the package.
+        sys.path.append(str(root))
+    if (file.parent / "__init__.py").is_file():
+        module = importlib.import_module(".".join(names))
+        if Path(module.__file__).resolve() != file.resolve():
+            raise ImportError(f"another package is called {names[0]}: {module.__file__}")
+        return module
+    spec = importlib.util.spec_from_file_location(f"softening_{file.stem}", file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _imported(key: str, name: str, work: Callable[[], ModuleType]) -> ModuleType:
     try:
-        calculator = factory()
-    except Exception as error:
-        raise PotentialError(f"{key!r}: the factory, called without arguments, raised {_described(error)}") from error
-    if not hasattr(calculator, "get_property"):
-        raise PotentialError(f"{key!r} returned {type(calculator).__name__}, not an ASE calculator.")
-    return ASEPotential(key, calculator)
+        return work()
+    except ImportError as error:
+        advice = "must be importable (PYTHONPATH), or lie in the current folder; a file is ase:path/to/file.py:factory"
+        raise PotentialError(f"{key!r}: {error}. The module, and what it imports, {advice}.") from error
+    except (Exception, SystemExit) as error:
+        raise PotentialError(f"{key!r}: importing {name} raised {_described(error)}") from error
 
 
-def _described(error: Exception) -> str:
-    """Return an exception with the line of the user's code that raised it."""
+def _described(error: BaseException) -> str:
+    """Return an exception on one line, with the line of the user's code that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     # A syntax error names its own line.
     place = "" if last.filename == __file__ or isinstance(error, SyntaxError) else f" ({last.filename}, line {last.lineno})"
-    return f"{type(error).__name__}: {error}{place}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{place}"
