@@ -1,10 +1,15 @@
 """The two cures, on labels whose answer is known."""
 
+import errno
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.stress import full_3x3_to_voigt_6_stress
 
 from helpers import finetune, potentials
 from helpers.finetune import Label, Recipe
@@ -114,6 +119,134 @@ def test_training_is_reproducible_and_resumes(chgnet, labels, tmp_path):
         assert one["validation_force_mae"] == pytest.approx(other["validation_force_mae"], rel=1e-3)
     with pytest.raises(PotentialError, match="another recipe"):
         finetune.fine_tune(chgnet, labels[:3], Recipe(epochs=5), checkpoint=tmp_path / "run" / "training.pt")
+    # The same recipe, but other labels, or the same labels and other weights: its weights would be returned as if trained on these.
+    for model, others in ((chgnet, labels[1:4]), (whole.potential, labels[:3])):
+        with pytest.raises(PotentialError, match="other labels or other weights; delete it or use the same"):
+            finetune.fine_tune(model, others, recipe, checkpoint=tmp_path / "run" / "training.pt")
+
+
+class Bomb:
+    """A pickle that leaves a mark when it is opened."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (self.mark, "w")
+
+
+@pytest.mark.parametrize("kind", ["truncated", "empty", "text", "foreign", "pickle"])
+def test_a_damaged_checkpoint_is_named(chgnet, labels, tmp_path, kind):
+    checkpoint, recipe = tmp_path / "training.pt", Recipe(epochs=1)
+    finetune.fine_tune(chgnet, labels[:1], recipe, checkpoint=checkpoint)
+    content = {"truncated": checkpoint.read_bytes()[:5000], "empty": b"", "text": b"years of work"}
+    if kind in content:
+        checkpoint.write_bytes(content[kind])
+    else:
+        torch.save({"weights": torch.ones(3)} if kind == "foreign" else Bomb(str(tmp_path / "mark")), checkpoint)
+    with pytest.raises(PotentialError, match=r"training.pt is damaged or no checkpoint of this training; delete it"):
+        finetune.fine_tune(chgnet, labels[:1], recipe, checkpoint=checkpoint)
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(chgnet, labels, tmp_path, monkeypatch):
+    checkpoint, recipe = tmp_path / "training.pt", Recipe(epochs=3, learning_rate=3e-4)
+    write, calls = Path.write_bytes, []
+
+    def full(path, content):
+        calls.append(path)
+        if len(calls) == 3:
+            write(path, content[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=r"No space left on device: '.*training.pt'") as caught:
+            finetune.fine_tune(chgnet, labels[:2], recipe, checkpoint=checkpoint)
+    assert caught.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["training.pt"]
+    assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
+    resumed = finetune.fine_tune(chgnet, labels[:2], recipe, checkpoint=checkpoint)
+    whole = finetune.fine_tune(chgnet, labels[:2], recipe)
+    assert resumed.history[-1]["validation_force_mae"] == pytest.approx(whole.history[-1]["validation_force_mae"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()]
+)
+def test_want_of_memory_says_what_to_lower(chgnet, labels, monkeypatch, error):
+    def lacking(*_, **__):
+        raise error
+
+    monkeypatch.setattr(finetune, "_loss", lacking)
+    with pytest.raises(PotentialError, match=r"to train on 1 structure\(s\) of up to 2 atoms at once: label smaller cells"):
+        finetune.fine_tune(chgnet, labels, Recipe(epochs=1))
+    with pytest.raises(PotentialError, match=r"train on 4 structure.*: lower batch_size, or label smaller cells"):
+        finetune.fine_tune(chgnet, labels, Recipe(epochs=1, batch_size=4))
+    monkeypatch.setattr(finetune, "_loss", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        finetune.fine_tune(chgnet, labels, Recipe(epochs=1))
+
+
+@pytest.fixture(scope="module")
+def held(chgnet):
+    """Labels of a larger cell whose first half of atoms was held, which do not count; what is not counted differs from label to label."""
+    frames = [bulk("MgO", "rocksalt", a=4.21, cubic=True) for _ in range(3)]
+    for seed, atoms in enumerate(frames):
+        atoms.rattle(0.1, seed=seed)
+    made = []
+    for atoms, answer in zip(frames, chgnet.scaled(1.25).evaluate(frames), strict=True):
+        forces = answer.forces.copy()
+        forces[: 3 + len(made)] = np.nan
+        made.append(Label(atoms, None, forces))
+    return made
+
+
+def test_atoms_that_do_not_count_are_left_out_of_the_factor(chgnet, held):
+    """Zeros in their place would give 1/s with s the mean of softness and nothing."""
+    assert finetune.linear_correction(chgnet, held).scale == pytest.approx(1.25, rel=1e-5)
+    assert finetune.linear_correction(chgnet, held, "least_squares").scale == pytest.approx(1.25, rel=1e-5)
+    zeros = [replace(label, forces=np.nan_to_num(label.forces)) for label in held]
+    assert finetune.linear_correction(chgnet, zeros, "least_squares").scale < 0.9
+
+
+def test_atoms_that_do_not_count_are_left_out_of_the_loss(chgnet, held):
+    """Each structure counts once, by the components that it has."""
+    batch = finetune._batch(chgnet, [chgnet.system(label.atoms) for label in held], held, False, False)
+    loss, error = finetune._loss(chgnet, batch, Recipe(), training=False)
+    off = [p.forces - label.forces for p, label in zip(chgnet.evaluate([label.atoms for label in held]), held, strict=True)]
+    assert float(loss.detach()) == pytest.approx(100 * np.mean([np.nanmean(one**2) for one in off]), rel=1e-4)
+    assert error == pytest.approx(np.mean([np.nanmean(np.abs(one)) for one in off]), rel=1e-4)
+    history = finetune.fine_tune(chgnet, held, Recipe(epochs=6, learning_rate=3e-4)).history
+    assert history[-1]["train_force_mae"] < 0.8 * history[0]["train_force_mae"]
+
+
+def test_labels_of_lists_and_voigt_stresses_are_taken(chgnet, labels):
+    listed = [Label(one.atoms, one.energy, one.forces.tolist(), full_3x3_to_voigt_6_stress(one.stress)) for one in labels]
+    for one, other in zip(listed, labels, strict=True):
+        assert np.array_equal(one.forces, other.forces)
+        assert one.stress == pytest.approx(other.stress, abs=1e-6)
+    assert finetune.linear_correction(chgnet, listed).scale == finetune.linear_correction(chgnet, labels).scale
+    for change, words in (({"energy": np.nan}, "label 0 .*energy is not a number"), ({"stress": np.ones(5)}, "label 0 .*stress is not")):
+        with pytest.raises(ValueError, match=words):
+            finetune.fine_tune(chgnet, [replace(labels[0], **change)], Recipe(epochs=1))
+
+
+@pytest.mark.parametrize(
+    ("forces", "words"),
+    [
+        (np.full((2, 3), np.nan), r"label 1 \(MgO\): no force is a number"),
+        (np.full((2, 3), np.inf), r"label 1 \(MgO\): a force is infinite"),
+        (np.ones((1, 3)), r"label 1 \(MgO\): forces of shape \(1, 3\), but 2 atom\(s\) need \(2, 3\)"),
+        (np.ones((3, 2)), "need"),
+        (None, "need"),
+    ],
+)
+def test_labels_without_forces_are_named(chgnet, labels, forces, words):
+    for cure in (finetune.linear_correction, finetune.fine_tune):
+        with pytest.raises(ValueError, match=words):
+            cure(chgnet, [labels[0], replace(labels[1], forces=forces)])
 
 
 def test_one_label_is_trained_on_to_the_last_epoch(chgnet, labels):

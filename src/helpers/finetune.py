@@ -12,19 +12,22 @@ Two cures, both from Deng et al., npj Comput. Mater. 11, 9 (2025):
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
+import io
 import math
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import ase
 import numpy as np
 import torch
+from ase.stress import voigt_6_to_full_3x3_stress
 from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
 
-from helpers import softening, weak_supervision
+from helpers import results, softening, structures, weak_supervision
 from helpers.potentials.base import Graph, GraphPotential, Potential, PotentialError, StructureError, System
 from helpers.weak_supervision import Weak
 
@@ -41,7 +44,7 @@ class Label:
     energy : float or None
         Total energy, eV; None if it is not known.
     forces : ndarray, shape (n_atoms, 3)
-        eV/Å.
+        eV/Å; NaN where a component does not count, as of an atom that was held. It is left out of every sum.
     stress : ndarray, shape (3, 3), or None
         eV/Å³, ASE's sign.
     """
@@ -50,6 +53,14 @@ class Label:
     energy: float | None
     forces: np.ndarray
     stress: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        # Lists, and Voigt's six numbers, are what other programs hand over.
+        if self.forces is not None:
+            object.__setattr__(self, "forces", np.asarray(self.forces, dtype=float))
+        if self.stress is not None:
+            stress = np.asarray(self.stress, dtype=float)
+            object.__setattr__(self, "stress", voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress)
 
 
 @dataclass(frozen=True)
@@ -119,14 +130,34 @@ def linear_correction(potential: Potential, labels: Sequence[Label], method: str
     ------
     StructureError
         If a label cannot be evaluated.
+    ValueError
+        If a label has no forces, or not as many as atoms.
     """
+    _check(labels)
     reference = np.concatenate([label.forces.ravel() for label in labels])
+    counted = ~np.isnan(reference)
     predictions = potential.evaluate([label.atoms for label in labels])
     for label, prediction in zip(labels, predictions, strict=True):
         if not prediction.ok:
             raise StructureError(f"label {label.atoms.get_chemical_formula()}: {prediction.error}")
     predicted = np.concatenate([prediction.forces.ravel() for prediction in predictions])
-    return potential.scaled(softening.correction(reference, predicted, method=method))
+    return potential.scaled(softening.correction(reference[counted], predicted[counted], method=method))
+
+
+def _check(labels: Sequence[Label], *, energy: bool = False, stress: bool = False) -> None:
+    """Refuse labels whose answers cannot be used: NumPy would broadcast them, or a sum would be empty, or a NaN, in silence."""
+    for k, label in enumerate(labels):
+        n, forces, wrong = len(label.atoms), label.forces, ""
+        if forces is None or forces.shape != (n, 3):
+            wrong = f"forces of shape {np.shape(forces)}, but {n} atom(s) need ({n}, 3)"
+        elif np.isinf(forces).any() or np.isnan(forces).all():
+            wrong = "a force is infinite" if np.isinf(forces).any() else "no force is a number"
+        elif energy and not np.isfinite(label.energy):
+            wrong = f"the energy is not a number: {label.energy}"
+        elif stress and not (label.stress.shape == (3, 3) and np.isfinite(label.stress).all()):
+            wrong = "the stress is not 3 × 3, or 6, numbers"
+        if wrong:
+            raise ValueError(f"label {k} ({label.atoms.get_chemical_formula()}): {wrong}")
 
 
 def split(n_labels: int, recipe: Recipe) -> tuple[list[int], list[int]]:
@@ -140,6 +171,28 @@ def split(n_labels: int, recipe: Recipe) -> tuple[list[int], list[int]]:
     return sorted(order[n_validation:].tolist()), sorted(order[:n_validation].tolist())
 
 
+def _names_want_of_memory(train: Callable) -> Callable:
+    """Turn the errors with which PyTorch and Python run out of memory into one that says what to lower."""
+
+    @functools.wraps(train)
+    def wrapped(potential: GraphPotential, labels: Sequence[Label], recipe: Recipe | None = None, **options: object) -> FineTuned:
+        try:
+            return train(potential, labels, recipe, **options)
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+                raise
+            largest, together = max(len(label.atoms) for label in labels), (recipe or Recipe()).batch_size
+            lower = ["lower batch_size"] * (together > 1) + ["label smaller cells"]
+            lower += ["train on the CPU (--device cpu)"] * (potential.device.type == "cuda")
+            raise PotentialError(
+                f"{potential.device} has too little memory to train on {together} structure(s) of up to {largest} atoms at once: "
+                f"{', or '.join(lower)}."
+            ) from error
+
+    return wrapped
+
+
+@_names_want_of_memory
 def fine_tune(
     potential: GraphPotential,
     labels: Sequence[Label],
@@ -167,9 +220,12 @@ def fine_tune(
     Raises
     ------
     PotentialError
-        If the potential has no weights to train, or the loss becomes NaN.
+        If the potential has no weights to train, the loss becomes NaN, the memory does not suffice, or the checkpoint is damaged or of
+        another training.
     StructureError
         If a label cannot be evaluated.
+    ValueError
+        If a label has no forces, not as many as atoms, or an energy or stress that is no number.
     """
     recipe = recipe or Recipe()
     if not isinstance(potential, GraphPotential):
@@ -180,6 +236,7 @@ def fine_tune(
         raise ValueError('without validation no epoch is the best: set keep="last"')
     with_energy = recipe.energy_weight > 0 and all(label.energy is not None for label in labels)
     with_stress = recipe.stress_weight > 0 and all(label.stress is not None for label in labels)
+    _check(labels, energy=with_energy, stress=with_stress)
     train, validation = split(len(labels), recipe)
 
     tuned = copy.deepcopy(potential)
@@ -205,18 +262,27 @@ def fine_tune(
     singles = {index: batch([index]) for index in train} if recipe.batch_size == 1 else {}
     result = FineTuned(tuned, train=train, validation=validation, n_trained=sum(parameter.numel() for parameter in parameters))
     best_weights, start = copy.deepcopy(tuned.network.state_dict()), 0
-    best_error = math.inf
+    best_error, mark = math.inf, _mark(tuned, labels)
     if checkpoint is not None and checkpoint.is_file():
-        saved = torch.load(checkpoint, map_location=tuned.device, weights_only=True)
-        if saved["recipe"] != asdict(recipe):
-            raise PotentialError(f"{checkpoint} was written with another recipe; delete it or use the same settings.")
-        tuned.network.load_state_dict(saved["network"])
-        optimiser.load_state_dict(saved["optimiser"])
-        generator.set_state(saved["generator"].cpu())
-        if moves is not None:
-            moves.set_state(saved["moves"].cpu())
-        best_weights, best_error = saved["best_weights"], saved["best_error"]
-        result.history, result.best_epoch, start = saved["history"], saved["best_epoch"], saved["epoch"] + 1
+        try:
+            saved = torch.load(checkpoint, map_location=tuned.device, weights_only=True)
+            other = saved["recipe"] != asdict(recipe) or saved["mark"] != mark
+            if not other:
+                tuned.network.load_state_dict(saved["network"])
+                optimiser.load_state_dict(saved["optimiser"])
+                generator.set_state(saved["generator"].cpu())
+                if moves is not None:
+                    moves.set_state(saved["moves"].cpu())
+                best_weights, best_error = saved["best_weights"], saved["best_error"]
+                result.history, result.best_epoch, start = saved["history"], saved["best_epoch"], saved["epoch"] + 1
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # foreign bytes make the reader raise whatever they lead to
+            raise PotentialError(
+                f"{checkpoint} is damaged or no checkpoint of this training; delete it to train from the start."
+            ) from error
+        if other:
+            raise PotentialError(f"{checkpoint} was written with another recipe, other labels or other weights; delete it or use the same.")
 
     bar = tqdm(range(start, recipe.epochs), initial=start, total=recipe.epochs, disable=not progress, desc=tuned.key, unit="epoch")
     for epoch in bar:
@@ -255,6 +321,7 @@ def fine_tune(
         if checkpoint is not None:
             state = {
                 "recipe": asdict(recipe),
+                "mark": mark,
                 "epoch": epoch,
                 "network": tuned.network.state_dict(),
                 "optimiser": optimiser.state_dict(),
@@ -390,6 +457,7 @@ class _Batch:
     graph: Graph
     energy: torch.Tensor | None
     forces: torch.Tensor
+    weights: torch.Tensor  # of each force component in the mean, 0 where it does not count
     stress: torch.Tensor | None
 
 
@@ -397,10 +465,16 @@ def _batch(potential: GraphPotential, systems: Sequence[System], labels: Sequenc
     def tensor(array) -> torch.Tensor:
         return torch.as_tensor(np.asarray(array), dtype=torch.float64, device=potential.device)
 
+    graph = potential.collate(systems)
+    forces = tensor(np.concatenate([label.forces for label in labels]))
+    counted = ~torch.isnan(forces)
+    n_counted = torch.zeros_like(graph.n_atoms).index_add(0, graph.system, counted.sum(dim=1))
     return _Batch(
-        graph=potential.collate(systems),
+        graph=graph,
         energy=tensor([label.energy for label in labels]) if with_energy else None,
-        forces=tensor(np.concatenate([label.forces for label in labels])),
+        forces=torch.nan_to_num(forces),
+        # Every structure counts once, however many atoms it has.
+        weights=(1 / (n_counted * len(labels)))[graph.system, None] * counted,
         stress=tensor(np.stack([label.stress for label in labels])) if with_stress else None,
     )
 
@@ -413,20 +487,28 @@ def _loss(
     energies, forces, stresses = potential.compute(batch.graph, stress=with_stress, training=training)
     error = forces - batch.forces
     n_atoms = batch.graph.n_atoms
-    # Every structure counts once, however many atoms it has.
-    weights = (1 / (3 * n_atoms * len(n_atoms)))[batch.graph.system, None]
-    loss = recipe.force_weight * torch.sum(weights * error**2)
+    loss = recipe.force_weight * torch.sum(batch.weights * error**2)
     if batch.energy is not None:
         loss = loss + recipe.energy_weight * torch.mean(((energies - batch.energy) / n_atoms) ** 2)
     if with_stress:
         loss = loss + recipe.stress_weight * torch.mean(((stresses - batch.stress) * EV_PER_A3_IN_GPA) ** 2)
     if moves is not None:
         loss = loss + weak_supervision.loss(potential, batch.graph, (energies, forces), recipe.weak, moves)
-    return loss, float(torch.sum(weights * error.detach().abs()))
+    return loss, float(torch.sum(batch.weights * error.detach().abs()))
+
+
+def _mark(potential: GraphPotential, labels: Sequence[Label]) -> str:
+    """Return what tells a training from others of the same recipe: the weights that it starts from, and its structures."""
+    digest = hashlib.sha256(repr(potential.scale).encode())
+    for tensor in potential.network.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    for label in labels:
+        digest.update(structures.content(label.atoms))
+    return digest.hexdigest()
 
 
 def _save(state: dict[str, object], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    # Through memory: written straight to a full disk, PyTorch raises a RuntimeError that does not say so.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    results.write_bytes(buffer.getvalue(), path)

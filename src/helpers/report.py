@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from helpers import results
 from helpers.figures.style import _need_alt, _png_uri
 
 
@@ -210,5 +211,5 @@ def markdown(title: str, lead: str, sections: Sequence[Section], footer: str = "
 
 def write(folder: Path, title: str, lead: str, sections: Sequence[Section], footer: str = "") -> None:
     """Write a report as ``report.html`` and ``report.md`` into a folder."""
-    (folder / "report.html").write_text(page(title, lead, sections, footer), encoding="utf-8")
-    (folder / "report.md").write_text(markdown(title, lead, sections, footer), encoding="utf-8")
+    for name, made in (("report.html", page), ("report.md", markdown)):
+        results.write_bytes(made(title, lead, sections, footer).encode("utf-8", "backslashreplace"), folder / name)

@@ -49,22 +49,31 @@ def table_path(benchmark: str, model: str, base: Path | None = None) -> Path:
 
 def models(benchmark: str) -> list[str]:
     """Return the models that have a table for a benchmark."""
-    return sorted(json.loads(path.read_text())["model"] for path in (results_dir() / benchmark).glob("*.json"))
+    return sorted(read_json(path)["model"] for path in (results_dir() / benchmark).glob("*.json"))
 
 
 def _replace(path: Path, write) -> None:
-    """Write a file under a temporary name in the same folder, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    """Write a file under a temporary name in the same folder, then rename it; an error leaves what was there and names the file."""
+    partial = None
     try:
-        write(Path(name))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        write(Path(partial))
         # mkstemp makes the file private; a result is for everyone who may read the folder.
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except OSError as error:
+        # Writing into an open file, as to a full disk, raises without the file's name.
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        if partial:
+            Path(partial).unlink(missing_ok=True)
+
+
+def write_bytes(content: bytes, path: Path) -> None:
+    """Write a file atomically."""
+    _replace(path, lambda target: target.write_bytes(content))
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:
@@ -72,9 +81,24 @@ def write_parquet(table: pd.DataFrame, path: Path) -> None:
     _replace(path, lambda target: table.to_parquet(target, index=False, compression="zstd"))
 
 
-def write_json(content: Mapping[str, object], path: Path) -> None:
-    """Write a JSON file atomically."""
-    _replace(path, lambda target: target.write_text(json.dumps(content, indent=1, ensure_ascii=False, sort_keys=True) + "\n"))
+def write_json(content: Mapping[str, object], path: Path, *, sort_keys: bool = True) -> None:
+    """Write a JSON file atomically, in UTF-8; bytes of file names that are none become JSON's own escapes."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, sort_keys=sort_keys)
+    write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"), path)
+
+
+def read_json(path: Path) -> object:
+    """Read a JSON file.
+
+    Raises
+    ------
+    ResultsError
+        If it is damaged; the message names it.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ResultsError(f"{path} is damaged ({error}): delete it and make again what it belongs to.") from error
 
 
 def write(benchmark: str, model: str, table: pd.DataFrame, provenance: Mapping[str, object], base: Path | None = None) -> Path:
@@ -125,7 +149,7 @@ def provenance(benchmark: str, model: str, base: Path | None = None) -> dict[str
     path = table_path(benchmark, model, base).with_suffix(".json")
     if not path.is_file():
         raise ResultsError(f"{path} is missing: the table of {benchmark} for {model} has no provenance.")
-    return json.loads(path.read_text())
+    return read_json(path)
 
 
 def machine() -> str:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from helpers import potentials, registry
+from helpers import potentials, registry, results
 from helpers.potentials.base import GraphPotential, Potential, PotentialError
 
 FORMAT = 1
@@ -35,18 +35,21 @@ def record(folder: Path) -> dict[str, object]:
     """
     path = Path(folder) / RECORD
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise PotentialError(
             f"cannot read the model file {folder}: it is a folder without {RECORD}. Was 'softening fix' interrupted? Run it again."
         ) from None
     except (OSError, ValueError) as error:
-        raise PotentialError(f"{path} cannot be read: {error}") from error
+        raise PotentialError(f"{path} cannot be read ({error}). Mend the potential again, into a new folder.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise PotentialError(f"{path} has not the format {FORMAT}, the only one that this version reads.")
     wrong = [name for name, kind in _NEEDED.items() if not isinstance(content.get(name), kind)]
+    wrong += ["scale"] * ("scale" not in wrong and not (content["scale"] > 0 and math.isfinite(content["scale"])))
     if wrong or not {"key", "weights_sha256", "is_file"} <= set(content["base"]):
-        raise PotentialError(f"{path} is damaged: {', '.join(wrong) or 'base'} missing or of the wrong kind.")
+        raise PotentialError(
+            f"{path} is damaged: {', '.join(wrong) or 'base'} missing or of the wrong kind. Mend the potential again, into a new folder."
+        )
     return content
 
 
@@ -79,20 +82,14 @@ def save(folder: Path, potential: Potential, base_key: str, about: Mapping[str, 
         content["base"] = {"key": key, "weights_sha256": about["base_sha256"], "is_file": is_file}
     if content["base"]["is_file"]:
         source = base / BASE if base else Path(base_key.removeprefix("file:"))
-        _replace(folder / BASE, source.read_bytes())
+        results.write_bytes(source.read_bytes(), folder / BASE)
     if about["trained"] or (earlier and earlier["weights_sha256"]):
         buffer = io.BytesIO()
         torch.save(potential.network.state_dict(), buffer)
         content["weights_sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
-        _replace(folder / WEIGHTS, buffer.getvalue())
+        results.write_bytes(buffer.getvalue(), folder / WEIGHTS)
     # Last: it vouches for the rest.
-    _replace(folder / RECORD, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    results.write_json(content, folder / RECORD, sort_keys=False)
 
 
 def folder_of(key: str) -> Path | None:
