@@ -373,7 +373,8 @@ def explain(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: i
 
     with s' and R² of the last stage. ``regression`` is what scatter accounts for if the prediction is calibrated; if the scatter is noise,
     it belongs to what is left. The logarithms of the factors are carried over to 1 − s with the logarithmic mean, as in
-    :func:`helpers.softening.decompose`, so that the parts add up exactly. Another order would give other parts: explanations overlap. See :func:`one_at_a_time`.
+    :func:`helpers.softening.decompose`, so that the parts add up exactly. Another order would give other parts: explanations overlap.
+    See :func:`one_at_a_time`.
 
     Parameters
     ----------
@@ -739,8 +740,8 @@ def typical(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: i
     -------
     DataFrame
         ``explanation`` (``none``; ``arithmetic``, the other mean of the same ratios; ``selection`` and ``geometry``, on the systems
-        concerned; ``same systems``, the value that the latter is to be compared with; ``functional``, all systems over the geometric mean of PBE over the reference's functional), ``n``,
-        and ``ratio`` with its interval.
+        concerned; ``same systems``, the value that the latter is to be compared with; ``functional``, all systems over the geometric
+        mean of PBE over the reference's functional), ``n``, and ``ratio`` with its interval.
 
     Raises
     ------
