@@ -35,7 +35,7 @@ from helpers.figures.style import (
 
 
 def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float]) -> Figure:
-    """Draw the softening scale against the temperature, one panel per element, with the melting point.
+    """Draw the softening scale against the nominal temperature, one panel per element and volume, with the melting point.
 
     Parameters
     ----------
@@ -44,16 +44,16 @@ def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float
     melting_k : mapping of str to float
         Melting point of each element, K.
     """
-    elements = list(melting_k)
+    crystals = list(dict.fromkeys(table.sort_values(["element", "volume"])["crystal"]))
     models = in_order(table["model"])
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(elements))
+        figure, axes, spare = _panels(len(crystals))
         figure.set_figheight(0.75 * figure.get_figheight())
-        for panel, element in zip(axes, elements, strict=True):
+        for panel, crystal in zip(axes, crystals, strict=True):
             panel.axhline(1, zorder=2, **_IDEAL)
-            panel.axvspan(melting_k[element], 2e4, color="#F4E6D8", zorder=0)
+            panel.axvspan(melting_k[crystal.split(",")[0]], 2e4, color="#F4E6D8", zorder=0)
             for model in models:
-                part = table[(table["model"] == model) & (table["element"] == element)].sort_values("temperature_k")
+                part = table[(table["model"] == model) & (table["crystal"] == crystal)].sort_values("temperature_k")
                 spread = np.abs(part[["slope_low", "slope_high"]].to_numpy().T - part["slope"].to_numpy())
                 panel.errorbar(
                     part["temperature_k"],
@@ -68,8 +68,8 @@ def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float
             panel.set(xscale="log", xlim=(230, 7500), ylim=(0.3, 1.45))
             panel.set_xticks([300, 1000, 3000], ["300", "1000", "3000"])
             panel.set_xticks([], minor=True)
-            panel.set_title(element, loc="left")
-        _outer_labels(axes, "temperature (K)", "softening scale")
+            panel.set_title(crystal, loc="left")
+        _outer_labels(axes, "nominal temperature (K)", "softening scale s")
         handles = [Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 5.5), label=label(m)) for m in models]
         _legend(figure, spare, [*handles, Patch(color="#F4E6D8", label="above the melting point")])
     return figure
