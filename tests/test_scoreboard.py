@@ -141,6 +141,12 @@ def test_a_line_says_how_many_of_its_cases_there_are(board):
         assert mixed["ours_on"].str.contains(f" {mixed['n'].iloc[0]} orderings").all()
 
 
+def test_a_chapter_tells_the_boards_verdicts(board):
+    line = board[(board["figure"] == "2b") & (board["key"] == "chgnet-0.3.0")].set_index("quantity")["verdict"]
+    words = [f"{name}: {line[f'defect energy, {name}']}" for name in ("MAE", "slope", "share below DFT")]
+    assert scoreboard.told(board, "2b", "chgnet-0.3.0") == "; ".join(words)
+
+
 def test_only_the_papers_own_structures_are_like_for_like(board):
     like = board[board["compared"] == "like for like"]
     assert set(like["figure"]) == {"4a", "4b", "5b", "6b"}

@@ -141,7 +141,7 @@ def solutions(model):
 
     arrow = "lowest formation energy at x_Ca=0.5 (arrow label)"
     ratio = printed("2", "c", model, arrow) / printed("2", "c", "DFT", arrow)
-    yield "lowest formation energy at x = ½, model / DFT", ratio, rows, lowest, (1, True)
+    yield "formation energy, lowest at x = ½ over DFT", ratio, rows, lowest, (1, True)
     yield "formation energy, slope", (dft * theirs).sum() / (dft**2).sum(), rows, by_composition, (1, True)
 
 

@@ -71,7 +71,7 @@ def printed(figure: str, panel: str, model: str, quantity: str) -> float:
 def verdict(
     paper: float, ours: float, low: float = np.nan, high: float = np.nan, not_soft: float = 1.0, signed: bool = True, within: float = WITHIN
 ) -> str:
-    """Compare two numbers by the rule in the module's docstring.
+    """Compare two numbers by the rule in the module's docstring; return one of :data:`VERDICTS`.
 
     Parameters
     ----------
@@ -85,11 +85,6 @@ def verdict(
         Whether the two sides of ``not_soft`` mean different things.
     within : float
         Half width of the band, as a share of the paper's effect.
-
-    Returns
-    -------
-    str
-        One of :data:`VERDICTS`.
 
     Raises
     ------
@@ -215,7 +210,7 @@ def _solution_lines() -> list[dict[str, object]]:
         ratio = printed("2", "c", entry.paper_label, lowest) / printed("2", "c", "DFT", lowest)
         slope = softening.softening_scale(of_model["reference"], of_model["value"])
         for name, quantity, paper, source in (
-            ("lowest_ratio", "lowest formation energy at x = ½, model / DFT", ratio, "printed"),
+            ("lowest_ratio", "formation energy, lowest at x = ½ over DFT", ratio, "printed"),
             ("slope", "formation energy, slope", slope, "digitised"),
         ):
             where = "Ca-Mg-O, {n} orderings of a 16-cation cell" + _OTHER_WEIGHTS.get(entry.paper_label, "")
@@ -373,6 +368,12 @@ def table() -> pd.DataFrame:
     return lines[~(lines.duplicated(["figure", "quantity", "key"]) & (lines["verdict"] == "missing"))].reset_index(drop=True)
 
 
+def told(board: pd.DataFrame, figure: str, key: str) -> str:
+    """Say in a sentence's words what the board says of a figure and a model: ``MAE: differs; slope: compatible``."""
+    lines = board[(board["figure"] == figure) & (board["key"] == key)]
+    return "; ".join(lines["quantity"].str.replace(r"^\w+ (energy|barrier), ", "", regex=True) + ": " + lines["verdict"])
+
+
 def hero(key: str = "chgnet-0.3.0", material: str = "Si") -> Figure:
     """Draw softening in one picture, from the result tables: forces before and after ten labels, and surface energies."""
     tuned = results.read("fine_tuning", key)
@@ -409,7 +410,7 @@ def readable(board: pd.DataFrame, *, family: bool = False) -> pd.DataFrame:
 
 
 def ideas(key: str = "chgnet-0.3.0") -> pd.DataFrame:
-    """Return what became of the related ideas: the question, what was measured, the verdict.
+    """Return what became of the related ideas: the question, what was measured, the answer.
 
     Returns
     -------
@@ -458,5 +459,5 @@ def ideas(key: str = "chgnet-0.3.0") -> pd.DataFrame:
             "good for gradients and for seeking a composition, not for mixing energies",
         ),
     }
-    shown = pd.DataFrame.from_dict(lines, orient="index", columns=["question", "measured", "verdict"])
+    shown = pd.DataFrame.from_dict(lines, orient="index", columns=["question", "measured", "answer"])
     return shown.rename_axis("idea")
