@@ -58,43 +58,26 @@ class Relaxed:
     error: str | None = None
 
 
-class _Whole(ModelInterface):
-    """A potential that sees of each structure what a torch-sim state does not hold: charge, spin, magnetic moments, tags."""
+class _Batch(ModelInterface):
+    """A potential that sees the structures of a batch whole, not only what a torch-sim state holds of them.
 
-    def __init__(self, potential: Potential) -> None:
+    Out of plane, only the zz component of the stress is passed on, so that a relaxed cell keeps its in-plane vectors.
+    """
+
+    def __init__(self, potential: Potential, cell: str) -> None:
         super().__init__()
-        self.potential = potential
-        self.batch: list[ase.Atoms] = []
+        self.potential, self.cell = potential, cell
+        self.structures: list[ase.Atoms] = []
         self._device, self._dtype = potential.device, potential.dtype
-        self._compute_forces, self._compute_stress = True, potential.compute_stress
+        self._compute_forces, self._compute_stress = True, cell != "fixed"
 
-    def forward(self, state: ts.SimState, **kwargs: object) -> dict[str, torch.Tensor]:
-        if isinstance(self.potential, GraphPotential):  # which reads nothing else
-            return self.potential(state, **kwargs)
-        placed = [atoms.copy() for atoms in self.batch]
-        for atoms, now in zip(placed, state.to_atoms(), strict=True):
-            atoms.cell, atoms.positions = now.cell, now.positions
-        found = self.potential.evaluate(placed, stress=self.compute_stress)
-        output = {"energy": [one.energy for one in found], "forces": np.concatenate([one.forces for one in found])}
-        if self.compute_stress:
-            output["stress"] = np.stack([np.full((3, 3), np.nan) if one.stress is None else one.stress for one in found])
-        return {name: torch.as_tensor(values, dtype=state.dtype, device=state.device) for name, values in output.items()}
-
-
-class _OutOfPlane(ModelInterface):
-    """Pass on only the zz component of a model's stress, so that a relaxed cell keeps its in-plane vectors."""
-
-    def __init__(self, model: ModelInterface) -> None:
-        super().__init__()
-        self.model = model
-        self._device, self._dtype = model.device, model.dtype
-        self._compute_forces = self._compute_stress = True
-
-    def forward(self, state: ts.SimState, **kwargs: object) -> dict[str, torch.Tensor]:
-        output = self.model(state, **kwargs)
-        stress = torch.zeros_like(output["stress"])
-        stress[:, 2, 2] = output["stress"][:, 2, 2]
-        return {**output, "stress": stress}
+    def forward(self, state: ts.SimState, **_: object) -> dict[str, torch.Tensor]:
+        output = self.potential(state, structures=self.structures)
+        if self.cell == "out-of-plane":
+            zz = torch.zeros_like(output["stress"])
+            zz[:, 2, 2] = output["stress"][:, 2, 2]
+            output["stress"] = zz
+        return output
 
 
 def relax(
@@ -221,9 +204,7 @@ def _constrained(atoms: ase.Atoms, cell: str) -> np.ndarray:
 
 
 def _check(potential: Potential, atoms: ase.Atoms, cell: str) -> None:
-    if not atoms.pbc.all():
-        raise StructureError("not periodic in all three directions; set pbc=True and leave vacuum wider than the cutoff")
-    check_structure(atoms.numbers, atoms.positions, atoms.cell.array, potential.elements)
+    check_structure(atoms.numbers, atoms.positions, atoms.cell.array, potential.elements, atoms.pbc)
     if isinstance(potential, GraphPotential):
         potential.check_memory(potential.system(atoms))
     if cell == "out-of-plane" and np.abs(atoms.cell.array[:2, 2]).max() > 1e-6:
@@ -260,19 +241,13 @@ def _relax_all(potential, given, moving, indices, free, steps, cell, fmax, smax,
     moves_cell = cell != "fixed"
     had_stress = potential.compute_stress
     potential.compute_stress = moves_cell
-    whole = _Whole(potential)
-    model = _OutOfPlane(whole) if cell == "out-of-plane" else whole
+    model = _Batch(potential, cell)
     initialise, step = (unit_cell_fire if moves_cell else fire)(model)
     limit = max(limit, max(_memory_metric(moving[index]) for index in indices) * 1.001)
-    batcher = ts.InFlightAutoBatcher(
-        model,
-        memory_scales_with="n_atoms_x_density",
-        max_memory_scaler=limit,
-        return_indices=True,
-    )
+    batcher = ts.InFlightAutoBatcher(model, memory_scales_with="n_atoms_x_density", max_memory_scaler=limit, return_indices=True)
     state, done, now = None, None, np.zeros(0, dtype=int)
     try:
-        batcher.load_states(_initial_states(whole, model, initialise, moving, indices, limit))
+        batcher.load_states(_initial_states(model, initialise, moving, indices, limit))
         while True:
             state, finished, current = batcher.next_batch(state, done)
             order = batcher.completed_idx_og_order[len(batcher.completed_idx_og_order) - len(finished) :]
@@ -282,7 +257,7 @@ def _relax_all(potential, given, moving, indices, free, steps, cell, fmax, smax,
             if state is None:
                 return
             now = np.array(indices)[current]
-            whole.batch = [moving[index] for index in now]
+            model.structures = [moving[index] for index in now]
             mask = torch.as_tensor(np.concatenate([free[index] for index in now]), dtype=state.dtype, device=state.device)
             # A coordinate that never feels a force starts at rest and stays at rest: FIRE needs no other change.
             state.forces = state.forces * mask
@@ -303,7 +278,7 @@ def _relax_all(potential, given, moving, indices, free, steps, cell, fmax, smax,
         potential.compute_stress = had_stress
 
 
-def _initial_states(whole, model, initialise, moving, indices, limit):
+def _initial_states(model, initialise, moving, indices, limit):
     """Yield the optimiser's state of each structure; first forces are computed a batch at a time, as they are needed."""
     chunks, size = [[]], 0.0
     for index in indices:
@@ -313,8 +288,8 @@ def _initial_states(whole, model, initialise, moving, indices, limit):
             size = 0.0
         chunks[-1].append(moving[index])
         size += metric
-    for whole.batch in chunks:
-        yield from initialise(ts.initialize_state(whole.batch, model.device, model.dtype)).split()
+    for model.structures in chunks:
+        yield from initialise(ts.initialize_state(model.structures, model.device, model.dtype)).split()
 
 
 def _done(state: ts.SimState, fmax: float, smax: float | None) -> torch.Tensor:

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError
 from ase.stress import voigt_6_to_full_3x3_stress
-from torch_sim.state import SimState
 from tqdm.auto import tqdm
 
 from helpers import structures as door
@@ -84,19 +83,6 @@ class ASEPotential(Potential):
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a foreign calculator may raise anything; the reason is kept)
             return Prediction.failed(len(atoms), f"{type(error).__name__}: {error}")
         return Prediction(energy, forces, tensor)
-
-    def forward(self, state: SimState, **_: object) -> dict[str, torch.Tensor]:
-        """Evaluate a torch-sim state, one structure after the other."""
-        predictions = self.evaluate(state.to_atoms(), stress=self.compute_stress)
-        forces = np.concatenate([prediction.forces for prediction in predictions])
-        output = {
-            "energy": torch.as_tensor([p.energy for p in predictions], dtype=state.dtype, device=state.device),
-            "forces": torch.as_tensor(forces, dtype=state.dtype, device=state.device),
-        }
-        if self.compute_stress:
-            stresses = [np.full((3, 3), np.nan) if p.stress is None else p.stress for p in predictions]
-            output["stress"] = torch.as_tensor(np.stack(stresses), dtype=state.dtype, device=state.device)
-        return output
 
 
 def _numbers(value: object, name: str) -> np.ndarray:

@@ -98,7 +98,9 @@ class Prediction:
         return cls(energy=np.nan, forces=np.full((n_atoms, 3), np.nan), error=error)
 
 
-def check_structure(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, elements: frozenset[int]) -> None:
+def check_structure(
+    numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, elements: frozenset[int], pbc: np.ndarray | bool = True
+) -> None:
     """Refuse a structure that no potential can evaluate.
 
     Parameters
@@ -111,12 +113,16 @@ def check_structure(numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray
         Lattice vectors as rows, Å.
     elements : frozenset of int
         Atomic numbers the potential was trained on.
+    pbc : ndarray of bool, shape (3,)
+        Along which lattice vectors it is periodic.
 
     Raises
     ------
     StructureError
         With the reason.
     """
+    if not np.all(pbc):
+        raise StructureError("not periodic in all three directions; set pbc=True and leave vacuum wider than the cutoff")
     if len(numbers) == 0:
         raise StructureError("no atoms")
     if not np.isfinite(positions).all():
@@ -378,6 +384,17 @@ class Potential(ModelInterface):
             If something is no structure, see :func:`helpers.structures.many`.
         """
 
+    def forward(self, state: SimState, structures: Sequence[ase.Atoms] | None = None, **_: object) -> dict[str, torch.Tensor]:
+        """Evaluate a torch-sim state, and pass on of each of its structures what a state does not hold: charge, spin, moments, tags."""
+        placed = state.to_atoms() if structures is None else [atoms.copy() for atoms in structures]
+        for atoms, now in zip(placed, state.to_atoms(), strict=True):
+            atoms.cell, atoms.positions = now.cell, now.positions
+        found = self.evaluate(placed, stress=self.compute_stress)
+        output = {"energy": [one.energy for one in found], "forces": np.concatenate([one.forces for one in found])}
+        if self.compute_stress:
+            output["stress"] = np.stack([np.full((3, 3), np.nan) if one.stress is None else one.stress for one in found])
+        return {name: torch.as_tensor(values, dtype=state.dtype, device=state.device) for name, values in output.items()}
+
     def calculator(self) -> Calculator:
         """Return an ASE calculator."""
         return PotentialCalculator(self)
@@ -613,8 +630,8 @@ class GraphPotential(Potential):
         arrays = ([one.energy for one in found], np.concatenate([one.forces for one in found]), stresses and np.stack(stresses))
         return tuple(None if array is None else torch.as_tensor(array) for array in arrays)
 
-    def _system(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray) -> System:
-        check_structure(numbers, positions, cell, self.elements)
+    def _system(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray | bool = True) -> System:
+        check_structure(numbers, positions, cell, self.elements, pbc)
         return System.build(numbers, positions, cell, self.cutoff)
 
     def system(self, atoms: ase.Atoms) -> System:
@@ -625,9 +642,7 @@ class GraphPotential(Potential):
         StructureError
             If the potential cannot evaluate it.
         """
-        if not atoms.pbc.all():
-            raise StructureError("not periodic in all three directions; set pbc=True and leave vacuum wider than the cutoff")
-        return self._system(atoms.numbers, atoms.positions, atoms.cell.array)
+        return self._system(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
 
     def check_memory(self, system: System) -> None:
         """Refuse a structure that does not fit into the main memory: there the whole process is killed, no exception raised.
