@@ -15,7 +15,8 @@ that leave the composition as it is, so that the energy of the perfect compound 
     Seven bcc metals (PBE): Ma and Dudarev, Phys. Rev. Mater. 3, 013605 (2019), second-hand.
 ``intermetallics``
     NiAl, Al₃V and NiTi: total energies of supercells with a vacancy, an antisite atom or a solute (PBE), from
-    pydii: Ding et al., Comput. Phys. Commun. 193, 118 (2015).
+    pydii: Ding et al., Comput. Phys. Commun. 193, 118 (2015). NiTi is computed, but in no pooled number of any model
+    (:data:`UNSTABLE_HOSTS`).
 ``cell-size``
     Al, Mg and Mo in four supercells each. It shows how the supercell matters; the default ones were chosen from it.
 
@@ -183,6 +184,12 @@ LIVE = "bcc-vacancies"
 # How far a recomputed value (eV) may lie from the committed one. Unrelaxed: rounding of some 64 energies per atom in single precision,
 # to which legacy M3GNet adds up to 3e-5 eV/atom. Relaxed: which step is the first below the force threshold may differ as well.
 TOLERANCES = {"unrelaxed": 2e-3, "relaxed": 1e-2}
+
+# Hosts that are no minimum in DFT, and why: what a defect costs there is mixed with the transformation of the crystal around it. They
+# are kept out of the pooled numbers for all models alike, whether or not a model's own crystal gives way.
+UNSTABLE_HOSTS = {
+    "NiTi": "its monoclinic cell (B19′) is no minimum in DFT: under no stress it shears into B33 (Huang et al., Nat. Mater. 2, 307 (2003))"
+}
 
 # The sets in the pooled row of the summary.
 _POOLED = ("vacancies", "bcc-vacancies", "intermetallics")
@@ -770,10 +777,12 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         Columns ``model, set, property, n_failed`` and those of :func:`helpers.softening.scalar_summary` (eV, intervals from resampling
         materials), NaN for groups of fewer than two values. Site preferences, which may have either sign, are kept out of set
-        ``intermetallics`` and stand as ``site-preferences``. Set ``all`` is :func:`pooled`: per point defect.
+        ``intermetallics`` and stand as ``site-preferences``; defects in :data:`UNSTABLE_HOSTS` stand as ``unstable-hosts``. Set ``all``
+        is :func:`pooled`: per point defect.
     """
     chosen = table.copy()
     chosen.loc[chosen["kind"] == _PREFERENCE, "set"] = "site-preferences"
+    chosen.loc[chosen["material"].isin(UNSTABLE_HOSTS), "set"] = "unstable-hosts"
     records = []
     for (model, name, quantity), group in pd.concat([chosen, pooled(table).assign(set="all")]).groupby(
         ["model", "set", "property"], sort=False
@@ -790,9 +799,9 @@ def pooled(table: pd.DataFrame) -> pd.DataFrame:
     """Return ground-state vacancies, bcc vacancies and combinations in intermetallics, all per point defect.
 
     The combinations are divided by the number of defects in them: as totals the four or five defects of one in Al₃V would outweigh
-    everything else. Site preferences, which may have either sign, are left out.
+    everything else. Site preferences, which may have either sign, and :data:`UNSTABLE_HOSTS` are left out.
     """
-    chosen = table[table["set"].isin(_POOLED) & (table["kind"] != _PREFERENCE)]
+    chosen = table[table["set"].isin(_POOLED) & (table["kind"] != _PREFERENCE) & ~table["material"].isin(UNSTABLE_HOSTS)]
     return chosen.assign(value=chosen["value"] / chosen["n_defects"], reference=chosen["reference"] / chosen["n_defects"])
 
 
