@@ -97,6 +97,16 @@ def test_results_computes_nothing_and_says_so(data, monkeypatch, capsys):
     assert (checked["value"] == checked["committed"]).all()
 
 
+def test_results_of_nothing_are_refused(data):
+    runner.run("surfaces", EMT, device="cpu", processes=1, progress=False)
+    here = chapter.begin("results", "surfaces", EMT, device="cpu")
+    surfaces.SETS["jarvis-binaries"] = ()
+    with pytest.raises(runner.LiveCheckError, match="nothing of jarvis-binaries"):
+        here.live_check("surfaces", EMT, sets=["jarvis-binaries"])
+    with pytest.raises(KeyError, match="unknown set"):
+        here.live_check("surfaces", EMT, sets=["nosuch"])
+
+
 def test_a_sample_that_differs_is_refused(data, monkeypatch):
     runner.run("surfaces", EMT, device="cpu", processes=1, progress=False)
     work = surfaces.run

@@ -263,3 +263,18 @@ def test_less_than_all_weights_are_fine_tuned(mace_file, how):
     (turned,) = outcome.potential.evaluate([atoms])
     assert turned.energy == pytest.approx(straight.energy, abs=1e-8)
     np.testing.assert_allclose(np.linalg.norm(turned.forces, axis=1), np.linalg.norm(straight.forces, axis=1), atol=1e-8)
+
+
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_web_page_is_no_model_file_and_no_matter_of_trust(tmp_path, trust):
+    """What a proxy sent in its place, saved under the name of the model."""
+    path = tmp_path / "network.model"
+    path.write_bytes(b"<!doctype html><title>Sign in</title>")
+    with pytest.raises(PotentialError, match="network.model is a web page, .*fetch the model file again"):
+        potentials.load(f"file:{path}", "cpu", trust=trust)
+
+
+def test_a_path_is_a_model_file(mace_file):
+    assert potentials.load(mace_file, "cpu", trust=True).key == f"file:{mace_file}"
+    with pytest.raises(PotentialError, match=f"unknown model '{mace_file}'.*Write file:{mace_file} for that file or folder"):
+        potentials.load(str(mace_file), "cpu", trust=True)

@@ -63,7 +63,11 @@ class Chapter:
             print(f"recomputed: {checked['case'].nunique()} cases, {len(checked)} values, {_time(time.perf_counter() - start)}")
             return checked
         table = results.read(benchmark, key)
-        table = table[table["set"].isin([benchmarks.module(benchmark).LIVE] if sets is None else list(sets))].reset_index(drop=True)
+        module = benchmarks.module(benchmark)
+        chosen = benchmarks.chosen_sets(module.SETS, module.LIVE if sets is None else sets)
+        table = table[table["set"].isin(chosen)].reset_index(drop=True)
+        if table.empty:
+            raise runner.LiveCheckError(f"the table of {benchmark} with {key} has nothing of {', '.join(chosen)}.")
         print('NOT RECOMPUTED (RUN = "results"): what is called live below repeats the table.')
         return table.assign(committed=table["value"], was=table["status"], difference=0.0)
 
@@ -102,7 +106,7 @@ def begin(run: str, names: str | Sequence[str], key: str, *, device: str = "auto
         As for :func:`helpers.runner.run`.
     """
     if run not in RUNS:
-        raise ValueError(f"RUN = {run!r}: give one of {', '.join(map(repr, RUNS))}")
+        raise ValueError(f"RUN = {run!r}: give one of {', '.join(map(repr, RUNS))}{registry.nearest(run, RUNS)}")
     names = (names,) if isinstance(names, str) else tuple(names)
     where = potentials.resolve_device(device)
     if run == "everything":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 
 from helpers import benchmarks, registry, results
@@ -28,9 +31,30 @@ def _human(n_bytes: int) -> str:
 
 
 def _table(rows: list[list[str]], header: list[str]) -> None:
+    """Print a table; where it is wider than the terminal, a block of lines for each row."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    # What is piped into another program has no width.
+    if sum(widths) + 2 * len(widths) - 2 > shutil.get_terminal_size((sys.maxsize, 0)).columns:
+        name = max(map(len, header))
+        for row in rows:
+            typer.echo("\n".join(f"{title.ljust(name)}  {cell}".rstrip() for title, cell in zip(header, row, strict=True)) + "\n")
+        return
     for row in [header, *rows]:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _summary(summarise: Callable[[pd.DataFrame], pd.DataFrame], table: pd.DataFrame) -> None:
+    """Print what a benchmark says of its table, or why it says nothing."""
+    try:
+        summary = summarise(table)
+    except ValueError as error:
+        typer.echo(f"No summary: {error}.")
+        return
+    rows = [[f"{value:.5g}" if isinstance(value, float) else str(value) for value in row] for row in summary.itertuples(index=False)]
+    if rows:
+        _table(rows, list(summary.columns))
+    else:
+        typer.echo("No summary: these cases are too few, or have no reference values.")
 
 
 @app.command()
@@ -40,8 +64,16 @@ def models() -> None:
 
     rows = []
     for entry in potentials.CATALOGUE.values():
-        if potentials.runnable(entry.key):
+        ready = damaged = False
+        try:
+            ready = potentials.runnable(entry.key)
+        except registry.RegistryError as error:
+            damaged = True
+            typer.echo(f"{entry.key}: {error}", err=True)
+        if ready:
             state = "ready" if entry.weights else "ready (in its package)"
+        elif damaged:
+            state = "damaged, see above"
         elif not potentials.installed(entry.key):
             state = f"in an environment of its own: make env-{entry.environment}" if entry.environment else "in the main environment"
         else:
@@ -123,10 +155,8 @@ def run(
     from helpers import runner
 
     module = benchmarks.module(benchmark)
-    chosen = None if sets is None else [name.strip() for name in sets.split(",") if name.strip()]
-    unknown = sorted(set(chosen or []) - set(module.SETS))
-    if unknown:
-        raise ValueError(f"{benchmark} has no set {', '.join(unknown)}; it has: {', '.join(module.SETS)}")
+    split = None if sets is None else [name.strip() for name in sets.split(",") if name.strip()]
+    chosen = None if split is None else benchmarks.chosen_sets(module.SETS, split)
     made = results.provenance(benchmark, model) if model in results.models(benchmark) else {}
     if chosen and not force:
         _keep_sets(benchmark, made, chosen)
@@ -137,9 +167,13 @@ def run(
         typer.echo(f"Nothing to do: the table is complete ({made['date']}, {made['device']}); --force computes it again.")
     failed = table[table["status"] == "failed"]
     typer.echo(f"{len(table)} rows, {len(failed)} failed: {path}")
-    for reason, count in failed["reason"].value_counts().head(5).items():
+    # As text: a category that does not occur would be counted, 0 times.
+    for reason, count in failed["reason"].astype(str).value_counts().head(5).items():
         typer.echo(f"  {count} × {reason}")
-    typer.echo(module.summarise(table).to_string(index=False))
+    if len(failed) == len(table):
+        typer.echo(f"No summary: {'every row failed' if len(table) else 'there were no cases'}.")
+        raise typer.Exit(1)
+    _summary(module.summarise, table)
 
 
 @app.command()

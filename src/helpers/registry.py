@@ -58,7 +58,7 @@ class RegistryError(Exception):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return the question whether a known name was meant by an unknown one, with a blank before it; nothing if none is near."""
-    found = difflib.get_close_matches(name, list(known), 1)
+    found = difflib.get_close_matches(name, list(known), 1, cutoff=0.5)
     return f" Did you mean {found[0]}?" if found else ""
 
 
@@ -226,17 +226,22 @@ def _verify(path: Path, file: RegisteredFile) -> None:
     _verified.add(seen)
 
 
+def is_web_page(beginning: bytes) -> bool:
+    """Tell from its first bytes whether a file is a page, such as proxies, logins and failing servers send instead of a file."""
+    return beginning[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")[:14].lower().startswith((b"<!doctype html", b"<html"))
+
+
 def _wrong(path: Path, file: RegisteredFile) -> str:
     """Return what tells a file from the registered one at first sight: another kind or size; '' if nothing does."""
     size = path.stat().st_size
     with path.open("rb") as handle:
-        beginning = handle.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")
+        beginning = handle.read(1024)
     ending = Path(file.mirror_path).suffix
-    if beginning[:14].lower().startswith((b"<!doctype html", b"<html")):
+    if is_web_page(beginning):
         return "it is a web page, such as a proxy or a login sends instead of a file"
     if ending in _ZIP_ARCHIVES and not zipfile.is_zipfile(path):
         return f"it is no zip archive, as a file {ending} is, or not the whole of one ({size} bytes)"
-    if not beginning.startswith(_BEGINNINGS.get(ending, b"")):
+    if not beginning.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_BEGINNINGS.get(ending, b"")):
         return f"it is no file {ending}, by its first bytes ({size} bytes)"
     return f"{size} bytes, expected {file.size}" if file.size and size != file.size else ""
 

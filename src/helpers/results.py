@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import platform
-import tempfile
+import uuid
 from collections.abc import Collection, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,21 +54,18 @@ def models(benchmark: str) -> list[str]:
 
 def _replace(path: Path, write) -> None:
     """Write a file under a temporary name in the same folder, then rename it; an error leaves what was there and names the file."""
-    partial = None
+    # Not by the module tempfile, which makes files private: a result has the rights that the user gives to files.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        write(Path(partial))
-        # mkstemp makes the file private; a result is for everyone who may read the folder.
-        os.chmod(partial, 0o644)
+        write(partial)
         os.replace(partial, path)
     except OSError as error:
         # Writing into an open file, as to a full disk, raises without the file's name.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        if partial:
-            Path(partial).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def write_bytes(content: bytes, path: Path) -> None:
@@ -99,6 +96,20 @@ def read_json(path: Path) -> object:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ResultsError(f"{path} is damaged ({error}): delete it and make again what it belongs to.") from error
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """Read a table that :func:`write_parquet` wrote.
+
+    Raises
+    ------
+    ResultsError
+        If it is missing or damaged; the message names it.
+    """
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError) as error:
+        raise ResultsError(f"{path} is missing or damaged ({error}): give the command again that made it.") from error
 
 
 def write(benchmark: str, model: str, table: pd.DataFrame, provenance: Mapping[str, object], base: Path | None = None) -> Path:
@@ -133,7 +144,7 @@ def read(benchmark: str, model: str | None = None, *, sets: Collection[str] = ()
             f"no results of {benchmark} for {', '.join(missing) or 'any model'} in {results_dir()}. "
             f"Make them with: softening run {benchmark} --model {missing[0] if missing else 'chgnet-0.3.0'}"
         )
-    tables = {key: pd.read_parquet(path) for key, path in zip(chosen, paths, strict=True)}
+    tables = {key: read_table(path) for key, path in zip(chosen, paths, strict=True)}
     lacking = {key: [name for name in sets if name not in set(table["set"])] for key, table in tables.items()}
     for key, names in lacking.items():
         if names:

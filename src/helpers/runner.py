@@ -369,7 +369,8 @@ def run(
     if scheduler is not None:
         cluster.check(scheduler, processes)
     # The workers of a cluster may have a GPU where this process has none; here the potential only says what it is.
-    potential = potentials.load(key, "cpu" if scheduler else device, trust=trust, compiled=compiled)
+    here = "cpu" if scheduler and not key.startswith("ase:") else device
+    potential = potentials.load(key, here, trust=trust, compiled=compiled)
     cases = module.cases(protocol, None if sets is None else list(sets))
     with workers(potential.device, 1 if scheduler else processes) as pool:
         cluster_options = {"scheduler": scheduler, "processes": processes, "device": device, "trust": trust} if scheduler else {}
@@ -436,10 +437,9 @@ def run_cases(
     protocol = benchmarks.module(benchmark).Protocol() if protocol is None else protocol
     mark = fingerprint(benchmark, potential, protocol, cases)
     for place in dict.fromkeys((base, None)):
-        if not force and _is_complete(benchmark, potential.key, mark, place):
+        if not force and (complete := _complete(benchmark, potential.key, mark, place)):
             _clear(_folder(benchmark, potential.key, mark, place))
-            table = pd.read_parquet(results.table_path(benchmark, potential.key, place))
-            return Run(table, [], results.provenance(benchmark, potential.key, place))
+            return complete
     folder = _folder(benchmark, potential.key, mark, base)
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The operating system frees the lock of a killed process.
@@ -469,18 +469,30 @@ def _folder(benchmark: str, key: str, mark: str, base: Path | None) -> Path:
     return results.runs_dir(base) / benchmark / f"{results.file_name(key)}-{mark[:16]}"
 
 
-def _is_complete(benchmark: str, key: str, mark: str, base: Path | None) -> bool:
-    """Tell whether there is the table of just this run. One killed between table and provenance leaves a table nothing vouches for."""
-    path = results.table_path(benchmark, key, base)
-    if not (path.is_file() and path.with_suffix(".json").is_file()):
+def _complete(benchmark: str, key: str, mark: str, base: Path | None) -> Run | None:
+    """Return the table of just this run. One killed between table and provenance leaves a table nothing vouches for."""
+    try:
+        made = results.provenance(benchmark, key, base)
+        table = results.read_table(results.table_path(benchmark, key, base)) if made.get("fingerprint") == mark else None
+    except results.ResultsError:
+        # Missing or damaged: it is computed again.
+        return None
+    return None if table is None or len(table) != made["rows"] else Run(table, [], made)
+
+
+def _is_done(shard: Path) -> bool:
+    """Tell whether a shard is there and whole. One that a crash of the machine has damaged is computed again."""
+    try:
+        return "seconds" in results.read_table(shard).attrs
+    except results.ResultsError:
+        shard.unlink(missing_ok=True)
         return False
-    return results.provenance(benchmark, key, base).get("fingerprint") == mark
 
 
 def _run_locked(job, potential, pieces, mark, folder, base, pool, scheduler, processes, progress) -> Run:
     benchmark, key = job.benchmark, job.key
     paths = [folder / f"{number:05d}.parquet" for number in range(len(pieces))]
-    todo = [number for number, path in enumerate(paths) if not path.is_file()]
+    todo = [number for number, path in enumerate(paths) if not _is_done(path)]
     # The largest first: one that is begun last would hold up everything.
     todo.sort(key=lambda number: -_n_atoms(pieces[number]))
     took_part = set()
@@ -604,16 +616,18 @@ def live_check(
     Raises
     ------
     LiveCheckError
-        If a value differs by more than the benchmark's ``TOLERANCES`` allow, or a row is missing.
+        If a value differs by more than the benchmark's ``TOLERANCES`` allow, a row is missing, or nothing was compared.
     """
     module = benchmarks.module(benchmark)
     protocol = module.Protocol() if protocol is None else protocol
-    chosen = [module.LIVE] if sets is None else list(sets)
+    chosen = benchmarks.chosen_sets(module.SETS, module.LIVE if sets is None else sets)
     cases = []
     for name in chosen:
         members = module.cases(protocol, [name])
         step = 1 if limit is None else max(1, math.ceil(len(members) / limit))
         cases += members[::step]
+    if not cases:
+        raise LiveCheckError(f"nothing of {benchmark} was compared: {', '.join(chosen)} has no cases.")
     now = module.run(potentials.load(key), cases, protocol)
     keys = ["set", "case", "property", *[column for column in ROW_KEYS if column in now]]
     committed = results.read(benchmark, key)
@@ -622,7 +636,9 @@ def live_check(
     both = now.merge(committed, on=keys, how="left", validate="one_to_one")
     both["difference"] = both["value"] - both["committed"]
     allowed = both["property"].map(module.TOLERANCES).astype(float)
-    wrong = (both["was"] != both["status"]) | (both["difference"].abs() > allowed)
+    wrong = (both["was"] != both["status"]) | (both["difference"].abs() > allowed) | (both["value"].isna() != both["committed"].isna())
+    if not wrong.any() and (both["difference"].isna() | allowed.isna()).all():
+        raise LiveCheckError(f"nothing of {benchmark} was compared with the table of {key}: {len(both)} rows, none with two values.")
     if wrong.any():
         raise LiveCheckError(
             f"{int(wrong.sum())} of {len(both)} values of {benchmark} differ from the committed table of {key}; "

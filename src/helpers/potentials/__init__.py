@@ -98,20 +98,19 @@ def resolve_device(device: str | torch.device) -> torch.device:
     Raises
     ------
     PotentialError
-        If a GPU is asked for and there is none, or the device is neither a CPU nor a CUDA GPU.
+        If the device is not here; the message lists those that are.
     """
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if str(device).split(":")[0] not in ("cpu", "cuda"):
-        raise PotentialError(f"device {str(device)!r} cannot be used; there are: auto, cpu, cuda, cuda:1, …")
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise PotentialError(f"device {device!r} was asked for, but PyTorch sees no CUDA GPU here; use --device cpu or auto.")
-    return chosen
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    name = ("cuda" if gpus else "cpu") if str(device) == "auto" else str(device)
+    if name.startswith("cuda") and not gpus:
+        raise PotentialError(f"device {name!r} was asked for, but PyTorch sees no CUDA GPU here; use --device cpu or auto.")
+    if name not in ("cpu", "cuda", *gpus):
+        raise PotentialError(f"device {name!r} is none of auto, cpu, cuda, cuda:0, …; here there are: {', '.join(('auto', 'cpu', *gpus))}.")
+    return torch.device(name)
 
 
 def load(
-    key: str,
+    key: str | Path,
     device: str | torch.device = "auto",
     *,
     dtype: torch.dtype = torch.float32,
@@ -124,9 +123,9 @@ def load(
     ----------
     key : str
         A key of :data:`CATALOGUE`; ``ase:module.factory`` for any ASE calculator; ``file:PATH`` for a MACE model file
-        or the folder of a mended potential (:mod:`helpers.potentials.mended`).
+        or the folder of a mended potential (:mod:`helpers.potentials.mended`); a Path is that file or folder.
     device : str or torch.device
-        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …; that of an ASE calculator is the calculator's own affair.
     dtype : torch.dtype
         Precision of the network.
     trust : bool
@@ -142,12 +141,15 @@ def load(
     helpers.registry.RegistryError
         If a weight file cannot be had; the message says where it comes from and where to put it.
     """
-    potential = _load(key, device, dtype, trust)
+    potential = _load(f"file:{key}" if isinstance(key, Path) else key, device, dtype, trust)
     return potential.compiled() if compiled else potential
 
 
 def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool) -> Potential:
     if key.startswith("ase:"):
+        # A resolved device comes from a potential that stands on this one.
+        if isinstance(device, str) and device not in ("auto", "cpu"):
+            raise PotentialError(f"{key}: the device belongs to the calculator; let its factory choose {device}, and leave --device out.")
         return import_module("helpers.potentials.ase").load(key)
     target = resolve_device(device)
     if key.startswith("file:"):
@@ -156,7 +158,8 @@ def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool)
             return import_module("helpers.potentials.mended").load(key, path, target, dtype, trust=trust)
         return import_module("helpers.potentials.mace").load_file(key, path, target, dtype, trust=trust)
     if key not in CATALOGUE:
-        raise PotentialError(f"unknown model {key!r}. Known: {', '.join(CATALOGUE)}, ase:module.factory, file:PATH.")
+        near = f" Write file:{key} for that file or folder." if key and Path(key).exists() else registry.nearest(key, CATALOGUE)
+        raise PotentialError(f"unknown model {key!r}. Known: {', '.join(CATALOGUE)}, ase:module.factory, file:PATH.{near}")
     entry = CATALOGUE[key]
     if not installed(key):
         where = f"; make env-{entry.environment}, then .venv-{entry.environment}/bin/softening …" if entry.environment else ""

@@ -224,6 +224,8 @@ def _load(
         content = path.read_bytes()
     except OSError as error:
         raise PotentialError(f"cannot read the model file {path}: {error.strerror}") from error
+    if registry.is_web_page(content):
+        raise PotentialError(f"{path} is a web page, such as a proxy or a login sends instead of a file; fetch the model file again.")
     # The bytes that are checked are the bytes that are unpickled.
     found = hashlib.sha256(content).hexdigest()
     if not trust and found not in {file.sha256 for file in registry.files()}:
