@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.mep import NEB
 from ase.optimize import FIRE
+from pymatgen.io.ase import AseAtomsAdaptor
 
 from helpers import benchmarks, engine, registry, structures
 from helpers.benchmarks import Case, migration
@@ -287,7 +289,7 @@ def test_failures_are_rows_with_reasons_and_do_not_disturb_others(metals, hops):
     for image in iron:
         image.symbols[:] = "Fe"
     one_bad = whole([hops["fcc"].structures[f"image-{number}"] for number in range(3)])
-    one_bad[2].symbols[5] = "Fe"
+    one_bad[2].positions[5] = np.nan
     iron_host = own_case("host", migration.vacancy_hop(bulk("Fe", "fcc", a=3.6), "fcc", "fcc", 32), host=bulk("Fe", "fcc", a=3.6))
     table = migration.run(emt(), [own_case("iron", iron), own_case("one", one_bad), iron_host, hops["fcc"]], PROTOCOL)
     barriers = table[table["property"] == "barrier"].set_index("case")
@@ -552,6 +554,65 @@ def test_a_band_that_cannot_be_is_refused():
     gold = bulk("Au")
     with pytest.raises(ValueError, match="cannot be evaluated"):
         migration.neb(potential, [gold, gold, gold])
+
+
+def crossing(n_images=5):
+    """A path of one atom into a vacancy, in copper with a marked atom of gold."""
+    start = bulk("Cu", cubic=True) * (2, 2, 1)
+    start.symbols[5] = "Au"
+    del start[0]
+    step = -start.positions[1]
+    images = [start.copy() for _ in range(n_images)]
+    for number, image in enumerate(images):
+        image.positions[1] += step * number / (n_images - 1)
+        image.wrap()
+    return images
+
+
+def test_a_path_across_the_cell_is_one():
+    migration.check_path(crossing())
+    migration.check_path(crossing(2))
+
+
+@pytest.mark.parametrize("lattice", ["right", "left"])
+def test_images_that_are_no_path_are_refused_with_their_atoms(lattice):
+    potential = ASEPotential("emt", EMT(), elements=frozenset({29, 79}))
+    swapped, other, cell, fewer = (crossing() for _ in range(4))
+    swapped[2] = swapped[2][[0, 1, 2, 7, 4, 5, 6, 3, *range(8, 15)]]
+    other[1] = other[1][[4, 1, 2, 3, 0, *range(5, 15)]]
+    cell[3].set_cell(cell[3].cell.array * 1.01, scale_atoms=True)
+    fewer[4] = fewer[4][:-1]
+    refused = [
+        (swapped, r"^image 2 has its atoms in another order than image 1: atoms 3, 7 there are atoms 7, 3 here; give all images"),
+        (other, r"^image 1 has its atoms in another order than image 0: atoms 0, 4 there are atoms 4, 0 here; give all images"),
+        (cell, r"^image 3 has another cell than image 2"),
+        (fewer, r"^image 4 is Cu4AuCu9 and image 3 Cu4AuCu10: a path keeps its atoms$"),
+    ]
+    for images, message in refused:
+        if lattice == "left":
+            for image in images:
+                image.set_cell(image.cell.array[[1, 0, 2]])
+        with pytest.raises(ValueError, match=message):
+            migration.neb(potential, images)
+    # In a table it is one failed case among others.
+    good = own_case("good", crossing(3))
+    found = migration.run(potential, [own_case("swapped", swapped), good], migration.Protocol(bend=False))
+    bad = found[found["case"].str.endswith("swapped")]
+    assert (bad["status"] == "failed").all()
+    assert bad["reason"].str.contains("image 2 has its atoms in another order").all()
+    barrier = found[found["case"].str.endswith("good") & (found["property"] == "barrier")]
+    assert (barrier["status"] == "ok").all()
+
+
+def test_a_band_of_pymatgen_structures_with_atoms_that_are_held():
+    """Held atoms stay, and what is evaluated are the forces of the energy."""
+    images = crossing()
+    free, _ = migration.neb(ASEPotential("emt", EMT()), [AseAtomsAdaptor.get_structure(image) for image in images], fmax=0.1)
+    for image in images:
+        image.set_constraint(FixAtoms([10, 11]))
+    held, _ = migration.neb(ASEPotential("emt", EMT()), iter(images), fmax=0.1)
+    assert np.array_equal(held[2].positions[[10, 11]], images[2].positions[[10, 11]])
+    assert migration.barrier([image.info["energy_ev"] for image in held]) >= migration.barrier([image.info["energy_ev"] for image in free])
 
 
 def test_the_papers_path_has_its_barriers():

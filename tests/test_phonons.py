@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase import units
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms
 from ase.neighborlist import neighbor_list
 from ase.spacegroup import crystal as build_crystal
 from ase.spacegroup.symmetrize import check_symmetry
+from pymatgen.io.ase import AseAtomsAdaptor
 
 from helpers import benchmarks, registry
 from helpers.benchmarks import Case, phonons
@@ -595,6 +597,69 @@ def test_a_crystal_of_ones_own():
     assert case.info["n_displacements"] == 2
     with pytest.raises(KeyError, match="mp-0 is not among them"):
         phonons.compound("mp-0")
+
+
+def own_scalars(potential: ASEPotential, crystal) -> pd.Series:
+    return scalars(phonons.run(potential, [phonons.own(crystal, 2)], phonons.Protocol())).droplevel("case")
+
+
+@pytest.mark.parametrize("crystal", [bulk("Cu"), bulk("Au", cubic=True), bulk("Cu", "hcp", a=2.55, c=4.2)], ids=["fcc", "cubic", "hcp"])
+def test_a_left_handed_cell_has_the_phonons_of_a_right_handed_one(crystal):
+    left = crystal.copy()
+    left.set_cell(left.cell.array[[1, 0, 2]])
+    assert np.linalg.det(left.cell.array) < 0
+    right, mirrored = (own_scalars(emt(), each) for each in (crystal, left))
+    for name, value in right.items():
+        assert mirrored[name] == pytest.approx(value, abs=phonons.TOLERANCES[name])
+    assert mirrored["volume_per_atom"] == pytest.approx(right["volume_per_atom"], rel=1e-6)
+    assert mirrored["volume_per_atom"] > 0
+
+
+def test_a_crystal_of_ones_own_comes_in_any_form():
+    """As pymatgen's Structure, or with constraints, which must change nothing."""
+    crystal = bulk("Cu")
+    held = crystal.copy()
+    held.set_constraint(FixAtoms([0]))
+    forms = (crystal, held, AseAtomsAdaptor.get_structure(crystal), [crystal])
+    plain, *others = (own_scalars(emt(), form) for form in forms)
+    assert plain["omega_max"] > 5
+    for other in others:
+        assert other["omega_max"] == pytest.approx(plain["omega_max"], abs=1e-6)
+    assert phonons.relax(emt(), held, phonons.Protocol()).get_volume() == pytest.approx(plain["volume_per_atom"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("crystal", "repeats", "error", "message"),
+    [
+        ("POSCAR", 2, TypeError, "str 'POSCAR' is no structure"),
+        ([bulk("Cu"), bulk("Cu")], 2, ValueError, "one crystal is wanted, not 2"),
+        (molecule("H2O"), 2, ValueError, "not periodic in all three directions"),
+        (ase.Atoms("Cu", positions=[[np.nan, 0, 0]], cell=np.eye(3) * 3, pbc=True), 2, ValueError, "position of atom 0 is not a number"),
+        *((bulk("Cu"), repeats, ValueError, "are no numbers of cells") for repeats in (0, -1, 2.5, (2, 2), "2", [[2] * 3] * 3, None)),
+    ],
+)
+def test_what_is_no_crystal_is_refused_in_a_line(crystal, repeats, error, message):
+    with pytest.raises(error, match=message) as raised:
+        phonons.own(crystal, repeats)
+    assert "\n" not in str(raised.value)
+
+
+class Magnet(EMT):
+    """Stronger where there are moments; it fails without them."""
+
+    def calculate(self, atoms=None, *args, **kwargs):
+        super().calculate(atoms, *args, **kwargs)
+        strength = np.abs(atoms.get_initial_magnetic_moments()).mean()
+        assert strength > 0
+        self.results = {name: strength * np.asarray(value) for name, value in self.results.items()}
+
+
+def test_magnetic_moments_travel_into_the_supercells():
+    crystal = bulk("Cu")
+    plain = own_scalars(emt(), crystal)
+    crystal.set_initial_magnetic_moments([4.0])
+    magnetic = own_scalars(ASEPotential("magnet", Magnet()), crystal)
+    assert magnetic["omega_max"] == pytest.approx(2 * plain["omega_max"], rel=1e-4)
 
 
 def test_a_relaxation_that_rattles_is_accepted_below_its_limit():

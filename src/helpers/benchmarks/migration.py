@@ -64,6 +64,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.geometry import find_mic
 from ase.mep import NEB
 from ase.optimize import FIRE
+from scipy.optimize import linear_sum_assignment
 
 from helpers import engine, registry, softening, structures
 from helpers.benchmarks import Case, chosen_sets, defects, row, table
@@ -118,6 +119,12 @@ TOLERANCES = {
 # What makes a hop of Devi et al. a case.
 _FUNCTIONAL = "GGA"
 _MAX_ATOMS = 150
+
+# Cells that differ by less are one cell that was written with few digits, Å.
+_SAME_CELL_A = 1e-3
+
+# An atom that moves less between two images has not changed places with another, Å.
+_FAR_A = 0.5
 _MAX_HOP_A = 6.0
 _MIN_DISTANCE_A = 1.3
 _BARRIERS_EV = (0.05, 4.0)
@@ -190,6 +197,36 @@ def way(images: Sequence[ase.Atoms], ion: int) -> np.ndarray:
     """
     steps = [np.linalg.norm(_displacements(before, after)[ion]) for before, after in pairwise(images)]
     return np.concatenate([[0.0], np.cumsum(steps)])
+
+
+def check_path(images: Sequence[ase.Atoms]) -> None:
+    """Refuse images that are no path: in each the same atoms, in the same order, in the same cell.
+
+    Atoms that have changed places are found by the order that would bring all of them nearer to where they were: if that more than halves
+    the sum of their squared displacements, it is the order that was meant.
+
+    Raises
+    ------
+    ValueError
+        With the image and the atoms.
+    """
+    for number, (before, after) in enumerate(pairwise(images), 1):
+        if sorted(after.numbers) != sorted(before.numbers):
+            raise ValueError(f"image {number} is {after.symbols} and image {number - 1} {before.symbols}: a path keeps its atoms")
+        if np.abs(after.cell.array - before.cell.array).max() > _SAME_CELL_A:
+            raise ValueError(f"image {number} has another cell than image {number - 1}: the cell of a path is fixed")
+        far = np.flatnonzero((np.linalg.norm(_displacements(before, after), axis=1) > _FAR_A) | (before.numbers != after.numbers))
+        steps = (after.positions[far] - before.positions[far, None]).reshape(-1, 3)
+        squares = find_mic(steps, before.cell, pbc=True)[1].reshape(len(far), len(far)) ** 2 if len(far) else np.zeros((0, 0))
+        # More than all other displacements together, so that an atom goes to one of its own element.
+        foreign = before.numbers[far, None] != after.numbers[far]
+        rows, columns = linear_sum_assignment(squares + foreign * (1 + squares.sum()))
+        if (before.numbers != after.numbers).any() or squares[rows, columns].sum() < 0.5 * squares.trace():
+            there, here = (", ".join(map(str, far[some][rows != columns][:6])) for some in (rows, columns))
+            raise ValueError(
+                f"image {number} has its atoms in another order than image {number - 1}: atoms {there} there are atoms {here} here; "
+                "give all images the same order"
+            )
 
 
 def _displacements(before: ase.Atoms, after: ase.Atoms) -> np.ndarray:
@@ -520,7 +557,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     outcomes = dict(zip(pool, _relax(potential, pool.values(), protocol, progress), strict=True))
     paths = [[outcomes[_key(image, held)] for image, held in zip(plan.images, plan.held, strict=True)] for plan in plans]
     with_dft = [number for number, case in enumerate(cases) if "energies" in case.reference]
-    straight = [number for number, plan in enumerate(plans) if not plan.half and number not in with_dft]
+    straight = [number for number, plan in enumerate(plans) if not plan.half and plan.error is None and number not in with_dft]
     bent = _bent(potential, plans, paths, straight, protocol, progress) if protocol.bend else {}
     evaluated = iter(potential.evaluate([image for number in with_dft for image in _images(cases[number])], progress=progress))
     static = {number: [next(evaluated) for _ in _images(cases[number])] for number in with_dft}
@@ -559,6 +596,10 @@ def _relaxed_hosts(potential: Potential, cases: Sequence[Case], protocol: Protoc
 def _plan(case: Case, hosts: Mapping[bytes, engine.Relaxed]) -> _Plan:
     """Return the images of a case as their relaxation starts, and the coordinates that are held."""
     images = _images(case)
+    try:
+        check_path(images)
+    except ValueError as error:
+        return _Plan(-1, "host" in case.structures, error=str(error))
     plan = _Plan(moving_ion(images), "host" in case.structures)
     if plan.half:
         guess = case.structures["host"]
@@ -674,7 +715,7 @@ def _path_rows(model: str, case: Case, plan: _Plan, path: Sequence[object], kind
     """Return the rows of one path: its barrier and its images. ``path`` has an ``energy`` and an ``error`` for each image."""
     n_given = len(_images(case))
     n_images = len(path) or n_given
-    coordinates = _path_coordinates(case, plan, n_images)
+    coordinates = np.full(n_images, np.nan) if plan.ion < 0 else _path_coordinates(case, plan, n_images)
     errors = [plan.error] * n_images if plan.error else [result.error for result in path]
     energies = np.array([np.nan] * n_images if plan.error else [result.energy if result.error is None else np.nan for result in path])
     reason = plan.error or next((f"image {number}: {error}" for number, error in enumerate(errors) if error), None)
@@ -783,8 +824,8 @@ def neb(
     Parameters
     ----------
     potential : Potential
-    images : sequence of ase.Atoms
-        From one relaxed end point to the other; the end points stay.
+    images : iterable of ase.Atoms or pymatgen Structures
+        From one relaxed end point to the other; the end points stay, and so do atoms under constraints.
     fmax : float
         Largest force on the band at convergence, eV/Å.
     max_steps : int
@@ -801,14 +842,17 @@ def neb(
     Raises
     ------
     ValueError
-        If there are fewer than three images, one cannot be evaluated, or the band does not converge.
+        If there are fewer than three images, one has other atoms, their order or the cell changed (:func:`check_path`) or cannot be
+        evaluated, or the band does not converge.
 
     References
     ----------
     Henkelman, Uberuaga and Jónsson, J. Chem. Phys. 113, 9901 (2000).
     """
+    images = structures.many(images)
     if len(images) < 3:
         raise ValueError(f"a band needs at least three images, not {len(images)}")
+    check_path(images)
     band = _BatchedNEB(potential, [image.copy() for image in images], climb=climb, method="improvedtangent")
     if not FIRE(band, logfile=None).run(fmax=fmax, steps=max_steps):
         raise ValueError(f"the band did not converge in {max_steps} steps")

@@ -71,13 +71,13 @@ from phonopy.interface.vasp import read_vasp_from_strings
 from phonopy.phonon.band_structure import get_band_qpoints
 from phonopy.structure.atoms import PhonopyAtoms
 from phonopy.structure.cells import get_supercell, guess_primitive_matrix
-from pymatgen.core import Composition
+from pymatgen.core import Composition, IStructure
 from scipy.linalg import sqrtm
 from tqdm.auto import tqdm
 
-from helpers import engine, registry, softening
+from helpers import engine, registry, softening, structures
 from helpers.benchmarks import Case, chosen_sets, row, table
-from helpers.potentials.base import Potential
+from helpers.potentials.base import Potential, check_structure
 
 UNIT = "THz"
 
@@ -239,21 +239,33 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     return [case for name in names for case in makers[name](name, chosen)]
 
 
-def own(crystal: ase.Atoms, repeats: int | Sequence[int], protocol: Protocol | None = None, name: str = "own") -> Case:
+def own(crystal: ase.Atoms | IStructure, repeats: int | Sequence[int], protocol: Protocol | None = None, name: str = "own") -> Case:
     """Return a case for a crystal of your own, with the fewest displacements that its symmetry allows.
 
     Parameters
     ----------
-    crystal : ase.Atoms
-        Primitive cell; the relaxation starts from it.
+    crystal : ase.Atoms or pymatgen Structure
+        Primitive cell; the relaxation starts from it. Constraints do not count; magnetic moments lower the symmetry and travel along.
     repeats : int or three int
         Size of the supercell in primitive cells, along each lattice vector. Twice the reach of the forces is wanted.
     protocol : Protocol, optional
         For the length of the displacements.
     name : str
         What the case is to be called, before the formula.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If that is no crystal, or those are no numbers of cells.
     """
-    repeats = np.full(3, repeats) if np.isscalar(repeats) else np.asarray(repeats)
+    counts = np.asarray(repeats)
+    if counts.dtype.kind not in "iuf" or counts.shape not in ((), (3,)) or (counts < 1).any() or (counts % 1 != 0).any():
+        raise ValueError(f"repeats={repeats!r} are no numbers of cells; give one whole number above zero, or three")
+    repeats = np.broadcast_to(counts, 3)
+    crystal, *more = structures.many(crystal)
+    if more:
+        raise ValueError(f"one crystal is wanted, not {1 + len(more)}")
+    check_structure(crystal.numbers, crystal.positions, crystal.cell.array, frozenset(range(1, 119)), crystal.pbc)
     formula = Composition(crystal.get_chemical_formula()).reduced_formula
     return _systematic_case(name, formula, _to_phonopy(crystal), np.diag(repeats), np.eye(3), {}, "", protocol or Protocol())
 
@@ -381,7 +393,7 @@ def _case(
 ) -> Case:
     atoms = _to_ase(unit_cell)
     supercells = displaced(_to_ase(perfect), displacements)
-    structures = {"unit_cell": atoms, **{f"{_DISPLACED}{number}": cell for number, cell in enumerate(supercells, 1)}}
+    roles = {"unit_cell": atoms, **{f"{_DISPLACED}{number}": cell for number, cell in enumerate(supercells, 1)}}
     info = {
         "formula": Composition(atoms.get_chemical_formula()).reduced_formula,
         "functional": functional,
@@ -391,7 +403,7 @@ def _case(
         "supercell_atoms": len(perfect),
     }
     matrices = {"supercell_matrix": matrix, "primitive_matrix": primitive_matrix}
-    return Case(f"{name}/{material}", name, material, structures, matrices | reference, info)
+    return Case(f"{name}/{material}", name, material, roles, matrices | reference, info)
 
 
 def displaced(supercell: ase.Atoms, displacements: Iterable[tuple[int, np.ndarray]]) -> list[ase.Atoms]:
@@ -405,14 +417,15 @@ def displaced(supercell: ase.Atoms, displacements: Iterable[tuple[int, np.ndarra
 
 
 def _to_ase(cell: PhonopyAtoms) -> ase.Atoms:
-    return ase.Atoms(cell.symbols, scaled_positions=cell.scaled_positions, cell=cell.cell, pbc=True)
+    moments = cell.magnetic_moments
+    return ase.Atoms(cell.symbols, scaled_positions=cell.scaled_positions, cell=cell.cell, magmoms=moments, pbc=True)
 
 
 def _to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
     # Positions are not wrapped: an atom that crosses a face of the cell must keep its place in the supercell.
-    return PhonopyAtoms(
-        symbols=atoms.get_chemical_symbols(), scaled_positions=atoms.get_scaled_positions(wrap=False), cell=atoms.cell.array
-    )
+    scaled, moments = atoms.get_scaled_positions(wrap=False), atoms.get_initial_magnetic_moments()
+    moments = moments if moments.any() else None
+    return PhonopyAtoms(symbols=atoms.get_chemical_symbols(), scaled_positions=scaled, cell=atoms.cell.array, magnetic_moments=moments)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -534,10 +547,11 @@ def relax(potential: Potential, crystal: ase.Atoms, protocol: Protocol) -> ase.A
     ValueError
         If it cannot be evaluated, or does not converge, with shorter steps neither.
     """
+    (crystal,) = structures.many(crystal)
     # An energy surface that is not smooth can lead long steps astray; then once more from the start, with ASE's own, shorter ones.
     failure = ""
     for curvature, cell_factor in ((_CURVATURE_EV_PER_A2, len(crystal) ** 0.5), (_ASE_CURVATURE_EV_PER_A2, len(crystal))):
-        atoms = crystal.copy()
+        atoms = structures.enter(crystal)
         atoms.calc = potential.calculator()
         atoms.set_constraint(FixSymmetry(atoms, symprec=_SYMPREC))
         try:
@@ -552,7 +566,7 @@ def relax(potential: Potential, crystal: ase.Atoms, protocol: Protocol) -> ase.A
             failure = failure or f"relaxation went astray: {error}"
             continue
         if force < protocol.accepted_ev_per_a:
-            return ase.Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
+            return structures.enter(atoms)
         failure = failure or f"relaxation not converged in {protocol.max_steps} steps: largest force {force:.1e} eV/Å"
     raise ValueError(failure)
 
@@ -619,8 +633,9 @@ def carried_over(crystal: Phonopy, relaxed: ase.Atoms) -> ase.Atoms:
     primitive, supercell = crystal.primitive, crystal.supercell
     in_primitive = [primitive.p2p_map[primitive.s2p_map[index]] for index in supercell.u2s_map]
     atoms = _to_ase(crystal.unitcell)
-    positions = (atoms.positions + shift[in_primitive]) @ stretch
-    return ase.Atoms(numbers=atoms.numbers, positions=positions, cell=atoms.cell.array @ stretch, pbc=True)
+    atoms.positions = (atoms.positions + shift[in_primitive]) @ stretch
+    atoms.cell = atoms.cell.array @ stretch
+    return atoms
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -815,6 +830,11 @@ def _has_forces(item: Phonons) -> bool:
     return item.reference.force_constants is not None
 
 
+def _volume_per_atom(crystal: Phonopy) -> float:
+    """Return Å³; phonopy's own volume has the sign of the cell's handedness."""
+    return abs(crystal.unitcell.volume) / len(crystal.unitcell)
+
+
 def _scalar_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str, object]]:
     """Return one row for each of the frequencies and for the volume."""
     case, given = item.case, item.case.reference
@@ -831,9 +851,9 @@ def _scalar_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str
         qpoints, weights = sampling(item.model, protocol)
     if item.model is not None:
         value = _figures(frequencies(item.model, qpoints), qpoints, weights)
-        volume = item.model.unitcell.volume / len(item.model.unitcell)
+        volume = _volume_per_atom(item.model)
     if np.isfinite(reference["omega_max"]):
-        reference_volume = item.reference.unitcell.volume / len(item.reference.unitcell)
+        reference_volume = _volume_per_atom(item.reference)
     rows = [row(model, case, name, value[name], reference[name], UNIT, error=item.error) for name in _FREQUENCIES]
     return [*rows, row(model, case, "volume_per_atom", volume, reference_volume, "Å³", error=item.error)]
 
