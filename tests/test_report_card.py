@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from ase import units
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from typer.testing import CliRunner
@@ -204,8 +205,67 @@ def test_the_control_and_other_references_do_not_count():
     lanes = pd.DataFrame([judged(name=name)[0] for name in ("surfaces", "forces-control")])
     lanes.loc[0, "against"] = "chgnet-0.3.0"
     found, reasons = report_card.advise(*report_card.with_common_factor(lanes, {name: made_up({"mine": 0.8}) for name in lanes["lane"]}))
+    assert found == "no advice: nothing was measured"
+    assert "not known whether" in reasons[0]
+
+
+def test_a_wrong_sign_is_no_softness():
+    """Five soft families and one of the wrong sign: it counts, is named, and no factor is for all."""
+    soft = {"surfaces": 0.8, "defects": 0.8, "phonons": np.sqrt(0.8), "forces-wbm": 0.8, "bulk-modulus": 0.8}
+    assert advice(soft)[0] == "scalar fix"
+    found, reasons = advice({**soft, "barriers-metals": -0.3})
+    assert found == "fine-tuning"
+    assert reasons[0].startswith("5 of 6 families are soft")
+    assert "migration (s = −0.30, wrong sign)" in reasons[0]
+    assert any("sign is wrong in barriers" in reason for reason in reasons)
+    only, reasons = advice({"barriers-metals": -0.3})
+    assert only == "neither"
+    assert reasons[0].startswith("0 of 1 families are soft.")
+
+
+def test_a_wrong_sign_beside_soft_lines_of_its_family_is_named():
+    found, reasons = advice({"bulk-modulus": 0.8, "shear-modulus": -0.2, "surfaces": 0.8})
+    assert "1 of 2 families are soft: surfaces (s = 0.80). Not soft, or not for certain: elasticity" in reasons[0]
+    assert any("sign is wrong in shear modulus" in reason for reason in reasons)
     assert found == "neither"
-    assert "Nothing could be measured" in reasons[0]
+
+
+def test_stiff_families_stand_beside_the_soft_ones():
+    _, reasons = advice({"surfaces": 0.8, "defects": 0.8, "phonons": 1.2})
+    assert "2 of 3 families are soft" in reasons[0]
+    assert "phonons (s = 1.20, stiff)" in reasons[0]
+
+
+def test_a_verdict_is_as_strong_as_its_interval():
+    """Three materials whose slopes are 0.5, 0.8 and 1.4: s is below one, but nothing is known."""
+    rows = pd.DataFrame({"model": "mine", "material": list("aabbcc"), "case": list("uvwxyz"), "reference": [1.0, -1.0] * 3})
+    rows["value"] = rows["reference"] * [0.5, 0.5, 0.8, 0.8, 1.4, 1.4]
+    lane, _ = report_card.judge("mine", AGAINST_DFT["surfaces"], rows, "eV", n_resamples=500)
+    assert lane["slope"] == pytest.approx(0.9)
+    assert lane["slope_high"] > 1
+    assert lane["verdict"] == "unclear"
+    found, reasons = report_card.advise(*report_card.with_common_factor(pd.DataFrame([lane]), {"surfaces": rows}))
+    assert found == "no advice: too little was measured"
+    assert reasons[0] == "0 of 1 families are soft. Not soft, or not for certain: surfaces (s = 0.90, not clear)."
+    # One material has no interval, and no verdict.
+    lane, _ = report_card.judge("mine", AGAINST_DFT["surfaces"], rows[:2].assign(value=[0.5, -0.5]), "eV", n_resamples=50)
+    assert lane["verdict"] == "unclear"
+
+
+def test_it_says_what_it_rests_on():
+    _, reasons = advice({"surfaces": 0.8})
+    assert reasons[-1] == "This rests on 1 of the 7 families of the book."
+    every = ("surfaces", "defects", "sic-aln", "barriers-metals", "phonons", "bulk-modulus", "forces-wbm")
+    assert not any("rests on" in reason for reason in advice(dict.fromkeys(every, 0.8))[1])
+
+
+def test_a_model_of_the_book_is_no_truth():
+    """Softer than CHGNet is not soft: the words differ."""
+    words = [
+        report_card.judge("mine", AGAINST_DFT["surfaces"], made_up({"mine": s}), "eV", "chgnet-0.3.0", 50)[0]["verdict"]
+        for s in (0.8, 1, 1.2)
+    ]
+    assert words == ["softer", "alike", "stiffer"]
 
 
 def test_the_rules_name_the_thresholds():
@@ -213,6 +273,8 @@ def test_the_rules_name_the_thresholds():
     assert f"{1 - softening.NO_SOFTNESS:.2f}" in text
     assert f"{report_card.AGREE:g}" in text
     assert f"{report_card.SCATTER:g}" in text
+    assert str(report_card._RIGHT[0]) in text
+    assert str(report_card._RIGHT[1]) in text
     assert softening.SUFFICES == 0.5
     assert "half" in text
     assert softening.WORTH_HAVING == 0.2
@@ -361,9 +423,40 @@ def test_a_calculator_that_breaks_has_a_card_all_the_same(few, tmp_path, calcula
     assert set(told["benchmark"]) == set(TINY)
     assert (told["cases"] > 1).all(), "counted together"
     assert card.lanes.empty
-    assert card.recommendation == "neither"
-    assert words in (tmp_path / "report.html").read_text()
-    report_card.read(tmp_path)
+    assert card.recommendation == "no advice: nothing was measured"
+    said = " ".join(card.reasons)
+    assert "cases failed" in said
+    assert words in said
+    assert "softening fix" in said
+    html = (tmp_path / "report.html").read_text()
+    assert words in html
+    assert "No advice: nothing was measured" in html
+    assert "neither a scalar fix" not in html
+    assert report_card.read(tmp_path).recommendation == card.recommendation
+
+
+def test_with_nothing_measured_the_card_says_what_to_fetch(few, no_data, tmp_path):
+    quick = {"phonons": {"phonondb": Sample(2)}, "off_equilibrium": {"wbm-21": Sample(2)}}
+    card = report_card.make(emt(), tmp_path, quick=quick, n_resamples=50)
+    assert card.recommendation == "no advice: nothing was measured"
+    assert set(card.lanes["against"]) <= {report_card.BOOK_MODEL}
+    for text in (" ".join(card.reasons), (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()):
+        assert "softening fetch phonons" in text
+        assert "softening fetch off_equilibrium" in text
+    assert json.loads((tmp_path / "report.json").read_text())["recommendation"] == card.recommendation
+
+
+def test_a_calculator_that_contradicts_itself_gets_no_card(few, tmp_path):
+    """A stress in GPa was "stiff, slope 160"."""
+
+    class Gigapascal(EMT):
+        def calculate(self, *args, **kwargs):
+            super().calculate(*args, **kwargs)
+            self.results["stress"] = self.results["stress"] / units.GPa
+
+    with pytest.raises(PotentialError, match=r"the stress is 160\.2 times"):
+        make(Gigapascal(), tmp_path / "card")
+    assert not (tmp_path / "card").exists()
 
 
 def test_without_stress_only_what_needs_it_fails(few, tmp_path):
@@ -459,6 +552,8 @@ def test_hostile_names_and_reasons_stay_text(few, tmp_path):
 
 def test_paths_of_files_are_not_shown():
     assert report_card.shown_name("file:/home/someone/secret/my-fix") == "file:my-fix"
+    assert report_card.shown_name("ase:~/secret/mine.py:make") == "ase:mine.py:make"
+    assert report_card.shown_name("ase:ase.calculators.emt.EMT") == "ase:ase.calculators.emt.EMT"
     assert report_card.shown_name("chgnet-0.3.0") == "CHGNet 0.3.0"
 
 

@@ -32,7 +32,7 @@ import pandas as pd
 from helpers import benchmarks, explanations, figures, potentials, registry, report_card_page, results, runner, softening
 from helpers.benchmarks import Case, off_equilibrium
 from helpers.explanations import Family
-from helpers.potentials import Potential, PotentialError
+from helpers.potentials import Potential, PotentialError, exam
 from helpers.potentials.base import GraphPotential
 
 BENCHMARKS = ("surfaces", "defects", "solid_solutions", "migration", "phonons", "elasticity", "off_equilibrium")
@@ -326,7 +326,7 @@ def judge(
         "power": p,
         **slopes,
         "mae": mae,
-        "verdict": softening.verdict(s, slopes["inverse_slope"]) if s > 0 else "wrong sign",
+        "verdict": _verdict(slopes) if against == "DFT" else _RELATIVE.get(_verdict(slopes), _verdict(slopes)),
         "factor": s ** (-1 / p) if s > 0 else np.nan,
         "removed_own": 1 - _mae(own, 1 / s) / mae if s > 0 and mae > 0 else np.nan,
         "rank": None if ranked is None else int(ranked.loc[key, "rank"]),
@@ -334,6 +334,27 @@ def judge(
         "n_common": None if ranked is None else int(ranked.loc[key, "n"]),
     }
     return lane, others.assign(lane=family.key)
+
+
+# An interval around one that still says that the size is right.
+_RIGHT = (0.9, 1.1)
+
+# The words against a model of the book, which is no truth.
+_RELATIVE = {"soft": "softer", "stiff": "stiffer", "right": "alike"}
+
+
+def _verdict(slopes: Mapping[str, float]) -> str:
+    """Return :func:`helpers.softening.verdict` or ``wrong sign``, or ``unclear`` where the intervals do not bear it out."""
+    low, high = slopes["slope_low"], slopes["slope_high"]
+    word = softening.verdict(slopes["slope"], slopes["inverse_slope"]) if slopes["slope"] > 0 else "wrong sign"
+    borne_out = {
+        "wrong sign": high < 0,
+        "soft": high < 1 < slopes["inverse_slope_low"],
+        "scatter": high < 1,
+        "right": _RIGHT[0] <= low and high <= _RIGHT[1],
+        "stiff": low > 1,
+    }
+    return word if borne_out[word] else "unclear"
 
 
 def _against_book(joined: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -378,7 +399,7 @@ def with_common_factor(lanes: pd.DataFrame, points: Mapping[str, pd.DataFrame]) 
         By lane, the values that it was judged by.
     """
     factors = _by_benchmark(lanes)
-    if factors.empty:
+    if factors["factor"].isna().all():
         return lanes.assign(removed_common=np.nan), np.nan
     common = float(np.exp(np.log(factors["factor"]).median()))
     removed = []
@@ -388,18 +409,20 @@ def with_common_factor(lanes: pd.DataFrame, points: Mapping[str, pd.DataFrame]) 
     return lanes.assign(removed_common=removed), common
 
 
+def _counted(lanes: pd.DataFrame) -> pd.DataFrame:
+    """Return the lines that the advice rests on: against DFT, of three values or more, no control."""
+    return lanes[(lanes["against"] == "DFT") & ~lanes["lane"].isin(CONTROLS) & (lanes["n"] >= 3)] if len(lanes) else lanes
+
+
 def _by_benchmark(lanes: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per benchmark that can be judged: the median of its families."""
-    if lanes.empty:
-        return pd.DataFrame(columns=["factor"])
-    fit = lanes[(lanes["against"] == "DFT") & ~lanes["lane"].isin(CONTROLS) & (lanes["slope"] > 0) & (lanes["n"] >= 3)]
+    """Return one row per benchmark that was measured: the median of its lines, and their verdict."""
     records = []
-    for benchmark, part in fit.groupby("benchmark", sort=False):
-        record = {
-            "benchmark": benchmark,
-            "factor": float(np.exp(np.log(part["factor"]).median())),
-            "soft": (part["verdict"] == "soft").mean(),
-        }
+    for benchmark, part in _counted(lanes).groupby("benchmark", sort=False) if len(lanes) else ():
+        share = part["verdict"].value_counts(normalize=True)
+        soft, unclear = share.get("soft", 0.0), share.get("unclear", 0.0)
+        record = {"benchmark": benchmark, "factor": float(np.exp(np.log(part["factor"].astype(float)).median()))}
+        others = share.drop(["soft", "unclear"], errors="ignore")
+        record["verdict"] = "soft" if soft > 0.5 else "unclear" if soft + unclear > 0.5 else others.idxmax()
         record |= {name: part[name].median() for name in ("slope", "inverse_slope", "r2", "removed_own") if name in part}
         if "removed_common" in part:
             record["removed_common"] = part["removed_common"].mean()
@@ -410,7 +433,8 @@ def _by_benchmark(lanes: pd.DataFrame) -> pd.DataFrame:
 # ---------------------------------------------------------------------------------------------------
 # Advice
 
-ADVICE = ("scalar fix", "fine-tuning", "neither")
+NOTHING, TOO_LITTLE = "no advice: nothing was measured", "no advice: too little was measured"
+ADVICE = ("scalar fix", "fine-tuning", "neither", NOTHING, TOO_LITTLE)
 
 # Largest over smallest factor up to which families agree.
 AGREE = 1.25
@@ -418,12 +442,17 @@ AGREE = 1.25
 # R² below which scatter is the larger part.
 SCATTER = 0.5
 
+# Materials below which intervals are too narrow (helpers.softening.bootstrap_over).
+_FEW = 5
+
 RULES = (
     "A family is soft if most of its lines are: slope s below 0.97 and inverse slope s′ above 1.03. With s low and s′ near one, "
-    "values scatter but are not too small.",
+    "values scatter but are not too small. A line is not clear if its interval allows something else: one (or zero) where it is called "
+    "soft, stiff, scattered (or of the wrong sign), less than 0.9 or more than 1.1 where the size is called right.",
+    "No advice: nothing was measured against DFT, or families that are not clear decide whether more than half are soft.",
     "Neither: not more than half of the families are soft, or R² = s s′ is below 0.5 in most, so that scatter is the larger part.",
     "Scalar fix: one factor for all families, the median of those that they ask for, removes at least half of the error of the median "
-    "family, and the largest of these factors is at most 1.25 times the smallest.",
+    "family, the largest of these factors is at most 1.25 times the smallest, and no family has the wrong sign.",
     "Fine-tuning: soft, but no scalar fix. If the one factor removes at least a fifth of the error it is a first step.",
     "Families count alike, whatever their number of cases; the control (frames of the training data) does not count. A frequency goes "
     "with the root of the energy, so its factor is 1/s².",
@@ -443,17 +472,35 @@ def advise(lanes: pd.DataFrame, common: float) -> tuple[str, list[str]]:
     Returns
     -------
     str, list of str
-        One of :data:`ADVICE`, and the reasons, a sentence or two each.
+        One of :data:`ADVICE`, and the reasons, a sentence or two each: what is soft and what is not, what follows, what it rests on.
     """
-    families = _by_benchmark(lanes)
+    families, counted = _by_benchmark(lanes), _counted(lanes)
     if families.empty:
-        return "neither", ["Nothing could be measured against DFT, so there is nothing to advise. See what was not run."]
-    soft = families[families["soft"] > 0.5]
-    names = ", ".join(f"{_words(row.benchmark)} (s = {row.slope:.2f})" for row in soft.itertuples())
-    reasons = [f"{len(soft)} of {len(families)} families are soft{': ' + names if names else ''}."]
-    if 2 * len(soft) <= len(families):
-        reasons.append(f"The slope of the median family is {families['slope'].median():.2f}: there is no common softness to be mended.")
-        return "neither", reasons
+        return NOTHING, ["Nothing was measured against DFT: it is not known whether this potential is soft."]
+    said = {"soft": [], "other": []}
+    for row in families.itertuples():
+        word = "" if row.verdict == "soft" else f", {report_card_page.VERDICTS[row.verdict]}"
+        said["other" if word else "soft"].append(f"{_words(row.benchmark)} (s = {row.slope:.2f}{word})")
+    first = f"{len(said['soft'])} of {len(families)} families are soft{': ' * bool(said['soft'])}{', '.join(said['soft'])}."
+    first += f" Not soft, or not for certain: {', '.join(said['other'])}." if said["other"] else ""
+    advice, reasons = _decide(families, common)
+    if wrong := counted.loc[counted["verdict"] == "wrong sign", "name"].tolist():
+        reasons.append(f"The sign is wrong in {', '.join(wrong)}: no factor mends that.")
+    few = [f"{lane.name} ({lane.n_materials})" for lane in counted[counted["n_materials"] < _FEW].itertuples(index=False)]
+    if few or len(families) < len(BENCHMARKS):
+        of_few = f" The intervals of fewer than {_FEW} materials are too narrow: {', '.join(few)}." if few else ""
+        reasons.append(f"This rests on {len(families)} of the {len(BENCHMARKS)} families of the book.{of_few}")
+    return advice, [reason.replace("= -", "= −") for reason in (first, *reasons)]
+
+
+def _decide(families: pd.DataFrame, common: float) -> tuple[str, list[str]]:
+    """Return the advice and why, given the families that were measured."""
+    n_soft, n_open = ((families["verdict"] == word).sum() for word in ("soft", "unclear"))
+    if n_soft <= len(families) / 2 < n_soft + n_open:
+        return TOO_LITTLE, [f"The intervals of {n_open} are too wide to tell. More cases (--full, softening fetch) make them narrower."]
+    if 2 * n_soft <= len(families):
+        return "neither", [f"The slope of the median family is {families['slope'].median():.2f}: there is no common softness to be mended."]
+    reasons: list[str] = []
     if families["r2"].median() < SCATTER:
         reasons.append(
             f"Scatter is the larger part of the error (median R² {families['r2'].median():.2f}). A factor would amplify it, and a few "
@@ -462,7 +509,7 @@ def advise(lanes: pd.DataFrame, common: float) -> tuple[str, list[str]]:
         return "neither", reasons
     share = families["removed_common"].median()
     low, high = families.loc[families["factor"].idxmin()], families.loc[families["factor"].idxmax()]
-    agree = high["factor"] <= AGREE * low["factor"]
+    agree = high["factor"] <= AGREE * low["factor"] and not (families["verdict"] == "wrong sign").any()
     spread = (
         f"The families ask for factors from {low['factor']:.2f} ({_words(low['benchmark'])}) to {high['factor']:.2f} "
         f"({_words(high['benchmark'])}): they {'agree' if agree else 'do not agree on one'}."
@@ -600,6 +647,7 @@ def make(
     request = _request(potential, "full" if full else "quick", seed, plan)
     if _finished(out, request):
         return read(out)
+    notes = exam.examine(potential)
     out.mkdir(parents=True, exist_ok=True)
     results.write_json(request, out / STARTED)
 
@@ -626,7 +674,7 @@ def make(
             tables[benchmark] = done.table
             made[benchmark] = {**done.made, "of": total, "atoms": _n_atoms(cases, done.missing)}
             not_run += _overdue(benchmark, done.missing)
-    card = _card(out, potential, request, tables, made, pd.DataFrame(not_run, columns=_NOT_RUN), n_resamples)
+    card = _card(out, potential, request, tables, made, pd.DataFrame(not_run, columns=_NOT_RUN), notes, n_resamples)
     write(card)
     (out / STARTED).unlink(missing_ok=True)
     return card
@@ -727,7 +775,8 @@ def _kind(reason: str) -> str:
 
 def shown_name(key: str) -> str:
     """Return a model's name for readers, without the folders that a file lies in."""
-    return f"file:{Path(key.removeprefix('file:')).name}" if key.startswith("file:") else figures.label(key)
+    kind, _, place = key.partition(":")
+    return f"{kind}:{Path(place).name}" if kind == "file" or (kind == "ase" and ".py:" in place) else figures.label(key)
 
 
 def _card(
@@ -737,6 +786,7 @@ def _card(
     tables: Mapping[str, pd.DataFrame],
     made: dict[str, dict[str, object]],
     not_run: pd.DataFrame,
+    notes: list[str],
     n_resamples: int,
 ) -> Card:
     lanes, others, points = [], [], {}
@@ -750,7 +800,14 @@ def _card(
     bad = {name: table.loc[table["status"] == "failed", "case"].nunique() for name, table in tables.items()}
     n_cases, n_bad = sum(sum(entry["cases"].values()) for entry in made.values()), sum(bad.values())
     if 2 * n_bad > n_cases:
-        reasons.append(f"Uncertain: {n_bad} of {n_cases} cases failed, at least in part. The numbers are of the others.")
+        most = failures(tables).sort_values("cases").iloc[-1]
+        rest = "The numbers are of the others." if len(judged) else f"Most often: {most['reason']}."
+        reasons.append(f"Uncertain: {n_bad} of {n_cases} cases failed, at least in part. {rest}")
+    if advice in (NOTHING, TOO_LITTLE):
+        if commands := report_card_page.fetches(not_run):
+            reasons.append(f"With DFT data a card in a new folder says more: {'; '.join(commands)}.")
+        reasons.append("With labels of your own material, softening fix says how soft it is there.")
+    reasons += notes
     trainable = isinstance(potential, GraphPotential)
     if advice == "fine-tuning" and not trainable:
         reasons.append("This potential has no weights that softening fix could train: train it with its own code.")
@@ -769,6 +826,7 @@ def _card(
         "common_factor": None if np.isnan(common) else common,
         "atoms_per_second": speed,
         "trainable": trainable,
+        "exam": notes,
         "benchmarks": made,
     }
     compared = pd.concat(others, ignore_index=True) if others else pd.DataFrame()

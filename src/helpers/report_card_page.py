@@ -15,18 +15,14 @@ from helpers import explanations, figures, report
 if TYPE_CHECKING:
     from helpers.report_card import Card
 
-_VERDICTS = {
-    "soft": "soft",
-    "stiff": "stiff",
-    "right": "right size",
-    "scatter": "scatter",
-    "wrong sign": "wrong sign",
-}
+VERDICTS = {word: word for word in ("soft", "stiff", "scatter", "wrong sign")} | {"right": "right size", "unclear": "not clear"}
 
 _HEADLINES = {
     "scalar fix": "Recommendation: a scalar fix. One factor on the energy mends most of the error.",
     "fine-tuning": "Recommendation: fine-tuning. The model is soft, and one factor does not suffice.",
     "neither": "Recommendation: neither a scalar fix nor fine-tuning.",
+    "no advice: nothing was measured": "No advice: nothing was measured. This says neither that the model is soft nor that it is not.",
+    "no advice: too little was measured": "No advice: too little was measured to say whether the model is soft.",
 }
 
 _SLOPES = (
@@ -49,7 +45,7 @@ def _plain(model: str) -> str:
 def _named(table: pd.DataFrame, card: Card) -> pd.DataFrame:
     """Return a table with the card's model by the name that readers see."""
     own = table["model"] == card.about["model"]
-    shown = card.about["name"] if str(card.about["model"]).startswith("file:") else card.about["model"]
+    shown = card.about["name"] if str(card.about["model"]).startswith(("ase:", "file:")) else card.about["model"]
     return table.assign(model=table["model"].mask(own, _plain(str(shown))))
 
 
@@ -116,7 +112,7 @@ def lane_table(card: Card, against_dft: bool = True) -> pd.DataFrame:
             "values": f"{lane['n']:,}",
             "materials": f"{lane['n_materials']:,}",
         }
-        rows[lane["name"]] = {"verdict": _VERDICTS[lane["verdict"]], **shown} if against_dft else shown
+        rows[lane["name"]] = {"verdict": VERDICTS[lane["verdict"]], **shown} if against_dft else shown
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("family")
 
 
@@ -163,11 +159,18 @@ def _shown(model: str, card: Card) -> str:
 def _short(card: Card) -> report.Section:
     blocks: list[report.Block] = [report.Text(_HEADLINES[card.recommendation], strong=True), report.Bullets(card.reasons)]
     key = str(card.about["model"])
-    if card.recommendation != "neither" and key.startswith(("ase:", "file:")) | (key in figures.COLOURS):
+    if card.recommendation.startswith("no advice") and (commands := fetches(card.not_run)):
+        blocks += [report.Text("The DFT data:"), report.Code("\n".join(commands))]
+    if card.recommendation in ("scalar fix", "fine-tuning") and key.startswith(("ase:", "file:")) | (key in figures.COLOURS):
         method = " --method full" if card.recommendation == "fine-tuning" and card.about["trainable"] else ""
         command = f"softening fix --model {shlex.quote(key)} --labels my.extxyz{method} --out my-fix"
         blocks += [report.Text("With your own DFT frames as labels:"), report.Code(command)]
     return report.Section("In short", blocks)
+
+
+def fetches(not_run: pd.DataFrame) -> list[str]:
+    """Return the commands that bring the files of what was not run."""
+    return [command for command in not_run["command"].unique() if command.startswith("softening fetch")]
 
 
 def _families(card: Card) -> report.Section:
@@ -255,6 +258,7 @@ def _provenance(card: Card) -> report.Section:
         "kind": ", ".join(str(potential[name]) for name in ("family", "package", "training_set") if potential.get(name)),
         "SHA-256 of its weights": potential.get("weights_sha256") or "not known",
         "factor on its energy": f"{potential['scale']:g}",
+        "exam": " ".join(card.about["exam"]) or ("not needed" if card.about["trainable"] else "energy, forces and stress belong together"),
         "mode, seed": f"{card.about['mode']}, {card.about['seed']}",
         "computing time": f"{sum(entry['core_seconds'] for entry in made.values()):,.0f} s of one core, or of one GPU",
         "speed": f"{speed:,.0f} atoms per second and process (energy and forces, frame by frame)" if speed else "not measured",
