@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
+from pathlib import Path
 
 import ase
 import numpy as np
@@ -12,8 +14,12 @@ import pandas as pd
 import pytest
 import torch
 from ase.build import bulk
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from ase.io import write
+from filelock import FileLock
+from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
 from helpers import cli, finetune, fix, potentials, registry, report, results
@@ -69,6 +75,19 @@ def full(tmp_path_factory, images):
     write(folder / "labels.extxyz", images)
     recipe = Recipe(epochs=8, learning_rate=3e-4)
     return fix.fix("chgnet-0.3.0", [folder / "labels.extxyz"], method="full", recipe=recipe, out=folder / "fix", device="cpu")
+
+
+EMT_KEY = "ase:ase.calculators.emt.EMT"
+
+
+def copper(n: int, scale: float = 1.25) -> list[ase.Atoms]:
+    """Return rattled copper with the answers of EMT made stiffer."""
+    frames = [bulk("Cu", cubic=True).repeat((2, 1, 1)) for _ in range(n)]
+    for seed, atoms in enumerate(frames):
+        atoms.rattle(0.1, seed=seed)
+        atoms.calc = EMT()
+        atoms.calc = SinglePointCalculator(atoms, energy=scale * atoms.get_potential_energy(), forces=scale * atoms.get_forces())
+    return frames
 
 
 def row(fixed: fix.Fixed, stage: str, frames: str = "test") -> pd.Series:
@@ -221,6 +240,26 @@ def test_the_split_keeps_neighbours_together():
     assert [len(part) for part in fix.split(frames[:3], 0.9, seed=0)] == [1, 2]
 
 
+def many(n: int, together: bool, formulas: int = 1) -> list[fix.labels.Frame]:
+    """Return frames of one trajectory, in one file or each in its own."""
+    crystals = [bulk(formula, "rocksalt", a=4.2) for formula in ("MgO", "CaO")]
+    ones = np.ones((2, 3))
+    return [fix.labels.Frame("all" if together else f"{k}.xyz", k if together else 0, crystals[k % formulas], None, ones) for k in range(n)]
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("formulas", [1, 2])
+@pytest.mark.parametrize("seed", range(5))
+def test_files_of_one_frame_are_split_as_one_file(together, formulas, seed):
+    """Drawn one by one, 17 of 20 test frames have a neighbour in the fit."""
+    fitted, tested = fix.split(many(100, together, formulas), 0.2, seed)
+    step = formulas  # frames of two compositions take turns
+    beside = [k for k in tested if {k - step, k + step} & set(fitted)]
+    assert len(tested) == 20
+    assert len(beside) <= 4
+    assert (fitted, tested) == fix.split(many(100, not together, formulas), 0.2, seed)
+
+
 def damage(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -349,6 +388,269 @@ def test_labels_in_memory_and_any_ase_calculator(tmp_path):
     assert potentials.load(fixed.key, trust=True).evaluate(frames[:1])[0].forces == pytest.approx(sources[0].forces)
     with pytest.raises(PotentialError, match="no weights to train"):
         fix.fix("ase:ase.calculators.emt.EMT", sources, method="full", out=tmp_path / "full")
+
+
+@pytest.fixture
+def two_ways(tmp_path):
+    """Ten frames of copper, as files and in memory."""
+    frames = copper(10)
+    (tmp_path / "ten").mkdir()
+    for number, atoms in enumerate(frames):
+        write(tmp_path / "ten" / f"{number}.xyz", atoms, format="extxyz")
+    write(tmp_path / "all.traj", frames)
+    return tmp_path, frames
+
+
+@pytest.mark.parametrize(
+    "sources",
+    [
+        lambda folder, frames: folder / "all.traj",
+        lambda folder, frames: str(folder / "all.traj"),
+        lambda folder, frames: folder / "ten",
+        lambda folder, frames: (path for path in (folder / "ten").iterdir()),
+        lambda folder, frames: frames,
+        lambda folder, frames: frames[0],
+        lambda folder, frames: Label(frames[0], None, frames[0].get_forces().tolist()),
+        lambda folder, frames: [Label(atoms, None, atoms.get_forces()) for atoms in frames],
+    ],
+    ids=["path", "str", "folder", "generator", "atoms", "one", "label", "labels"],
+)
+def test_labels_come_in_many_ways(two_ways, sources):
+    fixed = fix.fix(EMT_KEY, sources(*two_ways), out=two_ways[0] / "fix")
+    assert fixed.potential.scale == pytest.approx(1.25, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        (Structure(Lattice.cubic(3.6), ["Cu"], [[0, 0, 0]]), "no labels; give files or a folder, or Label, or ASE atoms"),
+        ([Structure(Lattice.cubic(3.6), ["Cu"], [[0, 0, 0]])], "Structure holds no labels"),
+        (3, "int holds no labels"),
+        (["labels.xyz", bulk("Cu")], "files do not go with labels in memory"),
+        ([], "no label files were given"),
+        ("labels.xyz", "labels.xyz: no such file"),
+    ],
+)
+def test_what_is_no_label_is_refused_in_one_line(tmp_path, sources, words):
+    with pytest.raises(LabelError, match=words) as caught:
+        fix.fix(EMT_KEY, sources, out=tmp_path / "fix")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "fix").exists()
+
+
+@pytest.mark.parametrize("given", ["file", "labels", "nan", "get_forces"])
+def test_atoms_that_were_held_take_no_part(tmp_path, given):
+    """With their zeros taken for labels the factor is not 1.25 but far above."""
+    frames = copper(10)
+    for atoms in frames:
+        atoms.set_constraint(FixAtoms(range(4)))
+        raw, seen = atoms.calc.results["forces"], atoms.get_forces()
+        assert not seen[:4].any()
+        if given != "file":
+            atoms.calc = SinglePointCalculator(atoms, energy=atoms.get_potential_energy(), forces=seen)
+        else:
+            assert raw[:4].any()
+    sources = {
+        "labels": lambda: [Label(atoms, None, atoms.get_forces()) for atoms in frames],
+        "nan": lambda: [Label(atoms, None, np.where(atoms.get_forces(), atoms.get_forces(), np.nan)) for atoms in frames],
+        "get_forces": lambda: frames,
+    }
+    path = tmp_path / "labels.traj"
+    write(path, frames)
+    fixed = fix.fix(EMT_KEY, sources.get(given, lambda: path)(), out=tmp_path / "fix")
+    assert fixed.potential.scale == pytest.approx(1.25, rel=1e-6)
+    assert row(fixed, "one factor")["mae"] < 1e-6
+    assert row(fixed, "before")["n_components"] == 2 * 3 * (8 if given == "file" else 4)
+    assert any("left out of every fit" in note for note in fixed.notes) == (given != "file")
+    assert mended.record(fixed.folder)["single_factors"] == pytest.approx([1.25] * 8, rel=1e-6)
+
+
+def test_held_atoms_are_left_out_of_the_training(tmp_path, images):
+    held = []
+    for atoms in images[:3]:
+        forces = atoms.get_forces()
+        forces[0] = 0
+        held.append(Label(atoms, atoms.get_potential_energy(), forces))
+    recipe = Recipe(epochs=1, learning_rate=1e-9)
+    fixed = fix.fix("chgnet-0.3.0", held, method="full", recipe=recipe, out=tmp_path / "fix", device="cpu", test_fraction=0)
+    before = row(fixed, "before", "fit")
+    assert before["slope"] == pytest.approx(0.8, rel=1e-4)
+    # Nothing was learnt in this one step, so that the error of the training is that of the model on the atoms that count.
+    trained = mended.record(fixed.folder)["history"][0]
+    assert np.average([trained["train_force_mae"], trained["validation_force_mae"]], weights=[2, 1]) == pytest.approx(
+        before["mae"], rel=1e-3
+    )
+
+
+def test_one_calculator_for_many_frames_keeps_but_the_last_answer(tmp_path):
+    frames, shared = [atoms.copy() for atoms in copper(4)], EMT()
+    for atoms in frames:
+        atoms.calc = shared
+        atoms.get_forces()
+    with pytest.raises(LabelError, match="labels, frames 0–2: its calculator has the answer for other positions"):
+        fix.fix(EMT_KEY, frames, out=tmp_path / "fix")
+    assert fix.fix(EMT_KEY, frames, out=tmp_path / "fix", skip_bad=True).potential.scale == pytest.approx(1, rel=1e-6)
+
+
+def spoiled(n: int, change) -> list[ase.Atoms]:
+    """Return frames of copper of which two have other forces than they should."""
+    frames = copper(n)
+    for atoms in frames[1:3]:
+        forces = atoms.get_forces()
+        atoms.calc = SinglePointCalculator(atoms, energy=atoms.get_potential_energy(), forces=change(forces))
+    return frames
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize(
+    ("n", "change", "words"),
+    [
+        (50, lambda f: -f, "point against the model's"),
+        (10, lambda f: np.roll(f, 3, axis=0), "order of the atoms"),
+        (50, lambda f: f * 23.0605, "kcal/mol/Å"),
+    ],
+    ids=["negated", "permuted", "unit"],
+)
+def test_two_bad_frames_are_named_and_skipped(tmp_path, n, change, words, together):
+    """Fitted together with the others they give factors of 1.38 (negated), 1.64 (permuted) and 16 (unit)."""
+    frames = spoiled(n, change)
+    spoilt = finetune.linear_correction(potentials.load(EMT_KEY), [Label(atoms, None, atoms.get_forces()) for atoms in frames]).scale
+    assert abs(spoilt / 1.25 - 1) > 0.03
+    paths = [tmp_path / f"{k:02}.traj" for k in range(n)] if not together else [tmp_path / "all.traj"]
+    for path, members in zip(paths, [[one] for one in frames] if not together else [frames], strict=True):
+        write(path, members)
+    with pytest.raises(LabelError, match=words) as caught:
+        fix.fix(EMT_KEY, paths, out=tmp_path / "fix")
+    named = ("01.traj, frame 0", "02.traj, frame 0") if not together else ("all.traj, frame",)
+    assert all(name in str(caught.value) for name in (*named, "--skip-bad"))
+    fixed = fix.fix(EMT_KEY, paths, out=tmp_path / "fix", skip_bad=True)
+    assert fixed.potential.scale == pytest.approx(1.25, rel=1e-6)
+    used = mended.record(fixed.folder)["fitted"] + mended.record(fixed.folder)["tested"]
+    assert len(used) == n - 2
+    assert not {("01.traj", 0), ("02.traj", 0), ("all.traj", 1), ("all.traj", 2)} & {(Path(file).name, k) for file, k in used}
+    assert len("".join(fixed.dropped)) > 0
+
+
+def test_training_leaves_out_what_the_doctor_named(tmp_path, chgnet):
+    frames = labelled(chgnet, 10)
+    for atoms in frames[4:6]:
+        atoms.calc.results["forces"] = -atoms.calc.results["forces"]
+    write(tmp_path / "labels.traj", frames)
+    options = {"method": "full", "recipe": Recipe(epochs=1), "out": tmp_path / "fix", "device": "cpu"}
+    with pytest.raises(LabelError, match="point against the model's"):
+        fix.fix("chgnet-0.3.0", [tmp_path / "labels.traj"], **options)
+    fixed = fix.fix("chgnet-0.3.0", [tmp_path / "labels.traj"], **options, skip_bad=True)
+    content = mended.record(fixed.folder)
+    assert sorted(k for _, k in content["fitted"] + content["tested"]) == [0, 1, 2, 3, 6, 7, 8, 9]
+    assert row(fixed, "before")["slope"] == pytest.approx(0.8, rel=1e-4)
+
+
+class Wrong(EMT):
+    """Forces that are not the derivative of the energy."""
+
+    def calculate(self, *args, **kwargs):
+        super().calculate(*args, **kwargs)
+        self.results["forces"] = self.results["forces"] / 1.25
+
+
+def test_a_calculator_is_examined_before_it_is_mended(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    with pytest.raises(PotentialError, match=r"forces.* 0\.[78]\d* times"):
+        fix.fix(f"ase:{Path(__file__).stem}.Wrong", copper(3), out=tmp_path / "fix")
+    with pytest.raises(PotentialError, match="device belongs to the calculator"):
+        fix.fix(EMT_KEY, copper(3), out=tmp_path / "fix", device="cuda")
+    assert not (tmp_path / "fix").exists()
+
+
+def test_a_second_fix_in_the_same_folder_is_told_so(tmp_path, two_ways, monkeypatch):
+    out = tmp_path / "deep" / "fix"
+    real, said = finetune.linear_correction, []
+
+    def meanwhile(*arguments):
+        with pytest.raises(PotentialError) as caught:
+            fix.fix(EMT_KEY, two_ways[1], out=out)
+        said.append(str(caught.value))
+        return real(*arguments)
+
+    monkeypatch.setattr(finetune, "linear_correction", meanwhile)
+    fix.fix(EMT_KEY, two_ways[1], out=out)
+    assert said == [f"another 'softening fix' is at work in {out}; wait for it, stop it, or choose another folder."]
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    # A lock file that a killed process left holds nobody up, and neither does what a file manager leaves.
+    monkeypatch.undo()
+    (tmp_path / "new").mkdir()
+    for name in (".lock", ".DS_Store"):
+        (tmp_path / "new" / name).touch()
+    assert fix.fix(EMT_KEY, two_ways[1], out=tmp_path / "new").folder.is_dir()
+    # What is finished is read without a lock, also where nothing can be written.
+    with FileLock(out / ".lock"):
+        assert fix.fix(EMT_KEY, two_ways[1], out=out).potential.scale == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize("name", ["started.json", "training.pt", "report.html", "weights.pt", "mended.json"])
+def test_a_full_disk_loses_nothing(tmp_path, labels_file, monkeypatch, name):
+    """Whatever file it is that does not fit any more: the same call goes on, and does not train again what has been trained."""
+    write_, epochs = Path.write_bytes, []
+    real = finetune._save
+
+    def full(path, content):
+        if name in path.name and (name != "training.pt" or len(epochs) == 2):
+            write_(path, content[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_(path, content)
+
+    def save(state, path):
+        real(state, path)
+        epochs.append(state["epoch"])
+
+    monkeypatch.setattr(finetune, "_save", save)
+    options = {"method": "full", "recipe": Recipe(epochs=3, learning_rate=3e-4), "out": tmp_path / "fix", "device": "cpu"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(PotentialError, match=rf"the disk is full .*{name}.*make room, then give the same command again"):
+            fix.fix("chgnet-0.3.0", [labels_file], **options)
+    left = sorted(path.name for path in (tmp_path / "fix").iterdir()) if (tmp_path / "fix").exists() else []
+    assert name not in left or name == "training.pt"
+    assert not [one for one in left if one.startswith(".")]
+    fixed = fix.fix("chgnet-0.3.0", [labels_file], **options)
+    assert epochs == [0, 1, 2]
+    assert row(fixed, "fine-tuned")["mae"] < row(fixed, "before")["mae"]
+
+
+def test_damaged_records_are_named(tmp_path, two_ways, copied):
+    started = tmp_path / "begun" / "started.json"
+    started.parent.mkdir()
+    started.write_text('{"model')
+    with pytest.raises(results.ResultsError, match=r"started.json is damaged \(.*\): delete it") as caught:
+        fix.fix(EMT_KEY, two_ways[1], out=started.parent)
+    assert "\n" not in str(caught.value)
+    fixed = fix.fix(EMT_KEY, two_ways[1], out=tmp_path / "done")
+    edit(fixed.folder, lambda c: c.pop("advice"))
+    with pytest.raises(PotentialError, match=r"mended.json is damaged \(KeyError\('advice'\)\): mend the potential again"):
+        fix.fix(EMT_KEY, two_ways[1], out=tmp_path / "done")
+    for scale in (float("nan"), -1.0):
+        edit(copied, lambda c, scale=scale: c.update(scale=scale))
+        with pytest.raises(PotentialError, match="damaged: scale"):
+            potentials.load(f"file:{copied}", "cpu")
+
+
+def test_three_hundred_files_make_a_readable_report(tmp_path):
+    """Also with names that are not ASCII, or not even text, and with the line ends of Windows."""
+    folder = tmp_path / "Größe 10 Å"
+    folder.mkdir()
+    for number, atoms in enumerate(copper(300)):
+        path = folder / (f"Zustand_{number} ö.xyz" if number else os.fsdecode(b"\xff.xyz"))
+        write(path, atoms, format="extxyz")
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    fixed = fix.fix(EMT_KEY, folder, out=tmp_path / "fix µ")
+    assert fixed.potential.scale == pytest.approx(1.25, rel=1e-6)
+    assert len(mended.record(fixed.folder)["labels"]) == 300
+    text = (fixed.folder / "report.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 100
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "files, " in line and "|" in line]
+    assert sorted(cells[1:5] for cells in rows) == [["240", "240", "0", "0"], ["60", "0", "60", "0"]]
+    assert "SHA-256 of the 300 label files | in mended.json" in text
+    assert "and 54 more files" in text
 
 
 def test_the_report_escapes_what_comes_from_files(tmp_path, images):

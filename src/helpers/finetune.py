@@ -175,18 +175,15 @@ def _names_want_of_memory(train: Callable) -> Callable:
     """Turn the errors with which PyTorch and Python run out of memory into one that says what to lower."""
 
     @functools.wraps(train)
-    def wrapped(potential: GraphPotential, labels: Sequence[Label], recipe: Recipe | None = None, **options: object) -> FineTuned:
+    def wrapped(potential: GraphPotential, labels: Sequence[Label], *arguments: object, **options: object) -> FineTuned:
         try:
-            return train(potential, labels, recipe, **options)
+            return train(potential, labels, *arguments, **options)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
                 raise
-            largest, together = max(len(label.atoms) for label in labels), (recipe or Recipe()).batch_size
-            lower = ["lower batch_size"] * (together > 1) + ["label smaller cells"]
-            lower += ["train on the CPU (--device cpu)"] * (potential.device.type == "cuda")
             raise PotentialError(
-                f"{potential.device} has too little memory to train on {together} structure(s) of up to {largest} atoms at once: "
-                f"{', or '.join(lower)}."
+                f"{potential.device} has too little memory to train on cells of up to {max(len(one.atoms) for one in labels)} atoms. Label "
+                "smaller cells, lower the recipe's batch_size if it is above 1, or train on another device (--device)."
             ) from error
 
     return wrapped

@@ -10,24 +10,29 @@ interrupted: the same call goes on where it stopped, and does nothing if all is 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
 import hashlib
 import json
 import math
+import os
 import shlex
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
+import ase
 import numpy as np
 import pandas as pd
 from ase.data import chemical_symbols
+from filelock import FileLock, Timeout
 
 from helpers import figures, finetune, labels, potentials, registry, report, results, softening
 from helpers.finetune import FineTuned, Label, Recipe
 from helpers.labels import Frame, LabelError
-from helpers.potentials import Potential, PotentialError, Prediction, mended
+from helpers.potentials import Potential, PotentialError, Prediction, exam, mended
 from helpers.potentials.base import GraphPotential
 
 METHODS = ("linear", "full")
@@ -38,7 +43,10 @@ EPOCHS = 50
 # The test set is drawn in blocks of this share of the frames.
 _BLOCK = 0.1
 
-_STARTED, _CHECKPOINT = "started.json", "training.pt"
+_STARTED, _CHECKPOINT, _LOCK = "started.json", "training.pt", ".lock"
+
+# Longer lists and tables are folded in the report; mended.json has all of them.
+_SHOWN = 10
 
 _ENERGY_WORSE = 0.005  # eV/atom
 _USUAL_FACTORS = (0.8, 2.0)
@@ -73,8 +81,8 @@ class Fixed:
 
 
 def fix(
-    model: str,
-    sources: Sequence[Path | str | Label],
+    model: str | Path,
+    sources: Path | str | Label | ase.Atoms | Iterable[Path | str | Label | ase.Atoms],
     *,
     method: str = "linear",
     out: Path | str,
@@ -92,10 +100,10 @@ def fix(
 
     Parameters
     ----------
-    model : str
-        A key, as :func:`helpers.potentials.load` takes it.
-    sources : sequence of paths, or of Label
-        Files that ASE reads, or labels in memory.
+    model : str or Path
+        As :func:`helpers.potentials.load` takes it.
+    sources : path, Label or ase.Atoms, or iterable of paths, of Label or of ase.Atoms
+        Files that ASE reads, or a folder of them; labels in memory; atoms with their answers (of a calculator, or as arrays).
     method : {"linear", "full"}
         :func:`helpers.finetune.linear_correction` or :func:`helpers.finetune.fine_tune`.
     out : path
@@ -122,7 +130,8 @@ def fix(
     helpers.labels.LabelError
         If labels cannot be used; the message lists all of them.
     PotentialError
-        If the folder holds something else, or the potential has no weights to train.
+        If the folder holds something else or is in use, the disk is full, the potential has no weights to train, or a calculator's energy,
+        forces and stress do not belong together.
     """
     if method not in METHODS:
         raise ValueError(f"method must be {' or '.join(METHODS)}, not {method!r}")
@@ -131,7 +140,8 @@ def fix(
     recipe = recipe or Recipe(epochs=EPOCHS, seed=seed)
     if method == "full" and recipe.epochs < 1:
         raise ValueError(f"fine-tuning needs at least one epoch, not {recipe.epochs}")
-    out = Path(out)
+    out, model = Path(out), f"file:{model}" if isinstance(model, Path) else model
+    _content(out)
     potential = potentials.load(model, device, trust=trust)
     if method == "full" and not isinstance(potential, GraphPotential):
         raise PotentialError(f"{model} has no weights to train; use the linear correction (--method linear).")
@@ -149,17 +159,23 @@ def fix(
         "drop_duplicates": drop_duplicates,
         "forces_only": forces_only,
     }
-    if _finished(out, request):
-        return _reload(out, device)
-    if forces_only:
-        frames = [replace(frame, energy=None, stress=None) for frame in frames]
-    frames, before, dropped, notes = _checked(
-        frames, potential, stress=method == "full", skip_bad=skip_bad, drop_duplicates=drop_duplicates, progress=progress
-    )
-    fitted, tested = split(frames, test_fraction, seed)
-    notes += _thin(frames, fitted, tested)
+    if not _finished(out, request):
+        with _alone(out):
+            # Another one may have come first.
+            if not _finished(out, request):
+                _mend(out, request, model, potential, frames, files, recipe, progress)
+    return _reload(out, device)
 
-    out.mkdir(parents=True, exist_ok=True)
+
+def _mend(out: Path, request: dict, model: str, potential: Potential, frames: list, files: list, recipe: Recipe, progress: bool) -> None:
+    method = request["method"]
+    known = exam.examine(potential)
+    if request["forces_only"]:
+        frames = [replace(frame, energy=None, stress=None) for frame in frames]
+    frames, before, dropped, notes = _checked(frames, potential, request, progress)
+    fitted, tested = split(frames, request["test_fraction"], request["seed"])
+    notes = [*known, *notes, *_thin(frames, fitted, tested)]
+
     results.write_json(request, out / _STARTED)
     chosen = [frames[k] for k in fitted]
     single = _single_factors(chosen, [before[k] for k in fitted])
@@ -169,22 +185,14 @@ def fix(
         stages["one factor"] = new.evaluate([frame.atoms for frame in frames], progress=progress)
     else:
         on_zero, offsets = _on_the_models_zero(chosen, [before[k] for k in fitted])
-        outcome = finetune.fine_tune(
-            potential,
-            on_zero,
-            recipe,
-            checkpoint=out / _CHECKPOINT,
-            progress=progress,
-        )
+        outcome = finetune.fine_tune(potential, on_zero, recipe, checkpoint=out / _CHECKPOINT, progress=progress)
         new = outcome.potential
         if (factor := _factor(chosen, [before[k] for k in fitted])) is not None:
             stages["one factor"] = [Prediction(factor * p.energy, factor * p.forces) for p in before]
         stages["fine-tuned"] = new.evaluate([frame.atoms for frame in frames], progress=progress)
-    failed = [k for k, prediction in enumerate(list(stages.values())[-1]) if not prediction.ok]
-    if failed:
-        raise PotentialError(
-            f"the mended potential fails on {frames[failed[0]].file}, frame {frames[failed[0]].number}; nothing was saved."
-        )
+    for frame, prediction in zip(frames, list(stages.values())[-1], strict=True):
+        if not prediction.ok:
+            raise PotentialError(f"the mended potential fails on {frame.file}, frame {frame.number}, and was not saved: {prediction.error}")
 
     scores = _scores(frames, fitted, tested, stages)
     about = {
@@ -201,8 +209,8 @@ def fix(
         "energy_offsets_ev": offsets,
         "n_labels": len(fitted),
         "labels": files,
-        "fitted": [_place(frames[k]) for k in fitted],
-        "tested": [_place(frames[k]) for k in tested],
+        "fitted": [[frames[k].file, frames[k].number] for k in fitted],
+        "tested": [[frames[k].file, frames[k].number] for k in tested],
         "dropped": dropped,
         "notes": notes,
         "advice": advice(scores, single, method),
@@ -216,32 +224,57 @@ def fix(
     mended.save(out, new, model, about)
     for name in (_STARTED, _CHECKPOINT):
         (out / name).unlink(missing_ok=True)
-    return _reload(out, device)
 
 
 # ---------------------------------------------------------------------------------------------------
 # The folder
 
 
-def _finished(out: Path, request: dict[str, object]) -> bool:
-    """Tell whether the folder holds this very fix, complete.
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep a second fix out of the folder, say what a full disk means, and leave no empty folder behind."""
+    made = [folder for folder in (out, *out.parents) if not folder.exists()]
+    lock = FileLock(out / _LOCK)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        # The operating system frees the lock of a killed process.
+        with lock.acquire(timeout=0):
+            try:
+                yield
+            finally:
+                # While it is held: freed first, it could be another's already. Windows does not let go of an open file.
+                with contextlib.suppress(OSError):
+                    (out / _LOCK).unlink()
+    except Timeout:
+        raise PotentialError(f"another 'softening fix' is at work in {out}; wait for it, stop it, or choose another folder.") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise PotentialError(
+            f"the disk is full ({error}). {out} keeps what is done; make room, then give the same command again."
+        ) from error
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
-    Raises
-    ------
-    PotentialError
-        If it holds anything but this fix, complete or not.
-    """
+
+def _content(out: Path) -> set[str]:
+    """Return the names in the folder, hidden ones apart, which a file manager or a killed run leaves; refuse what is no fix."""
     if out.exists() and not out.is_dir():
         raise PotentialError(f"{out} is a file; choose a new folder for --out.")
-    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.is_dir() else set()
+    if names and not names & {mended.RECORD, _STARTED}:
+        raise PotentialError(f"{out} is not empty and holds something else; choose a new folder for --out.")
+    return names
+
+
+def _finished(out: Path, request: dict[str, object]) -> bool:
+    """Tell whether the folder holds this very fix, complete; refuse anything but this fix, complete or not."""
+    names = _content(out)
     if not names:
         return False
-    if mended.RECORD in names:
-        before = mended.record(out).get("request")
-    elif _STARTED in names:
-        before = json.loads((out / _STARTED).read_text())
-    else:
-        raise PotentialError(f"{out} is not empty and holds something else; choose a new folder for --out.")
+    before = mended.record(out).get("request") if mended.RECORD in names else results.read_json(out / _STARTED)
     now = json.loads(json.dumps(request))
     if before != now:
         other = [name for name in now if not isinstance(before, dict) or before.get(name) != now[name]]
@@ -254,53 +287,72 @@ def _reload(out: Path, device: str) -> Fixed:
     content = mended.record(out)
     key = f"file:{out}"
     potential = potentials.load(key, device, trust=True)
-    scores = pd.DataFrame(content["scores"]).astype({"energy_mae": float})
-    return Fixed(out, key, potential, scores, content["advice"], content["notes"], content["dropped"])
+    try:
+        scores = pd.DataFrame(content["scores"]).astype({"energy_mae": float})
+        return Fixed(out, key, potential, scores, content["advice"], content["notes"], content["dropped"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PotentialError(f"{out / mended.RECORD} is damaged ({error!r}): mend the potential again, into a new folder.") from error
 
 
 # ---------------------------------------------------------------------------------------------------
 # The labels
 
 
-def _read(sources: Sequence[Path | str | Label]) -> tuple[list[Frame], list[dict[str, object]]]:
-    """Return frames, and for each file its name, SHA-256 and number of frames."""
-    if sources and all(isinstance(source, Label) for source in sources):
-        frames = labels.from_labels(sources)
-        digest = hashlib.sha256()
-        for one in sources:
-            for array in (one.atoms.numbers, one.atoms.positions, one.atoms.cell.array, one.forces, one.energy, one.stress):
-                digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
-        return frames, [{"file": "labels", "sha256": digest.hexdigest(), "frames": len(frames), "found": ""}]
-    files = []
-    frames = []
-    for path in map(Path, sources):
-        new = labels.read([path])
-        found = "; ".join(dict.fromkeys(frame.names for frame in new if frame.names))
-        files.append({"file": str(path), "sha256": registry.sha256(path), "frames": len(new), "found": found})
-        frames += new
-    if not frames:
-        raise LabelError("no label files were given.")
-    return frames, files
+def _read(sources: object) -> tuple[list[Frame], list[dict[str, object]]]:
+    """Return frames, and for each file its name, SHA-256, number of frames, and where the answers stood."""
+    sources = [sources] if isinstance(sources, (str, os.PathLike, Label, ase.Atoms)) or not isinstance(sources, Iterable) else list(sources)
+    kinds = {type(one).__name__: isinstance(one, (Label, ase.Atoms)) for one in sources if not isinstance(one, (str, os.PathLike))}
+    if not all(kinds.values()) or (kinds and any(isinstance(one, (str, os.PathLike)) for one in sources)):
+        wrong = next((f"{name} holds no labels" for name, known in kinds.items() if not known), "files do not go with labels in memory")
+        raise LabelError(f"{wrong}; give files or a folder, or Label, or ASE atoms that carry their answers.")
+    if kinds:
+        frames = [_in_memory(number, one) for number, one in enumerate(sources)]
+        files = {"labels": _digest(frames)}
+    else:
+        frames = labels.read(sources)
+        sums = {name: registry.sha256(Path(name)) for name in dict.fromkeys(frame.file for frame in frames)}
+        # Bytes of a name that are no text could not be written into a report.
+        text = {name: name.encode("utf-8", "backslashreplace").decode() for name in sums}
+        frames, files = [replace(frame, file=text[frame.file]) for frame in frames], {text[name]: sha for name, sha in sums.items()}
+    names: dict[str, list[str]] = {file: [] for file in files}
+    for frame in frames:
+        names[frame.file].append(frame.names)
+    found = {file: "; ".join(dict.fromkeys(filter(None, each))) for file, each in names.items()}
+    return frames, [{"file": file, "sha256": sha, "frames": len(names[file]), "found": found[file]} for file, sha in files.items()]
 
 
-def _checked(
-    frames: list[Frame], potential: Potential, *, stress: bool, skip_bad: bool, drop_duplicates: bool, progress: bool
-) -> tuple[list[Frame], list[Prediction], list[str], list[str]]:
-    """Return the frames to use with the potential's answers, what was left out, and notes.
+def _in_memory(number: int, one: Label | ase.Atoms) -> Frame:
+    if isinstance(one, Label):
+        if one.forces is not None and one.forces.ndim == 2:
+            # As a frame marks atoms that do not count.
+            one = replace(one, forces=np.where(np.isnan(one.forces).all(axis=1, keepdims=True), 0.0, one.forces))
+        return replace(labels.from_labels([one])[0], number=number)
+    stale = getattr(one.calc, "results", None) and hasattr(one.calc, "check_state") and one.calc.check_state(one)
+    fault = f"its calculator has the answer for other {', '.join(stale or ())}: ask it again, and keep that before the next"
+    return labels._frame("labels", number, one, fault if stale else "")
 
-    Raises
-    ------
-    LabelError
-        If something is wrong that the options do not allow to leave out.
-    """
+
+def _digest(frames: Sequence[Frame]) -> str:
+    """Return what tells labels in memory from others: all that a calculator may read, and the answers."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        for array in (frame.atoms.cell.array, *frame.atoms.arrays.values(), frame.forces, frame.energy, frame.stress):
+            digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+        digest.update(repr(frame.atoms.info).encode())
+    return digest.hexdigest()
+
+
+def _checked(frames, potential, request, progress) -> tuple[list[Frame], list[Prediction], list[str], list[str]]:
+    """Return the frames to use with the potential's answers, what was left out, and notes; refuse what may not be left out."""
     problems = labels.inspect(frames, potential.elements)
     sound = _without(frames, problems)
-    stress = stress and all(frames[k].stress is not None for k in sound)
+    trains = request["method"] == "full"
+    stress = trains and all(frames[k].stress is not None for k in sound)
     answers = potential.evaluate([frames[k].atoms for k in sound], stress=stress, progress=progress)
-    more, notes = labels.compare([frames[k] for k in sound], answers)
+    more, notes = labels.compare([frames[k] for k in sound], answers, energies=trains)
     problems += [replace(problem, frames=tuple(sound[k] for k in problem.frames)) for problem in more]
 
-    allowed = {"frame": skip_bad, "duplicate": drop_duplicates, "file": False}
+    allowed = {"frame": request["skip_bad"], "duplicate": request["drop_duplicates"], "file": False}
     blocking = [problem for problem in problems if not allowed[problem.kind]]
     kept = _without(frames, problems)
     if blocking or not kept:
@@ -317,10 +369,8 @@ def _without(frames: Sequence[Frame], problems: Sequence[labels.Problem]) -> lis
 
 def _complaint(frames: Sequence[Frame], problems: Sequence[labels.Problem], any_left: bool) -> str:
     kinds = {problem.kind for problem in problems}
-    lines = [
-        "the labels cannot be used as they are (frames are counted from 0):",
-        *(f"  {line}" for line in labels.listed(frames, problems)),
-    ]
+    lines = ["the labels cannot be used as they are (frames are counted from 0):"]
+    lines += [f"  {line}" for line in labels.listed(frames, problems)]
     if not any_left:
         lines.append("No frame is left.")
     else:
@@ -334,9 +384,9 @@ def _complaint(frames: Sequence[Frame], problems: Sequence[labels.Problem], any_
 def split(frames: Sequence[Frame], test_fraction: float, seed: int) -> tuple[list[int], list[int]]:
     """Divide frames into those to fit and those to test.
 
-    Neighbours in a trajectory are nearly the same structure, so a test on frames drawn one by one would be too kind. The frames, in the
-    order of the files, are cut into blocks of consecutive ones, a tenth of all each, never across files or compositions. Blocks drawn at
-    random make up the test set, the last one cut to size.
+    Neighbours in a trajectory are nearly the same structure, so a test on frames drawn one by one would be too kind. The frames of each
+    composition, in the order given, whether each has its own file or not, are cut into blocks of consecutive ones, a tenth of all each.
+    Blocks drawn at random make up the test set, the last one cut to size.
 
     Parameters
     ----------
@@ -355,10 +405,10 @@ def split(frames: Sequence[Frame], test_fraction: float, seed: int) -> tuple[lis
         return list(range(n)), []
     n_test = min(n - 1, max(1, round(test_fraction * n)))
     length = max(1, round(_BLOCK * n))
-    blocks: list[list[int]] = []
-    for _, run in groupby(range(n), key=lambda k: (frames[k].file, frames[k].atoms.get_chemical_formula())):
-        members = list(run)
-        blocks += [members[first : first + length] for first in range(0, len(members), length)]
+    alike: dict[str, list[int]] = {}
+    for k, frame in enumerate(frames):
+        alike.setdefault(frame.atoms.get_chemical_formula(), []).append(k)
+    blocks = [members[first : first + length] for members in alike.values() for first in range(0, len(members), length)]
     order = np.random.default_rng(seed).permutation(len(blocks))
     tested = sorted([k for block in order for k in blocks[block]][:n_test])
     return [k for k in range(n) if k not in set(tested)], tested
@@ -371,16 +421,14 @@ def _thin(frames: Sequence[Frame], fitted: Sequence[int], tested: Sequence[int])
     return [f"Only test frames hold {', '.join(new)}: for these elements the test is of a transfer."] if new else []
 
 
-def _place(frame: Frame) -> list[object]:
-    return [frame.file, frame.number]
-
-
 # ---------------------------------------------------------------------------------------------------
 # Fit and test
 
 
 def _components(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate([frame.forces.ravel() for frame in frames]), np.concatenate([p.forces.ravel() for p in predictions])
+    """Return force components, label and model, of the atoms that count."""
+    counted = np.concatenate([frame.counted for frame in frames])
+    return tuple(np.concatenate([one.forces for one in part])[counted].ravel() for part in (frames, predictions))
 
 
 def _factor(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> float | None:
@@ -481,7 +529,7 @@ def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -
     before = rows.loc["before"]
     said = [_softness(before)]
     factor = rows.loc["one factor"] if "one factor" in rows.index else None
-    if factor is not None:
+    if factor is not None and before["mae"] > 0:
         share = 1 - factor["mae"] / before["mae"]
         own = 1 - before["cmae"] / before["mae"]
         if share >= softening.SUFFICES:
@@ -667,21 +715,21 @@ def _use(out: Path, about: dict[str, object]) -> report.Section:
 
 
 def _labels_section(about: dict[str, object], frames: Sequence[Frame], fitted: Sequence[int], tested: Sequence[int]) -> report.Section:
-    rows = []
+    used = [Counter(frames[k].file for k in chosen) for chosen in (fitted, tested)]
+    # Of many files those that are alike share a row.
+    rows: dict[object, list[str]] = {}
     for file in about["labels"]:
-        used = [sum(frames[k].file == file["file"] for k in chosen) for chosen in (fitted, tested)]
-        rows.append([file["frames"], *used, file["frames"] - sum(used), file["found"] or "–"])
+        cells = (file["frames"], *(one[file["file"]] for one in used), file["found"] or "–")
+        rows.setdefault(cells if len(about["labels"]) > _SHOWN else (*cells, file["file"]), []).append(file["file"])
+    names = [files[0] if len(files) == 1 else f"{len(files)} files, {files[0]} … {files[-1]}" for files in rows.values()]
+    summed = [[len(files) * n for n in (a, b, c, a - b - c)] + [found] for (a, b, c, found, *_), files in rows.items()]
     columns = ["frames", "fitted", "tested", "left out", "answers found as"]
-    blocks: list[report.Block] = [
-        report.Table(pd.DataFrame(rows, index=pd.Index([f["file"] for f in about["labels"]], name="file"), columns=columns))
-    ]
+    blocks: list[report.Block] = [report.Table(pd.DataFrame(summed, index=pd.Index(names, name="file"), columns=columns))]
     if tested:
-        places = [
-            f"{file}: {', '.join(str(number) for _, number in run)}" for file, run in groupby(about["tested"], key=lambda place: place[0])
-        ]
-        blocks += [report.Text("Frames held back for the test (counted from 0, drawn in blocks of neighbours):"), report.Bullets(places)]
+        blocks.append(report.Text(f"Held back for the test, in blocks of neighbours (counted from 0): {labels._places(frames, tested)}."))
     if about["dropped"]:
-        blocks += [report.Text("Frames left out:"), report.Bullets(about["dropped"])]
+        more = [f"… and more, in {mended.RECORD}"] * (len(about["dropped"]) > _SHOWN)
+        blocks += [report.Text("Frames left out:"), report.Bullets([*about["dropped"][:_SHOWN], *more])]
     if about["energy_offsets_ev"]:
         shifts = ", ".join(f"{symbol} {value:+.3f}" for symbol, value in about["energy_offsets_ev"].items())
         blocks.append(report.Text(f"Taken off the labels' energies, so that they count from the model's zero (eV per atom): {shifts}."))
@@ -691,10 +739,13 @@ def _labels_section(about: dict[str, object], frames: Sequence[Frame], fitted: S
 
 
 def _provenance(about: dict[str, object]) -> report.Section:
+    sums = {f"SHA-256 of {file['file']}": file["sha256"] for file in about["labels"]}
+    if len(sums) > _SHOWN:
+        sums = {f"SHA-256 of the {len(sums)} label files": f"in {mended.RECORD}"}
     rows = {
         "mended from": about["model_key"],
         "SHA-256 of its weights": about["base_sha256"] or "not known",
-        **{f"SHA-256 of {file['file']}": file["sha256"] for file in about["labels"]},
+        **sums,
         "method": about["method"],
         **({"recipe": ", ".join(f"{name} {value}" for name, value in about["recipe"].items())} if about["recipe"] else {}),
         "test fraction, seed": f"{about['request']['test_fraction']}, {about['request']['seed']}",
