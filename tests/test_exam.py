@@ -130,16 +130,18 @@ def test_a_calculator_that_moves_atoms_moves_a_copy():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda r, a: {"forces": r["forces"].T}, r"forces have shape \(3, 16\); \(16, 3\) is wanted.*transposed"),
-        (lambda r, a: {"forces": r["forces"][:-1]}, r"forces have shape \(15, 3\); \(16, 3\) is wanted"),
-        (lambda r, a: {"forces": r["forces"].ravel()}, r"forces have shape \(48,\)"),
-        (lambda r, a: {"forces": None}, "forces is None"),
+        (lambda r, a: {"forces": r["forces"].T}, r"forces: of shape \(3, 16\); \(16, 3\) is wanted"),
+        (lambda r, a: {"forces": r["forces"][:-1]}, r"forces: of shape \(15, 3\); \(16, 3\) is wanted"),
+        (lambda r, a: {"forces": r["forces"].ravel()}, r"forces: of shape \(48,\)"),
+        (lambda r, a: {"forces": [[0.0, 0.0]] * 15 + [[0.0]]}, "ValueError"),
+        (lambda r, a: {"forces": np.array([[0.0, None, 0.0]] * 16)}, "forces: .*real numbers are wanted"),
+        (lambda r, a: {"forces": None}, "forces: None"),
         (lambda r, a: {"forces": r["forces"] * np.nan}, "not numbers"),
-        (lambda r, a: {"energy": np.full(len(a), -3.5)}, r"energy has shape \(16,\); one number is wanted.*each atom"),
-        (lambda r, a: {"energy": 1.0 + 0.1j}, "energy is complex"),
-        (lambda r, a: {"energy": None}, "energy is None"),
+        (lambda r, a: {"energy": np.full(len(a), -3.5)}, r"energy: of shape \(16,\); one number is wanted.*each atom"),
+        (lambda r, a: {"energy": 1.0 + 0.1j}, "energy: complex"),
+        (lambda r, a: {"energy": None}, "energy: None"),
         (lambda r, a: {"energy": np.inf}, "not numbers"),
-        (lambda r, a: {"stress": np.zeros((16, 6))}, r"stress has shape \(16, 6\); \(6,\) is wanted.*yz, xz, xy"),
+        (lambda r, a: {"stress": np.zeros((16, 6))}, r"stress: of shape \(16, 6\); \(6,\) is wanted: xx, yy, zz, yz, xz, xy"),
         (lambda r, a: {"stress": np.full(6, np.nan)}, "not numbers"),
     ],
 )
@@ -239,7 +241,7 @@ class NotPeriodic(EMT):
         (Spoilt(lambda r, a: {"forces": -r["forces"]}), r"forces are -(1|0\.99\d*) times −dE/dr .*sign"),
         (Spoilt(lambda r, a: {"forces": r["forces"] * units.Bohr / units.Hartree}), "in Hartree/bohr; ASE's unit is eV/Å"),
         (Spoilt(lambda r, a: {"forces": r["forces"].T.reshape(-1, 3)}), "forces are not −dE/dr: correlation"),
-        (Spoilt(lambda r, a: {"forces": r["forces"].T}), r"forces have shape \(3, 4\)"),
+        (Spoilt(lambda r, a: {"forces": r["forces"].T}), r"forces: of shape \(3, 4\)"),
         (Spoilt(lambda r, a: {"forces": 0 * r["forces"]}), "forces are not −dE/dr: zero"),
         (Spoilt(lambda r, a: {"energy": r["energy"] / len(a)}), "a doubled cell has not twice the energy .*: it is an energy per atom"),
         (Spoilt(lambda r, a: {"energy": r["energy"] + 7}), "a doubled cell has not twice the energy"),
@@ -294,6 +296,10 @@ def test_what_is_no_fault_is_a_note():
 
     (note,) = exam.examine(foreign(NoStress()))
     assert "gives no stress" in note
+    # A head of its own for the forces: scattered, and a tenth too soft.
+    head = Spoilt(lambda r, a: {"forces": 0.9 * r["forces"] * (1 + 0.2 * np.sin(1e3 * r["forces"].round(6)))})
+    (note,) = exam.examine(foreign(head))
+    assert "predicts this beside the energy" in note
     notes = exam.examine(foreign(Spoilt(lambda r, a: {"forces": r["forces"] + rng.normal(scale=0.15, size=(len(a), 3))})))
     assert any("evaluated twice" in note for note in notes)
 

@@ -804,7 +804,7 @@ def _card(
         rest = "The numbers are of the others." if len(judged) else f"Most often: {most['reason']}."
         reasons.append(f"Uncertain: {n_bad} of {n_cases} cases failed, at least in part. {rest}")
     if advice in (NOTHING, TOO_LITTLE):
-        if commands := report_card_page.fetches(not_run):
+        if commands := [command for command in not_run["command"].unique() if command.startswith("softening fetch")]:
             reasons.append(f"With DFT data a card in a new folder says more: {'; '.join(commands)}.")
         reasons.append("With labels of your own material, softening fix says how soft it is there.")
     reasons += notes

@@ -159,18 +159,11 @@ def _shown(model: str, card: Card) -> str:
 def _short(card: Card) -> report.Section:
     blocks: list[report.Block] = [report.Text(_HEADLINES[card.recommendation], strong=True), report.Bullets(card.reasons)]
     key = str(card.about["model"])
-    if card.recommendation.startswith("no advice") and (commands := fetches(card.not_run)):
-        blocks += [report.Text("The DFT data:"), report.Code("\n".join(commands))]
     if card.recommendation in ("scalar fix", "fine-tuning") and key.startswith(("ase:", "file:")) | (key in figures.COLOURS):
         method = " --method full" if card.recommendation == "fine-tuning" and card.about["trainable"] else ""
         command = f"softening fix --model {shlex.quote(key)} --labels my.extxyz{method} --out my-fix"
         blocks += [report.Text("With your own DFT frames as labels:"), report.Code(command)]
     return report.Section("In short", blocks)
-
-
-def fetches(not_run: pd.DataFrame) -> list[str]:
-    """Return the commands that bring the files of what was not run."""
-    return [command for command in not_run["command"].unique() if command.startswith("softening fetch")]
 
 
 def _families(card: Card) -> report.Section:

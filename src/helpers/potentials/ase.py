@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -73,11 +73,14 @@ class ASEPotential(Potential):
             if stress:
                 # First, because most calculators then have energy and forces as well, but not the other way round.
                 try:
-                    tensor = self.scale * _stress(self.wrapped.get_stress(own))
+                    answer = _answer(self.wrapped.get_stress(own), "stress", ((6,), (9,), (3, 3)), "(6,) is wanted: xx, yy, zz, yz, xz, xy")
+                    tensor = self.scale * (voigt_6_to_full_3x3_stress(answer) if answer.size == 6 else answer.reshape(3, 3))
                 except (PropertyNotImplementedError, NotImplementedError):
                     self._forget()
-            forces = self.scale * _forces(self.wrapped.get_forces(own), len(atoms))
-            energy = self.scale * _energy(self.wrapped.get_potential_energy(own))
+            shape = (len(atoms), 3)
+            forces = self.scale * _answer(self.wrapped.get_forces(own), "forces", (shape,), f"{shape} is wanted, a row for each atom")
+            total = self.wrapped.get_potential_energy(own)
+            energy = self.scale * _answer(total, "energy", ((), (1,)), "one number is wanted, the total (eV), not one for each atom").item()
         except StructureError as error:
             return Prediction.failed(len(atoms), str(error))
         except (Exception, SystemExit) as error:  # noqa: BLE001  (a foreign calculator may raise anything; the reason is kept)
@@ -85,41 +88,17 @@ class ASEPotential(Potential):
         return Prediction(energy, forces, tensor)
 
 
-def _numbers(value: object, name: str) -> np.ndarray:
-    """Return what a calculator gave as real, finite numbers."""
+def _answer(value: object, name: str, shapes: Collection[tuple[int, ...]], wanted: str) -> np.ndarray:
+    """Return what a calculator gave as finite real numbers, if it has one of these shapes."""
     array = np.asarray(value)
     if array.dtype.kind not in "fiu":
-        what = "None" if value is None else "complex" if array.dtype.kind == "c" else f"no array of real numbers ({array.dtype})"
-        raise StructureError(f"{MALFORMED} {name} is {what}; real numbers are wanted")
+        what = {"c": "complex", "O": "None, or no numbers"}.get(array.dtype.kind, array.dtype.name)
+        raise StructureError(f"{MALFORMED} {name}: {what}; real numbers are wanted")
     if not np.isfinite(array).all():
         raise StructureError("the calculator returned values that are not numbers")
+    if array.shape not in shapes:
+        raise StructureError(f"{MALFORMED} {name}: of shape {array.shape}; {wanted}")
     return array.astype(float)
-
-
-def _energy(value: object) -> float:
-    array = _numbers(value, "energy")
-    if array.size != 1:
-        raise StructureError(f"{MALFORMED} energy has shape {array.shape}; one number is wanted, the total (eV), not one for each atom")
-    return float(array.item())
-
-
-def _forces(value: object, n_atoms: int) -> np.ndarray:
-    array = _numbers(value, "forces")
-    if array.shape != (n_atoms, 3):
-        hint = ": they are transposed" if array.shape == (3, n_atoms) else ""
-        raise StructureError(f"{MALFORMED} forces have shape {array.shape}; ({n_atoms}, 3) is wanted, a row for each atom{hint}")
-    return array
-
-
-def _stress(value: object) -> np.ndarray:
-    if value is None:
-        raise PropertyNotImplementedError
-    array = _numbers(value, "stress")
-    if array.shape == (6,):
-        return voigt_6_to_full_3x3_stress(array)
-    if array.shape in ((3, 3), (9,)):
-        return array.reshape(3, 3)
-    raise StructureError(f"{MALFORMED} stress has shape {array.shape}; (6,) is wanted (xx, yy, zz, yz, xz, xy), or (3, 3)")
 
 
 # ---------------------------------------------------------------------------------------------------
