@@ -162,6 +162,25 @@ def test_the_empty_version_stops_at_its_gaps_only(path):
             assert error is None, (marks(cell)["grade_id"], error)
 
 
+def test_lab_1_tells_soft_from_shrunken_and_from_noisy():
+    """Errors that do not depend on DFT leave the slope at one (part 1 once said: below one); shrinking lowers it and leaves s' at one."""
+    notebook, space = read(COURSE / "source" / "lab1" / "softening_scale.ipynb"), {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, marks(cell)["grade_id"], "exec"), space)  # noqa: S102
+    pairs = space["both"]
+    assert set(pairs) == {"silicon", "noisy", "shrunken", "compounds"}
+    r2 = 1 / (1 + 0.6**2)
+    assert pairs["noisy"] == pytest.approx((1, r2), abs=0.03)
+    assert pairs["shrunken"] == pytest.approx((r2, 1), abs=0.03)
+    s, reverse = pairs["silicon"]
+    assert s < 0.7
+    assert reverse > 1.5
+    answers = "\n".join(cell.source for cell in notebook.cells if cell.source.startswith("*Model answer.*"))
+    assert "The second model has a slope of *one*" in answers
+    assert "The noisy model has s = 1 and s' = R²" in answers
+
+
 def test_a_wrong_answer_in_a_students_notebook_gets_its_hint():
     """As a student would: fill the first gaps, one of them wrongly, and run cell after cell."""
     page = build_script().student_version(read(COURSE / "source" / "lab3" / "phonons.ipynb"))

@@ -472,9 +472,7 @@ QUESTIONS: dict[str, Question] = {
         _reverse,
         (
             Slip(_s, "this is s, the model on DFT, once more. Now DFT is predicted from the model."),
-            Slip(
-                lambda x, y: 1 / _s(x, y), "the other regression is not the same line turned over: 1/s and s' agree only without scatter."
-            ),
+            Slip(lambda x, y: 1 / _s(x, y), "the other regression is not the same line turned over: 1/s and s' agree only if R² is one."),
             Slip(lambda x, y: 1 / _reverse(x, y), "this is 1/s'. Whose sum of squares divides?"),
         ),
     ),
