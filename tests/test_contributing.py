@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md shows must work: its code is run here, and the template is a chapter."""
+"""What CONTRIBUTING.md and README.md show must work: their code is run here, and the template is a chapter."""
 
 import importlib.util
 import re
@@ -7,23 +7,27 @@ import tomllib
 import types
 from pathlib import Path
 
+import ase.io
 import nbformat
+import numpy as np
 import pytest
 import torch
 import yaml
 from ase.build import bulk
 from ase.calculators.fd import calculate_numerical_forces
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from packaging.requirements import Requirement
 
-from helpers import benchmarks
+from helpers import benchmarks, potentials
 from helpers.potentials.ase import ASEPotential
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def shown(name):
-    """Return a block of CONTRIBUTING.md as a module."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+def shown(name, page="CONTRIBUTING.md"):
+    """Return a block of a page as a module."""
+    text = (ROOT / page).read_text()
     (block,) = re.findall(rf"<!-- tested: {name} -->\n```python\n(.*?)```", text, flags=re.DOTALL)
     module = types.ModuleType(f"shown_{name}")
     sys.modules[module.__name__] = module  # dataclasses look themselves up
@@ -70,6 +74,26 @@ def test_the_benchmark_that_is_shown_runs(monkeypatch):
     assert module.summarise(found)["slope"].iloc[0] == pytest.approx(1, abs=0.03)
     assert set(module.TOLERANCES) == set(found["property"])
     assert module.LIVE in module.SETS
+
+
+def test_what_the_readme_shows_mends_frames_of_all_kinds(tmp_path, monkeypatch):
+    """Frames of different sizes, one with atoms that are held and one that cannot be evaluated; labels are 1.25 times the forces."""
+    frames = [bulk("Cu", cubic=True), bulk("Cu", cubic=True) * (2, 1, 1), bulk("Au", cubic=True), bulk("Cu")]
+    frames[3].set_cell(frames[3].cell.array * 10)
+    potential = potentials.load("chgnet-0.3.0", "cpu")
+    for number, atoms in enumerate(frames):
+        atoms.rattle(0.1, seed=number)
+        (prediction,) = potential.evaluate(atoms)
+        forces = 1.25 * prediction.forces if prediction.ok else np.full((len(atoms), 3), 9.0)
+        atoms.calc = SinglePointCalculator(atoms, energy=1.25 * np.nan_to_num(prediction.energy), forces=forces)
+    frames[1].set_constraint(FixAtoms([0, 1, 2]))
+    ase.io.write(tmp_path / "my.extxyz", frames)
+    assert ase.io.read(tmp_path / "my.extxyz", 1).constraints
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(UserWarning, match="1 of 4 frames have no prediction and are left out: 3"):
+        found = shown("snippet", "README.md")
+    assert found.s == pytest.approx(0.8, abs=1e-4)
+    assert found.mended.evaluate(frames[0])[0].forces == pytest.approx(frames[0].calc.results["forces"], abs=1e-3)
 
 
 def test_steps_that_are_named_exist():

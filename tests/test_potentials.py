@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import ase
 import numpy as np
@@ -15,12 +16,14 @@ import torch_sim as ts
 from ase.build import bulk, fcc111
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms, FixCartesian
 from conftest import structures_for, tolerance
-from pymatgen.core import Lattice, Structure
+from pymatgen.core import Lattice, Species, Structure
+from pymatgen.electronic_structure.core import Magmom
 from pymatgen.io.ase import AseAtomsAdaptor
 from torch_sim.models.interface import validate_model_outputs
 
-from helpers import potentials
+from helpers import potentials, softening, structures
 from helpers.potentials import PotentialError, StructureError, base
 from helpers.potentials.ase import ASEPotential
 from helpers.potentials.base import Prediction
@@ -210,6 +213,113 @@ def test_a_bad_structure_fails_alone_with_an_ase_calculator(load_model):
     emt = load_model("emt")
     good = list(structures_for(emt).values())
     check_failures(emt, good, broken(good[0], "Fe"))
+
+
+def test_structures_come_in_any_form(potential):
+    """One, several, a generator, pymatgen's: always the same answers."""
+    structures = list(structures_for(potential).values())
+    expected = potential.evaluate(structures)
+    forms = [tuple(structures), (atoms for atoms in structures), [AseAtomsAdaptor.get_structure(atoms) for atoms in structures]]
+    for form in forms:
+        for prediction, reference in zip(potential.evaluate(form), expected, strict=True):
+            assert_same(prediction, reference, **tolerance(potential))
+    for alone in (structures[0], AseAtomsAdaptor.get_structure(structures[0])):
+        (prediction,) = potential.evaluate(alone)
+        assert_same(prediction, expected[0], **tolerance(potential))
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("slab.vasp", TypeError, r"^str 'slab.vasp' is no structure; give ase.Atoms .* \(ase.io.read reads a file\)$"),
+        (Path("slab.vasp"), TypeError, "PosixPath"),
+        ({"a": bulk("Cu")}, TypeError, "^dict .* is no structure"),
+        (3, TypeError, "^int 3 is no structure"),
+        (None, TypeError, "^NoneType None is no structure"),
+        ([bulk("Cu"), "POSCAR"], TypeError, "^structure 1 is str 'POSCAR'; give ase.Atoms"),
+        ([np.eye(3)], TypeError, "^structure 0 is ndarray array"),
+        (Structure(Lattice.cubic(3.8), [{"Cu": 0.5, "Au": 0.5}], [[0, 0, 0]]), ValueError, "^the structure, Cu0.5 Au0.5, is disordered"),
+    ],
+)
+def test_what_is_no_structure_is_refused_in_a_line(potential, given, error, message):
+    with pytest.raises(error, match=message) as raised:
+        potential.evaluate(given)
+    assert "\n" not in str(raised.value)
+
+
+def test_constraints_change_no_answer(potential):
+    """Forces of held atoms are those of the energy, not zero; the calculator's user gets what ASE makes of his constraints."""
+    free = structures_for(potential)["slab"]
+    held = free.copy()
+    held.set_constraint([FixAtoms([0]), FixCartesian([1], [True, False, False])])
+    expected, found = potential.evaluate([free, held], stress=True)
+    assert np.abs(expected.forces[0]).max() > 0.01
+    assert_same(found, expected, **tolerance(potential))
+    assert len(held.constraints) == 2
+    held.calc = potential.calculator()
+    assert (held.get_forces()[0] == 0).all()
+    assert held.get_forces(apply_constraint=False) == pytest.approx(expected.forces, abs=1e-4)
+
+
+def test_a_slab_with_its_lower_half_held_is_soft_by_the_factor_of_its_labels(load_model):
+    """2.607 instead of 1.25 where the forces on held atoms are zero."""
+    slab = fcc111("Cu", (2, 2, 6), vacuum=8.0, periodic=True)
+    slab.rattle(0.08, seed=0)
+    slab.set_constraint(FixAtoms(indices=range(12)))
+    slab.calc = EMT()
+    labels = 1.25 * slab.get_forces(apply_constraint=False)
+    (prediction,) = load_model("emt").evaluate(slab)
+    assert softening.correction(labels, prediction.forces) == pytest.approx(1.25, abs=1e-6)
+    assert softening.correction(labels, slab.get_forces()) > 2
+
+
+@pytest.mark.parametrize("name", ["compound", "skewed"])
+def test_a_left_handed_cell_gives_the_same(potential, name):
+    right = structures_for(potential)[name]
+    left = right.copy()
+    left.set_cell(left.cell.array[[1, 0, 2]])
+    assert np.linalg.det(left.cell.array) * np.linalg.det(right.cell.array) < 0
+    expected, found = potential.evaluate([right, left], stress=True)
+    assert_same(found, expected, **tolerance(potential))
+
+
+def test_what_a_calculator_may_read_travels_with_the_structure():
+    atoms = bulk("Cu", cubic=True)
+    atoms.info = {"charge": -1, "spin": 2}
+    atoms.set_initial_magnetic_moments([1.0, -1.0, 2.0, 0.0])
+    atoms.set_initial_charges([0.5, -0.5, 0.0, 0.0])
+    atoms.set_tags([0, 1, 2, 3])
+    atoms.set_array("spin_up", np.arange(4.0))
+    atoms.set_constraint(FixAtoms([0]))
+    entered = structures.enter(atoms)
+    assert entered.info == atoms.info
+    assert entered.info is not atoms.info
+    assert set(entered.arrays) == set(atoms.arrays)
+    assert all(np.array_equal(entered.arrays[name], atoms.arrays[name]) for name in atoms.arrays)
+    assert not entered.constraints
+    assert atoms.constraints
+
+
+def test_what_pymatgen_knows_of_its_sites_travels():
+    sites = {
+        "magmom": [Magmom(2.0), None, -1.5],
+        "charge": [1.0, None, -1.0],
+        "selective_dynamics": [[False] * 3, [True] * 3, [True, True, False]],
+    }
+    species = ["Fe", "Cu", "O"]
+    crystal = Structure(Lattice.cubic(4.0), species, np.eye(3) / 2, site_properties=sites, charge=1, properties={"spin": 3})
+    (atoms,) = structures.many(crystal)
+    assert atoms.get_initial_magnetic_moments().tolist() == [2.0, 0.0, -1.5]
+    assert atoms.get_initial_charges().tolist() == [1.0, 0.0, -1.0]
+    assert atoms.info == {"charge": 1, "spin": 3}
+    fixed, partly = atoms.constraints
+    assert fixed.index.tolist() == [0]
+    assert (partly.index.tolist(), partly.mask.tolist()) == ([2], [False, False, True])
+    assert structures.many([Structure(Lattice.cubic(4.0), [Species("Fe", 3, spin=5)], [[0, 0, 0]])])[
+        0
+    ].get_initial_magnetic_moments().tolist() == [5.0]
+    canted = Structure(Lattice.cubic(4.0), ["Fe", "Fe"], [[0, 0, 0], [0.5] * 3], site_properties={"magmom": [[1, 0, 2], [0, 1, 0]]})
+    assert structures.many(canted)[0].get_initial_magnetic_moments().tolist() == [[1, 0, 2], [0, 1, 0]]
 
 
 def test_nothing_in_nothing_out(potential):
