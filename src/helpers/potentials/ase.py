@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -127,15 +127,19 @@ def load(key: str) -> ASEPotential:
         If the module or the function does not exist, one of them raises, or what comes back is no ASE calculator.
     """
     file, name, factory_name = _place(key)
-    module = _imported(key, name, (lambda: _from_file(file)) if file else (lambda: importlib.import_module(name)))
     try:
-        factory = getattr(module, factory_name)
-    except AttributeError:
-        raise PotentialError(f"{key!r}: {file or name} has no {factory_name!r}") from None
-    calculator = factory
-    if isinstance(factory, type) or not hasattr(factory, "get_property"):
+        module = _from_file(file) if file else importlib.import_module(name)
+    except ImportError as error:
+        advice = "must be importable (PYTHONPATH), or lie in the current folder; a file is ase:path/to/file.py:factory"
+        raise PotentialError(f"{key!r}: {error}. The module, and what it imports, {advice}.") from error
+    except (Exception, SystemExit) as error:
+        raise PotentialError(f"{key!r}: importing {name} raised {_described(error)}") from error
+    if not hasattr(module, factory_name):
+        raise PotentialError(f"{key!r}: {file or name} has no {factory_name!r}")
+    calculator = getattr(module, factory_name)
+    if isinstance(calculator, type) or not hasattr(calculator, "get_property"):
         try:
-            calculator = factory()
+            calculator = calculator()
         except (Exception, SystemExit) as error:
             raise PotentialError(f"{key!r}: the factory, called without arguments, raised {_described(error)}") from error
     if isinstance(calculator, type) or not hasattr(calculator, "get_property"):
@@ -209,16 +213,6 @@ def _from_file(file: Path) -> ModuleType:
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def _imported(key: str, name: str, work: Callable[[], ModuleType]) -> ModuleType:
-    try:
-        return work()
-    except ImportError as error:
-        advice = "must be importable (PYTHONPATH), or lie in the current folder; a file is ase:path/to/file.py:factory"
-        raise PotentialError(f"{key!r}: {error}. The module, and what it imports, {advice}.") from error
-    except (Exception, SystemExit) as error:
-        raise PotentialError(f"{key!r}: importing {name} raised {_described(error)}") from error
 
 
 def _described(error: BaseException) -> str:
