@@ -369,9 +369,10 @@ def table() -> pd.DataFrame:
 
 
 def told(board: pd.DataFrame, figure: str, key: str) -> str:
-    """Say in a sentence's words what the board says of a figure and a model: ``MAE: differs; slope: compatible``."""
+    """Say in a sentence's words what the board says of a figure and a model: ``compatible (slope), differs (MAE)``."""
     lines = board[(board["figure"] == figure) & (board["key"] == key)]
-    return "; ".join(lines["quantity"].str.replace(r"^\w+ (energy|barrier), ", "", regex=True) + ": " + lines["verdict"])
+    names = lines["quantity"].str.replace(r"^\w+ (energy|barrier), ", "", regex=True).groupby(lines["verdict"]).agg(", ".join)
+    return names.index[0] if len(names) == 1 else ", ".join(f"{word} ({names[word]})" for word in VERDICTS if word in names)
 
 
 def hero(key: str = "chgnet-0.3.0", material: str = "Si") -> Figure:
@@ -397,16 +398,14 @@ def readable(board: pd.DataFrame, *, family: bool = False) -> pd.DataFrame:
             "figure": board["figure"],
             "quantity": [f"{q} ({u})" if u != "1" else q for q, u in zip(board["quantity"], board["unit"], strict=True)],
             "model": board["model"],
-            "paper": board["paper"].map("{:.3f}".format) + star + drawn,
-            "ours": np.where(missing, "–", figures.with_interval(board, "ours", 3)),
             "verdict": board["verdict"],
             "compared": board["compared"],
+            "paper": (board["paper"].map("{:.3f}".format) + star + drawn).str.replace("-", "−"),
+            "ours": np.where(missing, "–", [text.replace("-", "−") for text in figures.with_interval(board, "ours", 3)]),
             "ours is on": np.where(missing, "no table yet", board["ours_on"]),
         }
     )
-    if family:
-        shown.insert(1, "family", board["family"])
-    return shown.set_index("figure")
+    return (shown.assign(family=board["family"]) if family else shown).set_index("figure")
 
 
 def ideas(key: str = "chgnet-0.3.0") -> pd.DataFrame:
