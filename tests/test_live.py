@@ -81,7 +81,7 @@ def test_a_live_check_that_compares_nothing_fails(recorded, monkeypatch):
             runner.live_check(benchmark, key)
     monkeypatch.setattr(results, "read", lambda *_: failed)
     monkeypatch.setattr(module, "run", lambda *_: failed)
-    with pytest.raises(runner.LiveCheckError, match="nothing of .* was compared .* none with two values"):
+    with pytest.raises(runner.LiveCheckError, match=r"nothing of .* was compared .* none with two values"):
         runner.live_check(benchmark, key)
     monkeypatch.setattr(module, "cases", lambda *_: [])
     with pytest.raises(runner.LiveCheckError, match="has no cases"):

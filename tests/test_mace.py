@@ -270,7 +270,7 @@ def test_a_web_page_is_no_model_file_and_no_matter_of_trust(tmp_path, trust):
     """What a proxy sent in its place, saved under the name of the model."""
     path = tmp_path / "network.model"
     path.write_bytes(b"<!doctype html><title>Sign in</title>")
-    with pytest.raises(PotentialError, match="network.model is a web page, .*fetch the model file again"):
+    with pytest.raises(PotentialError, match=r"network.model is a web page, .*fetch the model file again"):
         potentials.load(f"file:{path}", "cpu", trust=trust)
 
 

@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from helpers import potentials, registry, results, runner
 from helpers.benchmarks import surfaces
@@ -146,6 +147,102 @@ def test_a_failing_shard_loses_only_itself(data, few_cases, monkeypatch):
     table = runner.run("surfaces", EMT, processes=1, progress=False)
     assert len(calls) == 13, "three shards were kept, three computed"
     assert table["case"].nunique() == 6
+
+
+DAMAGE = {
+    "cut short": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "a page": lambda content: b"<html></html>",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_shard_is_computed_again(data, few_cases, monkeypatch, damage):
+    work = surfaces.run
+    calls = []
+
+    def breaks_on_the_fourth(potential, cases, protocol):
+        calls.append(cases[0].name)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return work(potential, cases, protocol)
+
+    monkeypatch.setattr(surfaces, "run", breaks_on_the_fourth)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run("surfaces", EMT, processes=1, progress=False)
+    shard = sorted(results.runs_dir().glob("*/*/*.parquet"))[0]
+    shard.write_bytes(damage(shard.read_bytes()))
+    calls.extend(["kept"] * 10)
+    table = runner.run("surfaces", EMT, processes=1, progress=False)
+    assert len(calls) == 4 + 10 + 4, "two shards were kept, three had not begun, one was damaged"
+    assert table["case"].nunique() == 6
+    pd.testing.assert_frame_equal(ordered(table), ordered(runner.run("surfaces", EMT, processes=1, progress=False, force=True)))
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("ending", [".parquet", ".json"])
+def test_a_damaged_table_is_computed_again_and_named_by_who_reads_it(data, few_cases, damage, ending):
+    table = runner.run("surfaces", EMT, processes=1, progress=False)
+    path = results.table_path("surfaces", EMT).with_suffix(ending)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(results.ResultsError, match=f"{path.name} is .*damaged"):
+        results.read("surfaces") if ending == ".parquet" else results.provenance("surfaces", EMT)
+    again = runner.run("surfaces", EMT, processes=1, progress=False)
+    pd.testing.assert_frame_equal(ordered(again), ordered(table))
+    pd.testing.assert_frame_equal(ordered(results.read("surfaces", EMT)), ordered(table))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("at", [1, 4, 7], ids=["first shard", "fourth shard", "table"])
+def test_a_full_disk_is_one_line_and_half_a_file_is_no_result(data, few_cases, monkeypatch, at):
+    """The real error of a write to a full device, at a shard or at the whole table."""
+    write = pd.DataFrame.to_parquet
+    written = []
+
+    def to_full(self, path, **options):
+        written.append(path)
+        if len(written) < at:
+            return write(self, path, **options)
+        path.write_bytes(b"PAR1 half of a table")
+        return write(self, "/dev/full", **options)
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", to_full)
+    with pytest.raises(runner.RunError, match=rf"the disk is full \(.*\)\. {at - 1} of 6 shards are done and kept\. Make room") as caught:
+        runner.run("surfaces", EMT, processes=1, progress=False)
+    assert "\n" not in str(caught.value)
+    assert not results.table_path("surfaces", EMT).exists()
+    assert len([path for path in data.rglob("*.parquet*") if path.is_file()]) == at - 1, "no file under a temporary name is left"
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", write)
+    assert runner.run("surfaces", EMT, processes=1, progress=False)["case"].nunique() == 6
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_results_have_the_rights_that_the_user_gives_to_files(data, umask, mode):
+    before = os.umask(umask)
+    try:
+        results.write("surfaces", "model", pd.DataFrame({"value": [1.0]}), {})
+    finally:
+        os.umask(before)
+    path = results.table_path("surfaces", "model")
+    assert {path.stat().st_mode & 0o777, path.with_suffix(".json").stat().st_mode & 0o777} == {mode}
+
+
+@pytest.mark.parametrize("device", ["cuda:x", "cuda:7", "cuda:-1", "mps", "", "gpu", "cuda:0:0"])
+def test_a_device_that_is_not_here_is_answered_by_those_that_are(monkeypatch, device):
+    """As on a machine with two GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(potentials.PotentialError, match=f"device '{device}' is none of .*here there are: auto, cpu, cuda:0, cuda:1.$"):
+        runner.run("surfaces", "chgnet-0.3.0", device=device, progress=False)
+    assert [str(potentials.resolve_device(name)) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda", "cuda", "cuda:1", "cpu"]
+
+
+@pytest.mark.parametrize("scheduler", [None, "local"])
+def test_the_device_of_a_calculator_is_its_own_affair_and_said_before_any_work(data, few_cases, monkeypatch, scheduler):
+    monkeypatch.setattr(surfaces, "run", lambda *_: pytest.fail("computed"))
+    with pytest.raises(potentials.PotentialError, match=r"the device belongs to the calculator; .* leave --device out"):
+        runner.run("surfaces", EMT, device="cuda", scheduler=scheduler, progress=False)
 
 
 SLOW = """
