@@ -49,14 +49,28 @@ _ROUNDING = 1e-12
 def _pair(reference: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return both as flat float arrays, of frames those that have a prediction, after refusing what has no slope."""
     x, y = _values(reference), _values(predicted)
-    if isinstance(x, list) or isinstance(y, list):
-        x, y = _joined(x, y)
-    elif x.shape != y.shape:
-        raise ValueError(f"reference has shape {x.shape}, but the prediction has shape {y.shape}")
-    x, y = x.ravel(), y.ravel()
+    several = isinstance(x, list) or isinstance(y, list)
+    x, y = (list(side) if several else [side] for side in (x, y))
+    if len(x) != len(y):
+        raise ValueError(f"reference has {len(x)} frames, but the prediction has {len(y)}")
+    failed = [number for number, frame in enumerate(y) if several and frame.size and np.isnan(frame).all()]
+    kept = sorted(set(range(len(x))) - set(failed))
+    for number in kept:
+        where, one, other = f"frame {number}: " * several, x[number], y[number]
+        if one.shape != other.shape:
+            raise ValueError(f"{where}reference has shape {one.shape}, but the prediction has shape {other.shape}")
+        for name, array in (("reference", one), ("prediction", other)):
+            bad = np.count_nonzero(~np.isfinite(array))
+            if bad:
+                raise ValueError(f"{where}{bad} of {array.size} values of the {name} are not finite numbers")
+    if not kept:
+        raise ValueError(f"none of {len(x)} frames has a prediction")
+    if failed:
+        named = ", ".join(map(str, failed[:10])) + ", …" * (len(failed) > 10)
+        warnings.warn(f"{len(failed)} of {len(x)} frames have no prediction and are left out: {named}", stacklevel=3)
+    x, y = (np.concatenate([side[number].ravel() for number in kept]) for side in (x, y))
     if x.size < 2:
         raise ValueError(f"a slope needs at least two values, got {x.size}")
-    _check_finite(x, y)
     if x.min() == x.max():
         raise ValueError(f"the reference is constant ({x[0]:g}): it determines no slope")
     return x, y
@@ -70,31 +84,6 @@ def _values(given: ArrayLike | Iterable[ArrayLike]) -> np.ndarray | list[np.ndar
     except (TypeError, ValueError):  # frames of different sizes
         return [np.asarray(frame, dtype=float) for frame in given]
     return list(array) if array.ndim > 2 else array
-
-
-def _joined(x: Sequence[np.ndarray], y: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the values of all frames but those whose prediction failed, which are all NaN."""
-    if len(x) != len(y):
-        raise ValueError(f"reference has {len(x)} frames, but the prediction has {len(y)}")
-    failed = [number for number, frame in enumerate(y) if frame.size and np.isnan(frame).all()]
-    kept = sorted(set(range(len(x))) - set(failed))
-    for number in kept:
-        if x[number].shape != y[number].shape:
-            raise ValueError(f"frame {number}: reference has shape {x[number].shape}, but the prediction has shape {y[number].shape}")
-        _check_finite(x[number], y[number], f"frame {number}: ")
-    if not kept:
-        raise ValueError(f"none of {len(x)} frames has a prediction")
-    if failed:
-        named = ", ".join(map(str, failed[:10])) + ", …" * (len(failed) > 10)
-        warnings.warn(f"{len(failed)} of {len(x)} frames have no prediction and are left out: {named}", stacklevel=4)
-    return tuple(np.concatenate([side[number].ravel() for number in kept]) for side in (x, y))
-
-
-def _check_finite(x: np.ndarray, y: np.ndarray, where: str = "") -> None:
-    for name, array in (("reference", x), ("prediction", y)):
-        bad = np.count_nonzero(~np.isfinite(array))
-        if bad:
-            raise ValueError(f"{where}{bad} of {array.size} values of the {name} are not finite numbers")
 
 
 def _moments(x: np.ndarray, y: np.ndarray, intercept: bool) -> tuple[float, float, float]:

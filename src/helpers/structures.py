@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping
 from os import PathLike
 
@@ -18,28 +19,17 @@ _WANTED = "give ase.Atoms or an ordered pymatgen Structure, one or several in a 
 
 
 def enter(atoms: ase.Atoms) -> ase.Atoms:
-    """Return a copy for an evaluation: without constraints and calculator, with everything that a calculator may read.
-
-    ``get_forces`` of atoms with constraints returns zeros for those that are held, whatever the energy's derivative is. Charge and
-    spin (``info``), initial magnetic moments and charges, tags and all other arrays stay.
-    """
+    """Return a copy for an evaluation: without constraints, which make zeros of forces, and with all that a calculator may read."""
     bare = atoms.copy()
     bare.set_constraint()
     return bare
 
 
 def many(structures: ase.Atoms | IStructure | Iterable[ase.Atoms | IStructure]) -> list[ase.Atoms]:
-    """Return structures as a list of ASE atoms, however they come.
+    """Return ASE atoms, pymatgen structures, or an iterable of either as a list of ASE atoms.
 
-    Parameters
-    ----------
-    structures : ase.Atoms, pymatgen Structure, or iterable of either
-        ASE atoms are passed on as they are. Of a pymatgen structure magnetic moments (those of its species too), site charges, its
-        total charge, tags and properties travel; selective dynamics become constraints, as when ASE reads the same POSCAR.
-
-    Returns
-    -------
-    list of ase.Atoms
+    ASE atoms are passed on as they are. Of a pymatgen structure magnetic moments (those of its species too), site charges, its
+    total charge and properties travel; selective dynamics become constraints, as when ASE reads the same POSCAR.
 
     Raises
     ------
@@ -56,8 +46,7 @@ def many(structures: ase.Atoms | IStructure | Iterable[ase.Atoms | IStructure]) 
 
 
 def _shown(value: object) -> str:
-    text = " ".join(repr(value).split())
-    return f"{type(value).__name__} {text[:60]}{'…' * (len(text) > 60)}"
+    return f"{type(value).__name__} {textwrap.shorten(repr(value), 60, placeholder=' …')}"
 
 
 def _atoms(structure: ase.Atoms | IStructure, name: str) -> ase.Atoms:
@@ -69,29 +58,25 @@ def _atoms(structure: ase.Atoms | IStructure, name: str) -> ase.Atoms:
         raise ValueError(f"{name}, {structure.formula}, is disordered: sites are shared or partly empty; {_WANTED}")
     atoms = plain(structure)
     atoms.pbc = structure.lattice.pbc
-    atoms.info = dict(structure.properties)
-    if structure._charge is not None:
-        atoms.info["charge"] = structure._charge
-    sites = [site.properties for site in structure]
-    moments = [one.get("magmom", getattr(site.specie, "spin", None)) for one, site in zip(sites, structure, strict=True)]
+    atoms.info = structure.properties | ({} if structure._charge is None else {"charge": structure._charge})
+    moments = [site.properties.get("magmom", getattr(site.specie, "spin", None)) for site in structure]
     if any(moment is not None for moment in moments):
-        vectors = np.array([Magmom(moment or 0).global_moment for moment in moments])
+        vectors = np.array([Magmom(0 if moment is None else moment).global_moment for moment in moments])
         atoms.set_initial_magnetic_moments(vectors if vectors[:, :2].any() else vectors[:, 2])
-    if any(one.get("charge") is not None for one in sites):
-        atoms.set_initial_charges([one.get("charge") or 0.0 for one in sites])
-    if any(one.get("tags") is not None for one in sites):
-        atoms.set_tags([one.get("tags") or 0 for one in sites])
-    fixed = ~np.array([np.ones(3, bool) if one.get("selective_dynamics") is None else one["selective_dynamics"] for one in sites], bool)
-    whole = fixed.all(axis=1)
-    partly = [FixScaled(int(k), fixed[k]) for k in np.flatnonzero(fixed.any(axis=1) & ~whole)]
-    atoms.set_constraint([FixAtoms(mask=whole)] * bool(whole.any()) + partly)
+    charges = [site.properties.get("charge") or 0.0 for site in structure]
+    if any(charges):
+        atoms.set_initial_charges(charges)
+    moves = [site.properties.get("selective_dynamics") for site in structure]
+    fixed = ~np.array([[True] * 3 if one is None else one for one in moves], dtype=bool)
+    partly = [FixScaled(k, mask) for k, mask in enumerate(fixed) if mask.any() and not mask.all()]
+    atoms.set_constraint([FixAtoms(mask=fixed.all(axis=1)), *partly] if fixed.any() else None)
     return atoms
 
 
 def right_handed(atoms: ase.Atoms) -> tuple[ase.Atoms, float]:
     """Return atoms with a right-handed cell, and the sign (±1) by which the cell vectors were multiplied for it.
 
-    Turning all three vectors round leaves lattice, positions and order as they are, and multiplying by the sign once more undoes it.
+    Turning all three vectors round leaves lattice, positions and order as they are.
     """
     sign = -1.0 if np.linalg.det(atoms.cell.array) < 0 else 1.0
     if sign < 0:

@@ -200,15 +200,9 @@ def way(images: Sequence[ase.Atoms], ion: int) -> np.ndarray:
 
 
 def check_path(images: Sequence[ase.Atoms]) -> None:
-    """Refuse images that are no path: in each the same atoms, in the same order, in the same cell.
+    """Raise ValueError, with image and atoms, unless all images have the same atoms in the same order, and the same cell.
 
-    Atoms that have changed places are found by the order that would bring all of them nearer to where they were: if that more than halves
-    the sum of their squared displacements, it is the order that was meant.
-
-    Raises
-    ------
-    ValueError
-        With the image and the atoms.
+    Atoms have changed places if another order more than halves the sum of their squared displacements.
     """
     for number, (before, after) in enumerate(pairwise(images), 1):
         if sorted(after.numbers) != sorted(before.numbers):

@@ -58,12 +58,9 @@ class OutOfTimeError(Exception):
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception says that memory did not suffice: NumPy's, and torch's on a GPU or a CPU."""
-    # On a CPU torch raises a plain RuntimeError; so do libraries of CUDA.
-    said = ("out of memory", "can't allocate memory", "ALLOC_FAILED")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in said)
-    )
+    """Tell whether an exception says that memory did not suffice. On a CPU, torch raises a plain RuntimeError; so do CUDA's libraries."""
+    said = any(words in str(error) for words in ("out of memory", "can't allocate memory", "ALLOC_FAILED"))
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (isinstance(error, RuntimeError) and said)
 
 
 @dataclass
@@ -588,47 +585,19 @@ class GraphPotential(Potential):
 
     def forward(self, state: SimState, **_: object) -> dict[str, torch.Tensor]:
         """Evaluate a torch-sim state. A structure that cannot be evaluated gets NaN; the others are not affected."""
-        device, dtype = state.device, state.dtype
-        sizes = state.n_atoms_per_system.tolist()
-        numbers = np.split(state.atomic_numbers.cpu().numpy(), np.cumsum(sizes)[:-1])
-        positions = np.split(state.positions.detach().cpu().numpy().astype(np.float64), np.cumsum(sizes)[:-1])
+        ends = np.cumsum(state.n_atoms_per_system.tolist())[:-1]
+        numbers = np.split(state.atomic_numbers.cpu().numpy(), ends)
+        positions = np.split(state.positions.detach().cpu().numpy().astype(np.float64), ends)
         cells = state.row_vector_cell.detach().cpu().numpy().astype(np.float64)
-
-        systems, indices = [], []
-        for index, arrays in enumerate(zip(numbers, positions, cells, strict=True)):
-            try:
-                systems.append(self._system(*arrays))
-                indices.append(index)
-            except StructureError:
-                continue
-
-        energy = torch.full((state.n_systems,), torch.nan, dtype=dtype, device=device)
-        forces = torch.full_like(state.positions, torch.nan)
-        stress = torch.full_like(state.cell, torch.nan)
-        if systems:
-            chosen = torch.as_tensor(indices, device=device)
-            atoms = torch.isin(state.system_idx, chosen)
-            e, f, s = self._computed(systems)
-            energy[chosen] = e.detach().to(device, dtype)
-            forces[atoms] = f.detach().to(device, dtype)
-            if s is not None:
-                stress[chosen] = s.detach().to(device, dtype)
-        output = {"energy": energy, "forces": forces}
-        if self.compute_stress:
-            output["stress"] = stress
-        return output
-
-    def _computed(self, systems: list[System]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Compute a batch; one by one, with NaN for those that fail, if something in it fails."""
         try:
-            return self.compute(self.collate(systems), stress=self.compute_stress)
+            systems = [self._system(*arrays) for arrays in zip(numbers, positions, cells, strict=True)]
+            e, f, s = self.compute(self.collate(systems), stress=self.compute_stress)
         except (RuntimeError, ValueError, IndexError) as error:
             if out_of_memory(error):
                 raise
-        found = self._evaluate_batch(systems, self.compute_stress)
-        stresses = [np.full((3, 3), np.nan) if one.stress is None else one.stress for one in found] if self.compute_stress else None
-        arrays = ([one.energy for one in found], np.concatenate([one.forces for one in found]), stresses and np.stack(stresses))
-        return tuple(None if array is None else torch.as_tensor(array) for array in arrays)
+            return super().forward(state)  # where each structure fails alone
+        output = {"energy": e, "forces": f} | ({"stress": s} if self.compute_stress else {})
+        return {name: values.detach().to(state.device, state.dtype) for name, values in output.items()}
 
     def _system(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray | bool = True) -> System:
         check_structure(numbers, positions, cell, self.elements, pbc)
@@ -645,13 +614,7 @@ class GraphPotential(Potential):
         return self._system(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
 
     def check_memory(self, system: System) -> None:
-        """Refuse a structure that does not fit into the main memory: there the whole process is killed, no exception raised.
-
-        Raises
-        ------
-        StructureError
-            With what it needs and what is free.
-        """
+        """Raise :class:`StructureError` for a structure that main memory cannot hold: the system would end the whole process."""
         need, free = system.n_edges * self.bytes_per_edge, psutil.virtual_memory().available
         if self.device.type == "cpu" and need > free:
             raise StructureError(
