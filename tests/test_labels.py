@@ -117,7 +117,10 @@ def test_common_spellings(tmp_path, forces, energy, stress):
 def test_named_answers_come_before_those_of_a_calculator():
     (atoms,) = frames_of_copper(1)
     atoms.arrays["REF_forces"] = 2 * atoms.get_forces()
-    assert labels._find(atoms, "forces")[1] == pytest.approx(2 * atoms.get_forces())
+    frame = labels._frame("x", 0, atoms, "")
+    assert frame.forces == pytest.approx(2 * atoms.get_forces())
+    assert frame.names.startswith("REF_forces, energy (calculator)")
+    assert frame.remarks == ("found and not used: forces (calculator)",)
 
 
 def test_bad_files(tmp_path):
@@ -176,7 +179,7 @@ def without_forces(atoms):
         (without_forces, "no forces; write them"),
         (lambda atoms: changed(atoms, forces=np.zeros((4, 3))), "all forces are zero"),
         (not_finite, "force on atom 2 is not a number"),
-        (lambda atoms: changed(atoms, bring_close), "atoms 0 and 1 are 0.30 Å apart"),
+        (lambda atoms: changed(atoms, bring_close), "atoms 0 (Cu) and 1 (Cu) are 0.30 Å apart, less than 0.4"),
         (lambda atoms: changed(atoms, isolate), "no periodic cell"),
         (lambda atoms: changed(atoms, exchange), "not trained on: U"),
         (lambda atoms: changed(atoms, energy=np.nan), "the energy is not a number"),
@@ -251,10 +254,10 @@ def test_units_and_sign_of_stresses(tmp_path, factor, words):
 def test_two_sources_of_energies_in_one_set(tmp_path):
     images = frames_of_copper(7)
     images[4:] = [changed(atoms, energy=atoms.get_potential_energy() + 20) for atoms in images[4:]]
-    lines, _ = examined(images, tmp_path)
-    assert len(lines) >= 1
-    assert all("eV/atom off the other frames" in line for line in lines)
-    assert sum("frame" in line for line in lines) == len(lines)
+    (line,), _ = examined(images, tmp_path)
+    assert "two kinds, 5000 meV/atom apart" in line
+    assert f"4 frames ({tmp_path}/labels.traj, frames 0–3), and 3 that lie higher ({tmp_path}/labels.traj, frames 4–6)" in line
+    assert "--forces-only" in line
 
 
 def test_a_constant_offset_of_energies_is_allowed(tmp_path):

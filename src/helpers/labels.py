@@ -1,50 +1,77 @@
 """Labelled frames from files: reading them, and finding what is wrong with them before anything is fitted.
 
-:func:`read` takes every format that ASE reads. :func:`inspect` looks at each frame alone, :func:`compare` at the frames beside a model's
-own answer, which betrays wrong units, a wrong sign and energies from elsewhere. Nothing is repaired or dropped silently: both return
-:class:`Problem` records, and the caller decides. Frames are counted from 0, as ASE counts them.
+:func:`read` takes every format that ASE reads. :func:`inspect` looks at each frame alone, :func:`compare` at all frames beside a model's
+own answer, which betrays wrong units, a wrong sign, another order of atoms and energies from elsewhere: a frame is judged beside the
+others, whatever file it is in. Nothing is repaired or dropped silently: both return :class:`Problem` records, and the caller decides.
+Frames are counted from 0, as ASE counts them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+import io
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 
 import ase
 import ase.io
 import numpy as np
-from ase.io.formats import UnknownFileTypeError, filetype
+from ase.calculators.calculator import all_properties
+from ase.data import covalent_radii
+from ase.io.formats import UnknownFileTypeError, filetype, open_with_compression
+from ase.io.vasp import read_vasp_xml
+from ase.io.vasp_parsers.vasp_outcar_parsers import outcarchunks
 from ase.stress import voigt_6_to_full_3x3_stress
+from scipy.optimize import linear_sum_assignment
 from vesin import NeighborList
 
-from helpers import softening
+from helpers import softening, structures
 from helpers.finetune import EV_PER_A3_IN_GPA, Label
 from helpers.potentials.base import Prediction, StructureError, check_structure
 
 # Names under which DFT answers stand in files, in the order of preference; upper and lower case are the same.
-# A calculator's results, which ASE fills from most formats, come between the two groups.
+# A calculator's results, which ASE fills from most formats, come between those with a source and the plain ones.
+_PLAIN = {
+    "forces": ("forces", "force"),
+    "energy": ("energy", "energies", "total_energy", "free_energy"),
+    "stress": ("stress", "stresses"),
+    "virial": ("virial", "virials"),
+}
 _SOURCES = ("ref", "dft", "vasp", "reference", "target", "true", "label")
 _NAMED = {
-    what: tuple(name for source in _SOURCES for name in (f"{source}_{what}", f"{what}_{source}"))
-    for what in ("forces", "force", "energy", "stress", "virial")
+    what: tuple(name for source in _SOURCES for stem in stems for name in (f"{source}_{stem}", f"{stem}_{source}"))
+    for what, stems in _PLAIN.items()
 }
-_PLAIN = {"forces": ("forces", "force"), "energy": ("energy", "total_energy", "free_energy"), "stress": ("stress",), "virial": ("virial",)}
+_ANSWERS = frozenset(all_properties).union(*_PLAIN.values(), *_NAMED.values())
+_LIKE_AN_ANSWER = re.compile(r"(?:^|[^a-z])(?:forces?|energ(?:y|ies)|stress(?:es)?|virials?)(?:$|[^a-z])", re.IGNORECASE)
+
+# What stands beside an answer in every calculator's results.
+_BESIDES = frozenset(f"{name} (calculator)" for name in ("free_energy", "energies", "stresses"))
 
 # Formats of ASE that run what the file says.
 _UNSAFE_FORMATS = ("py",)
+_TRIES = 10  # damaged frames in a row after which a file is given up
 
-MIN_DISTANCE = 0.5  # Å; no bond is shorter (H–H: 0.74)
+_CUT = "the file ends in the middle of this ionic step; was the run killed?"
+_UNCONVERGED = (
+    "the electronic loop of this ionic step did not converge (EDIFF was not reached within NELM steps); its forces are not those of DFT"
+)
+_NOT_DFT = "this ionic step is of VASP's machine-learned force field (ML_LMLFF), not of DFT"
+_STEP_ENDS = "FREE ENERGIE OF THE ION-ELECTRON SYSTEM"
+
+# Of the sum of two covalent radii. In DFT data under 900 GPa the smallest is 0.44 (K–K at 1.8 Å); H–H in the molecule has 1.19.
+CONTACT = 0.4
 SAME_PLACE = 1e-3  # Å; frames that differ by less are one structure
 NO_FORCE = 1e-8  # eV/Å
 
-# What a unit is in eV/Å, eV or GPa.
+# What a unit is in eV/Å, eV or eV/Å³.
 _FORCE_UNITS = {
     "hartree/bohr": 51.4221,
     "hartree/Å": 27.2114,
     "rydberg/bohr": 25.7110,
-    "eV/bohr": 1.88973,
+    "eV/bohr": 1.889726,
     "kcal/mol/Å": 0.0433641,
     "kJ/mol/Å": 0.0103643,
     "meV/Å or kJ/mol/nm": 0.001,
@@ -52,14 +79,39 @@ _FORCE_UNITS = {
 _ENERGY_UNITS = {"hartree": 27.2114, "rydberg": 13.6057, "kcal/mol": 0.0433641, "kJ/mol": 0.0103643, "meV": 0.001}
 _STRESS_UNITS = {"GPa": 1 / EV_PER_A3_IN_GPA, "kbar": 0.1 / EV_PER_A3_IN_GPA, "hartree/bohr³": 183.63}
 
+# Six numbers of a stress, in orders of which some are in use.
+_ASE = "xx,yy,zz,yz,xz,xy"
+_ORDERS = {
+    _ASE: "ASE's",
+    "xx,yy,zz,xy,yz,xz": "VASP's",
+    "xx,yy,zz,xy,xz,yz": "LAMMPS's",
+    "xx,yy,zz,yz,xy,xz": "",
+    "xx,yy,zz,xz,yz,xy": "",
+    "xx,yy,zz,xz,xy,yz": "",
+    "xx,xy,xz,yy,yz,zz": "rows of the upper triangle",
+    "xx,xy,yy,xz,yz,zz": "rows of the lower triangle",
+}
+_VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # where ASE's six stand in the matrix
+
 # Model over label: no universal potential is softer or stiffer than this on labels it can be compared with at all.
 _PLAUSIBLE = (0.25, 1.65)
+_USUAL = (0.5, 1.25)  # beyond, a unit of 1.89 is as likely as softness
 _SMALL_FORCES = 0.05  # eV/Å
-_CORRELATED = 0.7  # below this correlation a slope says nothing about units
+_FORCE_NOISE, _STRESS_NOISE = 0.005, 5e-4  # eV/Å, eV/Å³: no label is better
+_CORRELATED = 0.7  # below this correlation a slope says nothing, about units or softness
+_CONCEIVABLE = (0.1, 5.0)  # but a model may be as wrong as this where it was hardly trained (CHGNet on EuGa2: 0.17)
+# A frame departs from the others if its error is this many times what is usual for its size, and is mended if it is usual again.
+_ODD, _MENDED = 2.0, 1.5
+_ORDER_SURE = 4.0  # standard deviations
+_CONTRADICTION = 0.2  # of the logarithm of two slopes' ratio
+_FEW = 4  # frames; fewer have no slope of energies
+_SHOWN = 6  # files named in one line
 
-# Energies: eV/atom beyond the fitted reference energies, and in units of the robust standard deviation.
+# Energies, eV/atom beyond the model and the reference energies of elements.
 _OUTLIER_FLOOR = 0.1
-_OUTLIER_WIDTHS = 6.0
+_OUTLIER_WIDTHS = 6.0  # robust standard deviations
+_OUTLIER_SHARE = 0.4  # of the distance from the others: in molybdenum CHGNet's slope goes from 0.5 to 0.75 with temperature
+_GROUPS_FLOOR = 0.02
 
 
 class LabelError(ValueError):
@@ -76,14 +128,19 @@ class Frame:
     number : int
         In the file, from 0.
     atoms : ase.Atoms
+        Without constraints and answers; charge, spin, initial magnetic moments, tags and whatever else a calculator may read stay.
     energy : float or None
         eV.
     forces : ndarray or None
-        eV/Å, in whatever shape the file has.
+        eV/Å, as in the file, in whatever shape it has.
     stress : ndarray of shape (3, 3), or None
         eV/Å³, ASE's sign.
     names : str
         Under which names the answers were found.
+    fault : str
+        Why the frame is no DFT label, as far as reading shows; empty if it is one.
+    remarks : tuple of str
+        What was found in the file and not used.
     """
 
     file: str
@@ -93,10 +150,25 @@ class Frame:
     forces: np.ndarray | None
     stress: np.ndarray | None = None
     names: str = ""
+    fault: str = ""
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def counted(self) -> np.ndarray:
+        """Which atoms have a force that counts, shape (n_atoms,).
+
+        A force of exactly zero among others that are not comes from ``get_forces`` of atoms that were held, not from DFT.
+        """
+        if self.forces is None or self.forces.shape != (len(self.atoms), 3):
+            return np.ones(len(self.atoms), dtype=bool)
+        moved = (self.forces != 0).any(axis=1)
+        return moved if moved.any() else ~moved
 
     def label(self) -> Label:
-        """Return the frame as a label for :mod:`helpers.finetune`."""
-        return Label(self.atoms, self.energy, self.forces, self.stress)
+        """Return the frame as a label for :mod:`helpers.finetune`; forces that do not count (:attr:`counted`) are NaN."""
+        counted = self.counted
+        forces = self.forces if counted.all() else np.where(counted[:, None], self.forces, np.nan)
+        return Label(self.atoms, self.energy, forces, self.stress)
 
 
 @dataclass(frozen=True)
@@ -106,8 +178,8 @@ class Problem:
     Attributes
     ----------
     kind : {"file", "frame", "duplicate"}
-        ``file``: a whole file is meant, and leaving out frames does not help. ``frame``: one frame. ``duplicate``: the last of the frames
-        repeats the first.
+        ``file``: most of the labels are meant, and leaving out frames does not help. ``frame``: one frame. ``duplicate``: the last of the
+        frames repeats the first.
     text : str
         What is wrong, with the value, and what to do about it.
     frames : tuple of int
@@ -123,94 +195,228 @@ class Problem:
 # Reading
 
 
-def read(paths: Iterable[Path | str]) -> list[Frame]:
+def read(sources: Path | str | Iterable[Path | str]) -> list[Frame]:
     """Read all frames of all files, in order.
 
     Energies, forces and stresses are taken from arrays and entries named for DFT (``REF_forces``, ``dft_energy``, …), else from the
-    results of a calculator, else from plain names (``forces``, ``energy``, ``stress``; ``virial`` is turned into stress, σ = −W/V).
+    results of a calculator, else from plain names (``forces``, ``energy``, ``stress``, ``virials``, …; a virial is turned into stress,
+    σ = −W/V). Of a vasprun.xml or OUTCAR every ionic step that was begun is a frame, also those that cannot be read or are no DFT.
+
+    Parameters
+    ----------
+    sources : path, or iterable of paths
+        Files that ASE reads, or folders: of these, and of the folders in them, all files with forces, in natural order.
 
     Raises
     ------
     LabelError
         If a file is missing, holds no frames, cannot be read, or has a format that could run code.
     """
-    frames: list[Frame] = []
-    for path in map(Path, paths):
-        images = _images(path)
-        if not images:
-            raise LabelError(f"{path} holds no frames.")
-        frames += [_frame(str(path), number, atoms) for number, atoms in enumerate(images)]
-    if not frames:
+    paths = [Path(source) for source in ([sources] if isinstance(sources, (str, PathLike)) else sources)]
+    if not paths:
         raise LabelError("no label files were given.")
-    return frames
+    return [frame for path in paths for frame in (_folder(path) if path.is_dir() else _file(path))]
 
 
 def from_labels(labels: Sequence[Label], source: str = "labels") -> list[Frame]:
-    """Return labels that are in memory as frames."""
-    return [Frame(source, number, one.atoms, one.energy, one.forces, one.stress) for number, one in enumerate(labels)]
+    """Return labels that are in memory as frames; forces may be lists, and a stress may have six numbers (ASE's order)."""
+    found = []
+    for number, one in enumerate(labels):
+        (atoms,) = structures.many(one.atoms)
+        found.append(_built(source, number, atoms, {"energy": one.energy, "forces": one.forces, "stress": one.stress}))
+    return found
 
 
-def _images(path: Path) -> list[ase.Atoms]:
+def _folder(folder: Path) -> list[Frame]:
+    inside = [path for path in folder.rglob("*") if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)]
+    with_xml = {path.parent for path in inside if "vasprun" in path.name}
+    found: list[Frame] = []
+    skipped: list[str] = []
+    for path in sorted(inside, key=lambda path: _natural(str(path.relative_to(folder)))):
+        try:
+            frames = [] if path.parent in with_xml and "OUTCAR" in path.name else _file(path)
+            reason = "the same steps as its vasprun.xml" if not frames else "no forces"
+        except LabelError as error:
+            frames, reason = [], str(error).removeprefix(f"{path} ").removeprefix(f"{path}: ")
+        if any(frame.forces is not None or frame.fault for frame in frames):
+            found += frames
+        else:
+            skipped.append(f"{path.relative_to(folder)} ({reason})")
+    if not found:
+        raise LabelError(f"{folder} holds no file with forces" + (f"; skipped: {'; '.join(skipped)}" if skipped else "."))
+    if skipped:
+        found[0] = replace(found[0], remarks=(*found[0].remarks, f"of the folder {folder} these were skipped: {'; '.join(skipped)}"))
+    return found
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts names as people do: 2 before 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", name)]
+
+
+def _file(path: Path) -> list[Frame]:
     if not path.is_file():
         raise LabelError(f"{path}: no such file.")
     try:
         kind = filetype(str(path))
         if kind in _UNSAFE_FORMATS:
             raise LabelError(f"{path}: files of the format {kind!r} can run code and are not read; convert it to extxyz.")
-        return ase.io.read(path, index=":", format=kind, do_not_split_by_at_sign=True)
+        images = list({"vasp-xml": _vasprun, "vasp-out": _outcar}.get(kind, _images)(path, kind))
     except UnknownFileTypeError as error:
         raise LabelError(
-            f"{path}: ASE does not recognise the format ({error}). It goes by names such as .extxyz, .traj, .db, vasprun.xml, OUTCAR."
+            f"{path}: ASE does not recognise the format ({error}). It goes by names such as .extxyz, .traj, .db, vasprun.xml, "
+            "OUTCAR; write what it does not know (CP2K) as extxyz."
         ) from error
     except LabelError:
         raise
     except Exception as error:  # a damaged file makes ASE's readers raise whatever its bytes lead to
-        reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
-        raise LabelError(f"{path} cannot be read by ASE ({reason}). Is the file complete, and is its name that of its format?") from error
+        raise LabelError(
+            f"{path} cannot be read by ASE ({_reason(error)}). Is the file complete, and is its name that of its format?"
+        ) from error
+    if not images:
+        raise LabelError(f"{path} holds no frames.")
+    return [_frame(str(path), number, atoms, fault) for number, (atoms, fault) in enumerate(images)]
 
 
-def _frame(file: str, number: int, atoms: ase.Atoms) -> Frame:
-    found = {what: _find(atoms, what) for what in ("forces", "energy", "stress")}
-    forces, energy, stress = (found[what][1] for what in ("forces", "energy", "stress"))
-    names = ", ".join(name for name, _ in found.values() if name)
-    bare = atoms.copy()
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
+
+
+def _images(path: Path, kind: str) -> list[tuple[ase.Atoms | None, str]]:
+    """Return structures with what is wrong with them as labels; a damaged frame among others is passed over."""
+    found: list[tuple[ase.Atoms | None, str]] = []
+    errors: list[Exception] = []
+    while not errors or len(errors) < _TRIES:
+        try:
+            for atoms in ase.io.iread(str(path), index=slice(len(found), None), format=kind, do_not_split_by_at_sign=True):
+                found.append((atoms, ""))
+                errors = []
+            break
+        except Exception as error:  # noqa: BLE001  (a damaged file makes ASE's readers raise whatever its bytes lead to)
+            errors.append(error)
+            found.append((None, f"it cannot be read ({_reason(error)})"))
+    if errors and (len(errors) == _TRIES or len(errors) == len(found)):
+        raise errors[0]
+    if kind == "extxyz":
+        with open_with_compression(str(path), "rb") as file:
+            begun = sum(b"Lattice=" in line for line in file)
+        if begun > len(found):
+            text = f"ASE stops here, though {begun} frames begin in the file: an empty line, or a wrong number of atoms?"
+            found.append((None, text))
+    return found
+
+
+def _vasprun(path: Path, kind: str) -> Iterator[tuple[ase.Atoms | None, str]]:
+    """Yield the ionic steps of a vasprun.xml, each read by itself, so that one that is damaged takes no other with it."""
+    head, *steps = _text(path).split("<calculation>")
+    limit = re.search(r'name="NELM">\s*(\d+)', head)
+    for step in steps:
+        body, end, _ = step.partition("</calculation>")
+        n_electronic = body.count("<scstep>")
+        unconverged = limit and n_electronic >= int(limit[1])
+        fault = _CUT if not end else _NOT_DFT if not n_electronic else _UNCONVERGED if unconverged else ""
+        xml = io.StringIO(f"{head}<calculation>{body}</calculation></modeling>")
+        yield _step(lambda xml=xml: next(read_vasp_xml(xml, index=slice(None))), fault)
+
+
+def _outcar(path: Path, kind: str) -> Iterator[tuple[ase.Atoms | None, str]]:
+    """Yield the ionic steps of an OUTCAR."""
+    text = _text(path)
+    file = io.StringIO(text, newline=None)
+    file.name = str(path)
+    limit = re.search(r"NELM\s*=\s*(\d+)", text)
+    for chunk in outcarchunks(file):
+        lines = "".join(chunk.lines)
+        loops = re.findall(r"Iteration\s+\d+\(\s*(\d+)\)", lines)
+        # VASP 5 writes that EDIFF is reached when it gives up, too.
+        unconverged = "EDIFF is reached" not in lines or (limit and int(loops[-1] if loops else 1) >= int(limit[1]))
+        yield _step(chunk.build, _NOT_DFT if f"ML {_STEP_ENDS}" in lines else _UNCONVERGED if unconverged else "")
+    if "Iteration" in text.rpartition(_STEP_ENDS)[2]:
+        yield None, _CUT
+
+
+def _text(path: Path) -> str:
+    with open_with_compression(str(path), "rb") as file:
+        return file.read().decode(errors="replace")
+
+
+def _step(build: Callable[[], ase.Atoms], fault: str) -> tuple[ase.Atoms | None, str]:
+    if fault in (_CUT, _NOT_DFT):
+        return None, fault
+    try:
+        return build(), fault
+    except Exception as error:  # noqa: BLE001  (see _images)
+        return None, f"this ionic step cannot be read ({_reason(error)})"
+
+
+def _frame(file: str, number: int, atoms: ase.Atoms | None, fault: str) -> Frame:
+    if atoms is None:
+        return Frame(file, number, ase.Atoms(), None, None, fault=fault)
+    answers: dict[str, np.ndarray] = {}
+    used, unused = [], []
+    for what in ("forces", "energy", "stress"):
+        for name, kind, value in _offers(atoms, what):
+            answer, reason = _usable(kind, value, atoms)
+            if answer is not None and what not in answers:
+                answers[what] = answer
+                used.append(name)
+            elif name not in _BESIDES or what not in answers:
+                unused.append(f"{name} ({reason})" if reason else name)
+    unused += [name for name in (*atoms.info, *atoms.arrays) if name.lower() not in _ANSWERS and _LIKE_AN_ANSWER.search(name)]
+    remarks = (f"found and not used: {', '.join(unused)}",) if unused else ()
+    return _built(file, number, atoms, answers, names=", ".join(used), fault=fault, remarks=remarks)
+
+
+def _offers(atoms: ase.Atoms, what: str) -> Iterator[tuple[str, str, object]]:
+    """Yield name, kind and value of everything that may be an answer, the best first."""
+    there = {name.lower(): (name, value) for store in (atoms.info, atoms.arrays) for name, value in store.items()}
+    results = {name: (f"{name} (calculator)", value) for name, value in (getattr(atoms.calc, "results", None) or {}).items()}
+    for table, store in ((_NAMED, there), (_PLAIN, results), (_PLAIN, there)):
+        for kind in ("stress", "virial") if what == "stress" else (what,):
+            for name in table[kind]:
+                if name in store and store[name][1] is not None:
+                    yield store[name][0], kind, store[name][1]
+
+
+def _usable(kind: str, value: object, atoms: ase.Atoms) -> tuple[np.ndarray | None, str]:
+    """Return an answer as numbers, or None and why it is none."""
+    try:
+        numbers = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        return None, "not numbers"
+    n = len(atoms)
+    if kind == "energy":
+        return (numbers.reshape(-1)[0], "") if numbers.size == 1 else (None, "one per atom")
+    if kind == "forces":
+        return numbers, ""
+    if n > 1 and numbers.size in (6 * n, 9 * n):
+        return None, "one per atom: not the stress of the cell"
+    return (_tensor(numbers) if kind == "stress" else _stress_of(numbers, atoms)), ""
+
+
+def _built(file: str, number: int, atoms: ase.Atoms, answers: dict[str, object], *, names="", fault="", remarks=()) -> Frame:
+    """Return a frame of a bare structure and of answers as arrays."""
+    bare = structures.enter(atoms)
     # Nothing of the answers stays in the structure, where it could be mistaken for a model's.
-    bare.info, bare.arrays = {}, {name: bare.arrays[name] for name in ("numbers", "positions")}
+    for store in (bare.info, bare.arrays):
+        for name in [name for name in store if name.lower() in _ANSWERS]:
+            del store[name]
+    energy, forces, stress = (answers.get(what) for what in ("energy", "forces", "stress"))
+    stress = None if stress is None else _tensor(stress)
+    if stress is not None and not stress.any() and forces is not None and np.any(forces):
+        stress = None
+        remarks = (*remarks, "the stress is zero beside forces that are not: it was not computed, and is not used")
     return Frame(
         file=file,
         number=number,
         atoms=bare,
         energy=None if energy is None else float(np.asarray(energy).reshape(-1)[0]),
         forces=None if forces is None else np.asarray(forces, dtype=float),
-        stress=None if stress is None else _tensor(stress),
+        stress=stress,
         names=names,
+        fault=fault,
+        remarks=remarks,
     )
-
-
-def _find(atoms: ase.Atoms, what: str) -> tuple[str, object | None]:
-    """Return the name under which an answer was found, and the answer."""
-    named = _NAMED[what] + (_NAMED["force"] if what == "forces" else ())
-    for name, value in _entries(atoms, named):
-        return name, value
-    if what == "stress":
-        for name, value in _entries(atoms, _NAMED["virial"]):
-            return name, _stress_of(value, atoms)
-    results = getattr(atoms.calc, "results", None) or {}
-    for name in _PLAIN[what]:
-        if results.get(name) is not None:
-            return f"{name} (calculator)", results[name]
-    for name, value in _entries(atoms, _PLAIN[what]):
-        return name, value
-    if what == "stress":
-        for name, value in _entries(atoms, _PLAIN["virial"]):
-            return name, _stress_of(value, atoms)
-    return "", None
-
-
-def _entries(atoms: ase.Atoms, names: Sequence[str]) -> Iterator[tuple[str, object]]:
-    """Yield the arrays and entries of a structure with these names, in the order of the names."""
-    there = {name.lower(): (name, value) for store in (atoms.info, atoms.arrays) for name, value in store.items()}
-    return (there[name] for name in names if name in there)
 
 
 def _tensor(stress: object) -> np.ndarray:
@@ -239,7 +445,7 @@ def inspect(frames: Sequence[Frame], elements: frozenset[int]) -> list[Problem]:
     elements : frozenset of int
         Atomic numbers that the model knows.
     """
-    found = [Problem("frame", text, (k,)) for k, frame in enumerate(frames) if (text := _fault(frame, elements))]
+    found = [Problem("frame", text, (k,)) for k, frame in enumerate(frames) if (text := frame.fault or _fault(frame, elements))]
     bad = {problem.frames[0] for problem in found}
     for first, second in duplicates(frames, [k for k in range(len(frames)) if k not in bad]):
         text = f"the same structure as {_name(frames[first])} (all atoms within {SAME_PLACE:g} Å)"
@@ -269,11 +475,14 @@ def _fault(frame: Frame, elements: frozenset[int]) -> str:
         return f"the energy is not a number: {frame.energy}"
     if frame.stress is not None and not np.isfinite(frame.stress).all():
         return "the stress is not 6 or 9 numbers; mend it, or use --forces-only"
-    search = NeighborList(cutoff=MIN_DISTANCE, full_list=False)
+    radii = covalent_radii[atoms.numbers]
+    search = NeighborList(cutoff=2 * CONTACT * radii.max(), full_list=False)
     left, right, distance = search.compute(points=atoms.positions, box=atoms.cell.array, periodic=True, quantities="ijd")
-    if len(distance):
-        k = int(np.argmin(distance))
-        return f"atoms {left[k]} and {right[k]} are {distance[k]:.2f} Å apart (less than {MIN_DISTANCE:g} Å); are positions in Å?"
+    limit = CONTACT * (radii[left] + radii[right])
+    if (distance < limit).any():
+        k = int(np.argmin(distance / limit))
+        pair = " and ".join(f"{at} ({atoms.symbols[at]})" for at in (int(left[k]), int(right[k])))
+        return f"atoms {pair} are {distance[k]:.2f} Å apart, less than {CONTACT:g} of their covalent radii ({limit[k]:.2f} Å); are positions in Å?"
     return ""
 
 
@@ -303,11 +512,13 @@ def duplicates(frames: Sequence[Frame], chosen: Sequence[int]) -> list[tuple[int
 # Beside the model's own answer
 
 
-def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> tuple[list[Problem], list[str]]:
-    """Compare labels with a model's answers, file by file.
+def compare(frames: Sequence[Frame], predictions: Sequence[Prediction], *, energies: bool = True) -> tuple[list[Problem], list[str]]:
+    """Compare labels with a model's answers, each frame beside all others.
 
-    Units are recognised by the slope of model against label, a robust one for forces: a soft model has 0.7 to 1, hartree/bohr gives about
-    50. Energies are compared after a reference energy per element has been fitted, so a constant offset between codes does no harm.
+    A frame is told from the others by correlation and slope of model against label, and by an error that is large for the size of its
+    forces: a soft or noisy model is so on all frames, a wrong sign, unit or order of atoms is not. Where most frames are wrong in the
+    same way, that is said of all of them. Energies are compared after slope and a reference energy per element have been fitted, so
+    neither softness nor a constant offset between codes does harm.
 
     Parameters
     ----------
@@ -315,6 +526,8 @@ def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> tuple
         Without those that :func:`inspect` finds fault with.
     predictions : sequence of Prediction
         Of the same frames; with stress if that is to be checked.
+    energies : bool
+        Whether energies are used at all; if not, what is wrong with them is a note.
 
     Returns
     -------
@@ -327,18 +540,102 @@ def compare(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> tuple
         for k, prediction in enumerate(predictions)
         if not prediction.ok
     ]
-    notes: list[str] = []
+    notes = _remarks(frames)
     good = [k for k, prediction in enumerate(predictions) if prediction.ok]
-    for file, members in groupby(good, key=lambda k: frames[k].file):
-        chosen = list(members)
-        for text in (_forces_off, _stress_off):
-            if fault := text(frames, predictions, chosen, notes):
-                problems.append(Problem("file", f"{file}: {fault}", tuple(chosen)))
-    with_energy = [k for k in good if frames[k].energy is not None]
-    if not problems and len(with_energy) > 1:
-        problems += _energies_off(frames, predictions, with_energy, notes)
-    notes += _states(frames)
-    return problems, notes
+    found, slope = _forces_off(frames, predictions, good, notes)
+    found += _stress_off(frames, predictions, [k for k in good if frames[k].stress is not None and predictions[k].stress is not None])
+    problems += found
+    sound = [k for k in good if not any(k in problem.frames for problem in found)]
+    if slope is None or not sound:
+        return problems, notes + _states(frames)
+    witnesses = _witnesses(frames, predictions, sound)
+    if text := _contradiction(frames, predictions, sound, slope, witnesses):
+        problems.append(Problem("file", f"{_whole(frames, sound)}: {text}", tuple(sound)))
+    elif not witnesses and not _USUAL[0] <= slope <= _USUAL[1]:
+        notes.append(
+            f"The model's forces are {slope:.2f} times the labels', and neither energies nor stresses tell whether that is softness or a "
+            f"unit: eV/bohr instead of eV/Å makes a factor of {_FORCE_UNITS['eV/bohr']:.2f}."
+        )
+    if with_energy := [k for k in sound if frames[k].energy is not None]:
+        off = _energies_off(frames, predictions, with_energy, witnesses.get("energy differences"), slope, notes)
+        if energies:
+            problems += off
+        else:
+            notes += [f"Not used by this method, but: {line}" for line in listed(frames, off)]
+    return problems, notes + _states(frames)
+
+
+def _remarks(frames: Sequence[Frame]) -> list[str]:
+    """Return what reading remarked, and which atoms are held, each with the frames it holds for."""
+    said: dict[str, list[int]] = {}
+    for k, frame in enumerate(frames):
+        held = int(np.sum(~frame.counted))
+        text = f"{held} atom{'s' * (held > 1)} with a force of exactly zero, as get_forces() gives for held atoms: left out of every fit"
+        for remark in (*frame.remarks, *[text] * bool(held)):
+            said.setdefault(remark, []).append(k)
+    return [f"{_places(frames, members)}: {text}" for text, members in said.items()]
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """Labels and model of many frames, side by side.
+
+    Attributes
+    ----------
+    label, model : list of ndarray
+    r, slope : ndarray, shape (n_frames,)
+        Correlation, and the robust slope of model against label.
+    common_r, common_slope : float
+        Of most frames.
+    usual : ndarray, shape (n_frames,)
+        The error beyond the common slope that most frames have, for labels of this size.
+    """
+
+    label: list[np.ndarray]
+    model: list[np.ndarray]
+    r: np.ndarray
+    slope: np.ndarray
+    common_r: float
+    common_slope: float
+    usual: np.ndarray
+
+    @classmethod
+    def of(cls, label: list[np.ndarray], model: list[np.ndarray], noise: float) -> _Beside:
+        pairs = list(zip(label, model, strict=True))
+        r = np.array([_correlation(x, y) for x, y in pairs])
+        slope = np.array([softening.robust_slope(x, y) for x, y in pairs])
+        # With as many frames wrong as right, the better half stands for the set.
+        trusted = slope[r >= 0.5] if (r >= 0.5).any() else slope
+        middle = [float(np.quantile(trusted, 0.5, method=side)) for side in ("lower", "higher")]
+        common = min(middle, key=lambda s: abs(np.log(max(s, 1e-9) / 0.85)))
+        size = np.array([_rms(x) for x in label])
+        error = np.array([_rms(y - common * x) for x, y in pairs])
+        usual = np.maximum(np.quantile(error, 0.5, method="lower"), np.quantile(error / size, 0.5, method="lower") * size)
+        return cls(label, model, r, slope, float(np.quantile(r, 0.5, method="higher")), common, np.maximum(usual, noise))
+
+    def odd(self, n: int, label: np.ndarray | None = None) -> float:
+        """Return the error of a frame, or of other labels for it, in units of what is usual."""
+        label = self.label[n] if label is None else label
+        return _rms(self.model[n] - self.common_slope * label) / self.usual[n]
+
+    def fits(self, n: int, factor: float) -> bool:
+        """Tell whether a factor on a frame's labels brings its slope near that of most frames."""
+        return self.r[n] > _CORRELATED and abs(np.log(self.slope[n] / factor / self.common_slope)) < np.log(2)
+
+    def mended_by(self, n: int, remedies: dict[str, np.ndarray]) -> str:
+        """Return which other labels would make a frame that departs from the others one of them, or an empty text."""
+        odd = {name: self.odd(n, label) for name, label in remedies.items()}
+        best = min(odd, key=odd.get)
+        return best if odd[best] < min(_MENDED, self.odd(n) / 3) else ""
+
+
+def _rms(x: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(x))))
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    length = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / length) if length > 0 else 0.0
 
 
 def _unit(slope: float, units: dict[str, float]) -> str | None:
@@ -348,62 +645,136 @@ def _unit(slope: float, units: dict[str, float]) -> str | None:
     return min(fitting, key=fitting.get) if fitting else None
 
 
-def _joined(frames: Sequence[Frame], predictions: Sequence[Prediction], chosen: Sequence[int], what: str) -> tuple[np.ndarray, np.ndarray]:
-    label = np.concatenate([np.asarray(getattr(frames[k], what)).ravel() for k in chosen])
-    return label, np.concatenate([np.asarray(getattr(predictions[k], what)).ravel() for k in chosen])
+def _in_unit(unit: str) -> str:
+    return f"as if those were in {unit}; they must be in eV/Å: multiply them by {_FORCE_UNITS[unit]:.6g} (and see to the energies)."
 
 
-def _correlation(x: np.ndarray, y: np.ndarray) -> float:
-    length = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / length) if length > 0 else 0.0
-
-
-def _forces_off(frames, predictions, chosen, notes) -> str:
-    """Return what is wrong with the forces of a file as a whole, or an empty text."""
-    label, model = _joined(frames, predictions, chosen, "forces")
-    if model.min() == model.max():
-        return ""
-    size = float(np.sqrt(np.mean(label**2)))
-    if size < _SMALL_FORCES:
+def _forces_off(frames, predictions, chosen, notes) -> tuple[list[Problem], float | None]:
+    """Return what is wrong with forces, and the slope on those that are right, if that can be told."""
+    counted = [frames[k].counted for k in chosen]
+    label = [frames[k].forces[mask].ravel() for k, mask in zip(chosen, counted, strict=True)]
+    model = [predictions[k].forces[mask].ravel() for k, mask in zip(chosen, counted, strict=True)]
+    if not any(y.any() for y in model):
+        return [], None
+    set_ = _Beside.of(label, model, _FORCE_NOISE)
+    common_r, common = set_.common_r, set_.common_slope
+    every = f"{_whole(frames, chosen)}: "
+    if (size := _rms(np.concatenate(label))) < _SMALL_FORCES:
         notes.append(
-            f"{frames[chosen[0]].file}: the forces are small ({size:.3f} eV/Å, root mean square). Relaxed structures say little about "
-            "softening; frames from molecular dynamics, or with displaced atoms, say more."
+            f"{every}the forces are small ({size:.3f} eV/Å, root mean square). Relaxed structures say little about softening; frames "
+            "from molecular dynamics, or with displaced atoms, say more."
         )
-    r, slope = _correlation(label, model), softening.robust_slope(label, model)
-    if r < -0.5:
-        return f"the forces point against the model's (correlation {r:.2f}): they look like gradients; change their sign."
-    if r < _CORRELATED:
-        notes.append(
-            f"{frames[chosen[0]].file}: labels and model hardly agree on forces (correlation {r:.2f}). Check that the order of the "
-            "atoms is the same for positions and forces."
+    text = ""
+    if common_r < -_CORRELATED:
+        text = f"the forces point against the model's (correlation {common_r:.2f}): they look like gradients; change their sign."
+    elif common_r >= _CORRELATED and not _PLAUSIBLE[0] <= common <= _PLAUSIBLE[1]:
+        beginning = f"the model's forces are {common:.3g} times the labels'"
+        if unit := _unit(common, _FORCE_UNITS):
+            text = f"{beginning}, {_in_unit(unit)}"
+        elif not _CONCEIVABLE[0] <= common <= _CONCEIVABLE[1]:
+            text = f"{beginning}, which fits no unit known here; forces must be in eV/Å."
+        else:
+            notes.append(f"{every}{beginning}, which fits no unit known here. Is the model for such structures at all?")
+    if text:
+        return [Problem("file", every + text, tuple(chosen))], None
+    texts = {n: text for n in range(len(chosen)) if common_r >= _CORRELATED and (text := _force_off(set_, n))}
+    problems = [Problem("frame", text, (chosen[n],)) for n, text in texts.items()]
+    sound = [n for n in range(len(chosen)) if n not in texts]
+    if not sound:
+        return problems, None
+    x, y = (np.concatenate([part[n] for n in sound]) for part in (label, model))
+    if (r := _correlation(x, y)) < _CORRELATED:
+        text = (
+            f"labels and model hardly agree on forces (correlation {r:.2f} over all frames; below {_CORRELATED:g} no factor is "
+            "written). Is the order of the atoms that of the positions, and are the forces DFT's?"
         )
-        return ""
-    if _PLAUSIBLE[0] <= slope <= _PLAUSIBLE[1]:
-        return ""
-    beginning = f"the model's forces are {slope:.3g} times the labels'"
-    unit = _unit(slope, _FORCE_UNITS)
-    if unit is None:
-        return f"{beginning}, which fits no unit known here; forces must be in eV/Å."
-    factor = _FORCE_UNITS[unit]
-    return f"{beginning}, as if those were in {unit}; they must be in eV/Å: multiply them by {factor:.6g} (and see to the energies)."
+        return [*problems, Problem("file", every + text, tuple(chosen))], None
+    return problems, softening.robust_slope(x, y)
 
 
-def _stress_off(frames, predictions, chosen, notes) -> str:
-    """Return what is wrong with the stresses of a file as a whole, or an empty text."""
-    chosen = [k for k in chosen if frames[k].stress is not None and predictions[k].stress is not None]
-    if not chosen:
+def _force_off(set_: _Beside, n: int) -> str:
+    """Return what is wrong with the forces of a frame that departs from the others, or an empty text."""
+    if set_.odd(n) < _ODD:
         return ""
-    label, model = _joined(frames, predictions, chosen, "stress")
-    r, ratio = _correlation(label, model), np.sqrt((model @ model) / max(label @ label, 1e-300))
-    remedy = "mend them, or leave stresses and energies out with --forces-only."
-    if r < -_CORRELATED:
-        return f"the stresses have the wrong sign (correlation with the model {r:.2f}); ASE's stress is positive under tension: {remedy}"
-    # A model may well see stress where a relaxed DFT cell has none, but not the other way round.
-    unit = _unit(ratio, _STRESS_UNITS)
-    if ratio < 0.05 or (ratio > 20 and r > _CORRELATED):
-        looks = f", as if those were in {unit}" if unit else ""
-        return f"the model's stresses are {ratio:.2g} times the labels'{looks}; they must be in eV/Å³: {remedy}"
+    label, model = set_.label[n], set_.model[n]
+    order = linear_sum_assignment(-model.reshape(-1, 3) @ label.reshape(-1, 3).T)[1]
+    # Softness differs by as much as eV/bohr from eV/Å: 0.54 and 1.00 in solid and liquid silicon (CHGNet).
+    units = {unit: factor * label for unit, factor in _FORCE_UNITS.items() if unit != "eV/bohr" and set_.fits(n, factor)}
+    remedy = set_.mended_by(n, {"sign": -label, "order": label.reshape(-1, 3)[order].ravel(), **units})
+    beside = f"(correlation {set_.r[n]:.2f}, the others' {set_.common_r:.2f})"
+    if remedy == "sign":
+        return f"the forces point against the model's {beside}: they look like gradients; change their sign."
+    if remedy in units:
+        return f"the model's forces are {set_.slope[n]:.3g} times the labels', for the other frames {set_.common_slope:.2f}, {_in_unit(remedy)}"
+    # A model that is lost on a frame has forces larger than the labels more often than not; with another order they are as large.
+    lost = _rms(model) > _PLAUSIBLE[1] * _rms(label)
+    unlike = set_.r[n] < 0.25 * set_.common_r and set_.slope[n] < 0.5 * set_.common_slope and not lost
+    if remedy == "order" or unlike:
+        return f"the forces hardly agree with the model's {beside}: is the order of the atoms that of the positions?"
     return ""
+
+
+def _stress_off(frames, predictions, chosen) -> list[Problem]:
+    """Return what is wrong with stresses."""
+    if not chosen:
+        return []
+    six = np.stack([frames[k].stress[_VOIGT] for k in chosen])
+    label, model = [frames[k].stress.ravel() for k in chosen], [predictions[k].stress.ravel() for k in chosen]
+    set_ = _Beside.of(label, model, _STRESS_NOISE)
+    ratio = float(np.median([_rms(y) / max(_rms(x), 1e-300) for x, y in zip(label, model, strict=True)]))
+    remedy = "mend them, or leave stresses and energies out with --forces-only."
+    sign = "the stresses have the wrong sign (correlation with the model {:.2f}); ASE's stress is positive under tension: " + remedy
+    scale = "the model's stresses are {:.2g} times the labels'{}; they must be in eV/Å³: " + remedy
+    model_six = np.stack([predictions[k].stress[_VOIGT] for k in chosen])
+    sheared = np.flatnonzero(six[:, 3:].any(axis=1))
+    shear = _Beside.of(list(six[sheared, 3:]), list(model_six[sheared, 3:]), _STRESS_NOISE) if len(sheared) else None
+    text = ""
+    if set_.common_r < -_CORRELATED:
+        text = sign.format(set_.common_r)
+    # A model may well see stress where a relaxed DFT cell has none, but not the other way round.
+    elif ratio < 0.05 or (ratio > 20 and set_.common_r > _CORRELATED):
+        unit = _unit(ratio, _STRESS_UNITS)
+        text = scale.format(ratio, f", as if those were in {unit}" if unit else "")
+    elif shear and (order := _order(six[sheared], model_six[sheared])):
+        text = f"{order}: {remedy}"
+    if text:
+        return [Problem("file", f"{_whole(frames, chosen)}: {text}", tuple(chosen))]
+    texts: dict[int, str] = {}
+    turned: dict[str, list[int]] = {}
+    for n in range(len(chosen)):
+        if set_.odd(n) > _ODD:
+            units = {unit: factor * label[n] for unit, factor in _STRESS_UNITS.items() if set_.fits(n, factor)}
+            wrong = set_.mended_by(n, {"sign": -label[n], **units})
+            if wrong:
+                scaled = scale.format(_rms(model[n]) / _rms(label[n]), f", as if those were in {wrong}")
+                texts[n] = sign.format(set_.r[n]) if wrong == "sign" else scaled
+    for at, n in enumerate(sheared):
+        if n not in texts and shear.odd(at) > _ODD:
+            turned.setdefault(shear.mended_by(at, {order: _reordered(six[n], order)[3:] for order in _ORDERS}), []).append(n)
+    for order, members in turned.items():
+        # Three numbers alone fit some order by chance.
+        if order and len(members) >= _FEW:
+            texts |= dict.fromkeys(members, f"the shear stress fits the model's in the order {order}, not in ASE's {_ASE}: {remedy}")
+    return [Problem("frame", text, (chosen[n],)) for n, text in sorted(texts.items())]
+
+
+def _reordered(six: np.ndarray, order: str) -> np.ndarray:
+    """Return stresses whose six numbers stand in another order in ASE's, shape (…, 6)."""
+    return six[..., [order.split(",").index(name) for name in _ASE.split(",")]]
+
+
+def _order(six: np.ndarray, model: np.ndarray) -> str:
+    """Return in which order six numbers stand if it is not ASE's; the shear alone tells, the diagonal would hide it."""
+    turned = {order: _reordered(six, order) for order in _ORDERS}
+    whole = {order: _correlation(numbers.ravel(), model.ravel()) for order, numbers in turned.items()}
+    r = {order: _correlation(turned[order][:, 3:].ravel(), model[:, 3:].ravel()) for order in _ORDERS if whole[order] >= whole[_ASE]}
+    best = max(r, key=r.get)
+    # Fisher's z of correlations, a frame counted as one independent value.
+    z = np.arctanh(np.clip([r[best], r[_ASE]], -0.9999, 0.9999))
+    if r[best] < _CORRELATED or (z[0] - z[1]) * np.sqrt(len(six)) < _ORDER_SURE:
+        return ""
+    whose = f", {_ORDERS[best]}" if _ORDERS[best] else ""
+    return f"the shear stresses fit the model's in the order {best}{whose} (correlation {r[best]:.2f}), not in ASE's {_ASE} ({r[_ASE]:.2f})"
 
 
 def counts(frames: Sequence[Frame | Label]) -> np.ndarray:
@@ -412,25 +783,97 @@ def counts(frames: Sequence[Frame | Label]) -> np.ndarray:
     return np.stack([(frame.atoms.numbers[:, None] == elements).sum(axis=0) for frame in frames]).astype(float)
 
 
-def _energies_off(frames, predictions, chosen, notes) -> list[Problem]:
-    """Find energies of a wrong unit, and frames whose energy does not belong with the others."""
+def _per_atom(frames, predictions, chosen) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return compositions as shares of elements, and energies per atom of labels and model."""
     table = counts([frames[k] for k in chosen])
     size = table.sum(axis=1)
-    label = np.array([frames[k].energy for k in chosen])
-    model = np.array([predictions[k].energy for k in chosen])
-    spare = len(chosen) - np.linalg.matrix_rank(table)
+    label, model = ([each[k].energy for k in chosen] for each in (frames, predictions))
+    return table / size[:, None], np.array(label) / size, np.array(model) / size
+
+
+def _witnesses(frames, predictions, chosen) -> dict[str, float]:
+    """Return slopes of the model beside that of forces, as far as they are sure: of energies, compositions taken out, and of stresses."""
+    found = {}
+    if len(with_energy := [k for k in chosen if frames[k].energy is not None]) > 2:
+        share, label, model = _per_atom(frames, predictions, with_energy)
+        inside = share @ np.linalg.pinv(share)
+        x, y = label - inside @ label, model - inside @ model
+        if len(x) - np.linalg.matrix_rank(share) >= 2 and _rms(x) > 1e-4 and _correlation(x, y) >= 0.9:
+            found["energy differences"] = float(x @ y / (x @ x))
+    with_stress = [k for k in chosen if frames[k].stress is not None and predictions[k].stress is not None]
+    if len(with_stress) > 2:
+        x, y = (np.concatenate([each[k].stress.ravel() for k in with_stress]) for each in (frames, predictions))
+        if _correlation(x, y) >= 0.9:
+            found["stresses"] = float(x @ y / (x @ x))
+    return found
+
+
+def _contradiction(frames, predictions, chosen, slope: float, witnesses: dict[str, float]) -> str:
+    """Return what energies and stresses say against a unit of forces that could be softness, or an empty text."""
+    x, y = (np.concatenate([each[k].forces[frames[k].counted].ravel() for k in chosen]) for each in (frames, predictions))
+    if not witnesses or _USUAL[0] <= slope <= _USUAL[1] or _correlation(x, y) < 0.9 or _rms(x) < 4 * _SMALL_FORCES:
+        return ""
+    bohr = _FORCE_UNITS["eV/bohr"]
+    for factor, looks in ((bohr, "eV/bohr"), (1 / bohr, "eV/Å times Å/bohr")):
+        if all(abs(np.log(slope / witness / factor)) < _CONTRADICTION for witness in witnesses.values()):
+            said = " and ".join(f"its {what} {witness:.2f} times" for what, witness in witnesses.items())
+            return (
+                f"the model's forces are {slope:.2f} times the labels', but {said}; softness makes these alike. The forces look as if they "
+                f"were in {looks}: multiply them by {factor:.6g}."
+            )
+    return ""
+
+
+def _energies_off(frames, predictions, chosen, slope, force_slope, notes) -> list[Problem]:
+    """Find energies of a wrong unit, of two kinds, or of single frames that do not belong with the others."""
+    share, label, model = _per_atom(frames, predictions, chosen)
+    spare = len(chosen) - np.linalg.matrix_rank(share)
     if spare < 1:
         notes.append("Energies cannot be checked: there are no more frames than reference energies of elements.")
         return []
-    if spare >= 2 and (text := _energy_unit(table, label, model)):
-        return [Problem("file", f"{frames[chosen[0]].file}: {text}", tuple(chosen))]
-    rest = (label - model) / size - (table / size[:, None]) @ _robust_shift(table / size[:, None], (label - model) / size)
-    centre = np.median(rest)
-    width = 1.4826 * np.median(np.abs(rest - centre))
-    limit = max(_OUTLIER_FLOOR, _OUTLIER_WIDTHS * width)
-    outside = np.abs(rest - centre) > limit
-    if not outside.any():
-        outside = _second_group(rest)
+    if slope is not None and not 0.2 <= slope <= 2.5:
+        n_atoms = float(np.mean([len(frames[k].atoms) for k in chosen]))
+        unit = _unit(slope, _ENERGY_UNITS | {"eV per atom instead of eV per cell": n_atoms})
+        looks = f", as if those were in {unit}" if unit else ", which fits no unit known here"
+        text = f"energy differences of the model are {slope:.3g} times the labels'{looks}; they must be in eV, for the whole cell."
+        return [Problem("file", f"{_whole(frames, chosen)}: {text}", tuple(chosen))]
+    # Softness first: hot frames of a soft model are no outliers.
+    columns, values = (
+        (np.column_stack([share, model]), label) if slope and spare >= _FEW else (share, label - model / (slope or force_slope))
+    )
+    solution = _robust_shift(columns, values)
+    rest = values - columns @ solution
+    slope = 1 / solution[-1] if columns is not share and solution[-1] > 0 else slope or force_slope
+    # Softness is not the same everywhere: frames far from the others of their composition may be off by a share of that.
+    hot = (model - share @ _robust_shift(share, model)) / slope
+    kind = np.unique(share.round(6), axis=0, return_inverse=True)[1].ravel()
+    spread = np.sqrt(np.bincount(kind, hot**2) / np.bincount(kind))[kind]
+    few = 1 + 10 / spare
+    several = 2 if kind.any() else 1  # softness and reference energies of several compositions are fitted in common
+    apart = rest
+    for _ in range(5):  # a second group takes part in the fit
+        high = _upper(apart)
+        apart = values - columns @ _robust_shift(np.column_stack([columns, high]), values)[:-1]
+    if _are_two(apart, high, hot, kind, _GROUPS_FLOOR * few):
+        parts = [_places(frames, [chosen[n] for n in np.flatnonzero(part)]) for part in (~high, high)]
+        text = (
+            f"the energies are of two kinds, {1000 * (np.median(apart[high]) - np.median(apart[~high])):.0f} meV/atom apart beyond the model and "
+            f"the reference energies of elements: {(~high).sum()} frames ({parts[0]}), and {high.sum()} that lie higher ({parts[1]}). PSTRESS, "
+            "+U or corrections in one of the two? Make them of one kind, or leave energies out with --forces-only."
+        )
+        return [Problem("file", text, tuple(chosen))]
+    rest = rest - np.median(rest)
+    # Composition by composition: a model may be wrong about one, and reference energies are those of all.
+    own = np.array([np.median(rest[kind == which]) if (kind == which).sum() > 2 else 0.0 for which in range(kind.max() + 1)])[kind]
+    rest = rest - own
+    limit = max(several * _OUTLIER_FLOOR * few, _OUTLIER_WIDTHS * 1.4826 * np.median(np.abs(rest)))
+    far = sorted({frames[chosen[n]].atoms.get_chemical_formula(empirical=True) for n in np.flatnonzero(np.abs(own) > limit + spread)})
+    if far:
+        notes.append(
+            f"The energies of all frames of {_some(far)} lie beside those of the others by more than {limit:.2f} eV/atom: another "
+            "functional or setting, or compositions that the model is wrong about."
+        )
+    outside = np.abs(rest) > np.maximum(limit, _OUTLIER_SHARE * np.maximum(np.abs(hot), spread))
     if spare < 2 and outside.any():
         # Two frames disagree, but not even a majority can say which of them is wrong.
         notes.append(
@@ -443,21 +886,6 @@ def _energies_off(frames, predictions, chosen, notes) -> list[Problem]:
     return [Problem("frame", text.format(rest[n] - np.median(rest[~outside])), (chosen[n],)) for n in np.flatnonzero(outside)]
 
 
-def _energy_unit(table: np.ndarray, label: np.ndarray, model: np.ndarray) -> str:
-    """Return what the slope of energies, compositions taken out, says about their unit; an empty text if that is plausible."""
-    inside = table @ np.linalg.pinv(table)
-    x, y = label - inside @ label, model - inside @ model
-    if (x @ x) < 1e-8 * len(x) or _correlation(x, y) < 0.9:
-        return ""
-    slope = float(x @ y / (x @ x))
-    if 0.2 <= slope <= 2.5:
-        return ""
-    units = _ENERGY_UNITS | {"eV per atom instead of eV per cell": float(table.sum(axis=1).mean())}
-    unit = _unit(slope, units)
-    looks = f", as if those were in {unit}" if unit else ", which fits no unit known here"
-    return f"energy differences of the model are {slope:.3g} times the labels'{looks}; they must be in eV, for the whole cell."
-
-
 def _robust_shift(table: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the solution of table · x = values that minimises the sum of absolute errors (iteratively reweighted least squares)."""
     weight = np.ones(len(values))
@@ -467,16 +895,27 @@ def _robust_shift(table: np.ndarray, values: np.ndarray) -> np.ndarray:
     return solution
 
 
-def _second_group(rest: np.ndarray) -> np.ndarray:
-    """Mark the smaller part if a gap much wider than either part's spread divides the values: two sources in one set."""
-    order = np.argsort(rest)
-    gaps = np.diff(rest[order])
-    at = int(np.argmax(gaps))
-    low, high = order[: at + 1], order[at + 1 :]
-    marked = np.zeros(len(rest), dtype=bool)
-    if gaps[at] > max(_OUTLIER_FLOOR, 3 * np.ptp(rest[low]), 3 * np.ptp(rest[high])):
-        marked[min(low, high, key=len)] = True
-    return marked
+def _upper(values: np.ndarray) -> np.ndarray:
+    """Mark the upper of the two groups that are narrowest together; a tenth of all, and two, are a group."""
+    n = len(values)
+    order, fewest = np.argsort(values), max(2, n // 10)
+    within = {at: at * values[order[:at]].var() + (n - at) * values[order[at:]].var() for at in range(fewest, n - fewest + 1)}
+    return np.isin(np.arange(n), order[min(within, key=within.get) :]) if within else np.zeros(n, dtype=bool)
+
+
+def _are_two(values: np.ndarray, high: np.ndarray, hot: np.ndarray, kind: np.ndarray, floor: float) -> bool:
+    """Tell whether two parts of the values lie much further apart than either is wide."""
+    n = len(values)
+    if n < _FEW + 2 or not high.any():
+        return False
+    width = np.sqrt((high.sum() * values[high].var() + (~high).sum() * values[~high].var()) / n)
+    # One group cut in two has its halves 2.7 (normal) to 3.5 (uniform) widths apart; more, if they are few.
+    limit = max(floor, (4 + 40 / n) * width)
+    # Groups that do not mix in the model's energy may as well be a softness that changes with it.
+    sides = [high[kind == one][np.argsort(hot[kind == one])] for one in np.unique(kind)]
+    if sum(np.count_nonzero(np.diff(side)) for side in sides) < sum(side.mean() * (~side).sum() for side in sides):
+        limit = max(limit, _OUTLIER_SHARE * np.ptp(hot))
+    return values[high].mean() - values[~high].mean() > limit
 
 
 def _states(frames: Sequence[Frame]) -> list[str]:
@@ -484,9 +923,8 @@ def _states(frames: Sequence[Frame]) -> list[str]:
     formulas = sorted({frame.atoms.get_chemical_formula(mode="hill", empirical=True) for frame in frames})
     found = []
     if len(formulas) > 1:
-        shown = ", ".join(formulas[:8]) + (", …" if len(formulas) > 8 else "")
         found.append(
-            f"The labels are of {len(formulas)} compositions ({shown}): one factor, or one set of weights, has to serve all of them."
+            f"The labels are of {len(formulas)} compositions ({_some(formulas)}): one factor, or one set of weights, has to serve all of them."
         )
     for what in ("energy", "stress"):
         n = sum(getattr(frame, what) is None for frame in frames)
@@ -501,6 +939,24 @@ def _states(frames: Sequence[Frame]) -> list[str]:
 
 def _name(frame: Frame) -> str:
     return f"{frame.file}, frame {frame.number}"
+
+
+def _whole(frames: Sequence[Frame], chosen: Sequence[int]) -> str:
+    files = list(dict.fromkeys(frames[k].file for k in chosen))
+    return files[0] if len(files) == 1 else f"{len(files)} files, {files[0]} to {files[-1]}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+
+
+def _places(frames: Sequence[Frame], members: Sequence[int]) -> str:
+    """Return files and numbers of frames, of many files the first."""
+    by_file: dict[str, list[int]] = {}
+    for k in members:
+        by_file.setdefault(frames[k].file, []).append(frames[k].number)
+    shown = [f"{file}, {_numbers(numbers)}" for file, numbers in list(by_file.items())[:_SHOWN]]
+    return "; ".join(shown) + (f"; and {len(by_file) - _SHOWN} more files" if len(by_file) > _SHOWN else "")
 
 
 def listed(frames: Sequence[Frame], problems: Sequence[Problem]) -> list[str]:
