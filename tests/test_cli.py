@@ -1,14 +1,16 @@
 """The command line, as a new user would try it."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from helpers import benchmarks, cli, registry, results
+from helpers import benchmarks, cli, registry, results, runner
 from helpers.benchmarks import surfaces
 
 
@@ -63,26 +65,155 @@ def test_fetch_knows_what_a_benchmark_reads_of_another_ones_files(no_data):
     assert "Nb_Elastic.json" in outcome.stderr
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["run", "surface", "-m", "chgnet-0.3.0"], "there are: surfaces"),
-        (["run", "surfaces", "-m", "chgnet"], "Known: chgnet-0.3.0"),
-        (["run", "surfaces", "-m", "chgnet-0.3.0", "--sets", "slabs"], "it has: slabs-109"),
-        (["run", "surfaces", "-m", "ase:no.such.Thing"], "No module named"),
-        (["run", "surfaces", "-m", "file:missing.model"], "missing.model"),
-        (["run", "surfaces", "-m", "chgnet-0.3.0", "--sets", "slabs-109", "--force"], "is not on this machine"),
-        (["run", "surfaces", "-m", "chgnet-0.3.0", "--sets", "tran-rebuilt"], "replace it by a smaller one"),
-        (["run", "surfaces", "-m", "chgnet-0.3.0", "--scheduler", "somewhere"], "it takes local, an address"),
-        (["run", "surfaces", "-m", "chgnet-0.3.0", "--scheduler", "missing.yaml"], "there is no such file"),
-        (["fetch", "nothing"], "It has: "),
-    ],
-)
-def test_mistakes_are_one_line_and_a_status(no_data, arguments, words):
+EMT = "ase:ase.calculators.emt.EMT"
+RUN = ["run", "surfaces", "-m", "chgnet-0.3.0"]
+MISTAKES = [
+    (["run", "surface", "-m", "chgnet-0.3.0"], r"there are: surfaces, .*Did you mean surfaces\?"),
+    (["run", "surfaces", "-m", "chgnet"], r"Known: chgnet-0.3.0, .*Did you mean chgnet-0.[23].0\?"),
+    (["run", "surfaces", "-m", "mace-mp0-medium"], r"Did you mean mace-mp-0-medium\?"),
+    (["run", "surfaces", "-m", ""], r"unknown model ''.*file:PATH\.$"),
+    (["run", "surfaces", "-m", "page.model"], "Write file:page.model for that file or folder"),
+    (["run", "surfaces", "-m", "file:page.model", "--trust"], "page.model is a web page"),
+    (["run", "surfaces", "-m", "file:empty.model", "--trust"], "empty.model cannot be opened"),
+    (["run", "surfaces", "-m", "file:missing.model"], "missing.model"),
+    (["run", "surfaces", "-m", "ase:no.such.Thing"], "No module named"),
+    ([*RUN, "--sets", "slab-109"], r"there are: slabs-109, .*Did you mean slabs-109\?"),
+    ([*RUN, "--sets", ","], "no set is given; there are: slabs-109"),
+    ([*RUN, "--sets", "slabs-109", "--force"], "is not on this machine"),
+    ([*RUN, "--sets", "tran-rebuilt"], "replace it by a smaller one"),
+    ([*RUN, "--scheduler", "somewhere"], "it takes local, an address"),
+    ([*RUN, "--scheduler", "missing.yaml"], "there is no such file"),
+    ([*RUN, "--device", "mps"], "here there are: auto, cpu"),
+    ([*RUN, "--device", ""], "here there are: auto, cpu"),
+    ([*RUN, "--device", "cuda:x"], "sees no CUDA GPU|here there are"),
+    (["run", "surfaces", "-m", EMT, "--device", "cuda"], "the device belongs to the calculator"),
+    (["report", "-m", EMT, "-o", "out", "--device", "cuda"], "the device belongs to the calculator"),
+    (["fix", "-m", EMT, "-o", "out", "-l", "page.model", "--device", "cuda"], "the device belongs to the calculator"),
+    (["report", "-m", "chgnt-0.3.0", "-o", "out"], r"Did you mean chgnet-0.3.0\?"),
+    (["fix", "-m", "chgnt-0.3.0", "-o", "out", "-l", "page.model"], r"Did you mean chgnet-0.3.0\?"),
+    (["fix", "-m", "chgnet-0.3.0", "-o", "out", "-l", "page.model", "--method", "lineer"], "method must be linear or full"),
+    (["bench", "-m", "chgnt-0.3.0", "--quick"], r"Did you mean chgnet-0.3.0\?"),
+    (["bench", "-m", "chgnet-0.3.0", "--quick", "--route", "matcal"], r"Did you mean matcalc\?"),
+    (["bench", "--quick", "--out", "page.model"], "page.model"),
+    (["fetch", "weight"], r"It has: .*Did you mean weights\?"),
+    (["fetch", ""], "It has: "),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
+def test_mistakes_are_one_line_and_a_status(no_data, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(no_data)
+    (no_data / "page.model").write_text("<!doctype html><title>Sign in</title>")
+    (no_data / "empty.model").touch()
+    monkeypatch.setattr(sys, "argv", ["softening", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("softening: ")
+    assert re.search(words, line)
+    assert not (no_data / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["modles"], ["run"], [*RUN, "--procesess", "2"], [*RUN, "--processes", "0"], ["status", "x"]])
+def test_mistakes_of_form_have_no_traceback(arguments):
     outcome = softening(*arguments)
     assert outcome.returncode == 2
-    assert words in outcome.stderr
+    assert "Usage: softening" in outcome.stderr
     assert "Traceback" not in outcome.stderr
+
+
+def test_a_damaged_model_file_is_named_and_the_others_are_listed(no_data, monkeypatch):
+    file = registry.lookup("ACEsuit/mace-mp/mace-mpa-0-medium.model")
+    path = no_data / file.mirror_path
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"<html>")
+    outcome = CliRunner().invoke(cli.app, ["models"])
+    assert outcome.exit_code == 0
+    assert "mace-mpa-0-medium.model is not the registered" in outcome.output
+    assert re.search(r"mace-mpa-0-medium +MACE-MPA-0 .*damaged, see above", outcome.output)
+    assert re.search(r"mace-mp-0-medium .*to be downloaded \(44.4 MB\)", outcome.output)
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Let ``softening run surfaces`` come to a table that the test gives."""
+
+    def run(table, summarise=surfaces.summarise):
+        monkeypatch.setattr(runner, "run", lambda *_, **__: table)
+        monkeypatch.setattr(results, "models", lambda _: [])
+        monkeypatch.setattr(results, "provenance", lambda *_: {"fingerprint": "x"})
+        monkeypatch.setattr(surfaces, "summarise", summarise)
+        return CliRunner().invoke(cli.app, ["run", "surfaces", "-m", EMT])
+
+    return run
+
+
+def rows(*statuses):
+    case = benchmarks.Case("tran-rebuilt/Cu/111", "tran-rebuilt", "Cu", {})
+    errors = [None if status == "ok" else "no Cu here" for status in statuses]
+    return benchmarks.table([benchmarks.row(EMT, case, "gamma", 0.1, 0.1, "eV/Å²", error=error) for error in errors])
+
+
+def test_a_run_without_failures_counts_none(given):
+    """A category that does not occur would be counted, 0 times."""
+    table = rows("ok", "ok").assign(reason=pd.Categorical(["", ""], ["", "not converged"]))
+    outcome = given(table, lambda table: pd.DataFrame({"model": [EMT], "slope": [0.1234567]}))
+    assert outcome.exit_code == 0
+    assert "2 rows, 0 failed" in outcome.output
+    assert "×" not in outcome.output
+    assert outcome.output.splitlines()[-1].split() == [EMT, "0.12346"]
+
+
+def fails(_):
+    raise ValueError("a slope needs at least two values, got 1")
+
+
+@pytest.mark.parametrize(
+    ("summarise", "words"), [(lambda table: table[:0], "No summary: these cases are too few"), (fails, "No summary: a slope needs")]
+)
+def test_nothing_to_summarise_is_said_in_words(given, summarise, words):
+    outcome = given(rows("ok", "failed"), summarise)
+    assert outcome.exit_code == 0
+    assert "2 rows, 1 failed" in outcome.output
+    assert "  1 × no Cu here" in outcome.output
+    assert words in outcome.output
+    assert "Empty DataFrame" not in outcome.output
+
+
+@pytest.mark.parametrize(("statuses", "words"), [(["failed"] * 3, "every row failed"), ([], "there were no cases")])
+def test_a_run_whose_every_case_fails_ends_with_a_status(given, statuses, words):
+    outcome = given(rows(*statuses))
+    assert outcome.exit_code == 1
+    assert f"{len(statuses)} rows, {len(statuses)} failed" in outcome.output
+    assert f"No summary: {words}" in outcome.output
+
+
+@pytest.mark.parametrize("benchmark", benchmarks.CATALOGUE)
+def test_every_summary_fits_a_terminal_of_80_columns(benchmark, monkeypatch, capsys):
+    """Wide tables become blocks of lines; what is piped elsewhere stays a table."""
+    model = results.models(benchmark)[0]
+    table, summarise = results.read(benchmark, model), benchmarks.module(benchmark).summarise
+    monkeypatch.setenv("COLUMNS", "80")
+    cli._summary(summarise, table)
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.splitlines())) <= 80
+    monkeypatch.delenv("COLUMNS")
+    cli._summary(summarise, table)
+    wide = capsys.readouterr().out
+    assert len(wide.splitlines()) == len(summarise(table)) + 1
+    assert set(narrow.split()) == set(wide.split())
+
+
+@pytest.mark.parametrize("command", ["models", "status"])
+def test_lists_fit_a_terminal_of_80_columns(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    outcome = CliRunner().invoke(cli.app, [command])
+    assert outcome.exit_code == 0
+    lines = outcome.output.splitlines()
+    # The last one of the models is a sentence.
+    assert max(map(len, lines[:-1] if command == "models" else lines)) <= 80
+    assert "chgnet-0.3.0" in outcome.output
 
 
 def test_run_and_status(tmp_path, monkeypatch):

@@ -345,9 +345,11 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
     protocol = protocol or Protocol()
     unknown = sorted(set(routes or ()) - set(ROUTES))
     if unknown:
-        raise ValueError(f"there is no way called {', '.join(unknown)}; there are: {', '.join(ROUTES)}")
+        near = registry.nearest(unknown[0], ROUTES)
+        raise ValueError(f"there is no way called {', '.join(unknown)}; there are: {', '.join(ROUTES)}.{near}")
     if key != RANDOM_MACE and (key not in potentials.CATALOGUE or _family(key) not in bench_routes.FAMILIES):
-        raise ValueError(f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}")
+        near = registry.nearest(key, potentials.CATALOGUE)
+        raise ValueError(f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}.{near}")
     chosen = [name for name in ROUTES if _family(key) in ROUTES[name].families and (not routes or name in (*routes, "ours"))]
     chosen = [name for name in chosen if protocol.threads or ROUTES[name].threads]
     jobs = tasks(protocol)

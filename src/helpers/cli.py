@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -153,7 +154,9 @@ def run(
     Can be interrupted at any time: the same command finishes what is missing.
     """
     from helpers import runner
+    from helpers.potentials.ase import canonical
 
+    model = canonical(model)
     module = benchmarks.module(benchmark)
     split = None if sets is None else [name.strip() for name in sets.split(",") if name.strip()]
     chosen = None if split is None else benchmarks.chosen_sets(module.SETS, split)
@@ -293,6 +296,8 @@ def bench(
     """
     from helpers import bench as measurement
 
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     keys = model or list(measurement.MODELS)
     protocol = measurement.QUICK if quick else measurement.Protocol()
     if route:
@@ -324,9 +329,8 @@ def status() -> None:
                 [benchmark, key, str(made["rows"]), str(made["failed_rows"]), f"{made['core_seconds']:.0f} s", made["device"], made["date"]]
             )
     _table(rows, ["BENCHMARK", "MODEL", "ROWS", "FAILED", "CORE TIME", "DEVICE", "DATE"])
-    unfinished = [folder for folder in results.runs_dir().glob("*/*") if folder.is_dir()]
-    for folder in unfinished:
-        typer.echo(f"unfinished: {folder.parent.name} {folder.name} ({len(list(folder.glob('*.parquet')))} shards); run it again to finish")
+    for folder, shards in Counter(path.parent for path in results.runs_dir().glob("*/*/*.parquet")).items():
+        typer.echo(f"unfinished: {folder.parent.name} {folder.name} ({shards} shards); run it again to finish")
 
 
 def main() -> None:
