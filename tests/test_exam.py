@@ -15,8 +15,11 @@ from ase.calculators.emt import EMT
 from ase.calculators.lj import LennardJones
 from ase.constraints import FixAtoms, FixCartesian
 from pymatgen.io.ase import AseAtomsAdaptor
+from typer.testing import CliRunner
 
-from helpers import potentials, softening
+from helpers import cli, fix, potentials, registry, results, softening
+from helpers.benchmarks import elasticity
+from helpers.finetune import Label
 from helpers.potentials import PotentialError, exam
 from helpers.potentials.ase import ASEPotential, canonical
 
@@ -421,6 +424,28 @@ def test_keys_that_do_not_load_say_why_on_one_line(project, name, words):
     with pytest.raises(PotentialError, match=words) as raised:
         potentials.load(f"ase:{name}")
     assert "\n" not in str(raised.value)
+
+
+def test_a_fix_and_a_run_by_such_a_key_are_found_elsewhere(project, tmp_path, monkeypatch):
+    frames = [rattled(seed=seed) for seed in range(10)]
+    truth = foreign(EMT(asap_cutoff=True)).evaluate(frames)
+    labels = [Label(atoms, None, 1.25 * one.forces) for atoms, one in zip(frames, truth, strict=True)]
+    fixed = fix.fix("ase:my_calculator.make", labels, out="mended")
+    assert "secret-home" not in (project / "mended" / "mended.json").read_text()
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("reference", "paper", "registry.csv"):
+        (data / name).symlink_to(registry.data_dir() / name)
+    monkeypatch.setenv(registry.DATA_VARIABLE, str(data))
+    whole = elasticity.cases
+    monkeypatch.setattr(elasticity, "cases", lambda protocol=None, sets=None: [c for c in whole(protocol, sets) if c.material == "Cu"])
+    command = ["run", "elasticity", "-m", "ase:my_calculator.make", "--sets", "prototypes", "--processes", "1"]
+    done = CliRunner().invoke(cli.app, command)
+    assert done.exit_code == 0, done.output
+    assert set(results.read("elasticity", "ase:~/work/my_calculator.py:make")["model"]) == {"ase:~/work/my_calculator.py:make"}
+    monkeypatch.chdir(tmp_path)
+    assert potentials.load(f"file:{project / 'mended'}", trust=True).scale == pytest.approx(1.25, abs=1e-6)
+    assert fixed.potential.scale == pytest.approx(1.25, abs=1e-6)
 
 
 def test_workers_in_another_folder_find_the_file(project, tmp_path):

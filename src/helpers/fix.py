@@ -143,6 +143,7 @@ def fix(
     out, model = Path(out), f"file:{model}" if isinstance(model, Path) else model
     _content(out)
     potential = potentials.load(model, device, trust=trust)
+    model = potential.key if model.startswith("ase:") else model  # the same in every folder
     if method == "full" and not isinstance(potential, GraphPotential):
         raise PotentialError(f"{model} has no weights to train; use the linear correction (--method linear).")
     frames, files = _read(sources)
@@ -264,7 +265,7 @@ def _content(out: Path) -> set[str]:
     if out.exists() and not out.is_dir():
         raise PotentialError(f"{out} is a file; choose a new folder for --out.")
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.is_dir() else set()
-    if names and not names & {mended.RECORD, _STARTED}:
+    if names and not names & {mended.RECORD, _STARTED, _CHECKPOINT}:
         raise PotentialError(f"{out} is not empty and holds something else; choose a new folder for --out.")
     return names
 
@@ -272,7 +273,8 @@ def _content(out: Path) -> set[str]:
 def _finished(out: Path, request: dict[str, object]) -> bool:
     """Tell whether the folder holds this very fix, complete; refuse anything but this fix, complete or not."""
     names = _content(out)
-    if not names:
+    # A checkpoint by itself says what it is of.
+    if not names & {mended.RECORD, _STARTED}:
         return False
     before = mended.record(out).get("request") if mended.RECORD in names else results.read_json(out / _STARTED)
     now = json.loads(json.dumps(request))

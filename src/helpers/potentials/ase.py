@@ -158,7 +158,7 @@ def canonical(key: str) -> str:
     PotentialError
         If the key has not one of the forms that :func:`load` takes.
     """
-    file, _, factory = _place(key)
+    file, _, factory = _place(key) if key.startswith("ase:") else (None, "", "")
     if file is None:
         return key
     home = os.path.expanduser("~")
