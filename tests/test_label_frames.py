@@ -72,7 +72,11 @@ OTHER_UNIT = {3: lambda f, rng: f / 51.4221, 17: lambda f, rng: f * 23.0605}
 @pytest.mark.parametrize("files", [1, 7, 50])
 @pytest.mark.parametrize(
     ("n", "spoilt", "words"),
-    [(50, NEGATED, ("gradients", "gradients")), (10, PERMUTED, ("order of the atoms",) * 2), (50, OTHER_UNIT, ("hartree/bohr", "kcal/mol"))],
+    [
+        (50, NEGATED, ("gradients", "gradients")),
+        (10, PERMUTED, ("order of the atoms",) * 2),
+        (50, OTHER_UNIT, ("hartree/bohr", "kcal/mol")),
+    ],
 )
 def test_a_frame_is_judged_beside_the_others_whatever_its_file(n, spoilt, words, files):
     rng = np.random.default_rng(1)
@@ -172,7 +176,9 @@ def test_hot_frames_of_a_soft_model_are_right():
 def test_two_groups_of_energies_are_named_as_two(files):
     """50 meV/atom between halves of a set whose own spread is 5."""
     rng = np.random.default_rng(5)
-    given = [with_(label, energy=label.energy + len(label.atoms) * (0.05 * (k % 2) + rng.normal(0, 0.005))) for k, label in enumerate(copper(40))]
+    given = [
+        with_(label, energy=label.energy + len(label.atoms) * (0.05 * (k % 2) + rng.normal(0, 0.005))) for k, label in enumerate(copper(40))
+    ]
     (problem,), _ = judged(given, files=files)
     assert problem.kind == "file"
     assert float(re.search(r"two kinds, (\d+) meV", problem.text)[1]) == pytest.approx(50, abs=5)
@@ -201,7 +207,10 @@ def test_energies_betray_forces_per_bohr():
     for options in ({}, {"energies": False}):
         (problem,), _ = judged(given, **options)
         assert problem.kind == "file"
-        assert "the model's forces are 1.51 times the labels', but its energy differences 0.80 times and its stresses 0.80 times" in problem.text
+        assert (
+            "the model's forces are 1.51 times the labels', but its energy differences 0.80 times and its stresses 0.80 times"
+            in problem.text
+        )
         assert "eV/bohr: multiply them by 1.88973" in problem.text
     given = [with_(label, forces=label.forces / BOHR) for label in copper(12)]
     (problem,), _ = judged(given)
