@@ -19,8 +19,9 @@ from pathlib import Path
 import pooch
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from helpers import registry
+from helpers import cli, registry
 from helpers.registry import RegistryError
 
 CONTENT = b"forces and energies\n" * 1000
@@ -379,7 +380,7 @@ def test_a_full_disk_gets_its_own_advice(small_registry, server, monkeypatch, nu
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(pooch.HTTPDownloader, "__call__", full)
-    with pytest.raises(RegistryError, match=r"the disk is full \(.*cache: \d+\.\d MB free, needed: 0\.0 MB\).*SOFTENING_CACHE"):
+    with pytest.raises(RegistryError, match=r"the disk is full \(\d+\.\d MB free, needed: 0\.0 MB\)\. Make room\. Or let SOFTENING_CACHE"):
         registry.fetch("good")
     assert cached(small_registry) == []
     assert server.waits == [], "a full disk does not empty itself"
@@ -392,12 +393,20 @@ def test_names_with_a_slip_are_asked_back(small_registry):
         registry.files("weigths")
 
 
-def test_fetch_all_goes_on_after_an_error(small_registry):
-    results = dict((file.key, result) for file, result in registry.fetch_all(registry.files()))
-    assert list(results)[:3] == ["good", "wrong", "unsigned"]
-    assert results["good"].read_bytes() == results["unsigned"].read_bytes() == CONTENT
-    assert isinstance(results["wrong"], RegistryError)
-    assert [file.key for file, _ in registry.fetch_all(registry.files("forces"))] == ["good", "wrong"]
+def test_the_command_goes_on_after_an_error(small_registry):
+    outcome = CliRunner().invoke(cli.app, ["fetch", "forces"])
+    assert outcome.exit_code == 1
+    assert "ready    good (20.0 kB)" in outcome.output
+    assert "failed   wrong" in outcome.output
+    assert "1 of 2 files are here and verified" in outcome.output
+    assert CliRunner().invoke(cli.app, ["fetch"]).output.count("ready ") == 3, "the pages of networks and kinds are none of theirs"
+
+
+def test_a_cache_that_cannot_be_written_gets_another_advice(small_registry, monkeypatch):
+    (small_registry / "file").touch()
+    monkeypatch.setenv(registry.CACHE_VARIABLE, str(small_registry / "file" / "cache"))
+    with pytest.raises(RegistryError, match=r"Not a directory: .*Let SOFTENING_CACHE name another folder than .*file/cache\.$"):
+        registry.fetch("good")
 
 
 def test_unknown_names(small_registry, monkeypatch):

@@ -101,16 +101,14 @@ def fetch(
 
     Files go to the cache folder (SOFTENING_CACHE); a mirror folder (SOFTENING_MIRROR) is looked in first.
     """
-    failed = []
-    count = 0
-    for file, outcome in registry.fetch_all(_needed(benchmark)):
-        count += 1
-        if isinstance(outcome, registry.RegistryError):
-            failed.append(file.key)
-            typer.echo(f"failed   {file.key}\n         {outcome}", err=True)
-        else:
-            typer.echo(f"ready    {file.key} ({_human(outcome.stat().st_size)})")
-    typer.echo(f"{count - len(failed)} of {count} files are here and verified.")
+    chosen, failed = _needed(benchmark), 0
+    for file in chosen:
+        try:
+            typer.echo(f"ready    {file.key} ({_human(registry.fetch(file.key).stat().st_size)})")
+        except registry.RegistryError as error:
+            failed += 1
+            typer.echo(f"failed   {file.key}\n         {error}", err=True)
+    typer.echo(f"{len(chosen) - failed} of {len(chosen)} files are here and verified.")
     if failed:
         raise typer.Exit(1)
 

@@ -23,7 +23,7 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -131,19 +131,7 @@ def mirror_dir() -> Path | None:
 @cache
 def _load(path: Path) -> dict[str, RegisteredFile]:
     with path.open(newline="") as handle:
-        rows = [
-            RegisteredFile(
-                key=row["key"],
-                benchmark=row["benchmark"],
-                url=row["url"],
-                sha256=row["sha256"],
-                size=int(row["bytes"] or 0),
-                mirror_path=row["mirror_path"],
-                licence=row["licence"],
-                citation=row["citation"],
-            )
-            for row in csv.DictReader(handle)
-        ]
+        rows = [RegisteredFile(size=int(row.pop("bytes") or 0), **row) for row in csv.DictReader(handle)]
     return {row.key: row for row in rows}
 
 
@@ -347,30 +335,23 @@ def _stream(file: RegisteredFile, url: str, output: str, source: pooch.Pooch) ->
 
 def _advice(error: Exception, file: RegisteredFile) -> str:
     """Return what went wrong with a download, and what to do."""
-    folder, response = cache_dir(), getattr(error, "response", None)
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        free, needed = (f"{size / 1e6:.1f} MB" if size else "not known" for size in (shutil.disk_usage(folder).free, file.size))
-        return f"the disk is full ({folder}: {free} free, needed: {needed}). Make room, or let {CACHE_VARIABLE} name another folder."
-    what = str(error)
-    if response is not None:
+    what, where = str(error), f"Get it elsewhere, or later, and put it at {cache_dir() / file.mirror_path}."
+    if (response := getattr(error, "response", None)) is not None:
         asked = _asked(response)
         meaning = _REFUSALS.get(response.status_code) or (f"the server asks to wait {asked:.0f} s" if asked else "the server fails")
         what = f"{response.status_code} {response.reason}: {meaning}"
-    return f"{what}. Get it elsewhere, or later, and put it at {folder / file.mirror_path}."
+    elif isinstance(error, OSError) and not isinstance(error, requests.RequestException):
+        where = f"Let {CACHE_VARIABLE} name another folder than {cache_dir()}."
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free, needed = (f"{size / 1e6:.1f} MB" if size else "not known" for size in (_free(cache_dir()), file.size))
+            what, where = f"the disk is full ({free} free, needed: {needed})", f"Make room. Or l{where[1:]}"
+    return f"{what}. {where}"
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
 
 
 def available(keys: Iterable[str]) -> bool:
     """Tell whether all these files are on this machine already (nothing is downloaded)."""
     return all(local_path(key) is not None for key in keys)
-
-
-def fetch_all(chosen: Iterable[RegisteredFile]) -> Iterator[tuple[RegisteredFile, Path | RegistryError]]:
-    """Fetch files, yielding each with its path or its error.
-
-    One failure does not stop the rest.
-    """
-    for file in chosen:
-        try:
-            yield file, fetch(file.key)
-        except RegistryError as error:
-            yield file, error

@@ -97,20 +97,7 @@ def shards(cases: Sequence[Case], atoms_per_shard: int = _ATOMS_PER_SHARD) -> li
 
 
 # Columns that, where a benchmark has them, tell the rows of one case and property apart.
-ROW_KEYS = (
-    "stage",
-    "held_out",
-    "epoch",
-    "frame",
-    "atom",
-    "component",
-    "displacement",
-    "quantile",
-    "q",
-    "branch",
-    "frequency_thz",
-    "image",
-)
+ROW_KEYS = ("stage", "held_out", "epoch", "frame", "atom", "component", "displacement", "quantile", "q", "branch", "frequency_thz", "image")
 
 
 @dataclass(frozen=True)

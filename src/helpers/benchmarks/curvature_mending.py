@@ -30,7 +30,7 @@ draw (stage ``before``) is there for seed 0 only.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import ase
 import numpy as np
@@ -39,7 +39,7 @@ from ase.build import bulk
 
 from helpers import finetune
 from helpers.benchmarks import Case, chosen_sets, fine_tuning, mending, migration, off_equilibrium, phonons, row, table
-from helpers.finetune import Label, Recipe
+from helpers.finetune import Label
 from helpers.potentials.base import Potential
 
 SETS: dict[str, tuple[str, ...]] = {
@@ -72,7 +72,7 @@ _COLUMNS = ("q", "branch", "distance", "label")
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(fine_tuning.Training):
     """Settings.
 
     Attributes
@@ -109,11 +109,6 @@ class Protocol:
     force_weight: float = 100.0
     stress_weight: float = 0.1
     batch_size: int = 1
-
-    def recipe(self, seed: int, **changes: object) -> Recipe:
-        """Return the recipe of one draw."""
-        names = {f.name for f in fields(Recipe)}
-        return Recipe(**{k: v for k, v in {**asdict(self), "seed": seed, **changes}.items() if k in names})
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:

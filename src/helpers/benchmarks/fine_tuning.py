@@ -48,8 +48,17 @@ _TEACHER_SCALE = 1.25
 _TEACHER_EPOCHS = 6
 
 
+class Training:
+    """What protocols share whose fields are also those of a recipe."""
+
+    def recipe(self, seed: int, **changes: object) -> Recipe:
+        """Return the recipe of one draw."""
+        names = {f.name for f in fields(Recipe)}
+        return Recipe(**{k: v for k, v in {**asdict(self), "seed": seed, **changes}.items() if k in names})
+
+
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(Training):
     """Settings.
 
     Attributes
@@ -77,11 +86,6 @@ class Protocol:
     force_weight: float = 100.0
     stress_weight: float = 0.1
     batch_size: int = 1
-
-    def recipe(self, seed: int, **changes: object) -> Recipe:
-        """Return the recipe of one draw."""
-        names = {f.name for f in fields(Recipe)}
-        return Recipe(**{k: v for k, v in {**asdict(self), "seed": seed, **changes}.items() if k in names})
 
 
 def thermal_frames(material: str) -> list[Case]:

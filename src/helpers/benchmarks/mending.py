@@ -36,7 +36,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import ase
@@ -77,7 +77,7 @@ _TEACHER_EPOCHS = 6
 
 
 @dataclass(frozen=True)
-class Protocol:
+class Protocol(fine_tuning.Training):
     """Settings.
 
     Attributes
@@ -109,11 +109,6 @@ class Protocol:
     force_weight: float = 100.0
     stress_weight: float = 0.1
     batch_size: int = 1
-
-    def recipe(self, seed: int, **changes: object) -> Recipe:
-        """Return the recipe of one draw."""
-        names = {f.name for f in fields(Recipe)}
-        return Recipe(**{k: v for k, v in {**asdict(self), "seed": seed, **changes}.items() if k in names})
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
