@@ -624,6 +624,9 @@ def test_damaged_records_are_named(tmp_path, two_ways, copied):
     with pytest.raises(results.ResultsError, match=r"started.json is damaged \(.*\): delete it") as caught:
         fix.fix(EMT_KEY, two_ways[1], out=started.parent)
     assert "\n" not in str(caught.value)
+    started.unlink()
+    (started.parent / "training.pt").touch()
+    assert fix.fix(EMT_KEY, two_ways[1], out=started.parent).potential.scale == pytest.approx(1.25)
     fixed = fix.fix(EMT_KEY, two_ways[1], out=tmp_path / "done")
     edit(fixed.folder, lambda c: c.pop("advice"))
     with pytest.raises(PotentialError, match=r"mended.json is damaged \(KeyError\('advice'\)\): mend the potential again"):

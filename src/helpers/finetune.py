@@ -11,12 +11,12 @@ Two cures, both from Deng et al., npj Comput. Mater. 11, 9 (2025):
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import functools
 import hashlib
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -171,25 +171,19 @@ def split(n_labels: int, recipe: Recipe) -> tuple[list[int], list[int]]:
     return sorted(order[n_validation:].tolist()), sorted(order[:n_validation].tolist())
 
 
-def _names_want_of_memory(train: Callable) -> Callable:
+@contextlib.contextmanager
+def _memory_named() -> Iterator[None]:
     """Turn the errors with which PyTorch and Python run out of memory into one that says what to lower."""
-
-    @functools.wraps(train)
-    def wrapped(potential: GraphPotential, labels: Sequence[Label], *arguments: object, **options: object) -> FineTuned:
-        try:
-            return train(potential, labels, *arguments, **options)
-        except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
-                raise
-            raise PotentialError(
-                f"{potential.device} has too little memory to train on cells of up to {max(len(one.atoms) for one in labels)} atoms. Label "
-                "smaller cells, lower the recipe's batch_size if it is above 1, or train on another device (--device)."
-            ) from error
-
-    return wrapped
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        remedy = "label smaller cells, lower the recipe's batch_size if it is above 1, or train on another device (--device)"
+        raise PotentialError(f"the memory does not suffice for training: {remedy}. ({' '.join(str(error).split())[:200]})") from error
 
 
-@_names_want_of_memory
+@_memory_named()
 def fine_tune(
     potential: GraphPotential,
     labels: Sequence[Label],
@@ -217,8 +211,7 @@ def fine_tune(
     Raises
     ------
     PotentialError
-        If the potential has no weights to train, the loss becomes NaN, the memory does not suffice, or the checkpoint is damaged or of
-        another training.
+        If the potential has no weights to train, the loss becomes NaN, the memory does not suffice, or a checkpoint is of another training.
     StructureError
         If a label cannot be evaluated.
     ValueError
@@ -275,9 +268,7 @@ def fine_tune(
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # foreign bytes make the reader raise whatever they lead to
-            raise PotentialError(
-                f"{checkpoint} is damaged or no checkpoint of this training; delete it to train from the start."
-            ) from error
+            raise PotentialError(f"{checkpoint} is damaged or no checkpoint of a training; delete it to begin anew.") from error
         if other:
             raise PotentialError(f"{checkpoint} was written with another recipe, other labels or other weights; delete it or use the same.")
 

@@ -95,7 +95,7 @@ def read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ResultsError(f"{path} is damaged ({error}): delete it and make again what it belongs to.") from error
+        raise ResultsError(f"{path} is damaged ({error}): delete it, then give the same command again.") from error
 
 
 def read_table(path: Path) -> pd.DataFrame:
