@@ -30,7 +30,7 @@ and, if the protocol asks, six ``stress`` components. Frames of crystals of ``si
 ``virial``, −Σ u·F with u from :func:`displacements`: what a temperature is read from (:func:`by_temperature`). Where there is no atom,
 ``atom`` is −1. Predictions and DFT values are stored as float32, forces rounded to 1e-4 eV/Å, energies to 1e-6 eV/atom, stresses to
 1e-6 eV/Å³, virials to 1e-4 eV: far below any model's error, and a fraction of the size on disk.
-Tables from before there were virials and volumes get them, without a model, by ``python -m helpers.benchmarks.off_equilibrium``.
+Older tables get virials and volumes, without a model, by ``python data/amend_off_equilibrium.py``.
 
 Energies of different sources lie on different scales (pseudopotentials, +U, spin): only differences within one material mean anything.
 
@@ -39,7 +39,6 @@ Loading keeps every frame; filters belong to the analysis. Pass tables through :
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import json
 import re
@@ -56,7 +55,7 @@ from ase.build import bulk
 from ase.formula import Formula
 from scipy import stats
 
-from helpers import registry, results, softening, structures
+from helpers import registry, softening, structures
 from helpers.benchmarks import COLUMNS, Case
 from helpers.potentials.base import Potential, Prediction
 
@@ -108,8 +107,15 @@ MELTING_K = {"Si": 1687, "Mo": 2895, "Cu": 1358, "Li": 454, "Ni": 1728}
 # The other groups, strained cells and relaxed slabs, hold small or no forces: they are made for energies and stresses.
 _THERMAL_GROUPS = ("AIMD-NVT", "Vacancy")
 
-# Crystals of the live set: builder and lattice constant in Å (Wyckoff, Crystal Structures (Interscience, 1963)).
-_LATTICE_CONSTANTS = {"MgO": 4.212, "Si": 5.431, "Cu": 3.615, "CsCl": 4.123, "CaF2": 5.463, "SrTiO3": 3.905}
+# Crystals of the live set: structure and lattice constant in Å (Wyckoff, Crystal Structures (Interscience, 1963)).
+_CRYSTALS = {
+    "MgO": ("rocksalt", 4.212),
+    "Si": ("diamond", 5.431),
+    "Cu": ("fcc", 3.615),
+    "CsCl": ("cesiumchloride", 4.123),
+    "CaF2": ("fluorite", 5.463),
+    "SrTiO3": ("perovskite", 3.905),
+}
 
 
 @dataclass(frozen=True)
@@ -251,19 +257,9 @@ def _read_wbm_21(chosen: str, paths: Sequence[Path]) -> list[Case]:
     found = []
     for path in paths:
         for number, atoms in enumerate(ase.io.read(path, ":", format="extxyz")):
-            formula = _formula(atoms)
-            found.append(
-                _case(
-                    f"{chosen}/{number:02d}-{formula}",
-                    chosen,
-                    formula,
-                    _bare(atoms),
-                    atoms.info["REF_energy"],
-                    atoms.arrays["REF_forces"],
-                    np.reshape(atoms.info["REF_stress"], (3, 3)),
-                    source_file=path.name,
-                )
-            )
+            formula, stress = _formula(atoms), np.reshape(atoms.info["REF_stress"], (3, 3))
+            name, answers = f"{chosen}/{number:02d}-{formula}", (atoms.info["REF_energy"], atoms.arrays["REF_forces"], stress)
+            found.append(_case(name, chosen, formula, _bare(atoms), *answers, source_file=path.name))
     return found
 
 
@@ -276,18 +272,8 @@ def _read_wbm_full(chosen: str, paths: Sequence[Path]) -> list[Case]:
                 stress = np.full((3, 3), np.nan)
                 if record.get("vasp_s") is not None:
                     stress = -np.asarray(record["vasp_s"], dtype=float) * 0.1 * units.GPa
-                found.append(
-                    _case(
-                        f"{chosen}/{material}/{frame}",
-                        chosen,
-                        material,
-                        structures.from_dict(record["structure"]),
-                        record["vasp_e"],
-                        record["vasp_f"],
-                        stress,
-                        source_file=path.name,
-                    )
-                )
+                atoms, name = structures.from_dict(record["structure"]), f"{chosen}/{material}/{frame}"
+                found.append(_case(name, chosen, material, atoms, record["vasp_e"], record["vasp_f"], stress, source_file=path.name))
     return found
 
 
@@ -311,34 +297,20 @@ def _read_mattersim(chosen: str, paths: Sequence[Path]) -> list[Case]:
             previous = (path, formula)
         materials.append(formula if stretches[formula] == 1 else f"{formula} ({stretches[formula]})")
     return [
-        _case(
-            f"{chosen}/{atoms.info['internal_id']}",
-            chosen,
-            material,
-            _bare(atoms),
-            atoms.get_potential_energy(),
-            atoms.get_forces(),
-            atoms.get_stress(voigt=False),
-            source_file=path.name,
-        )
+        _case(f"{chosen}/{atoms.info['internal_id']}", chosen, material, _bare(atoms), *_answers(atoms), source_file=path.name)
         for (path, atoms), material in zip(frames, materials, strict=True)
     ]
 
 
+def _answers(atoms: ase.Atoms) -> tuple[float, np.ndarray, np.ndarray]:
+    return atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)
+
+
 def _read_mptrj(chosen: str, paths: Sequence[Path]) -> list[Case]:
     return [
-        _case(
-            f"{chosen}/{atoms.info['mptrj_snapshot_id']}",
-            chosen,
-            atoms.info["mptrj_traj_id"],
-            _bare(atoms),
-            atoms.get_potential_energy(),
-            atoms.get_forces(),
-            atoms.get_stress(voigt=False),
-            source_file=path.name,
-        )
+        _case(f"{chosen}/{x.info['mptrj_snapshot_id']}", chosen, x.info["mptrj_traj_id"], _bare(x), *_answers(x), source_file=path.name)
         for path in paths
-        for atoms in ase.io.read(path, ":", format="extxyz")
+        for x in ase.io.read(path, ":", format="extxyz")
     ]
 
 
@@ -408,28 +380,19 @@ _READERS = {
 
 
 def _crystal(name: str) -> ase.Atoms:
-    a = _LATTICE_CONSTANTS[name]
-    match name:
-        case "MgO":
-            return bulk(name, "rocksalt", a=a, cubic=True)
-        case "Si":
-            return bulk(name, "diamond", a=a, cubic=True)
-        case "Cu":
-            return bulk(name, "fcc", a=a, cubic=True)
-        case "CsCl":
-            return bulk(name, "cesiumchloride", a=a, cubic=True).repeat(2)
-        case "CaF2":
-            return bulk(name, "fluorite", a=a, cubic=True)
-        case _:
-            corners = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
-            return ase.Atoms(name, scaled_positions=corners, cell=[a, a, a], pbc=True)
+    structure, a = _CRYSTALS[name]
+    if structure == "perovskite":
+        corners = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]
+        return ase.Atoms(name, scaled_positions=corners, cell=[a, a, a], pbc=True)
+    crystal = bulk(name, structure, a=a, cubic=True)
+    return crystal.repeat(2) if len(crystal) == 2 else crystal
 
 
 def _rattled_crystals(protocol: Protocol) -> list[Case]:
     found = []
     # The legacy generator: NumPy guarantees its numbers for all time, those of the new one may change between versions.
     random = np.random.RandomState(protocol.seed)
-    for name in _LATTICE_CONSTANTS:
+    for name in _CRYSTALS:
         for strain in (-protocol.strain, 0.0, protocol.strain):
             atoms = _crystal(name)
             atoms.set_cell(atoms.cell * (1 + strain), scale_atoms=True)
@@ -618,20 +581,6 @@ def displacements(atoms: ase.Atoms) -> np.ndarray:
     return min(found, key=lambda moved: np.square(moved).sum())
 
 
-def amended(table: pd.DataFrame, cases: Sequence[Case]) -> pd.DataFrame:
-    """Return a model's table with the virials and volumes that its own forces and these cases give; doing so again changes nothing."""
-    forces = table[(table["property"] == "force") & (table["status"] == "ok")].sort_values(["case", "atom", "component"])
-    by_case = {name: part["value"].to_numpy(dtype=float).reshape(-1, 3) for name, part in forces.groupby("case", observed=True)}
-    known = [case for case in cases if case.name in by_case]
-    virials = _virial_rows(known, [Prediction(np.nan, by_case[case.name]) for case in known])
-    volumes = {case.name: case.info["volume_a3_per_atom"] for case in cases}
-    old = table[table["property"] != "virial"]
-    old = old.assign(volume_a3_per_atom=old["case"].astype(str).map(volumes).astype(np.float32))
-    both = pd.concat([old.astype({"property": str, "unit": str}), _tidy(str(table["model"].iloc[0]), known, [virials])], ignore_index=True)
-    order = [*COLUMNS, *INFO, "atom", "component"]
-    return both.astype(dict.fromkeys(["model", "property", "unit", "status", "component"], "category"))[order]
-
-
 # ---------------------------------------------------------------------------------------------------
 # Analysis
 
@@ -755,11 +704,9 @@ def by_temperature(table: pd.DataFrame, block: int = 1) -> pd.DataFrame:
     Notes
     -----
     Over a canonical sample −⟨Σ u·F⟩ = 3(N−1) kT, whatever the anharmonicity (equipartition: Tolman, Phys. Rev. 11, 261 (1918)). With
-    DFT's forces that is ``label_k``: the temperature at which the labelled surface would give these displacements, which is the nominal
-    one only if the frames were drawn from that surface. ``virial_ratio`` is Σ u·F of the model over that of DFT: a slope with the
-    displacements as instrument. Unbiased noise of the forces, in the model or in DFT, does not move it, and no shrinking for want of
-    knowledge either, because displacements are known to a model. In a harmonic crystal it weighs modes by their share of the
-    energy, s by that times ω².
+    DFT's forces that is ``label_k``, the nominal temperature only if the frames were drawn from the labelled surface. ``virial_ratio`` is
+    Σ u·F of the model over that of DFT: a slope with the displacements as instrument, which neither unbiased noise moves, in model or
+    DFT, nor shrinking, as a model knows the displacements. It weighs a harmonic crystal's modes by their energy, s by that times ω².
     """
     rows = table[(table["set"] == "single-element-md") & (table["status"] == "ok")]
     rows = rows[(rows["group"] == "AIMD-NVT") & rows["temperature_k"].notna()]
@@ -848,20 +795,3 @@ def _statistics(rows: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     fitted = [name for name in own if name not in (*by, "n_materials") and not name.startswith("mae")]
     own.loc[few, fitted] = np.nan
     return summary.merge(own, on=by, how="left")
-
-
-def main() -> None:
-    """Amend the tables of all models; a table that is as it should be stays untouched."""
-    found = cases(sets=[name for name in SETS if name != "wbm-full" or registry.available(SETS[name])])
-    for key in results.models("off_equilibrium"):
-        old, made = results.read("off_equilibrium", key), results.provenance("off_equilibrium", key)
-        new = amended(old, found)
-        if "volume_a3_per_atom" not in old or len(new) != len(old):
-            made["amended"] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "added": "virial, volume_a3_per_atom"}
-            made |= {"rows": len(new), "failed_rows": int((new["status"] == "failed").sum())}
-            results.write("off_equilibrium", key, new, made)
-        print(f"{key}: {len(new) - len(old)} rows added")
-
-
-if __name__ == "__main__":
-    main()
