@@ -20,7 +20,7 @@ from torch_sim.optimizers import fire, unit_cell_fire
 from tqdm.auto import tqdm
 
 from helpers.potentials.base import GraphPotential, Potential, StructureError, check_structure, out_of_memory
-from helpers.structures import enter, many, right_handed
+from helpers.structures import enter, handedness, many
 
 CELL_MODES = ("fixed", "full", "out-of-plane")
 
@@ -143,7 +143,7 @@ def relax(
             results[index] = _failed(atoms, str(error))
     waiting = [index for index, result in enumerate(results) if result is None]
     # What moves: torch-sim's volume has the sign of the cell, and with it the force on a lattice vector.
-    moving = [right_handed(enter(atoms))[0] for atoms in given]
+    moving = [_back(enter(atoms), atoms) for atoms in given]
     steps = np.zeros(len(given), dtype=int)
     with tqdm(total=len(given), disable=not progress, unit="structure", desc="relaxation") as bar:
         bar.update(len(given) - len(waiting))
@@ -185,13 +185,7 @@ def _free(structures: Sequence[ase.Atoms], held: Sequence[np.ndarray | None] | N
 
 
 def _constrained(atoms: ase.Atoms, cell: str) -> np.ndarray:
-    """Return which coordinates the constraints of atoms hold, shape (n_atoms, 3).
-
-    Raises
-    ------
-    StructureError
-        If there is a constraint of another kind, or one beside a cell that relaxes.
-    """
+    """Return which coordinates the constraints of atoms hold, shape (n_atoms, 3); raise StructureError for those that cannot be kept."""
     mask = np.zeros((len(atoms), 3), dtype=bool)
     for constraint in atoms.constraints:
         name, advice = type(constraint).__name__, "take it off with set_constraint()"
@@ -216,9 +210,9 @@ def _failed(atoms: ase.Atoms, error: str) -> Relaxed:
 
 
 def _back(given: ase.Atoms, moved: ase.Atoms) -> ase.Atoms:
-    """Return what was given at its new place, with its constraints and the handedness of its cell."""
+    """Return what was given at its new place, with its constraints; a left-handed cell is turned round, here as there."""
     atoms = given.copy()
-    atoms.set_cell(moved.cell.array * right_handed(given)[1], apply_constraint=False)
+    atoms.set_cell(moved.cell.array * handedness(given), apply_constraint=False)
     atoms.positions = moved.positions
     return atoms
 
@@ -316,10 +310,6 @@ def _record(potential: Potential, initial: ase.Atoms, state: ts.SimState, steps:
     force = float(np.linalg.norm(forces, axis=1).max())
     stress = 0.0 if smax is None else float(state.stress.abs().max())
     converged = force < fmax and (smax is None or stress < smax)
-    error = (
-        None
-        if converged
-        else f"not converged in {steps} steps: largest force {force:.3f} eV/Å"
-        + ("" if smax is None else f", largest stress {stress:.2e} eV/Å³")
-    )
-    return Relaxed(atoms, energy, forces, steps, converged, error)
+    error = f"not converged in {steps} steps: largest force {force:.3f} eV/Å"
+    error += "" if smax is None else f", largest stress {stress:.2e} eV/Å³"
+    return Relaxed(atoms, energy, forces, steps, converged, None if converged else error)

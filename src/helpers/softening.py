@@ -834,6 +834,18 @@ def scalar_summary(
     return result
 
 
+def scalar_summaries(table: pd.DataFrame, by: Sequence[str] = ("model", "set", "property"), clusters: str = "material") -> pd.DataFrame:
+    """Return ``n``, ``n_failed`` and :func:`scalar_summary` of each group of a tidy table, NaN for fewer than two different values."""
+    records = []
+    for key, group in table.groupby(list(by), sort=False):
+        good = group[group["status"] == "ok"]
+        record = dict(zip(by, key, strict=True)) | {"n": len(good), "n_failed": len(group) - len(good)}
+        if good["value"].nunique() >= 2 and good["reference"].nunique() >= 2:
+            record |= scalar_summary(good["value"], good["reference"], clusters=good[clusters])
+        records.append(record)
+    return pd.DataFrame(records)
+
+
 def _share_ends(share: float, low: float, high: float, n_clusters: int, level: float) -> tuple[float, float]:
     """Open the interval of a share of 0 or 1, which resampling cannot."""
     bound = ((1 - level) / 2) ** (1 / n_clusters)

@@ -73,16 +73,9 @@ def _atoms(structure: ase.Atoms | IStructure, name: str) -> ase.Atoms:
     return atoms
 
 
-def right_handed(atoms: ase.Atoms) -> tuple[ase.Atoms, float]:
-    """Return atoms with a right-handed cell, and the sign (±1) by which the cell vectors were multiplied for it.
-
-    Turning all three vectors round leaves lattice, positions and order as they are.
-    """
-    sign = -1.0 if np.linalg.det(atoms.cell.array) < 0 else 1.0
-    if sign < 0:
-        atoms = atoms.copy()
-        atoms.set_cell(-atoms.cell.array, apply_constraint=False)
-    return atoms, sign
+def handedness(atoms: ase.Atoms) -> float:
+    """Return −1 if the cell is left-handed, else 1. The product of cell and sign is right-handed and has the same lattice."""
+    return -1.0 if np.linalg.det(atoms.cell.array) < 0 else 1.0
 
 
 def plain(structure: Structure) -> ase.Atoms:

@@ -783,16 +783,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     chosen = table.copy()
     chosen.loc[chosen["kind"] == _PREFERENCE, "set"] = "site-preferences"
     chosen.loc[chosen["material"].isin(UNSTABLE_HOSTS), "set"] = "unstable-hosts"
-    records = []
-    for (model, name, quantity), group in pd.concat([chosen, pooled(table).assign(set="all")]).groupby(
-        ["model", "set", "property"], sort=False
-    ):
-        good = group[group["status"] == "ok"]
-        record = {"model": model, "set": name, "property": quantity, "n": len(good), "n_failed": len(group) - len(good)}
-        if len(good) >= 2:
-            record |= softening.scalar_summary(good["value"], good["reference"], clusters=good["material"])
-        records.append(record)
-    return pd.DataFrame(records)
+    return softening.scalar_summaries(pd.concat([chosen, pooled(table).assign(set="all")]))
 
 
 def pooled(table: pd.DataFrame) -> pd.DataFrame:

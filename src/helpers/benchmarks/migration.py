@@ -120,11 +120,8 @@ TOLERANCES = {
 _FUNCTIONAL = "GGA"
 _MAX_ATOMS = 150
 
-# Cells that differ by less are one cell that was written with few digits, Å.
-_SAME_CELL_A = 1e-3
-
-# An atom that moves less between two images has not changed places with another, Å.
-_FAR_A = 0.5
+# From image to image: cells that differ by less are equal, and atoms that move less have not changed places, Å.
+_SAME_CELL_A, _FAR_A = 1e-3, 0.5
 _MAX_HOP_A = 6.0
 _MIN_DISTANCE_A = 1.3
 _BARRIERS_EV = (0.05, 4.0)
@@ -1005,15 +1002,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     magnesium = hops[hops["mobile_ion"] == "Mg"].assign(set="hops-Mg")
     without_u = hops[~hops["has_u_metal_with_o_or_f"].astype(bool)].assign(set="hops-without-U")
     chosen = pd.concat([table, magnesium, without_u])
-    chosen = chosen[chosen["reference"].notna() & ~(chosen["image"] == 0)]
-    records = []
-    for (model, name, quantity), group in chosen.groupby(["model", "set", "property"], sort=False):
-        good = group[group["status"] == "ok"]
-        record = {"model": model, "set": name, "property": quantity, "n": len(good), "n_failed": len(group) - len(good)}
-        if good["value"].nunique() >= 2 and good["reference"].nunique() >= 2:
-            record |= softening.scalar_summary(good["value"], good["reference"], clusters=good["material"])
-        records.append(record)
-    return pd.DataFrame(records)
+    return softening.scalar_summaries(chosen[chosen["reference"].notna() & ~(chosen["image"] == 0)])
 
 
 def authors(table: pd.DataFrame) -> pd.DataFrame:

@@ -830,11 +830,6 @@ def _has_forces(item: Phonons) -> bool:
     return item.reference.force_constants is not None
 
 
-def _volume_per_atom(crystal: Phonopy) -> float:
-    """Return Å³; phonopy's own volume has the sign of the cell's handedness."""
-    return abs(crystal.unitcell.volume) / len(crystal.unitcell)
-
-
 def _scalar_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str, object]]:
     """Return one row for each of the frequencies and for the volume."""
     case, given = item.case, item.case.reference
@@ -851,9 +846,9 @@ def _scalar_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str
         qpoints, weights = sampling(item.model, protocol)
     if item.model is not None:
         value = _figures(frequencies(item.model, qpoints), qpoints, weights)
-        volume = _volume_per_atom(item.model)
+        volume = abs(item.model.unitcell.volume) / len(item.model.unitcell)  # phonopy's has the sign of the handedness
     if np.isfinite(reference["omega_max"]):
-        reference_volume = _volume_per_atom(item.reference)
+        reference_volume = abs(item.reference.unitcell.volume) / len(item.reference.unitcell)
     rows = [row(model, case, name, value[name], reference[name], UNIT, error=item.error) for name in _FREQUENCIES]
     return [*rows, row(model, case, "volume_per_atom", volume, reference_volume, "Å³", error=item.error)]
 

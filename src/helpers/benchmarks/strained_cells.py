@@ -170,15 +170,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         Columns ``model, set, material, kind, n_failed`` and those of :func:`helpers.softening.scalar_summary` (GPa, intervals from
         resampling cells).
     """
-    records = []
-    rated = table[table["reference"].notna()]
-    for (model, name, material, kind), group in rated.groupby(["model", "set", "material", "kind"], sort=False):
-        good = group[group["status"] == "ok"]
-        record = {"model": model, "set": name, "material": material, "kind": kind, "n_failed": len(group) - len(good)}
-        if good["value"].nunique() >= 2:
-            record |= softening.scalar_summary(good["value"], good["reference"], clusters=good["case"])
-        records.append(record)
-    return pd.DataFrame(records)
+    return softening.scalar_summaries(table[table["reference"].notna()], ("model", "set", "material", "kind"), "case")
 
 
 def from_one_cell(table: pd.DataFrame) -> pd.DataFrame:

@@ -752,14 +752,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         from resampling materials). Slopes and r2 are NaN for a set of another functional, and everything that
         does not exist is NaN for groups of fewer than two values.
     """
-    gammas = table[table["property"].str.startswith("gamma")]
-    records = []
-    for (model, name, quantity), group in gammas.groupby(["model", "set", "property"], sort=False):
-        good = group[group["status"] == "ok"]
-        record = {"model": model, "set": name, "property": quantity, "n": len(good), "n_failed": len(group) - len(good)}
-        if len(good) >= 2:
-            summary = softening.scalar_summary(good["value"], good["reference"], clusters=good["material"])
-            slopes = ("slope", "inverse_slope", "r2")
-            record |= {key: np.nan if name in _NO_SLOPE and key.startswith(slopes) else value for key, value in summary.items()}
-        records.append(record)
-    return pd.DataFrame(records)
+    found = softening.scalar_summaries(table[table["property"].str.startswith("gamma")])
+    slopes = [column for column in found if column.startswith(("slope", "inverse_slope", "r2"))]
+    found.loc[found["set"].isin(_NO_SLOPE), slopes] = np.nan
+    return found

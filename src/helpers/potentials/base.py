@@ -618,7 +618,7 @@ class GraphPotential(Potential):
         need, free = system.n_edges * self.bytes_per_edge, psutil.virtual_memory().available
         if self.device.type == "cpu" and need > free:
             raise StructureError(
-                f"{len(system.numbers):,} atoms with {system.n_edges:,} edges need about {need / 1e9:.3g} GB of memory, "
+                f"{len(system.numbers):,} atoms with {system.n_edges:,} edges need up to {need / 1e9:.3g} GB of memory, "
                 f"and {free / 1e9:.3g} GB are free; use a smaller cell, or a machine with more memory"
             )
 
