@@ -183,15 +183,15 @@ def test_two_groups_of_energies_are_named_as_two(files):
     assert problem.kind == "file"
     assert float(re.search(r"two kinds, (\d+) meV", problem.text)[1]) == pytest.approx(50, abs=5)
     assert "20 frames (" in problem.text
-    assert "20 that lie higher (" in problem.text
+    assert "and higher 20 frames (" in problem.text
     _, notes = judged(given, energies=False)
     assert any("two kinds" in note for note in notes)
 
 
 @pytest.mark.parametrize("shape", [lambda rng: rng.normal(0, 0.01), lambda rng: rng.uniform(-0.02, 0.02), lambda rng: rng.laplace(0, 0.01)])
-@pytest.mark.parametrize("n", [5, 8, 15, 40])
+@pytest.mark.parametrize("n", [5, 8, 20])
 def test_one_group_of_energies_is_one(shape, n):
-    for seed in range(5):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
         given = [with_(label, energy=label.energy + len(label.atoms) * shape(rng)) for label in copper(n, seed)]
         assert judged(given)[0] == []

@@ -256,7 +256,7 @@ def test_two_sources_of_energies_in_one_set(tmp_path):
     images[4:] = [changed(atoms, energy=atoms.get_potential_energy() + 20) for atoms in images[4:]]
     (line,), _ = examined(images, tmp_path)
     assert "two kinds, 5000 meV/atom apart" in line
-    assert f"4 frames ({tmp_path}/labels.traj, frames 0–3), and 3 that lie higher ({tmp_path}/labels.traj, frames 4–6)" in line
+    assert f"4 frames ({tmp_path}/labels.traj, frames 0–3), and higher 3 frames ({tmp_path}/labels.traj, frames 4–6)" in line
     assert "--forces-only" in line
 
 

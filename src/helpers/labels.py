@@ -46,20 +46,14 @@ _NAMED = {
 }
 _ANSWERS = frozenset(all_properties).union(*_PLAIN.values(), *_NAMED.values())
 _LIKE_AN_ANSWER = re.compile(r"(?:^|[^a-z])(?:forces?|energ(?:y|ies)|stress(?:es)?|virials?)(?:$|[^a-z])", re.IGNORECASE)
+_BESIDES = ("free_energy (calculator)", "energies (calculator)", "stresses (calculator)")  # in every calculator's results
 
-# What stands beside an answer in every calculator's results.
-_BESIDES = frozenset(f"{name} (calculator)" for name in ("free_energy", "energies", "stresses"))
-
-# Formats of ASE that run what the file says.
-_UNSAFE_FORMATS = ("py",)
+_UNSAFE_FORMATS = ("py",)  # formats of ASE that run what the file says
 _TRIES = 10  # damaged frames in a row after which a file is given up
-
-_CUT = "the file ends in the middle of this ionic step; was the run killed?"
-_UNCONVERGED = (
-    "the electronic loop of this ionic step did not converge (EDIFF was not reached within NELM steps); its forces are not those of DFT"
-)
-_NOT_DFT = "this ionic step is of VASP's machine-learned force field (ML_LMLFF), not of DFT"
 _STEP_ENDS = "FREE ENERGIE OF THE ION-ELECTRON SYSTEM"
+_CUT = "the file ends in the middle of this ionic step; was the run killed?"
+_UNCONVERGED = "the electronic loop of this ionic step did not converge (EDIFF was not reached within NELM steps): not the forces of DFT"
+_NOT_DFT = "this ionic step is of VASP's machine-learned force field (ML_LMLFF), not of DFT"
 
 # Of the sum of two covalent radii. In DFT data under 900 GPa the smallest is 0.44 (K–K at 1.8 Å); H–H in the molecule has 1.19.
 CONTACT = 0.4
@@ -67,11 +61,12 @@ SAME_PLACE = 1e-3  # Å; frames that differ by less are one structure
 NO_FORCE = 1e-8  # eV/Å
 
 # What a unit is in eV/Å, eV or eV/Å³.
+_BOHR = 1.889726
 _FORCE_UNITS = {
     "hartree/bohr": 51.4221,
     "hartree/Å": 27.2114,
     "rydberg/bohr": 25.7110,
-    "eV/bohr": 1.889726,
+    "eV/bohr": _BOHR,
     "kcal/mol/Å": 0.0433641,
     "kJ/mol/Å": 0.0103643,
     "meV/Å or kJ/mol/nm": 0.001,
@@ -79,39 +74,26 @@ _FORCE_UNITS = {
 _ENERGY_UNITS = {"hartree": 27.2114, "rydberg": 13.6057, "kcal/mol": 0.0433641, "kJ/mol": 0.0103643, "meV": 0.001}
 _STRESS_UNITS = {"GPa": 1 / EV_PER_A3_IN_GPA, "kbar": 0.1 / EV_PER_A3_IN_GPA, "hartree/bohr³": 183.63}
 
-# Six numbers of a stress, in orders of which some are in use.
-_ASE = "xx,yy,zz,yz,xz,xy"
-_ORDERS = {
-    _ASE: "ASE's",
-    "xx,yy,zz,xy,yz,xz": "VASP's",
-    "xx,yy,zz,xy,xz,yz": "LAMMPS's",
-    "xx,yy,zz,yz,xy,xz": "",
-    "xx,yy,zz,xz,yz,xy": "",
-    "xx,yy,zz,xz,xy,yz": "",
-    "xx,xy,xz,yy,yz,zz": "rows of the upper triangle",
-    "xx,xy,yy,xz,yz,zz": "rows of the lower triangle",
-}
-_VOIGT = ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])  # where ASE's six stand in the matrix
+# Six numbers of a stress: ASE's order, where it stands in the matrix, VASP's, LAMMPS's, the others of the shear, rows of a triangle.
+_ASE, _VOIGT = "xx,yy,zz,yz,xz,xy", ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
+_ORDERS = (_ASE, "xx,yy,zz,xy,yz,xz", "xx,yy,zz,xy,xz,yz", "xx,yy,zz,yz,xy,xz", "xx,yy,zz,xz,yz,xy", "xx,yy,zz,xz,xy,yz")
+_ORDERS += ("xx,xy,xz,yy,yz,zz", "xx,xy,yy,xz,yz,zz")
 
 # Model over label: no universal potential is softer or stiffer than this on labels it can be compared with at all.
 _PLAUSIBLE = (0.25, 1.65)
-_USUAL = (0.5, 1.25)  # beyond, a unit of 1.89 is as likely as softness
+_CONCEIVABLE = (0.1, 5.0)  # but it may be as wrong as this where it was hardly trained (CHGNet on EuGa2: 0.17)
+_USUAL = (0.5, 1.25)  # beyond, eV/bohr is as likely as softness
+_CORRELATED = 0.7  # below this correlation a slope says nothing, about units or softness
 _SMALL_FORCES = 0.05  # eV/Å
 _FORCE_NOISE, _STRESS_NOISE = 0.005, 5e-4  # eV/Å, eV/Å³: no label is better
-_CORRELATED = 0.7  # below this correlation a slope says nothing, about units or softness
-_CONCEIVABLE = (0.1, 5.0)  # but a model may be as wrong as this where it was hardly trained (CHGNet on EuGa2: 0.17)
 # A frame departs from the others if its error is this many times what is usual for its size, and is mended if it is usual again.
 _ODD, _MENDED = 2.0, 1.5
-_ORDER_SURE = 4.0  # standard deviations
-_CONTRADICTION = 0.2  # of the logarithm of two slopes' ratio
-_FEW = 4  # frames; fewer have no slope of energies
-_SHOWN = 6  # files named in one line
+_FEW = 4  # frames; of fewer no slope of energies and no order of shears is told
 
 # Energies, eV/atom beyond the model and the reference energies of elements.
-_OUTLIER_FLOOR = 0.1
-_OUTLIER_WIDTHS = 6.0  # robust standard deviations
+_OUTLIER, _OUTLIER_WIDTHS = 0.1, 6.0  # at least, and in robust standard deviations
 _OUTLIER_SHARE = 0.4  # of the distance from the others: in molybdenum CHGNet's slope goes from 0.5 to 0.75 with temperature
-_GROUPS_FLOOR = 0.02
+_GROUPS = 0.02
 
 
 class LabelError(ValueError):
@@ -124,9 +106,8 @@ class Frame:
 
     Attributes
     ----------
-    file : str
-    number : int
-        In the file, from 0.
+    file, number : str, int
+        Counted in the file, from 0.
     atoms : ase.Atoms
         Without constraints and answers; charge, spin, initial magnetic moments, tags and whatever else a calculator may read stay.
     energy : float or None
@@ -263,23 +244,16 @@ def _file(path: Path) -> list[Frame]:
             raise LabelError(f"{path}: files of the format {kind!r} can run code and are not read; convert it to extxyz.")
         images = list({"vasp-xml": _vasprun, "vasp-out": _outcar}.get(kind, _images)(path, kind))
     except UnknownFileTypeError as error:
-        raise LabelError(
-            f"{path}: ASE does not recognise the format ({error}). It goes by names such as .extxyz, .traj, .db, vasprun.xml, "
-            "OUTCAR; write what it does not know (CP2K) as extxyz."
-        ) from error
+        known = "It goes by names such as .extxyz, .traj, .db, vasprun.xml, OUTCAR; write what it does not know (CP2K) as extxyz."
+        raise LabelError(f"{path}: ASE does not recognise the format ({error}). {known}") from error
     except LabelError:
         raise
     except Exception as error:  # a damaged file makes ASE's readers raise whatever its bytes lead to
-        raise LabelError(
-            f"{path} cannot be read by ASE ({_reason(error)}). Is the file complete, and is its name that of its format?"
-        ) from error
+        reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
+        raise LabelError(f"{path} cannot be read by ASE ({reason}). Is the file complete, and is its name that of its format?") from error
     if not images:
         raise LabelError(f"{path} holds no frames.")
     return [_frame(str(path), number, atoms, fault) for number, (atoms, fault) in enumerate(images)]
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(":")
 
 
 def _images(path: Path, kind: str) -> list[tuple[ase.Atoms | None, str]]:
@@ -294,15 +268,14 @@ def _images(path: Path, kind: str) -> list[tuple[ase.Atoms | None, str]]:
             break
         except Exception as error:  # noqa: BLE001  (a damaged file makes ASE's readers raise whatever its bytes lead to)
             errors.append(error)
-            found.append((None, f"it cannot be read ({_reason(error)})"))
+            found.append((None, f"it cannot be read ({type(error).__name__}: {error})"))
     if errors and (len(errors) == _TRIES or len(errors) == len(found)):
         raise errors[0]
     if kind == "extxyz":
         with open_with_compression(str(path), "rb") as file:
             begun = sum(b"Lattice=" in line for line in file)
         if begun > len(found):
-            text = f"ASE stops here, though {begun} frames begin in the file: an empty line, or a wrong number of atoms?"
-            found.append((None, text))
+            found.append((None, f"ASE stops here, though {begun} frames begin in the file: an empty line, or a wrong number of atoms?"))
     return found
 
 
@@ -346,7 +319,7 @@ def _step(build: Callable[[], ase.Atoms], fault: str) -> tuple[ase.Atoms | None,
     try:
         return build(), fault
     except Exception as error:  # noqa: BLE001  (see _images)
-        return None, f"this ionic step cannot be read ({_reason(error)})"
+        return None, f"this ionic step cannot be read ({type(error).__name__}: {error})"
 
 
 def _frame(file: str, number: int, atoms: ase.Atoms | None, fault: str) -> Frame:
@@ -373,25 +346,24 @@ def _offers(atoms: ase.Atoms, what: str) -> Iterator[tuple[str, str, object]]:
     results = {name: (f"{name} (calculator)", value) for name, value in (getattr(atoms.calc, "results", None) or {}).items()}
     for table, store in ((_NAMED, there), (_PLAIN, results), (_PLAIN, there)):
         for kind in ("stress", "virial") if what == "stress" else (what,):
-            for name in table[kind]:
-                if name in store and store[name][1] is not None:
-                    yield store[name][0], kind, store[name][1]
+            yield from ((store[n][0], kind, store[n][1]) for n in table[kind] if n in store and store[n][1] is not None)
 
 
 def _usable(kind: str, value: object, atoms: ase.Atoms) -> tuple[np.ndarray | None, str]:
-    """Return an answer as numbers, or None and why it is none."""
+    """Return an answer as numbers, a virial as stress; or None and why it is none."""
     try:
         numbers = np.asarray(value, dtype=float)
     except (TypeError, ValueError):
         return None, "not numbers"
-    n = len(atoms)
-    if kind == "energy":
-        return (numbers.reshape(-1)[0], "") if numbers.size == 1 else (None, "one per atom")
     if kind == "forces":
         return numbers, ""
-    if n > 1 and numbers.size in (6 * n, 9 * n):
-        return None, "one per atom: not the stress of the cell"
-    return (_tensor(numbers) if kind == "stress" else _stress_of(numbers, atoms)), ""
+    n = len(atoms)
+    if n > 1 and numbers.size in ((n,) if kind == "energy" else (6 * n, 9 * n)):
+        return None, "one per atom: not the stress of the cell" if kind != "energy" else "one per atom"
+    if kind == "virial":
+        volume = abs(np.linalg.det(atoms.cell.array))
+        numbers = -_tensor(numbers) / volume if volume > 0 else np.full((3, 3), np.nan)
+    return numbers, ""
 
 
 def _built(file: str, number: int, atoms: ase.Atoms, answers: dict[str, object], *, names="", fault="", remarks=()) -> Frame:
@@ -425,11 +397,6 @@ def _tensor(stress: object) -> np.ndarray:
     if values.size == 6:
         return voigt_6_to_full_3x3_stress(values)
     return values.reshape(3, 3) if values.size == 9 else np.full((3, 3), np.nan)
-
-
-def _stress_of(virial: object, atoms: ase.Atoms) -> np.ndarray:
-    volume = abs(np.linalg.det(atoms.cell.array))
-    return -_tensor(virial) / volume if volume > 0 else np.full((3, 3), np.nan)
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -482,7 +449,8 @@ def _fault(frame: Frame, elements: frozenset[int]) -> str:
     if (distance < limit).any():
         k = int(np.argmin(distance / limit))
         pair = " and ".join(f"{at} ({atoms.symbols[at]})" for at in (int(left[k]), int(right[k])))
-        return f"atoms {pair} are {distance[k]:.2f} Å apart, less than {CONTACT:g} of their covalent radii ({limit[k]:.2f} Å); are positions in Å?"
+        least = f"{CONTACT:g} of their covalent radii ({limit[k]:.2f} Å)"
+        return f"atoms {pair} are {distance[k]:.2f} Å apart, less than {least}; are positions in Å?"
     return ""
 
 
@@ -535,33 +503,21 @@ def compare(frames: Sequence[Frame], predictions: Sequence[Prediction], *, energ
     notes : list of str
         What is allowed but should be known.
     """
-    problems = [
-        Problem("frame", f"the model cannot evaluate it: {prediction.error}", (k,))
-        for k, prediction in enumerate(predictions)
-        if not prediction.ok
-    ]
+    bad = [k for k, prediction in enumerate(predictions) if not prediction.ok]
+    problems = [Problem("frame", f"the model cannot evaluate it: {predictions[k].error}", (k,)) for k in bad]
     notes = _remarks(frames)
-    good = [k for k, prediction in enumerate(predictions) if prediction.ok]
+    good = [k for k in range(len(frames)) if k not in bad]
     found, slope = _forces_off(frames, predictions, good, notes)
     found += _stress_off(frames, predictions, [k for k in good if frames[k].stress is not None and predictions[k].stress is not None])
     problems += found
     sound = [k for k in good if not any(k in problem.frames for problem in found)]
-    if slope is None or not sound:
-        return problems, notes + _states(frames)
-    witnesses = _witnesses(frames, predictions, sound)
-    if text := _contradiction(frames, predictions, sound, slope, witnesses):
-        problems.append(Problem("file", f"{_whole(frames, sound)}: {text}", tuple(sound)))
-    elif not witnesses and not _USUAL[0] <= slope <= _USUAL[1]:
-        notes.append(
-            f"The model's forces are {slope:.2f} times the labels', and neither energies nor stresses tell whether that is softness or a "
-            f"unit: eV/bohr instead of eV/Å makes a factor of {_FORCE_UNITS['eV/bohr']:.2f}."
-        )
-    if with_energy := [k for k in sound if frames[k].energy is not None]:
-        off = _energies_off(frames, predictions, with_energy, witnesses.get("energy differences"), slope, notes)
-        if energies:
-            problems += off
-        else:
-            notes += [f"Not used by this method, but: {line}" for line in listed(frames, off)]
+    if slope is not None and sound:
+        witnesses = _witnesses(frames, predictions, sound)
+        problems += _unit_of_forces(frames, predictions, sound, slope, witnesses, notes)
+        if with_energy := [k for k in sound if frames[k].energy is not None]:
+            off = _energies_off(frames, predictions, with_energy, witnesses.get("energy differences"), slope, notes)
+            problems += off if energies else []
+            notes += [] if energies else [f"Not used by this method, but: {line}" for line in listed(frames, off)]
     return problems, notes + _states(frames)
 
 
@@ -578,18 +534,7 @@ def _remarks(frames: Sequence[Frame]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Beside:
-    """Labels and model of many frames, side by side.
-
-    Attributes
-    ----------
-    label, model : list of ndarray
-    r, slope : ndarray, shape (n_frames,)
-        Correlation, and the robust slope of model against label.
-    common_r, common_slope : float
-        Of most frames.
-    usual : ndarray, shape (n_frames,)
-        The error beyond the common slope that most frames have, for labels of this size.
-    """
+    """Labels and model of many frames, side by side: correlation, robust slope, both of most frames, and the usual error of each."""
 
     label: list[np.ndarray]
     model: list[np.ndarray]
@@ -600,7 +545,7 @@ class _Beside:
     usual: np.ndarray
 
     @classmethod
-    def of(cls, label: list[np.ndarray], model: list[np.ndarray], noise: float) -> _Beside:
+    def of(cls, label: Sequence[np.ndarray], model: Sequence[np.ndarray], noise: float) -> _Beside:
         pairs = list(zip(label, model, strict=True))
         r = np.array([_correlation(x, y) for x, y in pairs])
         slope = np.array([softening.robust_slope(x, y) for x, y in pairs])
@@ -608,23 +553,20 @@ class _Beside:
         trusted = slope[r >= 0.5] if (r >= 0.5).any() else slope
         middle = [float(np.quantile(trusted, 0.5, method=side)) for side in ("lower", "higher")]
         common = min(middle, key=lambda s: abs(np.log(max(s, 1e-9) / 0.85)))
-        size = np.array([_rms(x) for x in label])
-        error = np.array([_rms(y - common * x) for x, y in pairs])
+        size, error = np.array([(_rms(x), _rms(y - common * x)) for x, y in pairs]).T
         usual = np.maximum(np.quantile(error, 0.5, method="lower"), np.quantile(error / size, 0.5, method="lower") * size)
         return cls(label, model, r, slope, float(np.quantile(r, 0.5, method="higher")), common, np.maximum(usual, noise))
 
     def odd(self, n: int, label: np.ndarray | None = None) -> float:
-        """Return the error of a frame, or of other labels for it, in units of what is usual."""
-        label = self.label[n] if label is None else label
-        return _rms(self.model[n] - self.common_slope * label) / self.usual[n]
+        """Return the error of a frame, or of other labels for it, in units of what is usual for labels of its size."""
+        return _rms(self.model[n] - self.common_slope * (self.label[n] if label is None else label)) / self.usual[n]
 
-    def fits(self, n: int, factor: float) -> bool:
-        """Tell whether a factor on a frame's labels brings its slope near that of most frames."""
-        return self.r[n] > _CORRELATED and abs(np.log(self.slope[n] / factor / self.common_slope)) < np.log(2)
-
-    def mended_by(self, n: int, remedies: dict[str, np.ndarray]) -> str:
-        """Return which other labels would make a frame that departs from the others one of them, or an empty text."""
-        odd = {name: self.odd(n, label) for name, label in remedies.items()}
+    def remedy(self, n: int, others: dict[str, np.ndarray], units: dict[str, float]) -> str:
+        """Return which other labels, or which unit, would make a frame that departs from the others one of them; or an empty text."""
+        for unit, factor in units.items():
+            if self.r[n] > _CORRELATED and abs(np.log(self.slope[n] / factor / self.common_slope)) < np.log(2):
+                others = others | {unit: factor * self.label[n]}
+        odd = {name: self.odd(n, label) for name, label in others.items()}
         best = min(odd, key=odd.get)
         return best if odd[best] < min(_MENDED, self.odd(n) / 3) else ""
 
@@ -638,58 +580,53 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(x @ y / length) if length > 0 else 0.0
 
 
-def _unit(slope: float, units: dict[str, float]) -> str | None:
-    """Return the unit that would make a slope of model on label the most plausible, or None if no unit does."""
+def _as_if(slope: float, units: dict[str, float]) -> tuple[str, str]:
+    """Return the unit that would make a slope of model on label the most plausible, and that in words; or empty texts."""
     low, high = _PLAUSIBLE
     fitting = {name: abs(np.log(slope / factor / 0.85)) for name, factor in units.items() if low <= slope / factor <= high}
-    return min(fitting, key=fitting.get) if fitting else None
-
-
-def _in_unit(unit: str) -> str:
-    return f"as if those were in {unit}; they must be in eV/Å: multiply them by {_FORCE_UNITS[unit]:.6g} (and see to the energies)."
+    unit = min(fitting, key=fitting.get) if fitting else ""
+    return unit, f", as if those were in {unit}" if unit else ", which fits no unit known here"
 
 
 def _forces_off(frames, predictions, chosen, notes) -> tuple[list[Problem], float | None]:
     """Return what is wrong with forces, and the slope on those that are right, if that can be told."""
-    counted = [frames[k].counted for k in chosen]
-    label = [frames[k].forces[mask].ravel() for k, mask in zip(chosen, counted, strict=True)]
-    model = [predictions[k].forces[mask].ravel() for k, mask in zip(chosen, counted, strict=True)]
+    label, model = ([each[k].forces[frames[k].counted].ravel() for k in chosen] for each in (frames, predictions))
     if not any(y.any() for y in model):
         return [], None
     set_ = _Beside.of(label, model, _FORCE_NOISE)
-    common_r, common = set_.common_r, set_.common_slope
-    every = f"{_whole(frames, chosen)}: "
+    r, slope, every = set_.common_r, set_.common_slope, f"{_whole(frames, chosen)}: "
     if (size := _rms(np.concatenate(label))) < _SMALL_FORCES:
         notes.append(
             f"{every}the forces are small ({size:.3f} eV/Å, root mean square). Relaxed structures say little about softening; frames "
             "from molecular dynamics, or with displaced atoms, say more."
         )
+    unit, looks = _as_if(slope, _FORCE_UNITS) if r >= _CORRELATED else ("", "")
     text = ""
-    if common_r < -_CORRELATED:
-        text = f"the forces point against the model's (correlation {common_r:.2f}): they look like gradients; change their sign."
-    elif common_r >= _CORRELATED and not _PLAUSIBLE[0] <= common <= _PLAUSIBLE[1]:
-        beginning = f"the model's forces are {common:.3g} times the labels'"
-        if unit := _unit(common, _FORCE_UNITS):
-            text = f"{beginning}, {_in_unit(unit)}"
-        elif not _CONCEIVABLE[0] <= common <= _CONCEIVABLE[1]:
-            text = f"{beginning}, which fits no unit known here; forces must be in eV/Å."
-        else:
-            notes.append(f"{every}{beginning}, which fits no unit known here. Is the model for such structures at all?")
+    if r < -_CORRELATED:
+        text = f"the forces point against the model's (correlation {r:.2f}): they look like gradients; change their sign."
+    elif r >= _CORRELATED and not _PLAUSIBLE[0] <= slope <= _PLAUSIBLE[1]:
+        text = f"the model's forces are {slope:.3g} times the labels'{looks}; {_to_ev(unit)}"
+        if not unit and _CONCEIVABLE[0] <= slope <= _CONCEIVABLE[1]:
+            notes.append(every + text)
+            text = ""
     if text:
         return [Problem("file", every + text, tuple(chosen))], None
-    texts = {n: text for n in range(len(chosen)) if common_r >= _CORRELATED and (text := _force_off(set_, n))}
+    texts = {n: text for n in range(len(chosen)) if r >= _CORRELATED and (text := _force_off(set_, n))}
     problems = [Problem("frame", text, (chosen[n],)) for n, text in texts.items()]
     sound = [n for n in range(len(chosen)) if n not in texts]
-    if not sound:
-        return problems, None
-    x, y = (np.concatenate([part[n] for n in sound]) for part in (label, model))
-    if (r := _correlation(x, y)) < _CORRELATED:
+    x, y = (np.concatenate([part[n] for n in sound] or [np.zeros(0)]) for part in (label, model))
+    if sound and (r := _correlation(x, y)) < _CORRELATED:
         text = (
             f"labels and model hardly agree on forces (correlation {r:.2f} over all frames; below {_CORRELATED:g} no factor is "
             "written). Is the order of the atoms that of the positions, and are the forces DFT's?"
         )
         return [*problems, Problem("file", every + text, tuple(chosen))], None
-    return problems, softening.robust_slope(x, y)
+    return problems, softening.robust_slope(x, y) if sound else None
+
+
+def _to_ev(unit: str) -> str:
+    remedy = f": multiply them by {_FORCE_UNITS[unit]:.6g} (and see to the energies)" if unit else ""
+    return f"they must be in eV/Å{remedy}."
 
 
 def _force_off(set_: _Beside, n: int) -> str:
@@ -699,62 +636,55 @@ def _force_off(set_: _Beside, n: int) -> str:
     label, model = set_.label[n], set_.model[n]
     order = linear_sum_assignment(-model.reshape(-1, 3) @ label.reshape(-1, 3).T)[1]
     # Softness differs by as much as eV/bohr from eV/Å: 0.54 and 1.00 in solid and liquid silicon (CHGNet).
-    units = {unit: factor * label for unit, factor in _FORCE_UNITS.items() if unit != "eV/bohr" and set_.fits(n, factor)}
-    remedy = set_.mended_by(n, {"sign": -label, "order": label.reshape(-1, 3)[order].ravel(), **units})
+    units = {unit: factor for unit, factor in _FORCE_UNITS.items() if factor != _BOHR}
+    remedy = set_.remedy(n, {"sign": -label, "order": label.reshape(-1, 3)[order].ravel()}, units)
     beside = f"(correlation {set_.r[n]:.2f}, the others' {set_.common_r:.2f})"
     if remedy == "sign":
         return f"the forces point against the model's {beside}: they look like gradients; change their sign."
     if remedy in units:
-        return f"the model's forces are {set_.slope[n]:.3g} times the labels', for the other frames {set_.common_slope:.2f}, {_in_unit(remedy)}"
+        times = f"the model's forces are {set_.slope[n]:.3g} times the labels', for the other frames {set_.common_slope:.2f}"
+        return f"{times}, as if those were in {remedy}; {_to_ev(remedy)}"
     # A model that is lost on a frame has forces larger than the labels more often than not; with another order they are as large.
     lost = _rms(model) > _PLAUSIBLE[1] * _rms(label)
     unlike = set_.r[n] < 0.25 * set_.common_r and set_.slope[n] < 0.5 * set_.common_slope and not lost
-    if remedy == "order" or unlike:
-        return f"the forces hardly agree with the model's {beside}: is the order of the atoms that of the positions?"
-    return ""
+    agree = f"the forces hardly agree with the model's {beside}: is the order of the atoms that of the positions?"
+    return agree if remedy == "order" or unlike else ""
 
 
 def _stress_off(frames, predictions, chosen) -> list[Problem]:
     """Return what is wrong with stresses."""
     if not chosen:
         return []
-    six = np.stack([frames[k].stress[_VOIGT] for k in chosen])
-    label, model = [frames[k].stress.ravel() for k in chosen], [predictions[k].stress.ravel() for k in chosen]
+    label, model = ([each[k].stress.ravel() for k in chosen] for each in (frames, predictions))
+    six, model_six = (np.stack([each[k].stress[_VOIGT] for k in chosen]) for each in (frames, predictions))
     set_ = _Beside.of(label, model, _STRESS_NOISE)
-    ratio = float(np.median([_rms(y) / max(_rms(x), 1e-300) for x, y in zip(label, model, strict=True)]))
+    ratios = np.array([_rms(y) / max(_rms(x), 1e-300) for x, y in zip(label, model, strict=True)])
     remedy = "mend them, or leave stresses and energies out with --forces-only."
     sign = "the stresses have the wrong sign (correlation with the model {:.2f}); ASE's stress is positive under tension: " + remedy
     scale = "the model's stresses are {:.2g} times the labels'{}; they must be in eV/Å³: " + remedy
-    model_six = np.stack([predictions[k].stress[_VOIGT] for k in chosen])
     sheared = np.flatnonzero(six[:, 3:].any(axis=1))
-    shear = _Beside.of(list(six[sheared, 3:]), list(model_six[sheared, 3:]), _STRESS_NOISE) if len(sheared) else None
-    text = ""
+    text, ratio = "", float(np.median(ratios))
     if set_.common_r < -_CORRELATED:
         text = sign.format(set_.common_r)
     # A model may well see stress where a relaxed DFT cell has none, but not the other way round.
     elif ratio < 0.05 or (ratio > 20 and set_.common_r > _CORRELATED):
-        unit = _unit(ratio, _STRESS_UNITS)
-        text = scale.format(ratio, f", as if those were in {unit}" if unit else "")
-    elif shear and (order := _order(six[sheared], model_six[sheared])):
+        text = scale.format(ratio, _as_if(ratio, _STRESS_UNITS)[1])
+    elif len(sheared) and (order := _order(six[sheared], model_six[sheared])):
         text = f"{order}: {remedy}"
     if text:
         return [Problem("file", f"{_whole(frames, chosen)}: {text}", tuple(chosen))]
     texts: dict[int, str] = {}
-    turned: dict[str, list[int]] = {}
     for n in range(len(chosen)):
-        if set_.odd(n) > _ODD:
-            units = {unit: factor * label[n] for unit, factor in _STRESS_UNITS.items() if set_.fits(n, factor)}
-            wrong = set_.mended_by(n, {"sign": -label[n], **units})
-            if wrong:
-                scaled = scale.format(_rms(model[n]) / _rms(label[n]), f", as if those were in {wrong}")
-                texts[n] = sign.format(set_.r[n]) if wrong == "sign" else scaled
-    for at, n in enumerate(sheared):
-        if n not in texts and shear.odd(at) > _ODD:
-            turned.setdefault(shear.mended_by(at, {order: _reordered(six[n], order)[3:] for order in _ORDERS}), []).append(n)
-    for order, members in turned.items():
-        # Three numbers alone fit some order by chance.
-        if order and len(members) >= _FEW:
-            texts |= dict.fromkeys(members, f"the shear stress fits the model's in the order {order}, not in ASE's {_ASE}: {remedy}")
+        if set_.odd(n) > _ODD and (wrong := set_.remedy(n, {"sign": -label[n]}, _STRESS_UNITS)):
+            texts[n] = sign.format(set_.r[n]) if wrong == "sign" else scale.format(ratios[n], f", as if those were in {wrong}")
+    if len(sheared):
+        shear = _Beside.of(six[sheared, 3:], model_six[sheared, 3:], _STRESS_NOISE)
+        odd = [at for at, n in enumerate(sheared) if n not in texts and shear.odd(at) > _ODD]
+        turned = {at: shear.remedy(at, {order: _reordered(six[sheared[at]], order)[3:] for order in _ORDERS}, {}) for at in odd}
+        for at, order in turned.items():
+            # Three numbers alone fit some order by chance.
+            if order and list(turned.values()).count(order) >= _FEW:
+                texts[int(sheared[at])] = f"the shear stress fits the model's in the order {order}, not in ASE's {_ASE}: {remedy}"
     return [Problem("frame", text, (chosen[n],)) for n, text in sorted(texts.items())]
 
 
@@ -769,12 +699,11 @@ def _order(six: np.ndarray, model: np.ndarray) -> str:
     whole = {order: _correlation(numbers.ravel(), model.ravel()) for order, numbers in turned.items()}
     r = {order: _correlation(turned[order][:, 3:].ravel(), model[:, 3:].ravel()) for order in _ORDERS if whole[order] >= whole[_ASE]}
     best = max(r, key=r.get)
-    # Fisher's z of correlations, a frame counted as one independent value.
+    # Four standard deviations of Fisher's z, a frame counted as one independent value.
     z = np.arctanh(np.clip([r[best], r[_ASE]], -0.9999, 0.9999))
-    if r[best] < _CORRELATED or (z[0] - z[1]) * np.sqrt(len(six)) < _ORDER_SURE:
+    if r[best] < _CORRELATED or (z[0] - z[1]) * np.sqrt(len(six)) < 4:
         return ""
-    whose = f", {_ORDERS[best]}" if _ORDERS[best] else ""
-    return f"the shear stresses fit the model's in the order {best}{whose} (correlation {r[best]:.2f}), not in ASE's {_ASE} ({r[_ASE]:.2f})"
+    return f"the shear stresses fit the model's in the order {best} (correlation {r[best]:.2f}), not in ASE's {_ASE} ({r[_ASE]:.2f})"
 
 
 def counts(frames: Sequence[Frame | Label]) -> np.ndarray:
@@ -787,41 +716,42 @@ def _per_atom(frames, predictions, chosen) -> tuple[np.ndarray, np.ndarray, np.n
     """Return compositions as shares of elements, and energies per atom of labels and model."""
     table = counts([frames[k] for k in chosen])
     size = table.sum(axis=1)
-    label, model = ([each[k].energy for k in chosen] for each in (frames, predictions))
-    return table / size[:, None], np.array(label) / size, np.array(model) / size
+    return table / size[:, None], *(np.array([each[k].energy for k in chosen]) / size for each in (frames, predictions))
 
 
 def _witnesses(frames, predictions, chosen) -> dict[str, float]:
     """Return slopes of the model beside that of forces, as far as they are sure: of energies, compositions taken out, and of stresses."""
-    found = {}
+    pairs = {}
     if len(with_energy := [k for k in chosen if frames[k].energy is not None]) > 2:
-        share, label, model = _per_atom(frames, predictions, with_energy)
-        inside = share @ np.linalg.pinv(share)
-        x, y = label - inside @ label, model - inside @ model
-        if len(x) - np.linalg.matrix_rank(share) >= 2 and _rms(x) > 1e-4 and _correlation(x, y) >= 0.9:
-            found["energy differences"] = float(x @ y / (x @ x))
-    with_stress = [k for k in chosen if frames[k].stress is not None and predictions[k].stress is not None]
-    if len(with_stress) > 2:
-        x, y = (np.concatenate([each[k].stress.ravel() for k in with_stress]) for each in (frames, predictions))
-        if _correlation(x, y) >= 0.9:
-            found["stresses"] = float(x @ y / (x @ x))
-    return found
+        share, *both = _per_atom(frames, predictions, with_energy)
+        x, y = (each - share @ np.linalg.pinv(share) @ each for each in both)
+        if len(x) - np.linalg.matrix_rank(share) >= 2 and _rms(x) > 1e-4:
+            pairs["energy differences"] = x, y
+    if len(with_stress := [k for k in chosen if frames[k].stress is not None and predictions[k].stress is not None]) > 2:
+        pairs["stresses"] = (np.concatenate([each[k].stress.ravel() for k in with_stress]) for each in (frames, predictions))
+    return {what: float(x @ y / (x @ x)) for what, (x, y) in pairs.items() if _correlation(x, y) >= 0.9}
 
 
-def _contradiction(frames, predictions, chosen, slope: float, witnesses: dict[str, float]) -> str:
-    """Return what energies and stresses say against a unit of forces that could be softness, or an empty text."""
+def _unit_of_forces(frames, predictions, chosen, slope, witnesses, notes) -> list[Problem]:
+    """Say what energies and stresses have against a slope of forces that could be softness as well as a unit."""
+    if _USUAL[0] <= slope <= _USUAL[1]:
+        return []
+    if not witnesses:
+        notes.append(
+            f"The model's forces are {slope:.2f} times the labels', and neither energies nor stresses tell whether that is softness or a "
+            f"unit: eV/bohr instead of eV/Å makes a factor of {_BOHR:.2f}."
+        )
     x, y = (np.concatenate([each[k].forces[frames[k].counted].ravel() for k in chosen]) for each in (frames, predictions))
-    if not witnesses or _USUAL[0] <= slope <= _USUAL[1] or _correlation(x, y) < 0.9 or _rms(x) < 4 * _SMALL_FORCES:
-        return ""
-    bohr = _FORCE_UNITS["eV/bohr"]
-    for factor, looks in ((bohr, "eV/bohr"), (1 / bohr, "eV/Å times Å/bohr")):
-        if all(abs(np.log(slope / witness / factor)) < _CONTRADICTION for witness in witnesses.values()):
+    for factor, looks in ((_BOHR, "eV/bohr"), (1 / _BOHR, "eV/Å times Å/bohr")):
+        near = witnesses and all(abs(np.log(slope / witness / factor)) < 0.2 for witness in witnesses.values())
+        if near and _correlation(x, y) > 0.9 and _rms(x) > 4 * _SMALL_FORCES:
             said = " and ".join(f"its {what} {witness:.2f} times" for what, witness in witnesses.items())
-            return (
-                f"the model's forces are {slope:.2f} times the labels', but {said}; softness makes these alike. The forces look as if they "
-                f"were in {looks}: multiply them by {factor:.6g}."
+            text = (
+                f"{_whole(frames, chosen)}: the model's forces are {slope:.2f} times the labels', but {said}; softness makes these alike."
             )
-    return ""
+            text += f" The forces look as if they were in {looks}: multiply them by {factor:.6g}."
+            return [Problem("file", text, tuple(chosen))]
+    return []
 
 
 def _energies_off(frames, predictions, chosen, slope, force_slope, notes) -> list[Problem]:
@@ -832,43 +762,35 @@ def _energies_off(frames, predictions, chosen, slope, force_slope, notes) -> lis
         notes.append("Energies cannot be checked: there are no more frames than reference energies of elements.")
         return []
     if slope is not None and not 0.2 <= slope <= 2.5:
-        n_atoms = float(np.mean([len(frames[k].atoms) for k in chosen]))
-        unit = _unit(slope, _ENERGY_UNITS | {"eV per atom instead of eV per cell": n_atoms})
-        looks = f", as if those were in {unit}" if unit else ", which fits no unit known here"
-        text = f"energy differences of the model are {slope:.3g} times the labels'{looks}; they must be in eV, for the whole cell."
-        return [Problem("file", f"{_whole(frames, chosen)}: {text}", tuple(chosen))]
+        units = _ENERGY_UNITS | {"eV per atom instead of eV per cell": float(np.mean([len(frames[k].atoms) for k in chosen]))}
+        text = f"energy differences of the model are {slope:.3g} times the labels'{_as_if(slope, units)[1]}"
+        return [Problem("file", f"{_whole(frames, chosen)}: {text}; they must be in eV, for the whole cell.", tuple(chosen))]
     # Softness first: hot frames of a soft model are no outliers.
-    columns, values = (
-        (np.column_stack([share, model]), label) if slope and spare >= _FEW else (share, label - model / (slope or force_slope))
-    )
-    solution = _robust_shift(columns, values)
-    rest = values - columns @ solution
-    slope = 1 / solution[-1] if columns is not share and solution[-1] > 0 else slope or force_slope
+    fitted = slope is not None and spare >= _FEW
+    columns, values = (np.column_stack([share, model]), label) if fitted else (share, label - model / (slope or force_slope))
+    solution = _least_absolute(columns, values)
+    slope = 1 / solution[-1] if fitted and solution[-1] > 0 else slope or force_slope
     # Softness is not the same everywhere: frames far from the others of their composition may be off by a share of that.
-    hot = (model - share @ _robust_shift(share, model)) / slope
+    hot = (model - share @ _least_absolute(share, model)) / slope
     kind = np.unique(share.round(6), axis=0, return_inverse=True)[1].ravel()
     spread = np.sqrt(np.bincount(kind, hot**2) / np.bincount(kind))[kind]
     few = 1 + 10 / spare
-    several = 2 if kind.any() else 1  # softness and reference energies of several compositions are fitted in common
-    apart = rest
-    for _ in range(5):  # a second group takes part in the fit
-        high = _upper(apart)
-        apart = values - columns @ _robust_shift(np.column_stack([columns, high]), values)[:-1]
-    if _are_two(apart, high, hot, kind, _GROUPS_FLOOR * few):
-        parts = [_places(frames, [chosen[n] for n in np.flatnonzero(part)]) for part in (~high, high)]
+    if two := _two_groups(columns, values, hot, kind, _GROUPS * few):
+        high, gap = two
+        parts = [f"{part.sum()} frames ({_places(frames, [chosen[n] for n in np.flatnonzero(part)])})" for part in (~high, high)]
         text = (
-            f"the energies are of two kinds, {1000 * (np.median(apart[high]) - np.median(apart[~high])):.0f} meV/atom apart beyond the model and "
-            f"the reference energies of elements: {(~high).sum()} frames ({parts[0]}), and {high.sum()} that lie higher ({parts[1]}). PSTRESS, "
-            "+U or corrections in one of the two? Make them of one kind, or leave energies out with --forces-only."
+            f"the energies are of two kinds, {1000 * gap:.0f} meV/atom apart beyond the model and the reference energies of elements: "
+            f"{parts[0]}, and higher {parts[1]}. PSTRESS, +U or corrections in one of the two? Make them of one kind, or leave energies "
+            "out with --forces-only."
         )
         return [Problem("file", text, tuple(chosen))]
+    rest = values - columns @ solution
     rest = rest - np.median(rest)
-    # Composition by composition: a model may be wrong about one, and reference energies are those of all.
-    own = np.array([np.median(rest[kind == which]) if (kind == which).sum() > 2 else 0.0 for which in range(kind.max() + 1)])[kind]
+    # Composition by composition: a model may be wrong about one, and slope and reference energies are those of all.
+    own = np.array([np.median(rest[kind == one]) if (kind == one).sum() > 2 else 0.0 for one in range(kind.max() + 1)])[kind]
     rest = rest - own
-    limit = max(several * _OUTLIER_FLOOR * few, _OUTLIER_WIDTHS * 1.4826 * np.median(np.abs(rest)))
-    far = sorted({frames[chosen[n]].atoms.get_chemical_formula(empirical=True) for n in np.flatnonzero(np.abs(own) > limit + spread)})
-    if far:
+    limit = max(_OUTLIER * few * (2 if kind.any() else 1), _OUTLIER_WIDTHS * 1.4826 * np.median(np.abs(rest)))
+    if far := sorted({frames[chosen[n]].atoms.get_chemical_formula(empirical=True) for n in np.flatnonzero(np.abs(own) > limit + spread)}):
         notes.append(
             f"The energies of all frames of {_some(far)} lie beside those of the others by more than {limit:.2f} eV/atom: another "
             "functional or setting, or compositions that the model is wrong about."
@@ -876,17 +798,17 @@ def _energies_off(frames, predictions, chosen, slope, force_slope, notes) -> lis
     outside = np.abs(rest) > np.maximum(limit, _OUTLIER_SHARE * np.maximum(np.abs(hot), spread))
     if spare < 2 and outside.any():
         # Two frames disagree, but not even a majority can say which of them is wrong.
-        notes.append(
-            f"The energies of the frames disagree by up to {np.ptp(rest):.2f} eV/atom beyond the model's; check that they are of one kind."
-        )
+        apart = f"The energies of the frames disagree by up to {np.ptp(rest):.2f} eV/atom beyond the model's"
+        notes.append(f"{apart}; check that they are of one kind.")
         return []
+    off = rest - np.median(rest[~outside])
     text = (
-        "energy {:+.2f} eV/atom off the other frames (model and reference energies of elements subtracted); another functional or setting?"
+        "energy {:+.2f} eV/atom off the other frames (model and reference energies of elements taken off); another functional or setting?"
     )
-    return [Problem("frame", text.format(rest[n] - np.median(rest[~outside])), (chosen[n],)) for n in np.flatnonzero(outside)]
+    return [Problem("frame", text.format(off[n]), (chosen[n],)) for n in np.flatnonzero(outside)]
 
 
-def _robust_shift(table: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _least_absolute(table: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return the solution of table · x = values that minimises the sum of absolute errors (iteratively reweighted least squares)."""
     weight = np.ones(len(values))
     for _ in range(50):
@@ -895,27 +817,27 @@ def _robust_shift(table: np.ndarray, values: np.ndarray) -> np.ndarray:
     return solution
 
 
-def _upper(values: np.ndarray) -> np.ndarray:
-    """Mark the upper of the two groups that are narrowest together; a tenth of all, and two, are a group."""
-    n = len(values)
-    order, fewest = np.argsort(values), max(2, n // 10)
-    within = {at: at * values[order[:at]].var() + (n - at) * values[order[at:]].var() for at in range(fewest, n - fewest + 1)}
-    return np.isin(np.arange(n), order[min(within, key=within.get) :]) if within else np.zeros(n, dtype=bool)
-
-
-def _are_two(values: np.ndarray, high: np.ndarray, hot: np.ndarray, kind: np.ndarray, floor: float) -> bool:
-    """Tell whether two parts of the values lie much further apart than either is wide."""
-    n = len(values)
-    if n < _FEW + 2 or not high.any():
-        return False
-    width = np.sqrt((high.sum() * values[high].var() + (~high).sum() * values[~high].var()) / n)
+def _two_groups(columns, values, hot, kind, floor: float) -> tuple[np.ndarray, float] | None:
+    """Return which values are the upper of two groups, and their distance, if that is much larger than either is wide."""
+    n, high = len(values), np.zeros(len(values), dtype=bool)
+    fewest = max(2, n // 10)
+    if n < _FEW + 2:
+        return None
+    for _ in range(6):
+        # The two that are narrowest together; then both take part in the fit.
+        rest = values - columns @ _least_absolute(np.column_stack([columns, high]), values)[:-1]
+        order = np.argsort(rest)
+        within = {at: at * rest[order[:at]].var() + (n - at) * rest[order[at:]].var() for at in range(fewest, n - fewest + 1)}
+        at = min(within, key=within.get)
+        high = np.isin(np.arange(n), order[at:])
     # One group cut in two has its halves 2.7 (normal) to 3.5 (uniform) widths apart; more, if they are few.
-    limit = max(floor, (4 + 40 / n) * width)
+    limit = max(floor, (4 + 40 / n) * np.sqrt(within[at] / n))
     # Groups that do not mix in the model's energy may as well be a softness that changes with it.
     sides = [high[kind == one][np.argsort(hot[kind == one])] for one in np.unique(kind)]
     if sum(np.count_nonzero(np.diff(side)) for side in sides) < sum(side.mean() * (~side).sum() for side in sides):
         limit = max(limit, _OUTLIER_SHARE * np.ptp(hot))
-    return values[high].mean() - values[~high].mean() > limit
+    gap = float(rest[high].mean() - rest[~high].mean())
+    return (high, gap) if gap > limit else None
 
 
 def _states(frames: Sequence[Frame]) -> list[str]:
@@ -923,9 +845,8 @@ def _states(frames: Sequence[Frame]) -> list[str]:
     formulas = sorted({frame.atoms.get_chemical_formula(mode="hill", empirical=True) for frame in frames})
     found = []
     if len(formulas) > 1:
-        found.append(
-            f"The labels are of {len(formulas)} compositions ({_some(formulas)}): one factor, or one set of weights, has to serve all of them."
-        )
+        of = f"The labels are of {len(formulas)} compositions ({_some(formulas)})"
+        found.append(f"{of}: one factor, or one set of weights, has to serve all of them.")
     for what in ("energy", "stress"):
         n = sum(getattr(frame, what) is None for frame in frames)
         if 0 < n < len(frames):
@@ -955,8 +876,8 @@ def _places(frames: Sequence[Frame], members: Sequence[int]) -> str:
     by_file: dict[str, list[int]] = {}
     for k in members:
         by_file.setdefault(frames[k].file, []).append(frames[k].number)
-    shown = [f"{file}, {_numbers(numbers)}" for file, numbers in list(by_file.items())[:_SHOWN]]
-    return "; ".join(shown) + (f"; and {len(by_file) - _SHOWN} more files" if len(by_file) > _SHOWN else "")
+    shown = [f"{file}, {_numbers(numbers)}" for file, numbers in list(by_file.items())[:6]]
+    return "; ".join(shown) + (f"; and {len(by_file) - 6} more files" if len(by_file) > 6 else "")
 
 
 def listed(frames: Sequence[Frame], problems: Sequence[Problem]) -> list[str]:
