@@ -79,6 +79,7 @@ def small_registry(tmp_path, monkeypatch, server):
         ["unsigned", "weights", f"{server.address}/unsigned.bin", "", "", "owner/unsigned.bin", "MIT", "C"],
         ["network", "networks", f"{server.address}/network.model", "", "", "owner/network.model", "MIT", "D"],
         ["sized", "networks", f"{server.address}/sized.bin", "", len(CONTENT), "owner/sized.bin", "MIT", "E"],
+        ["nowhere", "nowhere", "http://host.invalid/file.bin", SHA256, "", "owner/nowhere.bin", "MIT", "G"],
         *([f"kind{end}", "kinds", f"{server.address}/kind{end}", "", "", f"owner/kind{end}", "MIT", "F"] for end in KINDS),
     ]
     with (data / "registry.csv").open("w", newline="") as handle:
@@ -153,6 +154,12 @@ def test_nobody_listens(small_registry, server):
     server.server_close()
     with pytest.raises(RegistryError, match=r"Could not download good from http://127.0.0.1.*put it at .*owner/good.bin"):
         registry.fetch("good")
+
+
+def test_without_a_network_nothing_is_waited_for(small_registry, server):
+    with pytest.raises(RegistryError, match=r"Could not download nowhere from http://host.invalid.*put it at .*owner/nowhere.bin"):
+        registry.fetch("nowhere")
+    assert server.waits == []
 
 
 def test_offline_says_what_to_put_where(small_registry, server, monkeypatch):
@@ -413,7 +420,7 @@ def test_unknown_names(small_registry, monkeypatch):
     for ask in (registry.lookup, registry.local_path, registry.fetch):
         with pytest.raises(RegistryError, match=r"'nonsense' is not in .*registry.csv"):
             ask("nonsense")
-    with pytest.raises(RegistryError, match=r"no files for 'nonsense'. It has: forces, kinds, networks, weights"):
+    with pytest.raises(RegistryError, match=r"no files for 'nonsense'. It has: forces, kinds, networks, nowhere, weights"):
         registry.files("nonsense")
     monkeypatch.setenv(registry.DATA_VARIABLE, str(small_registry))
     with pytest.raises(RegistryError, match=r"holds no registry.csv.*SOFTENING_DATA"):

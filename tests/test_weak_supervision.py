@@ -9,7 +9,7 @@ import torch
 from ase.build import bulk
 
 from helpers import finetune, potentials, registry, results, weak_supervision
-from helpers.benchmarks import weak_labels
+from helpers.benchmarks import fine_tuning, weak_labels
 from helpers.finetune import Label, Recipe
 from helpers.potentials.base import PotentialError
 from helpers.weak_supervision import Weak
@@ -172,7 +172,7 @@ def test_all_methods_see_the_same_labels_and_no_test_frame():
     assert len({case.name for case in cases}) == len(cases)
     seen = {}
     for case in cases:
-        labels, tests = weak_labels._frames(case, "label"), weak_labels._frames(case, "test")
+        labels, tests = fine_tuning.labels_of(case, "label/"), fine_tuning.labels_of(case, "test/")
         assert len(labels) == case.info["n_labels"]
         assert len(tests) == weak_labels.Protocol().n_tests
         assert not {member.energy for member in labels} & {member.energy for member in tests}

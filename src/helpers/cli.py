@@ -65,15 +65,14 @@ def models() -> None:
 
     rows = []
     for entry in potentials.CATALOGUE.values():
-        ready = damaged = False
         try:
             ready = potentials.runnable(entry.key)
         except registry.RegistryError as error:
-            damaged = True
+            ready = None
             typer.echo(f"{entry.key}: {error}", err=True)
         if ready:
             state = "ready" if entry.weights else "ready (in its package)"
-        elif damaged:
+        elif ready is None:
             state = "damaged, see above"
         elif not potentials.installed(entry.key):
             state = f"in an environment of its own: make env-{entry.environment}" if entry.environment else "in the main environment"

@@ -294,7 +294,8 @@ def _bring(file: RegisteredFile, folder: Path) -> Path:
         try:
             return Path(source.fetch(name, downloader=partial(_stream, file)))
         except requests.RequestException as error:
-            pause = _pause(error.response, next(waits, None))
+            # Without a name server there is no network, and hundreds of files may be asked for.
+            pause = None if "NameResolutionError" in str(error) else _pause(error.response, next(waits, None))
             if pause is None:
                 raise
             pooch.get_logger().info("%s; trying again in %.0f s.", error, pause)

@@ -183,20 +183,10 @@ def _vacancy_frames(protocol: Protocol) -> dict[str, list[Label]]:
 
 
 def _case(name: str, material: str, seed: int, labels: Sequence[Label], held: dict[str, ase.Atoms]) -> Case:
-    structures = {f"label/{k}": label.atoms for k, label in enumerate(labels)} | {f"held/{key}": cell for key, cell in held.items()}
-    reference: dict[str, object] = {}
-    for k, label in enumerate(labels):
-        known = {"energy": label.energy, "forces": label.forces, "stress": label.stress}
-        reference |= {f"{quantity}/label/{k}": value for quantity, value in known.items() if value is not None}
-    return Case(f"{name}/{material}/seed-{seed}".replace(" ", "-"), name, material, structures, reference, {"seed": seed})
-
-
-def _labels(case: Case) -> list[Label]:
-    roles = [role for role in case.structures if role.startswith("label/")]
-    return [
-        Label(case.structures[role], *(case.reference.get(f"{quantity}/{role}") for quantity in ("energy", "forces", "stress")))
-        for role in roles
-    ]
+    case = Case(f"{name}/{material}/seed-{seed}".replace(" ", "-"), name, material, {}, {}, {"seed": seed})
+    fine_tuning.put(case, "label", labels)
+    case.structures.update({f"held/{key}": cell for key, cell in held.items()})
+    return case
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
@@ -211,8 +201,9 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
         if case.set == "teacher":
             case = _teacher_case(potential, case)
             recipe = protocol.recipe(case.info["seed"], epochs=_TEACHER_EPOCHS, learning_rate=3e-4)
-        checkpoint = mending.checkpoint_path(potential, case, recipe, _labels(case))
-        tuned = finetune.fine_tune(potential, _labels(case), recipe, checkpoint=checkpoint, progress=progress)
+        labels = fine_tuning.labels_of(case, "label/")
+        checkpoint = mending.checkpoint_path(potential, case, recipe, labels)
+        tuned = finetune.fine_tune(potential, labels, recipe, checkpoint=checkpoint, progress=progress)
         if case.info["seed"] == 0:
             rows += _evaluate(potential, potential, case, "before", progress)
         rows += _evaluate(tuned.potential, potential, case, "after", progress)

@@ -46,6 +46,7 @@ TOLERANCES = {"force": 0.05, "surface_energy": 2e-3, "validation_force_mae": 0.0
 
 _TEACHER_SCALE = 1.25
 _TEACHER_EPOCHS = 6
+_QUANTITIES = ("energy", "forces", "stress")
 
 
 class Training:
@@ -141,7 +142,7 @@ def _case(material: str, seed: int, labels: Sequence[Case], held: Sequence[Case]
         set="ten-labels",
         material=material,
         structures={role: frame.structures["frame"] for role, frame in roles.items()},
-        reference={f"{name}/{role}": frame.reference[name] for role, frame in roles.items() for name in ("energy", "forces", "stress")},
+        reference={f"{name}/{role}": frame.reference[name] for role, frame in roles.items() for name in _QUANTITIES},
         info={"seed": seed},
     )
 
@@ -149,10 +150,15 @@ def _case(material: str, seed: int, labels: Sequence[Case], held: Sequence[Case]
 def labels_of(case: Case, kind: str) -> list[Label]:
     """Return the labelled structures of a case whose role begins with ``kind`` (``label`` or ``held``)."""
     roles = [role for role in case.structures if role.startswith(kind)]
-    return [
-        Label(case.structures[r], case.reference[f"energy/{r}"], case.reference[f"forces/{r}"], case.reference[f"stress/{r}"])
-        for r in roles
-    ]
+    return [Label(case.structures[role], *(case.reference.get(f"{name}/{role}") for name in _QUANTITIES)) for role in roles]
+
+
+def put(case: Case, kind: str, labels: Iterable[Label], quantities: Sequence[str] = _QUANTITIES) -> None:
+    """Put labels into a case as ``kind/0`` …, with what is known of these quantities; :func:`labels_of` gets them back."""
+    for number, label in enumerate(labels):
+        case.structures[f"{kind}/{number}"] = label.atoms
+        known = {name: getattr(label, name) for name in quantities if getattr(label, name) is not None}
+        case.reference.update({f"{name}/{kind}/{number}": value for name, value in known.items()})
 
 
 def _teacher_labels(potential: Potential) -> list[Label]:

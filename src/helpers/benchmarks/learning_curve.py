@@ -297,10 +297,7 @@ def _variants(name: str, protocol: Protocol) -> list[tuple[str, str, int, int]]:
 def _fill(case: Case, labels: Sequence[Label], tests: Mapping[str, Sequence[Label]]) -> None:
     """Put labels and test frames into a case."""
     for name, members in {"label": labels, **tests}.items():
-        for number, member in enumerate(members):
-            role = f"{name}/{number}"
-            case.structures[role] = member.atoms
-            case.reference.update({f"energy/{role}": member.energy, f"forces/{role}": member.forces, f"stress/{role}": member.stress})
+        fine_tuning.put(case, name, members)
 
 
 def tests_of(case: Case) -> dict[str, list[Label]]:

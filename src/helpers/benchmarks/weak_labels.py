@@ -34,7 +34,7 @@ import torch
 from ase.build import bulk
 
 from helpers import finetune, softening, weak_supervision
-from helpers.benchmarks import Case, chosen_sets, coverage, fine_tuning, row, students, table
+from helpers.benchmarks import Case, chosen_sets, coverage, fine_tuning, learning_curve, row, students, table
 from helpers.finetune import Label, Recipe
 from helpers.potentials.base import GraphPotential, Potential
 from helpers.weak_supervision import Weak
@@ -174,7 +174,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
             case = Case(f"{name}/Si/{text}", name, "Si", {}, {}, info)
             if name != "teacher":
                 free, held = _crystals(protocol.n_tests)
-                _fill(case, drawn(free, info["n_labels"], info["seed"]), held)
+                _fill(case, learning_curve.draw(free, info["n_labels"], info["seed"]), held)
             found.append(case)
     return found
 
@@ -188,23 +188,9 @@ def _crystals(n_tests: int) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
     return tuple(labels[k] for k in free), tuple(labels[k] for k in held)
 
 
-def drawn(labels: Sequence[Label], n_labels: int, seed: int) -> list[Label]:
-    """Return the first labels of a permutation: with one seed, the first few are the same whatever the number."""
-    order = np.random.default_rng(seed + 1).permutation(len(labels))
-    return [labels[k] for k in order[:n_labels]]
-
-
 def _fill(case: Case, labels: Sequence[Label], tests: Sequence[Label]) -> None:
     for name, members in (("label", labels), ("test", tests)):
-        for number, member in enumerate(members):
-            role = f"{name}/{number}"
-            case.structures[role] = member.atoms
-            case.reference.update({f"energy/{role}": member.energy, f"forces/{role}": member.forces})
-
-
-def _frames(case: Case, name: str) -> list[Label]:
-    roles = [role for role in case.structures if role.startswith(f"{name}/")]
-    return [Label(case.structures[role], case.reference[f"energy/{role}"], case.reference[f"forces/{role}"]) for role in roles]
+        fine_tuning.put(case, name, members, ("energy", "forces"))
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
@@ -215,7 +201,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
         info, steps = case.info, protocol.gradient_steps
         if case.set == "teacher":
             case, steps = _teacher_case(potential, case), _TEACHER_STEPS
-        labels, tests = _frames(case, "label"), _frames(case, "test")
+        labels, tests = fine_tuning.labels_of(case, "label/"), fine_tuning.labels_of(case, "test/")
         mended = potential
         if info["method"] == "scalar":
             mended = potential.scaled(_scalar(potential, labels, info, protocol))
