@@ -589,13 +589,13 @@ def test_summary_by_hand():
     assert (ours["n"], ours["n_failed"]) == (5, 0)
     assert ours["omega"] == pytest.approx(0.4)
     assert ours["t_c_k"] == pytest.approx(0.4 / (2 * units.kB))
-    assert ours["lowest_at_half"] == pytest.approx(0.19)
 
 
 def test_summary_of_a_table_too_small_for_any_fit():
     one = points("ca-mg-o", np.array([0.5]), np.array([0.3]))
     result = solutions.summarise(one)
-    assert result[["n", "lowest_at_half"]].to_numpy().tolist() == [[1, 0.3]]
+    assert result["n"].tolist() == [1]
+    assert "omega" not in result
     with pytest.raises(ValueError, match="one model"):
         solutions.against_paper(one.iloc[:0])
     # Of the miscibility there is only what the paper says.

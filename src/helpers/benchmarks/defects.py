@@ -15,8 +15,7 @@ that leave the composition as it is, so that the energy of the perfect compound 
     Seven bcc metals (PBE): Ma and Dudarev, Phys. Rev. Mater. 3, 013605 (2019), second-hand.
 ``intermetallics``
     NiAl, Al₃V and NiTi: total energies of supercells with a vacancy, an antisite atom or a solute (PBE), from
-    pydii: Ding et al., Comput. Phys. Commun. 193, 118 (2015). NiTi is computed, but in no pooled number of any model
-    (:data:`UNSTABLE_HOSTS`).
+    pydii: Ding et al., Comput. Phys. Commun. 193, 118 (2015). NiTi is in no pooled number (:data:`UNSTABLE_HOSTS`).
 ``cell-size``
     Al, Mg and Mo in four supercells each. It shows how the supercell matters; the default ones were chosen from it.
 
@@ -185,8 +184,7 @@ LIVE = "bcc-vacancies"
 # to which legacy M3GNet adds up to 3e-5 eV/atom. Relaxed: which step is the first below the force threshold may differ as well.
 TOLERANCES = {"unrelaxed": 2e-3, "relaxed": 1e-2}
 
-# Hosts that are no minimum in DFT, and why: what a defect costs there is mixed with the transformation of the crystal around it. They
-# are kept out of the pooled numbers for all models alike, whether or not a model's own crystal gives way.
+# Hosts that are no minimum in DFT: a defect's energy holds some of the crystal's transformation. For all models alike in no pooled number.
 UNSTABLE_HOSTS = {
     "NiTi": "its monoclinic cell (B19′) is no minimum in DFT: under no stress it shears into B33 (Huang et al., Nat. Mater. 2, 307 (2003))"
 }

@@ -129,9 +129,8 @@ class Protocol:
     pressure_min_gpa, pressure_max_gpa : float
         :func:`headline` keeps frames of ``mattersim-tp`` whose DFT pressure lies strictly between the two, GPa.
     min_frames : int
-        … and compounds of that set with at least so many such frames. A set most of whose compounds have fewer frames has no scales of
-        its compounds in :func:`summarise`, and no errors corrected with them: they would be fitted to, and tested on, the same dozens
-        of numbers.
+        … and compounds of that set with at least so many such frames. A set most of whose compounds have fewer has neither scales of
+        compounds nor errors corrected with them in :func:`summarise`: they would be tested on the dozens of numbers they are fitted to.
     min_rms_force_ev_per_a : float
         :func:`summarise` gives a material a slope of its own only if its DFT forces are at least so large (root mean square,
         eV/Å). The default is the force below which the paper calls a structure relaxed.
@@ -422,7 +421,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
     DataFrame
         The table described at the top of the module; strings are categories. A frame that fails has a single row, property ``force``,
         with NaN and the reason. A model without stress gets one failed ``stress`` row per frame, if stress was asked for; a crystal
-        that has lost its order gets a failed ``virial`` row.
+        out of order a failed ``virial`` row.
     """
     protocol = protocol or Protocol()
     frames = [case.structures["frame"] for case in cases]
@@ -543,8 +542,7 @@ def _virial_rows(cases: Sequence[Case], predictions: Sequence[Prediction]) -> pd
 def displacements(atoms: ase.Atoms) -> np.ndarray:
     """Return how far the atoms of a cubic element's crystal are from the sites of the ideal crystal, without the drift of the whole.
 
-    The sites, not the mean positions, because a mean over a few frames takes part in their motion: it would lower a virial by the
-    share 1/n_frames, and by more if frames are alike.
+    A mean position over few frames would take part in their motion and lower a virial, by 1/n_frames or more: hence the sites.
 
     Parameters
     ----------
@@ -636,16 +634,16 @@ def sensitivity(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.Dat
     everything = table[table["set"] == "mattersim-tp"]
     if everything.empty:
         raise ValueError("the table has no rows of the set 'mattersim-tp'")
-    results = []
+    found = []
     for with_u in (True, False):
         chosen = everything if with_u else everything[~everything["has_u_metal_with_o_or_f"].astype(bool)]
         for limit in (15.0, 30.0, 50.0, np.inf):
             low = protocol.pressure_min_gpa if np.isfinite(limit) else -np.inf
-            summary = _statistics(_moderate(chosen, low, limit, protocol.min_frames), protocol)
-            results.append(summary.assign(pressure_max_gpa=limit, with_u_systems=with_u))
+            kept = _moderate(chosen, low, limit, protocol.min_frames)
+            found.append(_statistics(kept, protocol).assign(pressure_max_gpa=limit, with_u_systems=with_u))
     columns = ["model", "pressure_max_gpa", "with_u_systems", "n_frames", "n_materials", "slope", "slope_low", "slope_high"]
     columns += ["slope_median", "slope_median_low", "slope_median_high", "share_below_one"]
-    return pd.concat(results, ignore_index=True)[columns].sort_values(columns[:3], ascending=[True, True, False], ignore_index=True)
+    return pd.concat(found, ignore_index=True)[columns].sort_values(columns[:3], ascending=[True, True, False], ignore_index=True)
 
 
 def by_pressure(table: pd.DataFrame, edges_gpa: Sequence[float] = (-20, 0, 5, 10, 15, 30, 50)) -> pd.DataFrame:
@@ -690,16 +688,14 @@ def by_temperature(table: pd.DataFrame, block: int = 1) -> pd.DataFrame:
     ----------
     table : DataFrame
     block : int
-        The interval of ``label_k`` and ``virial_ratio`` comes from the scatter of so many frames together, in the order of the table:
-        more than one where frames follow each other closely.
+        How many frames, in the table's order, count as one in the interval of ``label_k`` and ``virial_ratio``.
 
     Returns
     -------
     DataFrame
-        One row per model, ``element`` (in the order of :data:`MELTING_K`), volume and rising ``temperature_k`` (nominal): ``material``
-        (``Si 300 K``; ``Li 300 K, −10 %`` where an element comes at several volumes), ``crystal`` (``Si``, ``Li, −10 %``), the columns
-        of :func:`helpers.softening.pooled` with intervals from resampling frames, and below the melting point ``label_k`` (K),
-        ``virial_ratio``, their ends ``_low`` and ``_high`` (Student's t, 95 %) and ``n_frames``, those of ``n_clusters`` with a virial.
+        One row per model, ``element``, ``volume`` (Å³ per atom) and nominal ``temperature_k``: ``material`` (``Si 300 K``, ``Li 300 K,
+        −10 %``), ``crystal`` (``Si``, ``Li, −10 %``), the columns of :func:`helpers.softening.pooled` with frames resampled, and below
+        melting ``label_k``, ``virial_ratio`` (``_low``, ``_high``: Student's t, 95 %) and ``n_frames``, those with a virial.
 
     Notes
     -----

@@ -959,8 +959,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     DataFrame
         Columns ``model, set, property, relaxed_in_dft, n, n_failed``; for sets with a reference those of
         :func:`helpers.softening.scalar_summary`, without the end members, where value and reference are zero by construction (``n`` counts
-        the values compared); for ``formation_energy`` those of :func:`miscibility`, and ``lowest_at_half``, the lowest energy at
-        x = 1/2 (eV per formula unit). What does not exist is NaN.
+        the values compared); for ``formation_energy`` those of :func:`miscibility`. What does not exist is NaN.
 
     Notes
     -----
@@ -980,6 +979,5 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         if record["property"] == "formation_energy":
             own = fitted[(fitted["source"] == "ours") & (fitted["model"] == record["model"]) & (fitted["set"] == record["set"])]
             record |= {} if own.empty else own.iloc[0].drop(["source", "n"]).to_dict()
-            record["lowest_at_half"] = good.loc[good["x"] == 0.5, "value"].min()
         records.append(record)
     return pd.DataFrame(records)
