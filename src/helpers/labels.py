@@ -534,7 +534,7 @@ def _remarks(frames: Sequence[Frame]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Beside:
-    """Labels and model of many frames, side by side: correlation, robust slope, both of most frames, and the usual error of each."""
+    """Labels and model of many frames, side by side: correlation, robust slope, both of most frames, and their usual error."""
 
     label: list[np.ndarray]
     model: list[np.ndarray]
@@ -542,7 +542,7 @@ class _Beside:
     slope: np.ndarray
     common_r: float
     common_slope: float
-    usual: np.ndarray
+    usual: tuple[float, float]  # absolute, and as a share of the label's size
 
     @classmethod
     def of(cls, label: Sequence[np.ndarray], model: Sequence[np.ndarray], noise: float) -> _Beside:
@@ -554,18 +554,19 @@ class _Beside:
         middle = [float(np.quantile(trusted, 0.5, method=side)) for side in ("lower", "higher")]
         common = min(middle, key=lambda s: abs(np.log(max(s, 1e-9) / 0.85)))
         size, error = np.array([(_rms(x), _rms(y - common * x)) for x, y in pairs]).T
-        usual = np.maximum(np.quantile(error, 0.5, method="lower"), np.quantile(error / size, 0.5, method="lower") * size)
-        return cls(label, model, r, slope, float(np.quantile(r, 0.5, method="higher")), common, np.maximum(usual, noise))
+        usual = max(noise, float(np.quantile(error, 0.5, method="lower"))), float(np.quantile(error / size, 0.5, method="lower"))
+        return cls(label, model, r, slope, float(np.quantile(r, 0.5, method="higher")), common, usual)
 
     def odd(self, n: int, label: np.ndarray | None = None) -> float:
         """Return the error of a frame, or of other labels for it, in units of what is usual for labels of its size."""
-        return _rms(self.model[n] - self.common_slope * (self.label[n] if label is None else label)) / self.usual[n]
+        error = _rms(self.model[n] - self.common_slope * (self.label[n] if label is None else label))
+        return error / max(self.usual[0], self.usual[1] * _rms(self.label[n]))
 
     def remedy(self, n: int, others: dict[str, np.ndarray], units: dict[str, float]) -> str:
-        """Return which other labels, or which unit, would make a frame that departs from the others one of them; or an empty text."""
+        """Return the unit, or else which other labels, that would make a frame that departs one of the others; or an empty text."""
         for unit, factor in units.items():
             if self.r[n] > _CORRELATED and abs(np.log(self.slope[n] / factor / self.common_slope)) < np.log(2):
-                others = others | {unit: factor * self.label[n]}
+                return unit
         odd = {name: self.odd(n, label) for name, label in others.items()}
         best = min(odd, key=odd.get)
         return best if odd[best] < min(_MENDED, self.odd(n) / 3) else ""
@@ -736,21 +737,16 @@ def _unit_of_forces(frames, predictions, chosen, slope, witnesses, notes) -> lis
     """Say what energies and stresses have against a slope of forces that could be softness as well as a unit."""
     if _USUAL[0] <= slope <= _USUAL[1]:
         return []
-    if not witnesses:
-        notes.append(
-            f"The model's forces are {slope:.2f} times the labels', and neither energies nor stresses tell whether that is softness or a "
-            f"unit: eV/bohr instead of eV/Å makes a factor of {_BOHR:.2f}."
-        )
     x, y = (np.concatenate([each[k].forces[frames[k].counted].ravel() for k in chosen]) for each in (frames, predictions))
+    said = "".join(f", its {what} {witness:.2f} times" for what, witness in witnesses.items())
+    text = f"{_whole(frames, chosen)}: the model's forces are {slope:.2f} times the labels'{said}"
     for factor, looks in ((_BOHR, "eV/bohr"), (1 / _BOHR, "eV/Å times Å/bohr")):
-        near = witnesses and all(abs(np.log(slope / witness / factor)) < 0.2 for witness in witnesses.values())
-        if near and _correlation(x, y) > 0.9 and _rms(x) > 4 * _SMALL_FORCES:
-            said = " and ".join(f"its {what} {witness:.2f} times" for what, witness in witnesses.items())
-            text = (
-                f"{_whole(frames, chosen)}: the model's forces are {slope:.2f} times the labels', but {said}; softness makes these alike."
-            )
-            text += f" The forces look as if they were in {looks}: multiply them by {factor:.6g}."
+        near = witnesses and all(abs(np.log(slope / witness / factor)) < 0.3 for witness in witnesses.values())
+        if near and _correlation(x, y) > 0.9 and _rms(factor * x) > 4 * _SMALL_FORCES:
+            text += f"; softness makes these alike. The forces look as if they were in {looks}: multiply them by {factor:.6g}."
             return [Problem("file", text, tuple(chosen))]
+    if not witnesses or any(abs(np.log(slope / witness)) > 0.3 for witness in witnesses.values()):
+        notes.append(f"{text}: that may be softness, or a unit (eV/bohr instead of eV/Å makes a factor of {_BOHR:.2f}).")
     return []
 
 
@@ -834,6 +830,8 @@ def _two_groups(columns, values, hot, kind, floor: float) -> tuple[np.ndarray, f
     limit = max(floor, (4 + 40 / n) * np.sqrt(within[at] / n))
     # Groups that do not mix in the model's energy may as well be a softness that changes with it.
     sides = [high[kind == one][np.argsort(hot[kind == one])] for one in np.unique(kind)]
+    if sum(len(side) for side in sides if 0 < side.mean() < 1) < min(high.sum(), (~high).sum()):
+        return None  # compositions are not judged against each other
     if sum(np.count_nonzero(np.diff(side)) for side in sides) < sum(side.mean() * (~side).sum() for side in sides):
         limit = max(limit, _OUTLIER_SHARE * np.ptp(hot))
     gap = float(rest[high].mean() - rest[~high].mean())
