@@ -251,7 +251,7 @@ def test_a_folder_in_natural_order(tmp_path):
     frames = labels.read(tmp_path)
     names = [frame.file.removeprefix(f"{tmp_path}/") for frame in frames]
     assert names == [*(f"run{k}/out.extxyz" for k in range(4)), "run3/vasprun.xml", *(f"run{k}/out.extxyz" for k in range(4, 12))]
-    (remark,) = frames[0].remarks
+    ((remark,),) = {frame.remarks for frame in frames}
     assert "bare.cif (no forces)" in remark
     assert "run3/OUTCAR (the same steps as its vasprun.xml)" in remark
     assert "run4/notes.txt (" in remark

@@ -14,13 +14,15 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import write
 
-from helpers import finetune, labels
+from helpers import finetune, labels, potentials, registry
+from helpers.benchmarks import off_equilibrium
 from helpers.finetune import EV_PER_A3_IN_GPA, Label
 from helpers.potentials.ase import ASEPotential
 
 CU = frozenset({29})
 C = 1.25  # labels are this times EMT
 BOHR = 0.529177  # Å
+VASP = "xx,yy,zz,xy,yz,xz"
 
 
 def copper(n: int, seed: int = 0, size: int = 2, noise: float = 0.0, c: float | np.ndarray = C) -> list[Label]:
@@ -134,6 +136,28 @@ def test_below_a_correlation_of_0_7_there_is_no_factor():
     (problem,), _ = judged(given)
     assert problem.kind == "file"
     assert "below 0.7 no factor is written" in problem.text
+
+
+@pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
+def test_real_data_raise_no_alarm_and_hide_none():
+    """14 compounds of one to four frames under pressure, softness 0.53 to 1.14, with DFT's answers and CHGNet's."""
+    cases = off_equilibrium.cases(sets=["wbm-21"])
+    given = [Label(*case.structures.values(), *(case.reference[what] for what in ("energy", "forces", "stress"))) for case in cases]
+    chgnet = potentials.load("chgnet-0.3.0", "cpu")
+    frames = labels.from_labels(given)
+    answers = chgnet.evaluate([frame.atoms for frame in frames], stress=True)
+    assert labels.inspect(frames, chgnet.elements) == []
+    assert labels.compare(frames, answers)[0] == []
+    rng = np.random.default_rng(0)
+    for spoil in (lambda f: -f, lambda f: f[rng.permutation(len(f))], lambda f: f / 51.4221, lambda f: f * 23.0605):
+        spoilt = [labels.replace(frame, forces=spoil(frame.forces)) if k in (5, 14) else frame for k, frame in enumerate(frames)]
+        assert flagged(labels.compare(spoilt, answers)[0]) == {5, 14}
+    for (problem,) in (
+        labels.compare([labels.replace(frame, forces=frame.forces * BOHR) for frame in frames], answers)[0],
+        labels.compare([labels.replace(frame, stress=labels._tensor(turned(frame.stress, VASP))) for frame in frames], answers)[0],
+    ):
+        assert problem.kind == "file"
+        assert "eV/bohr" in problem.text or VASP in problem.text
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -226,7 +226,9 @@ def _folder(folder: Path) -> list[Frame]:
     if not found:
         raise LabelError(f"{folder} holds no file with forces" + (f"; skipped: {'; '.join(skipped)}" if skipped else "."))
     if skipped:
-        found[0] = replace(found[0], remarks=(*found[0].remarks, f"of the folder {folder} these were skipped: {'; '.join(skipped)}"))
+        # With every frame, since any may be left out.
+        remark = f"of the folder {folder} these were skipped: {'; '.join(skipped)}"
+        found = [replace(frame, remarks=(*frame.remarks, remark)) for frame in found]
     return found
 
 
