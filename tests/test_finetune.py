@@ -91,6 +91,50 @@ def test_fine_tuning_learns_and_leaves_the_original_alone(chgnet, labels):
     assert all(torch.equal(value, chgnet.network.state_dict()[name]) for name, value in before.items())
 
 
+@pytest.mark.parametrize("loss", finetune.LOSSES)
+def test_the_loss_is_the_one_that_is_asked_for(chgnet, labels, loss):
+    """The loss of the first epoch, before any step, against NumPy: of forces and of the energy per atom."""
+    (answer,) = chgnet.evaluate([labels[0].atoms])
+    errors = {"force": np.array([[0.03, -0.07, 0.2], [0.0, -0.5, 0.09]]), "energy": np.array([-0.4])}
+    label = Label(labels[0].atoms, answer.energy - 2 * errors["energy"][0], answer.forces - errors["force"])
+    expected = {
+        "squared": lambda e: np.mean(e**2),
+        "absolute": lambda e: np.mean(np.abs(e)),
+        "huber": lambda e: np.mean(np.where(np.abs(e) < 0.1, e**2 / 2, 0.1 * (np.abs(e) - 0.05))),
+    }[loss]
+    for kind, error in errors.items():
+        weights = {"energy_weight": 0.0, "force_weight": 0.0, "stress_weight": 0.0} | {f"{kind}_weight": 3.0}
+        recipe = Recipe(epochs=1, validation_fraction=0, keep="last", loss=loss, **weights)
+        (first,) = finetune.fine_tune(chgnet, [label], recipe).history
+        assert first["loss"] == pytest.approx(3 * expected(error), rel=1e-3)
+
+
+def test_an_unknown_loss_is_refused():
+    with pytest.raises(ValueError, match="unknown loss 'l3'; there are: squared, huber, absolute"):
+        Recipe(loss="l3")
+
+
+def test_records_of_the_squared_loss_are_those_from_before_there_were_others():
+    old = {
+        "epochs": 7,
+        "learning_rate": 1e-3,
+        "final_learning_rate": 1e-5,
+        "energy_weight": 0.1,
+        "force_weight": 100.0,
+        "stress_weight": 0.1,
+        "batch_size": 1,
+        "max_gradient_norm": None,
+        "validation_fraction": 0.1,
+        "keep": "best",
+        "seed": 3,
+        "trained": (),
+        "rank": 0,
+        "weak": None,
+    }
+    assert Recipe(epochs=7, seed=3).record() == old
+    assert Recipe(epochs=7, seed=3, loss="huber").record() == old | {"loss": "huber", "huber_delta": 0.1}
+
+
 def test_training_is_reproducible_and_resumes(chgnet, labels, tmp_path):
     recipe = Recipe(epochs=4, learning_rate=3e-4)
     whole = finetune.fine_tune(chgnet, labels[:3], recipe)

@@ -105,6 +105,28 @@ def test_an_untrained_network_learns(architecture, relaxations):
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
 
 
+@pytest.mark.parametrize(("max_l", "dtype"), [(1, torch.float32), (0, torch.float64)])
+def test_equivariant_and_double_networks_learn(max_l, dtype, relaxations):
+    energies = students.reference_energies(relaxations)
+    plain = untrained.build("mace", energies, channels=4, force_rms=rms(relaxations), seed=0)
+    network = untrained.build("mace", energies, channels=4, force_rms=rms(relaxations), seed=0, max_l=max_l, dtype=dtype)
+    assert {parameter.dtype for parameter in network.network.parameters()} == {dtype}
+    more = network.describe()["parameters"] - plain.describe()["parameters"]
+    assert (more > 0) == (max_l > 0)
+    if not max_l:
+        # The same network, in other digits.
+        first, second = (one.evaluate([relaxations[0].atoms])[0] for one in (plain, network))
+        assert first.energy == pytest.approx(second.energy, abs=1e-5)
+    recipe = Recipe(epochs=20, learning_rate=1e-2, batch_size=5, energy_weight=10, force_weight=10, max_gradient_norm=10)
+    history = finetune.fine_tune(network, relaxations, recipe).history
+    assert history[-1]["loss"] < 0.6 * history[0]["loss"]
+
+
+def test_chgnet_has_no_equivariant_features():
+    with pytest.raises(PotentialError, match="max_l must be 0, not 1"):
+        untrained.build("chgnet", {"Cu": 0.0}, channels=4, force_rms=1.0, seed=0, max_l=1)
+
+
 def test_random_weights_leave_pytorchs_generator_alone(relaxations):
     torch.manual_seed(5)
     expected = torch.rand(1)

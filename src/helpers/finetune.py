@@ -63,12 +63,15 @@ class Label:
             object.__setattr__(self, "stress", voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress)
 
 
+LOSSES = ("squared", "huber", "absolute")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Settings of fine-tuning; the defaults are the paper's where it gives them.
 
-    The loss is a weighted sum of mean squared errors of the energy per atom (eV/atom), the force components
-    (eV/Å) and the stress components (GPa).
+    The loss is a weighted sum of mean errors, squared unless ``loss`` says otherwise, of the energy per atom (eV/atom), the force
+    components (eV/Å) and the stress components (GPa).
     """
 
     epochs: int = 100
@@ -85,6 +88,19 @@ class Recipe:
     trained: tuple[str, ...] = ()  # beginnings of the names of the parameters that are trained, see `part`; empty: all
     rank: int = 0  # above 0: the weights stay as they are and get corrections of this rank
     weak: Weak | None = None  # losses without labels, at the labelled structures
+    loss: str = "squared"  # or "absolute", or "huber": half the square up to huber_delta, linear beyond
+    huber_delta: float = 0.1  # in the units of each error; the value CHGNet was trained with
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"unknown loss {self.loss!r}; there are: {', '.join(LOSSES)}")
+
+    def record(self) -> dict[str, object]:
+        """Return all settings, those of the loss only where it is not the squared one: records from before there was another stay valid."""
+        found = asdict(self)
+        if self.loss == "squared":
+            del found["loss"], found["huber_delta"]
+        return found
 
 
 @dataclass
@@ -256,7 +272,7 @@ def fine_tune(
     if checkpoint is not None and checkpoint.is_file():
         try:
             saved = torch.load(checkpoint, map_location=tuned.device, weights_only=True)
-            other = saved["recipe"] != asdict(recipe) or saved["mark"] != mark
+            other = saved["recipe"] != recipe.record() or saved["mark"] != mark
             if not other:
                 tuned.network.load_state_dict(saved["network"])
                 optimiser.load_state_dict(saved["optimiser"])
@@ -308,7 +324,7 @@ def fine_tune(
         bar.set_postfix(error=f"{validation_error if groups else error_sum / len(train):.3f} eV/Å")
         if checkpoint is not None:
             state = {
-                "recipe": asdict(recipe),
+                "recipe": recipe.record(),
                 "mark": mark,
                 "epoch": epoch,
                 "network": tuned.network.state_dict(),
@@ -475,14 +491,22 @@ def _loss(
     energies, forces, stresses = potential.compute(batch.graph, stress=with_stress, training=training)
     error = forces - batch.forces
     n_atoms = batch.graph.n_atoms
-    loss = recipe.force_weight * torch.sum(batch.weights * error**2)
+    loss = recipe.force_weight * torch.sum(batch.weights * _penalty(error, recipe))
     if batch.energy is not None:
-        loss = loss + recipe.energy_weight * torch.mean(((energies - batch.energy) / n_atoms) ** 2)
+        loss = loss + recipe.energy_weight * torch.mean(_penalty((energies - batch.energy) / n_atoms, recipe))
     if with_stress:
-        loss = loss + recipe.stress_weight * torch.mean(((stresses - batch.stress) * EV_PER_A3_IN_GPA) ** 2)
+        loss = loss + recipe.stress_weight * torch.mean(_penalty((stresses - batch.stress) * EV_PER_A3_IN_GPA, recipe))
     if moves is not None:
         loss = loss + weak_supervision.loss(potential, batch.graph, (energies, forces), recipe.weak, moves)
     return loss, float(torch.sum(batch.weights * error.detach().abs()))
+
+
+def _penalty(error: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    if recipe.loss == "absolute":
+        return error.abs()
+    if recipe.loss == "huber":
+        return torch.nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none", delta=recipe.huber_delta)
+    return error**2
 
 
 def _mark(potential: GraphPotential, labels: Sequence[Label]) -> str:

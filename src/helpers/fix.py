@@ -20,7 +20,7 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ase
@@ -153,7 +153,7 @@ def fix(
         "model_scale": potential.scale,
         "labels": [file["sha256"] for file in files],
         "method": method,
-        "recipe": asdict(recipe) if method == "full" else None,
+        "recipe": recipe.record() if method == "full" else None,
         "test_fraction": test_fraction,
         "seed": seed,
         "skip_bad": skip_bad,

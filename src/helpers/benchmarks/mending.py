@@ -36,7 +36,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import ase
@@ -237,7 +237,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
 
 def checkpoint_path(potential: Potential, case: Case, recipe: Recipe, labels: Sequence[Label]) -> Path:
     """Return where the training of a case is saved: a name that follows from weights, labels and recipe."""
-    digest = hashlib.sha256(json.dumps([potential.describe(), asdict(recipe)], sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps([potential.describe(), recipe.record()], sort_keys=True, default=str).encode())
     for label in labels:
         digest.update(structures.content(label.atoms) + np.round(label.forces, 6).tobytes())
     return results.runs_dir() / "mending" / "checkpoints" / f"{case.name.replace('/', '_')}-{digest.hexdigest()[:16]}.pt"

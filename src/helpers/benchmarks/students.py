@@ -273,7 +273,6 @@ def relaxation_frames(teacher: Potential, material: str, n_frames: int, start_a:
     seed : int
     """
     rng = np.random.default_rng([seed, 0])
-    calculator = teacher.calculator()
     frames: list[Label] = []
     for start in _in_turn(polymorphs(material)):
         if len(frames) >= n_frames:
@@ -283,14 +282,20 @@ def relaxation_frames(teacher: Potential, material: str, n_frames: int, start_a:
         change = (change + change.T) / 2 + np.eye(3) * rng.uniform(-strain, strain)
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + change), scale_atoms=True)
         atoms.positions += rng.normal(0, start_a, atoms.positions.shape)
-        atoms.calc = calculator
-        passed: list[ase.Atoms] = []
-        descent = FIRE(FrechetCellFilter(atoms), logfile=None)
-        descent.attach(lambda passed=passed, atoms=atoms: passed.append(atoms.copy()))
-        descent.run(fmax=0.02, steps=60)
-        chosen = np.unique(np.linspace(0, len(passed) - 1, 8).round().astype(int))
-        frames += labelled(teacher, [passed[number] for number in chosen])
+        frames += descent(teacher, atoms, 8, 60)
     raise AssertionError("unreachable: the starts never end")
+
+
+def descent(teacher: Potential, start: ase.Atoms, n_frames: int, steps: int, cell: type = FrechetCellFilter) -> list[Label]:
+    """Return up to ``n_frames`` of a relaxation of positions and cell (ASE's filter) of at most so many steps, evenly spread over them."""
+    atoms = start.copy()
+    atoms.calc = teacher.calculator()
+    passed: list[ase.Atoms] = []
+    moves = FIRE(cell(atoms), logfile=None)
+    moves.attach(lambda: passed.append(atoms.copy()))
+    moves.run(fmax=0.02, steps=steps)
+    chosen = np.unique(np.linspace(0, len(passed) - 1, n_frames).round().astype(int))
+    return labelled(teacher, [passed[number] for number in chosen])
 
 
 def broad_frames(teacher: Potential, material: str, n_frames: int, seed: int) -> list[Label]:

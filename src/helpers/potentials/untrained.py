@@ -20,13 +20,22 @@ ARCHITECTURES = ("mace", "chgnet")
 _MACE_CUTOFF_A = 4.5
 
 
-def build(architecture: str, reference_energies: Mapping[str, float], *, channels: int, force_rms: float, seed: int) -> GraphPotential:
-    """Return an untrained potential in single precision, on the CPU.
+def build(
+    architecture: str,
+    reference_energies: Mapping[str, float],
+    *,
+    channels: int,
+    force_rms: float,
+    seed: int,
+    max_l: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> GraphPotential:
+    """Return an untrained potential on the CPU.
 
     Parameters
     ----------
     architecture : {"mace", "chgnet"}
-        MACE with two layers, scalar messages and body order 4 (correlation 2 per layer), or CHGNet as published but for its width.
+        MACE with two layers and body order 4 (correlation 2 per layer), or CHGNet as published but for its width.
     reference_energies : mapping of str to float
         Element → energy per atom (eV), which the network's output is added to. Also the elements that it takes.
     channels : int
@@ -35,18 +44,26 @@ def build(architecture: str, reference_energies: Mapping[str, float], *, channel
         Root mean square of the training forces, eV/Å: the scale of MACE's output, as mace-torch's own training sets it.
     seed : int
         Of the random weights.
+    max_l : int
+        Largest angular momentum of what MACE's layers hand on: 0, scalars only, or more, equivariant features. CHGNet has none.
+    dtype : torch.dtype
+        Precision; the weights are drawn in single precision.
 
     Raises
     ------
     PotentialError
-        If there is no such architecture.
+        If there is no such architecture, or it has no such features.
     """
     if architecture not in ARCHITECTURES:
         raise PotentialError(f"no architecture {architecture!r}; there are: {', '.join(ARCHITECTURES)}")
+    if architecture == "chgnet" and max_l:
+        raise PotentialError(f"CHGNet's features are scalars; max_l must be 0, not {max_l}")
     # Both packages draw their weights from PyTorch's global generator; whoever called is not to notice.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return (_mace if architecture == "mace" else _chgnet)(dict(reference_energies), channels, force_rms)
+        if architecture == "mace":
+            return _mace(dict(reference_energies), channels, force_rms, max_l, dtype)
+        return _chgnet(dict(reference_energies), channels, dtype)
 
 
 def _description(family: str, package: str, network: torch.nn.Module, cutoff: float) -> dict[str, object]:
@@ -61,7 +78,7 @@ def _description(family: str, package: str, network: torch.nn.Module, cutoff: fl
     }
 
 
-def _mace(energies: dict[str, float], channels: int, force_rms: float) -> GraphPotential:
+def _mace(energies: dict[str, float], channels: int, force_rms: float, max_l: int, dtype: torch.dtype) -> GraphPotential:
     from helpers.potentials import mace
 
     numbers = sorted(ase.data.atomic_numbers[element] for element in energies)
@@ -81,7 +98,7 @@ def _mace(energies: dict[str, float], channels: int, force_rms: float) -> GraphP
             interaction_cls_first=block,
             num_interactions=2,
             num_elements=len(numbers),
-            hidden_irreps=o3.Irreps(f"{channels}x0e"),
+            hidden_irreps=o3.Irreps([(channels, (order, (-1) ** order)) for order in range(max_l + 1)]),
             MLP_irreps=o3.Irreps("16x0e"),
             atomic_energies=np.array([energies[ase.data.chemical_symbols[number]] for number in numbers]),
             avg_num_neighbors=30.0,
@@ -91,19 +108,19 @@ def _mace(energies: dict[str, float], channels: int, force_rms: float) -> GraphP
             radial_MLP=[32, 32],
             atomic_inter_scale=np.array([force_rms]),
             atomic_inter_shift=np.array([0.0]),
-        ).float()
+        ).to(dtype)
     return mace.MACEPotential(
         "mace-untrained",
         network,
         cutoff=_MACE_CUTOFF_A,
-        bytes_per_edge=mace.bytes_per_edge(network, torch.float32),
+        bytes_per_edge=mace.bytes_per_edge(network, dtype),
         device=torch.device("cpu"),
         elements=frozenset(numbers),
         description=_description("MACE", "mace-torch", network, _MACE_CUTOFF_A),
     )
 
 
-def _chgnet(energies: dict[str, float], channels: int, force_rms: float) -> GraphPotential:
+def _chgnet(energies: dict[str, float], channels: int, dtype: torch.dtype) -> GraphPotential:
     from chgnet.model import CHGNet
 
     from helpers.potentials import chgnet
@@ -117,7 +134,7 @@ def _chgnet(energies: dict[str, float], channels: int, force_rms: float) -> Grap
             atom_conv_hidden_dim=channels,
             bond_conv_hidden_dim=channels,
             mlp_hidden_dims=(channels, channels, channels),
-        )
+        ).to(dtype)
     numbers = [ase.data.atomic_numbers[element] for element in energies]
     with torch.no_grad():
         network.composition_model.fc.weight.zero_()
