@@ -680,7 +680,7 @@ def test_markdown_code_cannot_be_closed_from_within():
     [
         ({"slope": 1.2, "inverse_slope": 0.8}, {}, "not soft here but stiff"),
         ({"slope": 0.99}, {}, "right size"),
-        ({"slope": 0.8, "inverse_slope": 1.0}, {}, "scatter rather than softness"),
+        ({"slope": 0.8, "inverse_slope": 1.0}, {}, "a calibrated (shrunken) prediction"),
         ({}, {"mae": 0.04}, "removes 60% of the force error: a scalar suffices"),
         ({}, {"mae": 0.07}, "30% of the force error: it helps"),
         ({}, {"mae": 0.09}, "only 10%"),

@@ -281,7 +281,9 @@ def test_the_rules_name_the_thresholds():
     assert "fifth" in text
 
 
-@pytest.mark.parametrize(("slopes", "word"), [((1.1, 0.9), "stiff"), ((1.0, 1.0), "right"), ((0.8, 1.0), "scatter"), ((0.8, 1.2), "soft")])
+@pytest.mark.parametrize(
+    ("slopes", "word"), [((1.1, 0.9), "stiff"), ((1.0, 1.0), "right"), ((0.8, 1.0), "calibrated"), ((0.8, 1.2), "soft")]
+)
 def test_two_slopes_in_a_word(slopes, word):
     assert softening.verdict(*slopes) == word
 

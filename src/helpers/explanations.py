@@ -4,7 +4,7 @@ Every benchmark ends in a softening scale s, the slope of predictions on DFT. A 
 surface, and this module sets them side by side for all families of properties:
 
 regression to the mean
-    Scatter alone makes a calibrated predictor's slope R² (:func:`helpers.softening.decompose`).
+    Shrinkage alone makes a calibrated predictor's slope R² (:func:`helpers.softening.decompose`).
 geometry
     A model-relaxed value holds the error of the energy surface *and* what re-optimisation adds. Where a table has the same
     quantity at the DFT geometry, the two can be told apart.

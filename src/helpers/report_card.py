@@ -350,7 +350,7 @@ def _verdict(slopes: Mapping[str, float]) -> str:
     borne_out = {
         "wrong sign": high < 0,
         "soft": high < 1 < slopes["inverse_slope_low"],
-        "scatter": high < 1,
+        "calibrated": high < 1,
         "right": _RIGHT[0] <= low and high <= _RIGHT[1],
         "stiff": low > 1,
     }
@@ -439,7 +439,7 @@ ADVICE = ("scalar fix", "fine-tuning", "neither", NOTHING, TOO_LITTLE)
 # Largest over smallest factor up to which families agree.
 AGREE = 1.25
 
-# R² below which scatter is the larger part.
+# R² below which the scatter about the line is more than the line.
 SCATTER = 0.5
 
 # Materials below which intervals are too narrow (helpers.softening.bootstrap_over).
@@ -447,8 +447,8 @@ _FEW = 5
 
 RULES = (
     "A family is soft if most of its lines are: slope s below 0.97 and inverse slope s′ above 1.03. With s low and s′ near one, "
-    "values scatter but are not too small. A line is not clear if its interval allows something else: one (or zero) where it is called "
-    "soft, stiff, scattered (or of the wrong sign), less than 0.9 or more than 1.1 where the size is called right.",
+    "the model is calibrated (shrunken). A line is not clear if its interval allows something else: one (or zero) where it is called "
+    "soft, stiff, calibrated (or of the wrong sign), less than 0.9 or more than 1.1 where the size is called right.",
     "No advice: nothing was measured against DFT, or families that are not clear decide whether more than half are soft.",
     "Neither: not more than half of the families are soft, or R² = s s′ is below 0.5 in most, so that scatter is the larger part.",
     "Scalar fix: one factor for all families, the median of those that they ask for, removes at least half of the error of the median "

@@ -15,7 +15,8 @@ from helpers import explanations, figures, report
 if TYPE_CHECKING:
     from helpers.report_card import Card
 
-VERDICTS = {word: word for word in ("soft", "stiff", "scatter", "wrong sign")} | {"right": "right size", "unclear": "not clear"}
+VERDICTS = {word: word for word in ("soft", "stiff", "wrong sign")}
+VERDICTS |= {"calibrated": "calibrated (shrunken)", "right": "right size", "unclear": "not clear"}
 
 _HEADLINES = {
     "scalar fix": "Recommendation: a scalar fix. One factor on the energy mends most of the error.",
@@ -27,7 +28,7 @@ _HEADLINES = {
 
 _SLOPES = (
     "Slope s: least-squares line of the model on DFT, through zero. Inverse slope s′: of DFT on the model. R² = s s′. Below one, s is "
-    "softness or scatter; s′ above one is softness. Intervals hold 95 %, from resampling materials."
+    "softness or shrinkage; s′ above one is softness. Intervals hold 95 %, from resampling materials."
 )
 
 _ERRORS = (

@@ -96,7 +96,7 @@ def _moments(x: np.ndarray, y: np.ndarray, intercept: bool) -> tuple[float, floa
 def softening_scale(reference: ArrayLike, predicted: ArrayLike, intercept: bool = False) -> float:
     """Return the softening scale s, the least-squares slope of the prediction on the reference.
 
-    s = Σxy / Σx²; with an intercept the sums are taken about the means. s < 1 is softening *or* scatter (see the module's text).
+    s = Σxy / Σx²; with an intercept the sums are taken about the means. s < 1 is softening *or* shrinkage (see the module's text).
 
     Parameters
     ----------
@@ -298,7 +298,7 @@ class Decomposition:
     slope, r, amplitude
         s = r · amplitude, with amplitude = σ_y / σ_x.
     from_correlation, from_amplitude
-        Parts of 1 − s owed to r < 1 (scatter) and to σ_y < σ_x (forces too small).
+        Parts of 1 − s owed to r < 1 and to σ_y < σ_x (forces too small).
     from_regression, from_miscalibration
         Parts of 1 − s owed to regression to the mean (s = R² of a calibrated predictor with the same correlation) and
         to what is left, s' > 1: softening in the strict sense.
@@ -314,7 +314,7 @@ class Decomposition:
 
 
 def decompose(fitted: Fit | pd.DataFrame) -> Decomposition:
-    """Split 1 − s into what scatter explains and what forces that are too small explain.
+    """Split 1 − s into what a correlation below one explains and what forces that are too small explain.
 
     The slope is a product, s = r σ_y/σ_x = R² / s', so its logarithm is a sum:
 
@@ -884,13 +884,13 @@ def verdict(slope: float, inverse_slope: float) -> str:
     Returns
     -------
     str
-        ``stiff``, ``right``, ``scatter`` (s is low, but the values are not too small) or ``soft``.
+        ``stiff``, ``right``, ``calibrated`` (s is low and s' near one, as of a shrunken prediction) or ``soft``.
     """
     if slope > 1 + NO_SOFTNESS:
         return "stiff"
     if slope >= 1 - NO_SOFTNESS:
         return "right"
-    return "scatter" if inverse_slope <= 1 + NO_SOFTNESS else "soft"
+    return "calibrated" if inverse_slope <= 1 + NO_SOFTNESS else "soft"
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -906,7 +906,7 @@ def correction(reference: ArrayLike, predicted: ArrayLike, method: str = "invers
         c = s' = Σxy / Σy², which minimises Σ(c y − x)²: what training the scalar with a squared loss converges to.
 
     These are the two regressions of the module's text. Their ratio is R², so ``least_squares`` is the smaller factor, and they
-    agree only without scatter. The first leaves larger errors, the second a slope below one.
+    agree only for R² = 1. The first leaves larger errors, the second a slope below one.
 
     Parameters
     ----------
