@@ -345,8 +345,7 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
     protocol = protocol or Protocol()
     unknown = sorted(set(routes or ()) - set(ROUTES))
     if unknown:
-        near = registry.nearest(unknown[0], ROUTES)
-        raise ValueError(f"there is no way called {', '.join(unknown)}; there are: {', '.join(ROUTES)}.{near}")
+        raise ValueError(f"no way called {', '.join(unknown)}; there are: {', '.join(ROUTES)}.{registry.nearest(unknown[0], ROUTES)}")
     if key != RANDOM_MACE and (key not in potentials.CATALOGUE or _family(key) not in bench_routes.FAMILIES):
         near = registry.nearest(key, potentials.CATALOGUE)
         raise ValueError(f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}.{near}")

@@ -143,8 +143,7 @@ def files(benchmark: str | None = None) -> list[RegisteredFile]:
     chosen = [file for file in everything if file.benchmark == benchmark]
     if not chosen:
         groups = ", ".join(sorted({file.benchmark for file in everything}))
-        near = nearest(benchmark, {file.benchmark for file in everything})
-        raise RegistryError(f"The registry has no files for {benchmark!r}. It has: {groups}.{near}")
+        raise RegistryError(f"The registry has no files for {benchmark!r}. It has: {groups}.{nearest(benchmark, groups.split(', '))}")
     return chosen
 
 
@@ -344,13 +343,10 @@ def _advice(error: Exception, file: RegisteredFile) -> str:
     elif isinstance(error, OSError) and not isinstance(error, requests.RequestException):
         where = f"Let {CACHE_VARIABLE} name another folder than {cache_dir()}."
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free, needed = (f"{size / 1e6:.1f} MB" if size else "not known" for size in (_free(cache_dir()), file.size))
+            place = next(folder for folder in (cache_dir(), *cache_dir().parents) if folder.exists())
+            free, needed = (f"{size / 1e6:.1f} MB" if size else "not known" for size in (shutil.disk_usage(place).free, file.size))
             what, where = f"the disk is full ({free} free, needed: {needed})", f"Make room. Or l{where[1:]}"
     return f"{what}. {where}"
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
 
 
 def available(keys: Iterable[str]) -> bool:

@@ -356,8 +356,7 @@ def run(
     if scheduler is not None:
         cluster.check(scheduler, processes)
     # The workers of a cluster may have a GPU where this process has none; here the potential only says what it is.
-    here = "cpu" if scheduler and not key.startswith("ase:") else device
-    potential = potentials.load(key, here, trust=trust, compiled=compiled)
+    potential = potentials.load(key, "cpu" if scheduler and not key.startswith("ase:") else device, trust=trust, compiled=compiled)
     cases = module.cases(protocol, None if sets is None else list(sets))
     with workers(potential.device, 1 if scheduler else processes) as pool:
         cluster_options = {"scheduler": scheduler, "processes": processes, "device": device, "trust": trust} if scheduler else {}
