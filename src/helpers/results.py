@@ -168,8 +168,11 @@ def machine() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
+        # The last processor's lines; a virtual one often hides its number, but not its family and model.
+        known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in info.read_text().splitlines())}
+        cpu = known.get("model name", cpu)
+        if not any(map(str.isdigit, cpu)) and "cpu family" in known:
+            cpu += f" (family {known['cpu family']}, model {known['model']})"
     return f"{cpu}, {os.cpu_count()} cores"
 
 
