@@ -72,6 +72,7 @@ MISTAKES = [
     (["run", "surfaces", "-m", "chgnet"], r"Known: chgnet-0.3.0, .*Did you mean chgnet-0.[23].0\?"),
     (["run", "surfaces", "-m", "mace-mp0-medium"], r"Did you mean mace-mp-0-medium\?"),
     (["run", "surfaces", "-m", ""], r"unknown model ''.*file:PATH\.$"),
+    (["run", "surfaces", "-m", "file:"], r"unknown model 'file:'\. Known: "),
     (["run", "surfaces", "-m", "page.model"], "Write file:page.model for that file or folder"),
     (["run", "surfaces", "-m", "file:page.model", "--trust"], "page.model is a web page"),
     (["run", "surfaces", "-m", "file:empty.model", "--trust"], "empty.model cannot be opened"),
@@ -113,6 +114,15 @@ def test_mistakes_are_one_line_and_a_status(no_data, monkeypatch, capsys, argume
     assert line.startswith("softening: ")
     assert re.search(words, line)
     assert not (no_data / "out").exists()
+
+
+def test_a_mirror_that_does_not_exist_is_one_line(no_data, monkeypatch, capsys):
+    monkeypatch.setenv(registry.MIRROR_VARIABLE, str(no_data / "nowhere"))
+    monkeypatch.setattr(sys, "argv", ["softening", "models"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert re.fullmatch(r"softening: SOFTENING_MIRROR=.*nowhere is not a folder\.\n", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("arguments", [["modles"], ["run"], [*RUN, "--procesess", "2"], [*RUN, "--processes", "0"], ["status", "x"]])

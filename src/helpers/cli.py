@@ -63,6 +63,7 @@ def models() -> None:
     """List the potentials, what they were trained on, and whether they can be loaded now."""
     from helpers import potentials
 
+    registry.mirror_dir()  # a wrong name of the whole folder is no fault of its files
     rows = []
     for entry in potentials.CATALOGUE.values():
         try:

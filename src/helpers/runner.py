@@ -617,8 +617,9 @@ def live_check(
     now = module.run(potentials.load(key), cases, protocol)
     keys = ["set", "case", "property", *[column for column in ROW_KEYS if column in now]]
     committed = results.read(benchmark, key)
-    committed = committed.loc[committed["set"].isin(chosen), [*keys, "value", "status"]]
-    committed = committed.rename(columns={"value": "committed", "status": "was"})
+    committed = committed.loc[committed["set"].isin(chosen), [*keys, "value", "status"]].rename(
+        columns={"value": "committed", "status": "was"}
+    )
     both = now.merge(committed, on=keys, how="left", validate="one_to_one")
     both["difference"] = both["value"] - both["committed"]
     allowed = both["property"].map(module.TOLERANCES).astype(float)

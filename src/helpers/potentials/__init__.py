@@ -152,7 +152,7 @@ def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool)
             raise PotentialError(f"{key}: the device belongs to the calculator; let its factory choose {device}, and leave --device out.")
         return import_module("helpers.potentials.ase").load(key)
     target = resolve_device(device)
-    if key.startswith("file:"):
+    if key.startswith("file:") and key != "file:":
         path = Path(key.removeprefix("file:"))
         if path.is_dir():
             return import_module("helpers.potentials.mended").load(key, path, target, dtype, trust=trust)
