@@ -588,14 +588,14 @@ def _softness(before: pd.Series) -> str:
     return {
         "stiff": f"The model is not soft here but stiff: its forces are {s:.2f} times those of DFT.",
         "right": f"The model is not soft here: its forces have the right size (slope {s:.2f}).",
-        "scatter": f"The slope of {s:.2f} is scatter rather than softness (R² {before['r2']:.2f}, inverse slope {inverse:.2f}).",
+        "calibrated": f"The slope of {s:.2f} is that of a calibrated (shrunken) prediction (R² {before['r2']:.2f}, s′ {inverse:.2f}).",
         "soft": f"The model is soft here: the slope of its forces on DFT's is {s:.2f}.",
     }[softening.verdict(s, inverse)]
 
 
 RULES = (
-    "Soft: slope s below 0.97 and inverse slope s′ above 1.03. With s low but s′ near one, forces scatter but are not too small, "
-    "and a factor would only amplify the scatter.",
+    "Soft: slope s below 0.97 and inverse slope s′ above 1.03. With s low but s′ near one the model is calibrated (shrunken), "
+    "and a factor would only amplify its scatter.",
     "A scalar suffices if it removes at least half of the force error of the test frames; below a fifth it is not worth having. "
     "What the factor best for the test frames would remove, 1 − cMAE/MAE, tells whether it is the idea or only this factor that fails.",
     "Trained weights pay if they leave less than nine tenths of the error that the better of the original and one factor leaves.",
