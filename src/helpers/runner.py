@@ -616,10 +616,8 @@ def live_check(
         raise LiveCheckError(f"nothing of {benchmark} was compared: {', '.join(chosen)} has no cases.")
     now = module.run(potentials.load(key), cases, protocol)
     keys = ["set", "case", "property", *[column for column in ROW_KEYS if column in now]]
-    committed = results.read(benchmark, key)
-    committed = committed.loc[committed["set"].isin(chosen), [*keys, "value", "status"]].rename(
-        columns={"value": "committed", "status": "was"}
-    )
+    committed = results.read(benchmark, key).rename(columns={"value": "committed", "status": "was"})
+    committed = committed.loc[committed["set"].isin(chosen), [*keys, "committed", "was"]]
     both = now.merge(committed, on=keys, how="left", validate="one_to_one")
     both["difference"] = both["value"] - both["committed"]
     allowed = both["property"].map(module.TOLERANCES).astype(float)
