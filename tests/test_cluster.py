@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import time
@@ -462,24 +461,27 @@ def test_a_worker_that_would_compute_something_else_refuses_and_names_itself(job
 @pytest.fixture
 def full_disk(monkeypatch):
     """Name what is to be written; it then lands on a device that is always full."""
-    real = tempfile.mkstemp
+    real = results._replace
     chosen = []
 
-    def mkstemp(*, dir, prefix):
-        handle, name = real(dir=dir, prefix=prefix)
-        if any(part in prefix for part in chosen):
-            os.unlink(name)
-            os.symlink("/dev/full", name)
-        return handle, name
+    def replace(path, write):
+        def into(target):
+            if any(part in path.name for part in chosen):
+                target.symlink_to("/dev/full")
+            write(target)
 
-    monkeypatch.setattr(results.tempfile, "mkstemp", mkstemp)
+        real(path, into)
+
+    monkeypatch.setattr(results, "_replace", replace)
     return chosen
 
 
-@pytest.mark.parametrize(("full", "n_kept"), [("00002.parquet", 2), ("EMT.parquet", len(METALS)), ("EMT.json", len(METALS))])
+@pytest.mark.parametrize(
+    ("full", "n_kept"), [("00000.parquet", 0), ("00002.parquet", 2), ("EMT.parquet", len(METALS)), ("EMT.json", len(METALS))]
+)
 def test_a_full_disk_leaves_no_half_file_and_the_run_goes_on_later(data, few_cases, quick, full_disk, full, n_kept):
     full_disk.append(full)
-    with pytest.raises(runner.RunError, match=r"disk is full .*No space left on device.* are done and kept"):
+    with pytest.raises(runner.RunError, match=r"^the disk is full .*No space left on device.* are done and kept.*again\.$"):
         runner.run("surfaces", EMT, processes=1, progress=False)
     kept = shard_files()
     assert len(kept) == n_kept

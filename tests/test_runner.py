@@ -193,30 +193,6 @@ def test_a_damaged_table_is_computed_again_and_named_by_who_reads_it(data, few_c
     pd.testing.assert_frame_equal(ordered(results.read("surfaces", EMT)), ordered(table))
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-@pytest.mark.parametrize("at", [1, 4, 7], ids=["first shard", "fourth shard", "table"])
-def test_a_full_disk_is_one_line_and_half_a_file_is_no_result(data, few_cases, monkeypatch, at):
-    """The real error of a write to a full device, at a shard or at the whole table."""
-    write = pd.DataFrame.to_parquet
-    written = []
-
-    def to_full(self, path, **options):
-        written.append(path)
-        if len(written) < at:
-            return write(self, path, **options)
-        path.write_bytes(b"PAR1 half of a table")
-        return write(self, "/dev/full", **options)
-
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", to_full)
-    with pytest.raises(runner.RunError, match=rf"the disk is full \(.*\)\. {at - 1} of 6 shards are done and kept\. Make room") as caught:
-        runner.run("surfaces", EMT, processes=1, progress=False)
-    assert "\n" not in str(caught.value)
-    assert not results.table_path("surfaces", EMT).exists()
-    assert len([path for path in data.rglob("*.parquet*") if path.is_file()]) == at - 1, "no file under a temporary name is left"
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", write)
-    assert runner.run("surfaces", EMT, processes=1, progress=False)["case"].nunique() == 6
-
-
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
 def test_results_have_the_rights_that_the_user_gives_to_files(data, umask, mode):
     before = os.umask(umask)
