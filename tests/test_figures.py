@@ -259,6 +259,16 @@ def compositions():
     return pd.concat(parts)
 
 
+def arms():
+    names = [f"student number {n} of an experiment" for n in range(20)]
+    rows = [
+        {"arm": arm, "panel": panel, "mean": 0.9 + 0.01 * n, "low": 0.85 + 0.01 * n, "high": 0.95 + 0.01 * n}
+        for n, arm in enumerate(names)
+        for panel in (300.0, 2000.0)
+    ]
+    return pd.DataFrame(rows)
+
+
 FIGURES = {
     "parity, three models, paper": lambda: figures.parity(scalars(), "surface energy", paper=figures.paper_points("fig2a")),
     "parity, one model": lambda: figures.parity(scalars(PAPER_MODELS[:1]), "surface energy", clusters=None),
@@ -274,6 +284,7 @@ FIGURES = {
     "lost neighbours": lambda: figures.error_against_coordination(losses()),
     "cures": lambda: figures.before_after(cures(), "vacancy formation energy, model / DFT"),
     "choices, many materials": lambda: figures.label_choices(many_choices(18), "MAE after / before"),
+    "arms": lambda: figures.arms(arms(), {300.0: "copper at 300 K: softening scale", 2000.0: "copper at 2000 K: softening scale"}),
     "errors, all models": lambda: figures.mae_cmae(fits(list(CATALOGUE)), paper_table("fig6b_quartiles")),
 }
 

@@ -481,7 +481,9 @@ def mended(teacher: Potential, soft: GraphPotential, material: str, student: Stu
 def examine(teacher: Potential, student: Potential, case: Case, stage: str) -> list[dict[str, object]]:
     """Return the student's answers beside the teacher's."""
     small = case.set == "small"
-    rows = _force_rows(teacher, student, case, stage, small)
+    hot = hot_frames(teacher, case.material, small)
+    frames = [({"stage": stage, "temperature_k": t, "frame": f"{t:g}K/{number}"}, label) for t, number, label in hot]
+    rows = force_rows(teacher.key, case, frames, student)
     answers = zip(_scalars(teacher, teacher, case.material), _scalars(student, teacher, case.material), strict=True)
     for (name, unit, extra, wanted), (_, _, _, value) in answers:
         error = None if np.isfinite(value) else f"{name}: the student's answer is not a number"
@@ -493,18 +495,16 @@ def examine(teacher: Potential, student: Potential, case: Case, stage: str) -> l
     return rows
 
 
-def _force_rows(teacher: Potential, student: Potential, case: Case, stage: str, small: bool) -> list[dict[str, object]]:
-    hot = hot_frames(teacher, case.material, small)
+def force_rows(key: str, case: Case, frames: Sequence[tuple[dict[str, object], Label]], student: Potential) -> list[dict[str, object]]:
+    """Return a row per force component of labelled frames, each with further columns; one failed row if a frame cannot be evaluated."""
     rows = []
-    for (temperature, number, label), answer in zip(hot, student.evaluate([label.atoms for _, _, label in hot]), strict=True):
-        where = {"stage": stage, "temperature_k": temperature, "frame": f"{temperature:g}K/{number}"}
+    for (where, label), answer in zip(frames, student.evaluate([label.atoms for _, label in frames]), strict=True):
         if not answer.ok:
-            rows.append(row(teacher.key, case, "force", np.nan, np.nan, "eV/Å", error=answer.error, **where))
+            rows.append(row(key, case, "force", np.nan, np.nan, "eV/Å", error=answer.error, **where))
             continue
         for (atom, axis), wanted in np.ndenumerate(label.forces):
-            value = round(float(answer.forces[atom, axis]), 4)
-            place = {"atom": atom, "component": "xyz"[axis]}
-            rows.append(row(teacher.key, case, "force", value, round(float(wanted), 4), "eV/Å", **where, **place))
+            values = round(float(answer.forces[atom, axis]), 4), round(float(wanted), 4)
+            rows.append(row(key, case, "force", *values, "eV/Å", **where, atom=atom, component="xyz"[axis]))
     return rows
 
 
@@ -585,23 +585,22 @@ _VARIED = ("channels", "n_frames", "start_a", "steps")
 STUDENT = ["architecture", "channels", "share", "n_frames", "start_a", "steps", "seed"]
 
 
-def scales(made: pd.DataFrame) -> pd.DataFrame:
+def scales(made: pd.DataFrame, by: Sequence[str] = ("model", "set", "stage", "temperature_k", *STUDENT)) -> pd.DataFrame:
     """Return the slopes of every student's forces, one row per student, stage and temperature.
 
     Returns
     -------
     DataFrame
-        Columns ``model, set, stage, temperature_k``, those of :class:`Student`, ``slope``, ``inverse_slope``, ``r2`` (about the origin,
-        their product), ``mae`` and ``cmae`` (eV/Å).
+        Columns ``model, set, stage, temperature_k``, those of :class:`Student` (or those of ``by``), ``slope``, ``inverse_slope``, ``r2``
+        (about the origin, their product), ``mae`` and ``cmae`` (eV/Å).
     """
     forces = made[(made["property"] == "force") & (made["status"] == "ok")]
     records = []
-    for key, group in forces.groupby(["model", "set", "stage", "temperature_k", *STUDENT], observed=True):
+    for key, group in forces.groupby(list(by), observed=True):
         x, y = group["reference"].to_numpy(dtype=float), group["value"].to_numpy(dtype=float)
         slope, inverse = softening.softening_scale(x, y), softening.inverse_slope(x, y)
-        record = dict(zip(["model", "set", "stage", "temperature_k", *STUDENT], key, strict=True))
-        record |= {"slope": slope, "inverse_slope": inverse, "r2": slope * inverse, "mae": np.abs(y - x).mean()}
-        records.append(record | {"cmae": np.abs(y / slope - x).mean()})
+        found = {"slope": slope, "inverse_slope": inverse, "r2": slope * inverse, "mae": np.abs(y - x).mean()}
+        records.append(dict(zip(by, key, strict=True)) | found | {"cmae": np.abs(y / slope - x).mean()})
     return pd.DataFrame(records)
 
 

@@ -12,7 +12,7 @@ from helpers.figures.alloys import by_composition, continuous_composition, phase
 from helpers.figures.animation import AnimationView, animation_view
 from helpers.figures.card import families
 from helpers.figures.distributions import error_distribution, force_histogram, mae_cmae, scale_distribution
-from helpers.figures.experiment import restoring_force, seed_curves, seed_parity
+from helpers.figures.experiment import arms, restoring_force, seed_curves, seed_parity
 from helpers.figures.interactive import StructureView, interactive_parity, structure_view
 from helpers.figures.lanes import before_after, by_material, label_choices
 from helpers.figures.learning import descent, error_curves, kind_matrix
@@ -36,6 +36,7 @@ __all__ = [
     "StructureView",
     "animation_view",
     "apply_style",
+    "arms",
     "bands_and_dos",
     "base_key",
     "before_after",

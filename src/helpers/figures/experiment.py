@@ -7,14 +7,22 @@ from collections.abc import Mapping
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from helpers import softening
 from helpers.figures.style import _IDEAL, _TEXT, STYLE, _legend, _note, _outer_labels, _panels
 
-# Tol's muted colours; no model has one of these.
-_KINDS = (("#882255", "o", "-"), ("#44AA99", "s", (0, (5, 1.5))), ("#332288", "^", (0, (1, 1))), ("#999933", "D", (0, (3, 1, 1, 1))))
+# Of Tol's muted colours and darker ones; no model has one of these.
+_KINDS = (
+    ("#AA4499", "o", "-"),
+    ("#44AA99", "s", (0, (5, 1.5))),
+    ("#332288", "^", (0, (1, 1))),
+    ("#7A5C00", "D", (0, (3, 1, 1, 1))),
+    ("#CC6677", "v", (0, (5, 1, 1, 1))),
+    ("#117733", "P", (0, (2, 1))),
+)
 
 
 def _looks(kinds: Mapping[str, str]) -> dict[str, dict[str, object]]:
@@ -39,6 +47,7 @@ def seed_curves(
     logarithmic: tuple[str, ...] = (),
     marked: Mapping[str, float] | None = None,
     limits: tuple[float, float] | None = None,
+    ticks: tuple[float, ...] = (),
 ) -> Figure:
     """Draw means and ranges over seeds against what was varied, one panel per thing that was varied.
 
@@ -58,6 +67,8 @@ def seed_curves(
         Panel → the standard value, a vertical line.
     limits : (float, float), optional
         Of the vertical axis.
+    ticks : tuple of float
+        Of logarithmic axes, which then all have one range; by default the values that were tried.
 
     Raises
     ------
@@ -80,14 +91,52 @@ def seed_curves(
                 axis.errorbar(line["x"], line["mean"], spread, markeredgecolor="white", markeredgewidth=0.6, zorder=3, **look)
             if panel in logarithmic:
                 axis.set_xscale("log")
-                ticks = sorted(set(here["x"]))
-                axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+                places = ticks or sorted(set(here["x"]))
+                axis.set_xticks(places, [f"{place:g}" for place in places])
                 axis.set_xticks([], minor=True)
+                if ticks:
+                    axis.set_xlim(0.8 * curves["x"].min(), 1.25 * curves["x"].max())
             axis.set_xlabel(x_label)
             axis.set_ylabel(y_label)
             if limits:
                 axis.set_ylim(limits)
         _legend(figure, spare, _handles(kinds))
+    return figure
+
+
+def arms(table: pd.DataFrame, panels: Mapping[str, str]) -> Figure:
+    """Draw one number of every arm of an experiment: lanes of arms, one panel per question, mean and range over seeds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Columns ``arm``, ``panel``, ``mean``, ``low``, ``high``; arms in the order in which they are drawn, the standard one first, whose
+        range is shaded.
+    panels : mapping of str to str
+        Panel → label of its axis, in order.
+
+    Raises
+    ------
+    ValueError
+        If a panel has nothing to draw.
+    """
+    names = list(dict.fromkeys(table["arm"]))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.6, 1.0 + 0.3 * len(names)), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axis, (panel, label), look in zip(
+            figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), _looks(panels).values(), strict=True
+        ):
+            here = table[table["panel"] == panel].set_index("arm").reindex(names)
+            if here["mean"].isna().all():
+                raise ValueError(f"there is nothing to draw for {panel!r}")
+            axis.axvline(1, zorder=2, **_IDEAL)
+            axis.axvspan(here["low"].iloc[0], here["high"].iloc[0], color="#E4E7EA", linewidth=0, zorder=0)
+            axis.hlines(range(len(names)), here["low"], here["high"], color=look["color"], linewidth=2, zorder=2.5)
+            axis.plot(here["mean"], range(len(names)), marker=look["marker"], color=look["color"], linestyle="none", markersize=7, zorder=3)
+            axis.set_yticks(range(len(names)), names)
+            axis.set_ylim(len(names) - 0.5, -0.5)
+            axis.set_xlabel(label)
     return figure
 
 
