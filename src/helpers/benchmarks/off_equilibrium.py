@@ -56,7 +56,7 @@ from ase.formula import Formula
 from scipy import stats
 
 from helpers import registry, softening, structures
-from helpers.benchmarks import COLUMNS, Case
+from helpers.benchmarks import COLUMNS, Case, chosen_sets
 from helpers.potentials.base import Potential, Prediction
 
 _MATTERSIM = "microsoft/mattersim/data/benchmarks"
@@ -185,9 +185,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     if sets is None:
         sets = [name for name in SETS if name != "wbm-full" or registry.available(SETS[name])]
     found: list[Case] = []
-    for name in sets:
-        if name not in SETS:
-            raise KeyError(f"unknown set {name!r}; there are: {', '.join(SETS)}")
+    for name in chosen_sets(SETS, sets):
         if name == "rattled-crystals":
             found += _rattled_crystals(protocol)
         else:
@@ -302,7 +300,7 @@ def _read_mattersim(chosen: str, paths: Sequence[Path]) -> list[Case]:
 
 
 def _answers(atoms: ase.Atoms) -> tuple[float, np.ndarray, np.ndarray]:
-    return atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)
+    return atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False), atoms.get_stress(voigt=False, apply_constraint=False)
 
 
 def _read_mptrj(chosen: str, paths: Sequence[Path]) -> list[Case]:
