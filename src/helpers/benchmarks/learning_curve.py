@@ -50,7 +50,6 @@ from ase.build import bulk
 from helpers import finetune, softening, structures
 from helpers.benchmarks import Case, chosen_sets, fine_tuning, off_equilibrium, row, students, table
 from helpers.finetune import Label, Recipe
-from helpers.potentials import untrained
 from helpers.potentials.base import Potential, PotentialError, Prediction, StructureError
 
 _FRAMES = tuple(dict.fromkeys(off_equilibrium.SETS["single-element-md"] + off_equilibrium.SETS["mptrj-1k"]))
@@ -381,13 +380,8 @@ def mend(
     recipe = protocol.recipe(method, len(labels), seed, steps)
     start = potential
     if method == "scratch":
-        start = untrained.build(
-            "mace" if potential.describe()["family"] == "MACE" else "chgnet",
-            students.reference_energies(labels),
-            channels=protocol.scratch_channels,
-            force_rms=float(np.sqrt(np.mean(np.concatenate([label.forces for label in labels]) ** 2))),
-            seed=seed,
-        )
+        architecture = "mace" if potential.describe()["family"] == "MACE" else "chgnet"
+        start = students.untaught(labels, architecture, protocol.scratch_channels, seed)
     elif method in ("readout", "last-layer"):
         recipe = Recipe(**{**recipe.__dict__, "trained": finetune.part(potential, method)})
     elif method not in ("all", "low-rank"):

@@ -142,18 +142,7 @@ class Protocol:
 
     def recipe(self, n_frames: int, steps: int, seed: int) -> Recipe:
         """Return the recipe of a training from random weights."""
-        n_train = n_frames - max(1, round(Recipe().validation_fraction * n_frames))
-        return Recipe(
-            epochs=max(1, round(steps * self.batch_size / n_train)),
-            learning_rate=self.learning_rate,
-            final_learning_rate=self.final_learning_rate,
-            energy_weight=self.energy_weight,
-            force_weight=self.force_weight,
-            stress_weight=0.0,
-            batch_size=self.batch_size,
-            max_gradient_norm=10.0,
-            seed=seed,
-        )
+        return recipe(self, n_frames, steps, seed=seed, energy_weight=self.energy_weight, force_weight=self.force_weight)
 
 
 @dataclass(frozen=True)
@@ -422,17 +411,30 @@ def reference_energies(labels: Sequence[Label]) -> dict[str, float]:
     return dict(zip(elements, solution.tolist(), strict=True))
 
 
+def recipe(protocol: object, n_frames: int, steps: int, **settings: object) -> Recipe:
+    """Return the recipe of a training from random weights; batch size and learning rates are the protocol's."""
+    n_train = n_frames - max(1, round(Recipe().validation_fraction * n_frames))
+    return Recipe(
+        epochs=max(1, round(steps * protocol.batch_size / n_train)),
+        learning_rate=protocol.learning_rate,
+        final_learning_rate=protocol.final_learning_rate,
+        stress_weight=0.0,
+        batch_size=protocol.batch_size,
+        max_gradient_norm=10.0,
+        **settings,
+    )
+
+
+def untaught(frames: Sequence[Label], architecture: str, channels: int, seed: int, **options: object) -> GraphPotential:
+    """Return a network with random weights, its energies and the size of its forces set for these frames (:func:`untrained.build`)."""
+    force_rms = float(np.sqrt(np.mean(np.concatenate([label.forces for label in frames]) ** 2)))
+    return untrained.build(architecture, reference_energies(frames), channels=channels, force_rms=force_rms, seed=seed, **options)
+
+
 def train(teacher: Potential, material: str, student: Student, protocol: Protocol) -> tuple[finetune.FineTuned, list[Label]]:
     """Train a student from random weights; return it and the frames it saw."""
     frames = training_frames(teacher, material, student, protocol)
-    forces = np.concatenate([label.forces for label in frames])
-    network = untrained.build(
-        student.architecture,
-        reference_energies(frames),
-        channels=student.channels,
-        force_rms=float(np.sqrt(np.mean(forces**2))),
-        seed=student.seed,
-    )
+    network = untaught(frames, student.architecture, student.channels, student.seed)
     return finetune.fine_tune(network, frames, protocol.recipe(len(frames), student.steps, student.seed)), frames
 
 

@@ -37,8 +37,7 @@ from ase.filters import UnitCellFilter
 
 from helpers import finetune
 from helpers.benchmarks import Case, chosen_sets, row, students, table
-from helpers.finetune import Label, Recipe
-from helpers.potentials import untrained
+from helpers.finetune import Label
 from helpers.potentials.base import Potential
 
 SETS: dict[str, tuple[str, ...]] = {"single": (), "combined": (), "small": ()}
@@ -109,22 +108,6 @@ class Protocol:
     learning_rate: float = 1e-2
     final_learning_rate: float = 1e-4
     shear: float = 0.02
-
-    def recipe(self, student: Student, n_frames: int, seed: int) -> Recipe:
-        """Return the recipe of a training from random weights."""
-        n_train = n_frames - max(1, round(Recipe().validation_fraction * n_frames))
-        return Recipe(
-            epochs=max(1, round(student.steps * self.batch_size / n_train)),
-            learning_rate=self.learning_rate,
-            final_learning_rate=self.final_learning_rate,
-            energy_weight=student.energy_weight,
-            force_weight=student.force_weight,
-            stress_weight=0.0,
-            batch_size=self.batch_size,
-            max_gradient_norm=10.0,
-            seed=seed,
-            loss=student.loss,
-        )
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -212,16 +195,10 @@ def run(teacher: Potential, cases: Sequence[Case], protocol: Protocol | None = N
     for case in cases:
         student, seed = Student(**{field.name: case.info[field.name] for field in fields(Student)}), case.info["seed"]
         seen = frames(teacher, student.diet, protocol.n_small_frames if case.set == LIVE else protocol.n_frames, protocol, seed)
-        network = untrained.build(
-            student.architecture,
-            students.reference_energies(seen),
-            channels=protocol.channels,
-            force_rms=float(np.sqrt(np.mean(np.concatenate([label.forces for label in seen]) ** 2))),
-            seed=seed,
-            max_l=student.max_l,
-            dtype=getattr(torch, student.precision),
-        )
-        trained = finetune.fine_tune(network, seen, protocol.recipe(student, len(seen), seed))
+        options = {"max_l": student.max_l, "dtype": getattr(torch, student.precision)}
+        network = students.untaught(seen, student.architecture, protocol.channels, seed, **options)
+        settings = {"loss": student.loss, "energy_weight": student.energy_weight, "force_weight": student.force_weight}
+        trained = finetune.fine_tune(network, seen, students.recipe(protocol, len(seen), student.steps, seed=seed, **settings))
         best = trained.history[trained.best_epoch]
         for name, value in (("training_mae", best["train_force_mae"]), ("validation_mae", best["validation_force_mae"])):
             rows.append(row(teacher.key, case, name, value, np.nan, "eV/Å"))

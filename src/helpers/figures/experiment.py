@@ -124,9 +124,8 @@ def arms(table: pd.DataFrame, panels: Mapping[str, str]) -> Figure:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.6, 1.0 + 0.3 * len(names)), layout="constrained")
         FigureCanvasAgg(figure)
-        for axis, (panel, label), look in zip(
-            figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), _looks(panels).values(), strict=True
-        ):
+        axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axis, (panel, look) in zip(axes, _looks(panels).items(), strict=True):
             here = table[table["panel"] == panel].set_index("arm").reindex(names)
             if here["mean"].isna().all():
                 raise ValueError(f"there is nothing to draw for {panel!r}")
@@ -136,7 +135,7 @@ def arms(table: pd.DataFrame, panels: Mapping[str, str]) -> Figure:
             axis.plot(here["mean"], range(len(names)), marker=look["marker"], color=look["color"], linestyle="none", markersize=7, zorder=3)
             axis.set_yticks(range(len(names)), names)
             axis.set_ylim(len(names) - 0.5, -0.5)
-            axis.set_xlabel(label)
+            axis.set_xlabel(panels[panel])
     return figure
 
 
