@@ -60,6 +60,14 @@ def test_batched_relaxation_equals_ase(chgnet, structures, cell):
         assert chgnet.evaluate([result.atoms])[0].energy == pytest.approx(result.energy, abs=1e-4)
 
 
+@pytest.mark.parametrize("steps", [0, -3, float("nan")])
+def test_a_relaxation_without_steps_is_refused(chgnet, structures, steps):
+    """One step was taken all the same."""
+    with pytest.raises(ValueError, match=rf"^max_steps={steps}; give one step or more"):
+        engine.relax(chgnet, structures[:1], max_steps=steps)
+    assert engine.relax(chgnet, structures[:1], fmax=1e-6, max_steps=1)[0].steps == 1
+
+
 def test_the_input_is_not_changed(chgnet, structures):
     before = [atoms.positions.copy() for atoms in structures]
     engine.relax(chgnet, structures[:2], max_steps=3)

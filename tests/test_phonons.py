@@ -633,6 +633,8 @@ def test_a_crystal_of_ones_own_comes_in_any_form():
     [
         ("POSCAR", 2, TypeError, "str 'POSCAR' is no structure"),
         ([bulk("Cu"), bulk("Cu")], 2, ValueError, "one crystal is wanted, not 2"),
+        ([], 2, ValueError, "one crystal is wanted, not 0"),
+        (bulk("Cu") + bulk("Cu"), 2, ValueError, r"atoms 0 and 1 lie in one place \(0 Å apart\)"),
         (molecule("H2O"), 2, ValueError, "not periodic in all three directions"),
         (ase.Atoms("Cu", positions=[[np.nan, 0, 0]], cell=np.eye(3) * 3, pbc=True), 2, ValueError, "position of atom 0 is not a number"),
         *((bulk("Cu"), repeats, ValueError, "are no numbers of cells") for repeats in (0, -1, 2.5, (2, 2), "2", [[2] * 3] * 3, None)),

@@ -361,10 +361,16 @@ def test_scaled(potential):
     assert "*" not in potential.key
 
 
-@pytest.mark.parametrize("c", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("c", [0.0, -1.0, float("nan"), float("inf"), "1.2", None, 1j, [1.2, 1.3]])
 def test_scaled_refuses(potential, c):
-    with pytest.raises(PotentialError, match="positive number"):
+    with pytest.raises(PotentialError, match="positive number") as raised:
         potential.scaled(c)
+    assert repr(c) in str(raised.value)
+
+
+@pytest.mark.parametrize("c", [2, np.float32(2), np.array(2.0), torch.tensor(2.0)])
+def test_scaled_takes_any_number(potential, c):
+    assert potential.scaled(c).scale == 2.0
 
 
 def test_describe(network):

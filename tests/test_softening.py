@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from helpers import softening
+from helpers.potentials.base import Prediction
 
 SEEDS = range(5)
 
@@ -68,6 +69,26 @@ def test_exact_line(s, intercept):
     assert fitted.cmae == pytest.approx(0, abs=1e-12)
     assert fitted.mae == pytest.approx(abs(s - 1) * np.abs(x).mean())
     assert fitted.intercept == pytest.approx(0, abs=1e-12)
+
+
+def test_masked_complex_and_no_numbers_are_refused_in_one_line():
+    """Masks were passed over: the slope was that of the values under them."""
+    x = np.linspace(-2, 3, 12).reshape(4, 3)
+    masked = np.ma.masked_array(0.8 * x, mask=x > 2.5)
+    for reference, predicted in ((x, masked), (masked, x), ([x, x], [x, masked]), (x.ravel(), masked.ravel())):
+        with pytest.raises(ValueError, match=r"^2 of 12 values are masked: leave them out"):
+            softening.softening_scale(reference, predicted)
+    assert softening.softening_scale(x, np.ma.masked_array(0.8 * x)) == pytest.approx(0.8), "nothing is masked"
+    kept = ~masked.mask
+    assert softening.softening_scale(x[kept], masked[kept]) == pytest.approx(0.8)
+    for wrong, word in (
+        (0.8j * x, "complex128"),
+        ([0.8j * x[:2], x[2:]], "complex128"),
+        ([Prediction(0.0, x), Prediction(0.0, x)], "Prediction"),
+    ):
+        for function in (softening.softening_scale, softening.correction, softening.fit):
+            with pytest.raises(ValueError, match=rf"^real numbers are wanted, not {word}.*one.forces"):
+                function([x, x] if word == "Prediction" else x, wrong)
 
 
 def test_intercept_is_found_and_removed_in_cmae():

@@ -124,7 +124,7 @@ def relax(
     TypeError
         If something is no structure, see :func:`helpers.structures.many`.
     ValueError
-        If the cell mode is unknown, or ``held`` does not fit the structures or the cell mode.
+        If the cell mode is unknown, no step is allowed, or ``held`` does not fit the structures or the cell mode.
 
     Notes
     -----
@@ -132,6 +132,8 @@ def relax(
     """
     if cell not in CELL_MODES:
         raise ValueError(f"cell={cell!r}; choose one of {', '.join(CELL_MODES)}")
+    if not max_steps >= 1:
+        raise ValueError(f"max_steps={max_steps!r}; give one step or more (without a step: potential.evaluate)")
     given = many(structures)
     free = _free(given, held, cell)
     results: list[Relaxed | None] = [None] * len(given)

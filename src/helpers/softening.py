@@ -79,11 +79,24 @@ def _pair(reference: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.nd
 def _values(given: ArrayLike | Iterable[ArrayLike]) -> np.ndarray | list[np.ndarray]:
     """Return plain values as an array, and those of several frames, of whatever sizes, as a list of arrays."""
     given = given if hasattr(given, "__len__") else list(given)
+    for frame in given if isinstance(given, (list, tuple)) else [given]:
+        if np.ma.is_masked(frame):
+            raise ValueError(
+                f"{np.ma.count_masked(frame)} of {np.size(frame)} values are masked: leave them out of reference and prediction"
+            )
     try:
-        array = np.asarray(given, dtype=float)
+        array = _real(given)
     except (TypeError, ValueError):  # frames of different sizes
-        return [np.asarray(frame, dtype=float) for frame in given]
+        return [_real(frame) for frame in given]
     return list(array) if array.ndim > 2 else array
+
+
+def _real(given: ArrayLike) -> np.ndarray:
+    array = np.asarray(given)
+    first = array.flat[0] if array.size else 0.0
+    if array.dtype.kind == "c" or hasattr(first, "forces"):
+        raise ValueError(f"real numbers are wanted, not {type(first).__name__} (of predictions give [one.forces for one in predictions])")
+    return array.astype(float)
 
 
 def _moments(x: np.ndarray, y: np.ndarray, intercept: bool) -> tuple[float, float, float]:
@@ -115,7 +128,7 @@ def softening_scale(reference: ArrayLike, predicted: ArrayLike, intercept: bool 
     Raises
     ------
     ValueError
-        If shapes differ, there are fewer than two values, one is not finite, or the reference is constant. A frame is named.
+        If shapes differ, there are fewer than two values, one is masked or not finite, or the reference is constant. A frame is named.
 
     References
     ----------

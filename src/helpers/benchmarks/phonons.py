@@ -262,10 +262,15 @@ def own(crystal: ase.Atoms | IStructure, repeats: int | Sequence[int], protocol:
     if counts.dtype.kind not in "iuf" or counts.shape not in ((), (3,)) or (counts < 1).any() or (counts % 1 != 0).any():
         raise ValueError(f"repeats={repeats!r} are no numbers of cells; give one whole number above zero, or three")
     repeats = np.broadcast_to(counts, 3)
-    crystal, *more = structures.many(crystal)
-    if more:
-        raise ValueError(f"one crystal is wanted, not {1 + len(more)}")
+    given = structures.many(crystal)
+    if len(given) != 1:
+        raise ValueError(f"one crystal is wanted, not {len(given)}")
+    (crystal,) = given
     check_structure(crystal.numbers, crystal.positions, crystal.cell.array, frozenset(range(1, 119)), crystal.pbc)
+    apart = crystal.get_all_distances(mic=True) + np.diag(np.full(len(crystal), np.inf))
+    if apart.min() < 0.1:
+        one, other = np.unravel_index(apart.argmin(), apart.shape)
+        raise ValueError(f"atoms {one} and {other} lie in one place ({apart.min():.2g} Å apart); remove one of them")
     formula = Composition(crystal.get_chemical_formula()).reduced_formula
     return _systematic_case(name, formula, _to_phonopy(crystal), np.diag(repeats), np.eye(3), {}, "", protocol or Protocol())
 

@@ -406,12 +406,13 @@ class Potential(ModelInterface):
         c : float
             Positive, finite, dimensionless.
         """
-        if not (np.isfinite(c) and c > 0):
+        number = np.asarray(c)
+        if number.dtype.kind not in "iuf" or number.size != 1 or not 0 < number.item() < np.inf:
             raise PotentialError(f"the scale must be a positive number, not {c!r}")
         twin = copy.copy(self)
         # The modules themselves are shared, the dictionary that names them is not: replacing one's network leaves the other alone.
         twin._modules = dict(self._modules)
-        twin.scale = self.scale * float(c)
+        twin.scale = self.scale * number.item()
         base = self.key.split("*")[0]
         twin.key = f"{base}*{twin.scale:.4f}"
         return twin
