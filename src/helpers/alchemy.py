@@ -42,7 +42,7 @@ _ROUNDING = 1e-9
 # Lengths are found to this relative accuracy; single precision gives no more.
 _LENGTH_ACCURACY = 1e-6
 
-# Relative change of length over which the slope of the stress is taken: the strain of the elasticity benchmark.
+# Relative change of length over which the slope of the stress is taken: the largest normal strain of the elasticity benchmark.
 _STRAIN = 0.01
 
 

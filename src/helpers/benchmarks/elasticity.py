@@ -14,12 +14,15 @@ averages of Voigt, Reuss and Hill over all directions are the bulk modulus K and
 
 The model relaxes the primitive cell, atoms and lattice. A crystal that has lost its symmetry as it relaxed is a failed case. The
 relaxed crystal, made symmetric again, is strained along each of the six axes of Voigt's notation in both senses, and the atoms
-are relaxed in the strained cell, as in DFT. The slopes of the stresses are the columns of C. Both senses together cancel
-the first anharmonic term and the stress that the relaxation has left over. Finally C is averaged over the symmetry of the crystal.
+are relaxed in the strained cell, as in DFT. Strain and stress are those of the reference: Green's and Lagrange's strain and the second
+stress of Piola and Kirchhoff. Of strains that a symmetry of the crystal turns into each other one is computed, as there too. The slopes
+of the stresses (least squares) are the columns of C. Both senses together cancel the first anharmonic term and the stress that the
+relaxation has left over. Finally C is averaged over the symmetry of the crystal.
 
-How large a strain? The DFT values are slopes over ±0.5 and ±1 %, for shear ±3 and ±6 %. A network's energy can be uneven on this scale,
-so that its curvature depends on the strain over which it is taken (``Protocol.strain``). What is tabulated is the mean
-curvature over that range, not the one at a point.
+How large a strain? A network's energy can be uneven on this scale, so that its curvature depends on the strain over which it is taken.
+What is tabulated is the mean curvature over a range, not the one at a point, for the ranges of :data:`RANGES`. ``bulk_modulus`` and
+``shear_modulus`` have all components of the strain tensor at ±0.5 and ±1 %, as the Materials Project documents for its present values,
+from which the reference was collected; those with ``_wide`` have the shears of the paper of 2015.
 
 A tensor with an eigenvalue that is not positive belongs to a crystal that would deform of itself (Born's criterion: Mouhat and
 Coudert, Phys. Rev. B 90, 224104 (2014)). Its averages mean nothing, so it is a failed case. Such cases do not enter the slopes: a model
@@ -32,7 +35,7 @@ import gzip
 import json
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ase
 import ase.build
@@ -40,25 +43,33 @@ import ase.data
 import numpy as np
 import pandas as pd
 from ase import units
-from pymatgen.analysis.elasticity import ElasticTensor, Strain
+from pymatgen.analysis.elasticity import ElasticTensor, Strain, Stress
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from helpers import engine, registry, softening, structures
 from helpers.benchmarks import Case, row, table
 from helpers.benchmarks.off_equilibrium import has_u_metal_with_o_or_f
-from helpers.potentials.base import Potential
+from helpers.potentials.base import Potential, Prediction
 
 _MODULI = "materialsvirtuallab/matcalc/benchmark_data/mp-binary-pbe-elasticity-2025.1.json.gz"
 
 SETS: dict[str, tuple[str, ...]] = {"binaries": (_MODULI,), "prototypes": ()}
 LIVE = "prototypes"
-ATOMS_PER_SHARD = 60  # each crystal is relaxed, strained twelve times and relaxed again: hundreds of evaluations
+ATOMS_PER_SHARD = 60  # each crystal is relaxed, strained some twenty times and relaxed again: hundreds of evaluations
+
+# Ends of the names of properties: sizes of the normal and of the shear strains. A shear strain in Voigt's notation is twice the component.
+RANGES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "": ((0.005, 0.01), (0.01, 0.02)),
+    "_wide": ((0.005, 0.01), (0.03, 0.06)),
+    "_1pct": ((0.01,), (0.01,)),
+    "_025pct": ((0.0025,), (0.0025,)),
+}
 
 # How far a recomputed value may lie from the committed one: what the thresholds of the relaxations and single precision leave open.
-TOLERANCES = {"bulk_modulus": 1.0, "shear_modulus": 1.0, "volume_per_atom": 0.02}
-
-_UNITS = {"bulk_modulus": "GPa", "shear_modulus": "GPa", "volume_per_atom": "Å³"}
+# Over a small strain the same error of a stress is a larger one of its slope.
+TOLERANCES = {name + end: 2.0 if end == "_025pct" else 1.0 for name in ("bulk_modulus", "shear_modulus") for end in RANGES}
+TOLERANCES["volume_per_atom"] = 0.02
 
 # Elements with open d and f shells.
 _MAGNETIC = frozenset(
@@ -83,6 +94,9 @@ _SYMPREC = 1e-3
 
 _UNSTABLE = "unstable: "
 
+# Relaxation of the strained crystals: displacement for their force constants, the least of these that is believed, and the longest step.
+_DISPLACEMENT_A, _SOFTEST_EV_PER_A2, _MAX_STEP_A = 0.01, 0.5, 0.1
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -96,20 +110,20 @@ class Protocol:
         Of that order.
     max_atoms : int
         Largest cell of that set.
-    strain : float
-        Size of the strains, a component in Voigt's notation (a shear strain is twice the component of the tensor).
+    ranges : dict
+        Sizes of the strains, as :data:`RANGES`, dimensionless, in Voigt's notation.
     fmax_ev_per_a : float
         Largest force at convergence of a relaxation, eV/Å.
     smax_ev_per_a3 : float
         Largest stress at convergence of the relaxation of the cell, eV/Å³ (6e-5 is 0.01 GPa).
     max_steps : int
-        FIRE steps after which a relaxation counts as failed.
+        Steps after which a relaxation counts as failed.
     """
 
     n_compounds: int = 400
     seed: int = 0
     max_atoms: int = 8
-    strain: float = 0.01
+    ranges: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=lambda: dict(RANGES))
     fmax_ev_per_a: float = 1e-3
     smax_ev_per_a3: float = 6e-5
     max_steps: int = 500
@@ -236,21 +250,33 @@ def strains(amount: float) -> list[Strain]:
 
 
 def strained(crystal: ase.Atoms, strain: np.ndarray) -> ase.Atoms:
-    """Return a strained copy of a crystal, r → (1 + ε) r with the atoms carried along; ε is a symmetric tensor, shape (3, 3)."""
+    """Return a strained copy of a crystal, r → (1 + ε) r with the atoms carried along; ε has shape (3, 3)."""
     copy = crystal.copy()
-    copy.set_cell(crystal.cell.array @ (np.eye(3) + np.asarray(strain)), scale_atoms=True)
+    copy.set_cell(crystal.cell.array @ (np.eye(3) + np.asarray(strain)).T, scale_atoms=True)
     return copy
 
 
-def elastic_tensor(amount: float, stresses: Sequence[np.ndarray], crystal: ase.Atoms) -> ElasticTensor:
-    """Fit the elastic tensor of a crystal to its stresses.
+def equivalents(crystal: ase.Atoms) -> list[tuple[int, np.ndarray]]:
+    """Return, for each of :func:`strains`, the first that symmetry makes equal to it, and the rotation R from that: ε = R ε' Rᵀ."""
+    analyser = SpacegroupAnalyzer(AseAtomsAdaptor.get_structure(crystal), symprec=_SYMPREC)
+    rotations = np.array([operation.rotation_matrix for operation in analyser.get_point_group_operations(cartesian=True)])
+    twelve = np.array(strains(1.0))
+    turned = rotations @ twelve[:, None] @ rotations.transpose(0, 2, 1)
+    # Axes: strain, rotation, strain that it is turned into.
+    equal = np.abs(turned[:, :, None] - twelve).max(axis=(-1, -2)) < _SYMPREC
+    pairs = [np.argwhere(equal[:, :, number])[0] for number in range(len(twelve))]
+    return [(int(first), rotations[rotation]) for first, rotation in pairs]
+
+
+def elastic_tensor(imposed: Sequence[Strain], stresses: Sequence[np.ndarray], crystal: ase.Atoms) -> ElasticTensor:
+    """Fit the elastic tensor of a crystal to its stresses, by least squares.
 
     Parameters
     ----------
-    amount : float
-        Size of the strains.
+    imposed : sequence of Strain
+        Of one component each in Voigt's notation; every component with both signs.
     stresses : sequence of ndarray, shape (3, 3)
-        Stress under each of :func:`strains`, eV/Å³, positive under tension.
+        Second stress of Piola and Kirchhoff under each of them, eV/Å³, positive under tension.
     crystal : ase.Atoms
         The unstrained crystal, for its symmetry.
 
@@ -263,7 +289,7 @@ def elastic_tensor(amount: float, stresses: Sequence[np.ndarray], crystal: ase.A
     with warnings.catch_warnings():
         # Before the next line makes it symmetric, the tensor is so up to the accuracy of the stresses only.
         warnings.simplefilter("ignore")
-        fitted = ElasticTensor.from_independent_strains(strains(amount), in_gpa)
+        fitted = ElasticTensor.from_independent_strains(imposed, in_gpa)
     return fitted.voigt_symmetrized.fit_to_structure(AseAtomsAdaptor.get_structure(crystal), symprec=_SYMPREC)
 
 
@@ -276,8 +302,9 @@ class _Outcome:
     """What is known of one crystal."""
 
     crystal: ase.Atoms | None = None
-    tensor: ElasticTensor | None = None
     error: str | None = None
+    tensors: dict[str, ElasticTensor] = field(default_factory=dict)  # by range, as the errors
+    errors: dict[str, str] = field(default_factory=dict)
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> pd.DataFrame:
@@ -298,9 +325,9 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     Returns
     -------
     pandas.DataFrame
-        Tidy table, one row per case and property: ``bulk_modulus`` and ``shear_modulus`` (GPa), ``volume_per_atom`` (Å³). A failed
-        row says why; the reason begins with "unstable" where the elastic tensor is not positive. The volume stands
-        nevertheless. ``reference`` is NaN where there is no DFT value.
+        Tidy table, one row per case and property: ``bulk_modulus`` and ``shear_modulus`` (GPa) for each range of strains, and
+        ``volume_per_atom`` (Å³). A failed row says why; the reason begins with "unstable" where the elastic tensor is not positive.
+        The volume stands nevertheless. ``reference`` is NaN where there is no DFT value.
     """
     potential = potential.smooth()
     guesses = [case.structures["crystal"] for case in cases]
@@ -315,7 +342,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     )
     outcomes = [_relaxed(result, guess) for result, guess in zip(relaxed, guesses, strict=True)]
     _strain(potential, [outcome for outcome in outcomes if outcome.error is None], protocol, progress)
-    return table(line for case, outcome in zip(cases, outcomes, strict=True) for line in _rows(potential.key, case, outcome))
+    return table(line for case, outcome in zip(cases, outcomes, strict=True) for line in _rows(potential.key, case, outcome, protocol))
 
 
 def _relaxed(result: engine.Relaxed, guess: ase.Atoms) -> _Outcome:
@@ -331,41 +358,106 @@ def _relaxed(result: engine.Relaxed, guess: ase.Atoms) -> _Outcome:
 
 
 def _strain(potential: Potential, outcomes: Sequence[_Outcome], protocol: Protocol, progress: bool) -> None:
-    """Add the elastic tensor to each outcome, or why there is none."""
-    imposed = strains(protocol.strain)
-    relaxed = engine.relax(
-        potential,
-        [strained(outcome.crystal, strain) for outcome in outcomes for strain in imposed],
-        cell="fixed",
-        fmax=protocol.fmax_ev_per_a,
-        max_steps=protocol.max_steps,
-        progress=progress,
-    )
-    predictions = potential.evaluate([result.atoms for result in relaxed], stress=True, progress=progress)
-    for number, outcome in enumerate(outcomes):
-        own = slice(number * len(imposed), (number + 1) * len(imposed))
-        errors = [result.error for result in (*relaxed[own], *predictions[own]) if result.error is not None]
-        if errors:
-            outcome.error = f"strained: {errors[0]}"
-            continue
-        outcome.tensor = elastic_tensor(protocol.strain, [prediction.stress for prediction in predictions[own]], outcome.crystal)
-        lowest = np.linalg.eigvalsh(outcome.tensor.voigt)[0]
-        if lowest <= 0:
-            outcome.error = f"{_UNSTABLE}an eigenvalue of the elastic tensor is {lowest:.1f} GPa"
-
-
-def _rows(model: str, case: Case, outcome: _Outcome) -> list[dict[str, object]]:
-    found = {"bulk_modulus": np.nan, "shear_modulus": np.nan, "volume_per_atom": np.nan}
-    errors = dict.fromkeys(found, outcome.error)
-    if outcome.crystal is not None:
-        found["volume_per_atom"] = outcome.crystal.get_volume() / len(outcome.crystal)
-        errors["volume_per_atom"] = None
-    if outcome.error is None:
-        found |= {"bulk_modulus": float(outcome.tensor.k_vrh), "shear_modulus": float(outcome.tensor.g_vrh)}
-    return [
-        row(model, case, name, value, float(case.reference.get(name, np.nan)), _UNITS[name], error=errors[name])
-        for name, value in found.items()
+    """Add the elastic tensors to each outcome, or why there is none."""
+    sizes = [sorted({size for pair in protocol.ranges.values() for size in pair[kind]}) for kind in (0, 1)]
+    unit = strains(1.0)
+    same = [equivalents(outcome.crystal) for outcome in outcomes]
+    # A job is a crystal, one of the twelve strains, and its size; the first six of the twelve are normal.
+    jobs = [
+        (number, first, size)
+        for number, pairs in enumerate(same)
+        for first in sorted({first for first, _ in pairs})
+        for size in sizes[first >= 6]
     ]
+    deformations = [(unit[first] * size).get_deformation_matrix() for _, first, size in jobs]
+    crystals = [outcomes[number].crystal for number, _, _ in jobs]
+    starts = [strained(crystal, matrix - np.eye(3)) for crystal, matrix in zip(crystals, deformations, strict=True)]
+    predictions = _at_rest(potential, crystals, starts, protocol, progress)
+    found = dict(zip(jobs, zip(deformations, predictions, strict=True), strict=True))
+    for number, outcome in enumerate(outcomes):
+        for name, pair in protocol.ranges.items():
+            imposed, stresses, errors = [], [], []
+            for strain, (first, rotation) in zip(unit, same[number], strict=True):
+                for size in pair[first >= 6]:
+                    matrix, prediction = found[number, first, size]
+                    if prediction.error:
+                        errors.append(f"strained: {prediction.error}")
+                        continue
+                    imposed.append(strain * size)
+                    stresses.append(rotation @ Stress(prediction.stress).piola_kirchoff_2(matrix) @ rotation.T)
+            if not errors:
+                outcome.tensors[name] = elastic_tensor(imposed, stresses, outcome.crystal)
+                if (lowest := np.linalg.eigvalsh(outcome.tensors[name].voigt)[0]) <= 0:
+                    errors.append(f"{_UNSTABLE}an eigenvalue of the elastic tensor is {lowest:.1f} GPa")
+            if errors:
+                outcome.errors[name] = errors[0]
+
+
+def _at_rest(potential, crystals, starts, protocol, progress) -> list[Prediction]:
+    """Return the predictions for strained crystals whose atoms have come to rest; ``error`` says which have not.
+
+    BFGS: it starts with the force constants of the unstrained crystal, so that a few steps are enough.
+    """
+    atoms = [start.copy() for start in starts]
+    predictions: list[Prediction] = potential.evaluate(atoms, stress=True, progress=progress)
+    moving = [number for number, prediction in enumerate(predictions) if _pull(prediction) >= protocol.fmax_ev_per_a]
+    owners = {id(crystals[number]): crystals[number] for number in moving}
+    common = dict(zip(owners, _compliances(potential, list(owners.values())), strict=True))
+    compliances = {number: common[id(crystals[number])] for number in moving}
+    for _ in range(protocol.max_steps):
+        steps = [compliances[number] @ predictions[number].forces.ravel() for number in moving]
+        steps = [step * _MAX_STEP_A / max(np.abs(step).max(), _MAX_STEP_A) for step in steps]
+        for number, step in zip(moving, steps, strict=True):
+            atoms[number].positions += step.reshape(-1, 3)
+        found = potential.evaluate([atoms[number] for number in moving], stress=True)
+        for number, step, prediction in zip(moving, steps, found, strict=True):
+            change = (predictions[number].forces - prediction.forces).ravel()
+            if (product := step @ change) > 0:
+                turn = np.eye(len(step)) - np.outer(step, change) / product
+                compliances[number] = turn @ compliances[number] @ turn.T + np.outer(step, step) / product
+            predictions[number] = prediction
+        moving = [number for number in moving if _pull(predictions[number]) >= protocol.fmax_ev_per_a]
+        if not moving:
+            break
+    for number in moving:
+        reason = f"not converged in {protocol.max_steps} steps: largest force {_pull(predictions[number]):.3f} eV/Å"
+        predictions[number] = Prediction.failed(len(atoms[number]), reason)
+    return predictions
+
+
+def _pull(prediction: Prediction) -> float:
+    """Return the largest force on an atom, eV/Å; NaN if there is none."""
+    return float(np.linalg.norm(prediction.forces, axis=1).max())
+
+
+def _compliances(potential: Potential, crystals: Sequence[ase.Atoms]) -> list[np.ndarray]:
+    """Return for each crystal the displacements per force, Å²/eV, shape (3 n_atoms, 3 n_atoms), all modes taken as stable."""
+    displaced = []
+    for crystal in crystals:
+        for number in range(6 * len(crystal)):
+            displaced.append(crystal.copy())
+            displaced[-1].positions[number // 6, number // 2 % 3] += (-1) ** number * _DISPLACEMENT_A
+    forces = iter([prediction.forces.ravel() for prediction in potential.evaluate(displaced)])
+    found = []
+    for crystal in crystals:
+        constants = np.array([next(forces) - next(forces) for _ in range(3 * len(crystal))]) / (-2 * _DISPLACEMENT_A)
+        values, modes = np.linalg.eigh(np.nan_to_num(constants + constants.T) / 2)
+        found.append(modes / np.maximum(np.abs(values), _SOFTEST_EV_PER_A2) @ modes.T)
+    return found
+
+
+def _rows(model: str, case: Case, outcome: _Outcome, protocol: Protocol) -> list[dict[str, object]]:
+    volume = np.nan if outcome.crystal is None else outcome.crystal.get_volume() / len(outcome.crystal)
+    reference = {name: float(case.reference.get(name, np.nan)) for name in ("bulk_modulus", "shear_modulus", "volume_per_atom")}
+    rows = []
+    for end in protocol.ranges:
+        error = outcome.error or outcome.errors.get(end)
+        tensor = outcome.tensors.get(end)
+        for name, attribute in (("bulk_modulus", "k_vrh"), ("shear_modulus", "g_vrh")):
+            value = np.nan if error else float(getattr(tensor, attribute))
+            rows.append(row(model, case, name + end, value, reference[name], "GPa", error=error))
+    rows.append(row(model, case, "volume_per_atom", volume, reference["volume_per_atom"], "Å³", error=outcome.error))
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------------
