@@ -48,7 +48,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from helpers import engine, registry, softening, structures
-from helpers.benchmarks import Case, row, table
+from helpers.benchmarks import Case, chosen_sets, row, table
 from helpers.benchmarks.off_equilibrium import has_u_metal_with_o_or_f
 from helpers.potentials.base import Potential, Prediction
 
@@ -156,10 +156,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     helpers.registry.RegistryError
         If a file cannot be had; the message says which, and where to put it.
     """
-    names = list(SETS) if sets is None else list(sets)
-    unknown = set(names) - set(SETS)
-    if unknown:
-        raise KeyError(f"unknown set(s) {', '.join(sorted(unknown))}; there are: {', '.join(SETS)}")
+    names = chosen_sets(SETS, sets)
     chosen = Protocol() if protocol is None else protocol
     makers = {"binaries": _binaries, "prototypes": _prototypes}
     return [case for name in names for case in makers[name](chosen)]
