@@ -96,7 +96,7 @@ MISTAKES = [
     (["bench", "-m", "chgnt-0.3.0", "--quick"], r"Did you mean chgnet-0.3.0\?"),
     (["bench", "-m", "chgnet-0.3.0", "--quick", "--route", "matcal"], r"Did you mean matcalc\?"),
     (["bench", "--quick", "--out", "page.model"], "page.model"),
-    (["report", "-m", EMT, "-o", "/proc/zz"], r"--out /proc/zz: this folder cannot be made"),
+    (["report", "-m", EMT, "-o", "/proc/zz"], r"--out /proc/zz: this folder cannot be made or written to"),
     (["fix", "-m", EMT, "-o", "page.model/deep/out", "-l", "x"], r"--out page.model/deep/out: this folder cannot be made"),
     (["bench", "--quick", "-o", "/proc/zz/out"], r"--out /proc/zz/out: this folder cannot be made"),
     (["fix", "-m", EMT, "-o", "out", "-l", "x", "--learning-rate", "0"], r"--learning-rate 0: a positive number is wanted"),
@@ -161,7 +161,7 @@ sys.argv = ["softening", "report", "-m", {EMT!r}, "-o", {str(tmp_path / "out")!r
 from helpers.cli import main
 main()
 """
-    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    outcome = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=False)
     assert outcome.stderr == "softening: interrupted; the same command goes on where it stopped\n"
     assert outcome.returncode == 130
 

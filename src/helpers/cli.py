@@ -5,15 +5,22 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
-import typer
+INTERRUPTED = "softening: interrupted; the same command goes on where it stopped"
 
-from helpers import benchmarks, registry, results
+try:  # seconds, in which a user may have thought better of it
+    import pandas as pd
+    import typer
+
+    from helpers import benchmarks, registry, results
+except KeyboardInterrupt:
+    print(INTERRUPTED, file=sys.stderr)
+    sys.exit(130)
 
 app = typer.Typer(
     name="softening",
@@ -42,6 +49,16 @@ def _table(rows: list[list[str]], header: list[str]) -> None:
         return
     for row in [header, *rows]:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _folder(out: Path | None) -> Path | None:
+    """Refuse a folder that cannot be made or written to, before anything is computed. The trial leaves nothing behind."""
+    try:
+        if out is not None:
+            tempfile.TemporaryDirectory(dir=next(place for place in (out, *out.parents) if place.exists())).cleanup()
+    except OSError as error:
+        raise ValueError(f"--out {out}: this folder cannot be made or written to ({error.strerror}); choose another") from error
+    return out
 
 
 def _summary(summarise: Callable[[pd.DataFrame], pd.DataFrame], table: pd.DataFrame) -> None:
@@ -129,23 +146,16 @@ def run(
     model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     sets: Annotated[str | None, typer.Option("--sets", help="Reference sets, separated by commas. All if left out.")] = None,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Worker processes; SLURM: jobs. By default one per core on a CPU, one on a GPU.")
-    ] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes, or SLURM jobs. By default one per core or GPU.")] = None,
     scheduler: Annotated[
         str | None,
         typer.Option(
-            help="Compute on a Dask cluster: local (workers on this machine), tcp://HOST:PORT or FILE.json (one that runs), "
-            "FILE.yaml (SLURM jobs; see examples/slurm-gpu.yaml)."
+            help="A Dask cluster: local, tcp://HOST:PORT or FILE.json (one that runs), FILE.yaml (SLURM: examples/slurm-gpu.yaml)."
         ),
     ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Compile the network first: minutes, then two thirds of the time (CHGNet, MatGL).")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Compute again even if the table is complete, or has more sets than this run.")
-    ] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile first: minutes, then a third less time (CHGNet, MatGL).")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Compute again, even if the table is complete or has more sets.")] = False,
 ) -> None:
     """Run a benchmark with a model and write its table to data/results.
 
@@ -180,18 +190,14 @@ def run(
 @app.command()
 def fix(
     model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the mended potential and its report.")],
-    labels: Annotated[
-        list[Path] | None, typer.Option("--labels", "-l", help="DFT frames, in any format ASE reads. May be repeated.")
-    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", callback=_folder, help="New folder for the mended potential and its report.")],
+    labels: Annotated[list[Path] | None, typer.Option("--labels", "-l", help="DFT frames, in any format of ASE. May be repeated.")] = None,
     more: Annotated[list[Path] | None, typer.Argument(help="Further files, so that --labels *.xml works.", show_default=False)] = None,
     method: Annotated[str, typer.Option(help="linear: one factor, seconds. full: train the weights, minutes.")] = "linear",
-    epochs: Annotated[
-        int, typer.Option(min=1, help="full: passes over the labels. The book's chapters use 100; 50 take half the time and lose little.")
-    ] = 50,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="full: of the first epoch.")] = 1e-3,
+    epochs: Annotated[int, typer.Option(min=1, help="full: passes over the labels. The book's chapters use 100, which gain little.")] = 50,
+    learning_rate: Annotated[float, typer.Option(help="full: of the first epoch.")] = 1e-3,
     test_fraction: Annotated[float, typer.Option(min=0.0, max=0.99, help="Share of the frames held back for the test; 0: no test.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of the division into frames to fit and to test, and of the training.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the division into fit and test, and of the training.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     threads: Annotated[int, typer.Option(min=1, help="On a CPU. More than one helps with large cells on an idle machine only.")] = 1,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without frames that cannot be used; the report lists them.")] = False,
@@ -209,6 +215,8 @@ def fix(
     from helpers import fix as mending
     from helpers.finetune import Recipe
 
+    if not 0 < learning_rate < float("inf"):
+        raise ValueError(f"--learning-rate {learning_rate:g}: a positive number is wanted; with zero nothing is trained")
     torch.set_num_threads(threads)
     fixed = mending.fix(
         model,
@@ -237,12 +245,10 @@ def fix(
 @app.command()
 def report(
     model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the report card.")],
-    full: Annotated[
-        bool, typer.Option("--full/--quick", help="All cases of all data that are here; or a sample, minutes on a laptop.")
-    ] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", callback=_folder, help="New folder for the report card.")],
+    full: Annotated[bool, typer.Option("--full/--quick", help="All cases of all data here; or a sample, minutes on a laptop.")] = False,
     budget: Annotated[float | None, typer.Option(help="Minutes for each family. What does not fit is listed; run again to go on.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the sample.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     processes: Annotated[int | None, typer.Option(min=1, help="Worker processes. By default one per core on a CPU, one on a GPU.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
@@ -278,14 +284,12 @@ def report(
 @app.command()
 def bench(
     model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="Model key; may be repeated. By default a CHGNet, an M3GNet and a MACE.")
+        list[str] | None, typer.Option("--model", "-m", help="Key; may be repeated. By default CHGNet, M3GNet and MACE.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few structures, no threads: minutes, also beside other work.")] = False,
-    route: Annotated[
-        list[str] | None, typer.Option("--route", "-r", help="Only this way and ours, such as ase or matcalc; may be repeated.")
-    ] = None,
+    route: Annotated[list[str] | None, typer.Option("--route", "-r", help="Only this way (ase, …) and ours; may be repeated.")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for tables and report. The project's own tables, for the book, if left out.")
+        Path | None, typer.Option("--out", "-o", callback=_folder, help="For tables and report. By default data/results.")
     ] = None,
 ) -> None:
     """Measure how fast energies, forces and relaxations are here, beside other packages' ways to compute them with the same model.
@@ -332,16 +336,23 @@ def status() -> None:
 
 
 def main() -> None:
-    """Run the command line; expected errors are one line on the standard error, and exit status 2."""
-    from helpers.potentials import PotentialError
-    from helpers.runner import RunError
-
+    """Run the command line; an expected error is one line on the standard error and exit status 2, an interruption one line and 130."""
+    expected = EXPECTED_ERRORS
     try:
+        from helpers.potentials import PotentialError
+        from helpers.runner import RunError
+
+        expected = (*EXPECTED_ERRORS, PotentialError, RunError)
         app(standalone_mode=True)
-    except (*EXPECTED_ERRORS, PotentialError, RunError) as error:
+    except expected as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         typer.echo(f"softening: {text}", err=True)
         sys.exit(2)
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if isinstance(ended, SystemExit) and ended.code != 130:  # typer's status after an interruption
+            raise
+        print(INTERRUPTED, file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":
