@@ -219,13 +219,14 @@ def test_a_wrong_sign_is_no_softness():
     assert "migration (s = −0.30, wrong sign)" in reasons[0]
     assert any("sign is wrong in barriers" in reason for reason in reasons)
     only, reasons = advice({"barriers-metals": -0.3})
-    assert only == "neither"
+    assert only == "no advice: too little was measured"
     assert reasons[0].startswith("0 of 1 families are soft.")
+    assert any("sign is wrong in barriers" in reason for reason in reasons)
 
 
 def test_a_wrong_sign_beside_soft_lines_of_its_family_is_named():
-    found, reasons = advice({"bulk-modulus": 0.8, "shear-modulus": -0.2, "surfaces": 0.8})
-    assert "1 of 2 families are soft: surfaces (s = 0.80). Not soft, or not for certain: elasticity" in reasons[0]
+    found, reasons = advice({"bulk-modulus": 0.8, "shear-modulus": -0.2, "surfaces": 0.8, "phonons": 1.0, "defects": 1.0})
+    assert "1 of 4 families are soft: surfaces (s = 0.80). Not soft, or not for certain: elasticity" in reasons[0]
     assert any("sign is wrong in shear modulus" in reason for reason in reasons)
     assert found == "neither"
 
@@ -250,6 +251,32 @@ def test_a_verdict_is_as_strong_as_its_interval():
     # One material has no interval, and no verdict.
     lane, _ = report_card.judge("mine", AGAINST_DFT["surfaces"], rows[:2].assign(value=[0.5, -0.5]), "eV", n_resamples=50)
     assert lane["verdict"] == "unclear"
+
+
+@pytest.mark.parametrize("slopes", [{"surfaces": 0.6}, {"surfaces": 0.8, "defects": 0.8}, {"surfaces": 1.0}])
+def test_one_or_two_families_are_no_basis(slopes):
+    """One family "agreed" with itself, and fine-tuning was recommended for it."""
+    found, reasons = advice(slopes)
+    assert found == "no advice: too little was measured"
+    assert reasons[1] == "Fewer than 3 families are no basis for advice."
+    assert not any("agree" in reason or "train" in reason for reason in reasons)
+    assert advice({**dict.fromkeys(("surfaces", "defects"), 0.8), "forces-wbm": 0.8})[0] == "scalar fix"
+
+
+def test_most_cases_lost_are_no_basis():
+    lanes = pd.DataFrame([judged(name=name)[0] for name in ("surfaces", "defects", "bulk-modulus", "forces-wbm")])
+    every = report_card.with_common_factor(lanes, {name: made_up({"mine": 0.8}) for name in lanes["lane"]})
+    assert report_card.advise(*every, 0.5)[0] == "scalar fix"
+    found, reasons = report_card.advise(*every, 0.75)
+    assert found == "no advice: too little was measured"
+    assert reasons[1] == "The 25% of the cases that have values are no basis for advice."
+
+
+def test_fine_tuning_of_what_cannot_be_trained_here_says_so_first(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_card, "advise", lambda *_: ("fine-tuning", ["5 of 7 families are soft."]))
+    card = make(EMT(), tmp_path)
+    assert card.reasons[0].startswith("This potential has no weights that softening fix could train")
+    assert "--method full" not in (tmp_path / "report.html").read_text()
 
 
 def test_it_says_what_it_rests_on():
@@ -305,7 +332,13 @@ def test_a_card_of_emt(few, tmp_path):
     assert card.about["atoms_per_second"] > 0
     assert results.table_path("surfaces", "ase:EMT", tmp_path / "1").is_file()
     html = (tmp_path / "1" / "report.html").read_text()
-    for words in ("surface energies, built", "No EMT-potential for Mg", "Recommendation", "What was not run", 'alt="Softening scale'):
+    for words in (
+        "surface energies, built",
+        "No EMT-potential for Mg",
+        "No advice: too little was measured",
+        "What was not run",
+        'alt="Softening scale',
+    ):
         assert words in html
     assert not re.search(r"(src|href)=\"(?!data:)", html), "nothing is fetched"
     assert (tmp_path / "1" / "report.md").read_text().startswith("# Report card of")
@@ -446,6 +479,17 @@ def test_with_nothing_measured_the_card_says_what_to_fetch(few, no_data, tmp_pat
         assert "softening fetch phonons" in text
         assert "softening fetch off_equilibrium" in text
     assert json.loads((tmp_path / "report.json").read_text())["recommendation"] == card.recommendation
+
+
+def test_with_one_family_measured_the_card_says_what_to_fetch(few, no_data, tmp_path):
+    quick = {"surfaces": {"slabs-109": Sample(2), "tran-rebuilt": Sample(4)}, "phonons": {"phonondb": Sample(2)}}
+    card = report_card.make(emt(), tmp_path, quick=quick, n_resamples=50)
+    assert card.recommendation == "no advice: too little was measured"
+    said = " ".join(card.reasons)
+    assert "softening fetch surfaces" in said
+    assert "softening fetch phonons" in said
+    assert "agree" not in said
+    assert "No advice: too little was measured" in (tmp_path / "report.html").read_text()
 
 
 def test_a_calculator_that_contradicts_itself_gets_no_card(few, tmp_path):

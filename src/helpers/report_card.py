@@ -436,6 +436,9 @@ def _by_benchmark(lanes: pd.DataFrame) -> pd.DataFrame:
 NOTHING, TOO_LITTLE = "no advice: nothing was measured", "no advice: too little was measured"
 ADVICE = ("scalar fix", "fine-tuning", "neither", NOTHING, TOO_LITTLE)
 
+# Families below which there is no advice: one cannot agree with others.
+ENOUGH = 3
+
 # Largest over smallest factor up to which families agree.
 AGREE = 1.25
 
@@ -449,7 +452,8 @@ RULES = (
     "A family is soft if most of its lines are: slope s below 0.97 and inverse slope s′ above 1.03. With s low and s′ near one, "
     "the model is calibrated (shrunken). A line is not clear if its interval allows something else: one (or zero) where it is called "
     "soft, stiff, calibrated (or of the wrong sign), less than 0.9 or more than 1.1 where the size is called right.",
-    "No advice: nothing was measured against DFT, or families that are not clear decide whether more than half are soft.",
+    "No advice: nothing, or fewer than 3 families, could be measured against DFT; most cases failed; or families that are not clear decide "
+    "whether more than half are soft.",
     "Neither: not more than half of the families are soft, or R² = s s′ is below 0.5 in most, so that scatter is the larger part.",
     "Scalar fix: one factor for all families, the median of those that they ask for, removes at least half of the error of the median "
     "family, the largest of these factors is at most 1.25 times the smallest, and no family has the wrong sign.",
@@ -459,7 +463,7 @@ RULES = (
 )
 
 
-def advise(lanes: pd.DataFrame, common: float) -> tuple[str, list[str]]:
+def advise(lanes: pd.DataFrame, common: float, lost: float = 0.0) -> tuple[str, list[str]]:
     """Recommend a cure, by :data:`RULES`.
 
     Parameters
@@ -468,6 +472,8 @@ def advise(lanes: pd.DataFrame, common: float) -> tuple[str, list[str]]:
         From :func:`with_common_factor`.
     common : float
         The factor that belongs to it.
+    lost : float
+        Share of the cases of which nothing is left.
 
     Returns
     -------
@@ -484,6 +490,9 @@ def advise(lanes: pd.DataFrame, common: float) -> tuple[str, list[str]]:
     first = f"{len(said['soft'])} of {len(families)} families are soft{': ' * bool(said['soft'])}{', '.join(said['soft'])}."
     first += f" Not soft, or not for certain: {', '.join(said['other'])}." if said["other"] else ""
     advice, reasons = _decide(families, common)
+    if len(families) < ENOUGH or lost > 0.5:
+        why = f"Fewer than {ENOUGH} families" if len(families) < ENOUGH else f"The {1 - lost:.0%} of the cases that have values"
+        advice, reasons = TOO_LITTLE, [f"{why} are no basis for advice."]
     if wrong := counted.loc[counted["verdict"] == "wrong sign", "name"].tolist():
         reasons.append(f"The sign is wrong in {', '.join(wrong)}: no factor mends that.")
     few = [f"{lane.name} ({lane.n_materials})" for lane in counted[counted["n_materials"] < _FEW].itertuples(index=False)]
@@ -796,9 +805,10 @@ def _card(
             others.append(compared)
             points[lane["lane"]] = rows
     judged, common = with_common_factor(pd.DataFrame(lanes), points) if lanes else (pd.DataFrame(), np.nan)
-    advice, reasons = advise(judged, common)
+    left = sum(table.loc[table["status"] == "ok", "case"].nunique() for table in tables.values())
     bad = {name: table.loc[table["status"] == "failed", "case"].nunique() for name, table in tables.items()}
     n_cases, n_bad = sum(sum(entry["cases"].values()) for entry in made.values()), sum(bad.values())
+    advice, reasons = advise(judged, common, 1 - left / max(n_cases, 1))
     if 2 * n_bad > n_cases:
         most = failures(tables).sort_values("cases").iloc[-1]
         rest = "The numbers are of the others." if len(judged) else f"Most often: {most['reason']}."
@@ -810,7 +820,7 @@ def _card(
     reasons += notes
     trainable = isinstance(potential, GraphPotential)
     if advice == "fine-tuning" and not trainable:
-        reasons.append("This potential has no weights that softening fix could train: train it with its own code.")
+        reasons.insert(0, "This potential has no weights that softening fix could train: train it with its own code.")
     statics = made.get("off_equilibrium")
     speed = statics["atoms"] / statics["core_seconds"] if statics and statics["core_seconds"] > 0 else None
     about = {
