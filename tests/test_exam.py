@@ -280,6 +280,53 @@ def test_good_calculators_pass(calculator):
     assert exam.examine(foreign(calculator).scaled(0.8)) == []
 
 
+class Scaled(Calculator):
+    """Another calculator with 0.97 of its forces."""
+
+    implemented_properties = ("energy", "forces", "stress")
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.results = {name: self.inner.get_property(name, atoms) for name in self.implemented_properties}
+        self.results["forces"] = 0.97 * self.results["forces"]
+
+
+SLIGHT = [0.96, 0.98, 1.02, 1.03]
+
+
+@pytest.mark.parametrize("c", SLIGHT)
+@pytest.mark.parametrize("make", [EMT, lambda: EMT(asap_cutoff=True), lambda: LennardJones(sigma=2.3, epsilon=0.3, rc=6.0)])
+def test_a_slight_factor_on_forces_or_stress_is_a_note(make, c):
+    """Five per cent were allowed in silence, much next to the softness that is measured."""
+    inner = make()
+
+    class Slight(Spoilt):
+        def calculate(self, *args, **kwargs):
+            inner.calculate(*args, **kwargs)
+            self.results = inner.results | self.change(inner.results, None)
+
+    for name, words in (("forces", "The forces are"), ("stress", "The stress is")):
+        (note,) = exam.examine(foreign(Slight(lambda r, a, name=name: {name: c * r[name]})))
+        assert note.startswith(f"{words} {c:.3g} times "), note
+        assert f"({abs(1 - c):.1%} off)" in note
+
+
+def test_forces_wrong_on_one_element_only_are_a_note():
+    (note,) = exam.examine(foreign(Spoilt(lambda r, a: {"forces": r["forces"] * np.where(a.numbers == 13, 0.93, 1.0)[:, None]})))
+    assert "times −dE/dr" in note
+
+
+def test_an_energy_that_jumps_is_no_fault_and_no_note():
+    """Steps of 0.5 meV where an atom crosses a plane, as where bonds cross a cutoff: differences over two lengths tell."""
+    jumpy = Spoilt(lambda r, a: {"energy": r["energy"] + 5e-4 * np.floor(40 * a.get_scaled_positions()).sum()})
+    for note in exam.examine(foreign(jumpy)):
+        assert " times −dE/dr" not in note
+
+
 def test_networks_pass_behind_their_calculators(load_model):
     from chgnet.model.dynamics import CHGNetCalculator
 
@@ -287,8 +334,11 @@ def test_networks_pass_behind_their_calculators(load_model):
     assert exam.examine(load_model("chgnet-0.3.0")) == []
 
 
-def test_an_energy_that_jumps_passes(load_model):
-    assert exam.examine(foreign(load_model("m3gnet-mp-2021.2.8").calculator())) == []
+@pytest.mark.parametrize("key", ["m3gnet-mp-2021.2.8", "tensornet-matpes-pbe-2025.1", "mace-small"])
+def test_networks_pass_behind_our_calculators(load_model, key):
+    assert exam.examine(foreign(load_model(key).calculator())) == []
+    (note,) = exam.examine(foreign(Scaled(load_model(key).calculator())))
+    assert note.startswith("The forces are 0.97 times")
 
 
 def test_what_is_no_fault_is_a_note():

@@ -2,8 +2,8 @@
 
 Softness is a ratio of energies, forces or stresses, and a mistake in a calculator is one as well: a stress in GPa has the slope 160. No
 reference value is needed to find it. On a small crystal, displaced and strained off its symmetry, forces must be −dE/dr and the stress
-V⁻¹ dE/dε (central differences), a doubled cell must have twice the energy, and the answer must not depend on the order of the atoms,
-on a lattice vector added to one of them, or on what was evaluated before.
+V⁻¹ dE/dε (central differences, extrapolated from two lengths), a doubled cell must have twice the energy, and the answer must not depend
+on the order of the atoms, on a lattice vector added to one of them, or on what was evaluated before.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 from helpers.potentials.ase import MALFORMED
 from helpers.potentials.base import GraphPotential, Potential, PotentialError
 
-# Directions along which the energy is differentiated, and the steps, where neither the third derivative nor single precision counts:
-# of all atoms together (Å), and of the strain.
+# Directions along which the energy is differentiated, and the longer of two steps, where neither the fifth derivative nor single
+# precision counts: of all atoms together (Å), and of the strain. The other is half of it.
 _DIRECTIONS, _STEP, _STRAIN = 6, 0.05, 0.005
 
-# What a difference must exceed: a share of the forces or stresses; where these are small, eV/Å and eV/Å³; rounding, relative to the energy.
-_SHARE, _FLOOR, _ROUNDING = 0.05, {"forces": 1e-3, "stress": 5e-5}, 1e-6
+# What a difference must exceed: a share of the forces or stresses, for a fault and, of smooth energies, for a note; where these are small,
+# eV/Å and eV/Å³; rounding, relative to the energy.
+_SHARE, _TIGHT, _FLOOR, _ROUNDING = 0.05, 0.01, {"forces": 1e-3, "stress": 5e-5}, 1e-6
 
 # Slopes between which forces that are not the derivative may be predictions of their own.
 _ALIKE = (0.67, 1.5)
@@ -45,7 +46,7 @@ _ORDERS = {"xy, yz, xz": (5, 3, 4), "xy, xz, yz": (5, 4, 3), "yz, xy, xz": (3, 5
 
 
 def examine(potential: Potential) -> list[str]:
-    """Examine a calculator, with thirty evaluations of four to sixteen atoms. A graph network has its forces from its energy.
+    """Examine a calculator, with fifty evaluations of four to sixteen atoms. A graph network has its forces from its energy.
 
     Parameters
     ----------
@@ -109,8 +110,8 @@ def _remarks(potential: Potential, crystal: ase.Atoms) -> Iterator[tuple[bool, s
     shifts, strains = (d / np.linalg.norm(d, axis=(1, 2), keepdims=True) for d in (shifts, strains + strains.transpose(0, 2, 1)))
     hopped = _changed(crystal, np.eye(n, 1) * (crystal.cell.array[0] - crystal.cell.array[1]))
     cells = [crystal, crystal * (2, 1, 1), crystal[order], hopped]
-    cells += [_changed(crystal, shift=sign * _STEP * shift) for shift in shifts for sign in (1, -1)]
-    cells += [_changed(crystal, strain=sign * _STRAIN * strain) for strain in strains for sign in (1, -1)]
+    cells += [_changed(crystal, shift=step * _STEP * shift) for shift in shifts for step in (1, -1, 0.5, -0.5)]
+    cells += [_changed(crystal, strain=step * _STRAIN * strain) for strain in strains for step in (1, -1, 0.5, -0.5)]
     answers = potential.evaluate([*cells, crystal], stress=True)
     if len({answer.energy for answer in answers if answer.ok}) == 1:
         yield True, "the energy is the same for every cell, however atoms move: is an earlier answer given again?"
@@ -119,7 +120,7 @@ def _remarks(potential: Potential, crystal: ase.Atoms) -> Iterator[tuple[bool, s
         yield True, f"{len(failed)} of {len(answers)} cells of it fail, the first with: {failed[0]}"
         return
     here, double, permuted, shifted = answers[:4]
-    energies = np.array([answer.energy for answer in answers[4:-1]]).reshape(2, _DIRECTIONS, 2)
+    energies = np.array([answer.energy for answer in answers[4:-1]]).reshape(2, _DIRECTIONS, 4)
     size, rounding = float(np.sqrt(np.mean(here.forces**2))), _ROUNDING * abs(here.energy)
 
     noise = float(np.abs(answers[-1].forces - here.forces).max())
@@ -140,22 +141,25 @@ def _remarks(potential: Potential, crystal: ase.Atoms) -> Iterator[tuple[bool, s
             yield True, f"the answer changes {what}: the energy by {energy - here.energy:.2g} eV, forces by up to {change:.2g} eV/Å"
 
     volume = crystal.get_volume()
-    slopes = (energies[..., 0] - energies[..., 1]) / (2 * np.array([[_STEP], [_STRAIN]]))
-    yield from _compared("forces", here.forces, shifts, -slopes[0], rounding / _STEP)
+    step = np.array([[_STEP], [_STRAIN]])
+    long, short = (energies[..., 0] - energies[..., 1]) / (2 * step), (energies[..., 2] - energies[..., 3]) / step
+    slopes, jumps = (4 * short - long) / 3, np.linalg.norm(short - long, axis=1)
+    yield from _compared("forces", here.forces, shifts, -slopes[0], rounding / _STEP, jumps[0])
     if here.stress is None:
         yield False, "The calculator gives no stress: cells cannot be relaxed with it."
     else:
-        yield from _compared("stress", here.stress, strains, slopes[1] / volume, rounding / _STRAIN / volume, volume)
+        yield from _compared("stress", here.stress, strains, slopes[1] / volume, rounding / _STRAIN / volume, jumps[1] / volume, volume)
 
 
 def _compared(
-    what: str, given: np.ndarray, directions: np.ndarray, wanted: np.ndarray, rounding: float, volume: float = np.nan
+    what: str, given: np.ndarray, directions: np.ndarray, wanted: np.ndarray, rounding: float, jumps: float, volume: float = np.nan
 ) -> Iterator[tuple[bool, str]]:
     """Yield what is to be said of forces or stress if they are not the derivative of the energy along these directions.
 
     An energy that jumps where an atom crosses a cutoff spoils single directions, forces from a head of their own are off by some per
-    cent in all. Neither is a fault.
+    cent in all. Neither is a fault. ``jumps`` is by how much differences over two lengths differ.
     """
+    found, size = np.tensordot(directions, given, axes=2), float(np.linalg.norm(wanted))
     allowed = _SHARE * np.sqrt(np.mean(wanted**2)) + _FLOOR[what] + rounding
     it_is, derivative, unit = _ASE[what]
 
@@ -175,6 +179,10 @@ def _compared(
 
     c = factor(given)
     if c == 1:
+        s, slack = found @ wanted / max(size**2, 1e-300), _TIGHT * size + (0.1 * _FLOOR[what] + rounding) * _DIRECTIONS**0.5
+        off, scatter = float(np.linalg.norm(found - wanted)), np.linalg.norm(found - s * wanted) / (_DIRECTIONS - 1) ** 0.5
+        if abs(s - 1) * size > slack + 3 * scatter or off > slack + 3 * jumps:
+            yield False, f"T{it_is[1:]} {s:.3g} times {derivative} ({off / size:.1%} off): softness of this size is the calculator's own."
         return
     if c is not None:
         yield True, f"{it_is} {words(c)}"
@@ -186,8 +194,7 @@ def _compared(
         if (c := factor(voigt_6_to_full_3x3_stress(own))) is not None:
             yield True, f"the shear stresses come as {name}; ASE's order is yz, xz, xy" + (f", and all are {words(c)}" if c != 1 else "")
             return
-    found = np.tensordot(directions, given, axes=2)
-    r, s = (found @ wanted / max(size, 1e-300) for size in (np.linalg.norm(found) * np.linalg.norm(wanted), wanted @ wanted))
+    r, s = (found @ wanted / max(norm, 1e-300) for norm in (np.linalg.norm(found) * size, size**2))
     direct = r > 0.8 and _ALIKE[0] < s < _ALIKE[1]
     why = " (noise, or a model that predicts this beside the energy)" if direct else ""
     yield not direct, f"{it_is} not {derivative}: " + (f"correlation {r:.2f}, slope {s:.3g}{why}" if given.any() else "zero")
