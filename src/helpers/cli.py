@@ -149,9 +149,7 @@ def run(
     processes: Annotated[int | None, typer.Option(min=1, help="Worker processes, or SLURM jobs. By default one per core or GPU.")] = None,
     scheduler: Annotated[
         str | None,
-        typer.Option(
-            help="A Dask cluster: local, tcp://HOST:PORT or FILE.json (one that runs), FILE.yaml (SLURM: examples/slurm-gpu.yaml)."
-        ),
+        typer.Option(help="Dask cluster: local; tcp://HOST:PORT or FILE.json (one that runs); FILE.yaml (SLURM, see examples)."),
     ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile first: minutes, then a third less time (CHGNet, MatGL).")] = False,
@@ -283,14 +281,10 @@ def report(
 
 @app.command()
 def bench(
-    model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="Key; may be repeated. By default CHGNet, M3GNet and MACE.")
-    ] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Key; may be repeated. Else CHGNet, M3GNet and MACE.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="A few structures, no threads: minutes, also beside other work.")] = False,
     route: Annotated[list[str] | None, typer.Option("--route", "-r", help="Only this way (ase, …) and ours; may be repeated.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", callback=_folder, help="For tables and report. By default data/results.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", callback=_folder, help="For tables and report; else data/results.")] = None,
 ) -> None:
     """Measure how fast energies, forces and relaxations are here, beside other packages' ways to compute them with the same model.
 

@@ -436,17 +436,14 @@ def _by_benchmark(lanes: pd.DataFrame) -> pd.DataFrame:
 NOTHING, TOO_LITTLE = "no advice: nothing was measured", "no advice: too little was measured"
 ADVICE = ("scalar fix", "fine-tuning", "neither", NOTHING, TOO_LITTLE)
 
-# Families below which there is no advice: one cannot agree with others.
-ENOUGH = 3
-
 # Largest over smallest factor up to which families agree.
 AGREE = 1.25
 
 # R² below which the scatter about the line is more than the line.
 SCATTER = 0.5
 
-# Materials below which intervals are too narrow (helpers.softening.bootstrap_over).
-_FEW = 5
+# Families below which there is no advice; materials below which intervals are too narrow (helpers.softening.bootstrap_over).
+ENOUGH, _FEW = 3, 5
 
 RULES = (
     "A family is soft if most of its lines are: slope s below 0.97 and inverse slope s′ above 1.03. With s low and s′ near one, "
