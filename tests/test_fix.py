@@ -531,6 +531,16 @@ def test_two_bad_frames_are_named_and_skipped(tmp_path, n, change, words, togeth
     assert len("".join(fixed.dropped)) > 0
 
 
+def test_what_wrong_frames_hide_is_found_when_they_are_out(tmp_path):
+    """y and z exchanged in every second frame: left out in part, the factor would be 1.5."""
+    images = copper(20)
+    for atoms in images[1::2]:
+        atoms.calc.results["forces"] = atoms.calc.results["forces"][:, [0, 2, 1]]
+    write(tmp_path / "labels.extxyz", images)
+    fixed = fix.fix("ase:ase.calculators.emt.EMT", tmp_path / "labels.extxyz", out=tmp_path / "out", skip_bad=True)
+    assert fixed.potential.scale == pytest.approx(1.25, rel=1e-4)
+
+
 def test_training_leaves_out_what_the_doctor_named(tmp_path, chgnet):
     frames = labelled(chgnet, 10)
     for atoms in frames[4:6]:

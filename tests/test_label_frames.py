@@ -138,6 +138,71 @@ def test_below_a_correlation_of_0_7_there_is_no_factor():
     assert "below 0.7 no factor is written" in problem.text
 
 
+def one_flipped(forces: np.ndarray) -> np.ndarray:
+    largest = np.arange(len(forces)) == np.argmax(np.linalg.norm(forces, axis=1))
+    return np.where(largest[:, None], -forces, forces)
+
+
+@pytest.mark.parametrize(
+    ("n", "wrong", "spoil", "words"),
+    [
+        (20, (3, 9), lambda f: 2 * f, "slope 0.4, theirs 0.80"),
+        (20, (3, 9), lambda f: 3 * f, "slope 0.267, theirs 0.80"),
+        (20, (3, 9), lambda f: 4 * f, "slope 0.2, theirs 0.80"),
+        (20, (3, 9), lambda f: 0.1 * f, "slope 8, theirs 0.80"),
+        (20, (3, 9), lambda f: f @ np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1.0]]), "axes"),
+        (20, range(0, 20, 2), one_flipped, "times what is usual beside the others"),
+        (60, (3, 47), lambda f: f * BOHR, "in eV/bohr; they must be in eV/Å: multiply them by 1.88973"),
+        (60, range(0, 60, 2), lambda f: f * BOHR, "in eV/bohr; they must be in eV/Å: multiply them by 1.88973"),
+        (60, range(0, 60, 3), lambda f: f / BOHR, "in eV/Å times Å/bohr; they must be in eV/Å: multiply them by 0.529177"),
+        (60, range(0, 60, 2), lambda f: f / BOHR, "in eV/Å times Å/bohr; they must be in eV/Å: multiply them by 0.529177"),
+        (60, (3, 47), lambda f: f / 27.2114, "hartree/Å or rydberg/bohr; they must be in eV/Å: multiply them by 27.2114 or 25.711"),
+        (60, (3, 47), lambda f: f / 25.711, "rydberg/bohr or hartree/Å; they must be in eV/Å: multiply them by 25.711 or 27.2114"),
+        (20, (3, 9), lambda f: f - [0.3, 0, 0], "beside the others|add up to"),
+    ],
+)
+def test_frames_that_depart_from_others_that_agree_are_told(n, wrong, spoil, words):
+    given = [with_(label, forces=spoil(label.forces)) if k in wrong else label for k, label in enumerate(copper(n))]
+    problems, _ = judged(given)
+    assert flagged(problems) == set(wrong)
+    assert all(re.search(words, problem.text) for problem in problems), problems[0].text
+    assert factor(given, flagged(problems)) == pytest.approx(C, rel=1e-4)
+
+
+def test_a_set_of_two_kinds_is_said_to_be_one():
+    given = copper(20, c=np.where(np.arange(20) < 8, 2.0, 1.0))
+    problems, notes = judged(given)
+    assert problems == []
+    (note,) = (note for note in notes if "two kinds" in note)
+    assert "1.00 times the labels' in 0.xyz, frames 8–19 and 0.50 times the labels' in 0.xyz, frames 0–7" in note
+
+
+def test_positions_in_bohr_are_told_by_distances():
+    def stretched(label: Label, by: float) -> Label:
+        atoms = label.atoms.copy()
+        atoms.set_cell(atoms.cell * by, scale_atoms=True)
+        return with_(label, atoms=atoms)
+
+    problem = judged([stretched(label, 1 / BOHR) for label in copper(12)])[0][0]
+    assert problem.kind == "file"
+    assert "as if positions and cell were in bohr; multiply both by 0.529177" in problem.text
+    for by, words in ((1 / BOHR, "in bohr; multiply both by 0.529177"), (BOHR, "in Å times Å/bohr; multiply both by 1.88973")):
+        problems, _ = judged([stretched(label, by) if k in (3, 9) else label for k, label in enumerate(copper(20))])
+        assert flagged(problems) == {3, 9}
+        assert {problem.frames[0] for problem in problems if words in problem.text} == {3, 9}, [problem.text for problem in problems]
+
+
+def test_all_in_a_unit_like_another_names_both():
+    (problem,), _ = judged([with_(label, forces=label.forces / 27.2114) for label in copper(12)])
+    assert "hartree/Å" in problem.text
+    assert "rydberg/bohr" in problem.text
+
+
+def test_forces_that_do_not_add_up_to_zero_are_noted():
+    _, notes = judged([with_(label, forces=label.forces - [0.5, 0, 0]) for label in copper(12)])
+    assert "0.xyz, frames 0–11: the forces add up to as much as 0.50 eV/Å per atom" in " ".join(notes)
+
+
 @pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 def test_real_data_raise_no_alarm_and_hide_none():
     """14 compounds of one to four frames under pressure, softness 0.53 to 1.14, with DFT's answers and CHGNet's."""
@@ -221,6 +286,34 @@ def test_one_group_of_energies_is_one(shape, n):
         assert judged(given)[0] == []
 
 
+@pytest.mark.parametrize(
+    ("spoil", "r"),
+    [
+        (lambda energies: np.roll(energies, 1), "0"),
+        (lambda energies: -energies, "-1.00"),
+        (lambda energies: np.full(len(energies), 3.0), "0.00"),
+        (lambda energies: np.random.default_rng(1).permutation(energies), ""),
+        (lambda energies: np.random.default_rng(1).normal(size=len(energies)), ""),
+    ],
+)
+def test_energies_of_other_structures_are_told(spoil, r):
+    given = copper(20)
+    energies = spoil(np.array([label.energy for label in given]))
+    given = [with_(label, energy=float(energy)) for label, energy in zip(given, energies, strict=True)]
+    (problem,), _ = judged(given)
+    assert problem.kind == "file"
+    assert f"the energies do not go with the model's (correlation {r if r != '0' else ''}" in problem.text
+    problems, notes = judged(given, energies=False)
+    assert problems == []
+    assert any(note.startswith("Not used by this method, but: ") for note in notes)
+
+
+def test_energies_per_atom_are_not_only_called_rydberg():
+    (problem,), _ = judged([with_(label, energy=label.energy / 16) for label in copper(20)])
+    assert "eV per atom instead of eV per cell" in problem.text
+    assert "rydberg" in problem.text
+
+
 # ---------------------------------------------------------------------------------------------------
 # Units that hide in softness
 
@@ -283,6 +376,36 @@ def test_units_and_signs_of_stresses_frame_by_frame():
     problems, _ = judged(given, files=20)
     assert flagged(problems) == {4, 9, 11}
     assert [word in problem.text for word, problem in zip(("wrong sign", "GPa", "kbar"), problems, strict=True)] == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda label, rng: rng.normal(0, 0.02, 6), "do not go with the model's"),
+        (lambda label, rng: copper(1, seed=9)[0].stress, "do not go with the model's"),
+        (lambda label, rng: label.stress * BOHR**3, "5.4 times the labels', as if those were in eV/bohr³"),
+        (lambda label, rng: label.stress * label.atoms.get_volume(), r"eV \(stress times volume\)"),
+        (lambda label, rng: -1602.18 * label.stress, "in kbar.*Besides, the stresses have the wrong sign"),
+    ],
+)
+def test_stresses_of_other_structures_and_units_are_told(spoil, words):
+    rng = np.random.default_rng(2)
+    (problem,), _ = judged([with_(label, stress=spoil(label, rng)) for label in copper(20)])
+    assert problem.kind == "file"
+    assert re.search(words, problem.text), problem.text
+
+
+def test_stresses_that_are_twice_too_large_are_noted():
+    problems, notes = judged([with_(label, stress=2 * label.stress) for label in copper(20)])
+    assert problems == []
+    assert any("stresses are 0.40 times the labels', forces 0.80 times, energy differences 0.80 times" in note for note in notes)
+
+
+@pytest.mark.parametrize(("factor", "words"), [(-1602.18, "kbar, and of the wrong sign"), (1602177.0, "in bar")])
+def test_two_stresses_of_another_unit_are_told(factor, words):
+    problems, _ = judged([with_(label, stress=factor * label.stress) if k in (3, 47) else label for k, label in enumerate(copper(60))])
+    assert flagged(problems) == {3, 47}
+    assert all(words in problem.text for problem in problems)
 
 
 def test_a_stress_of_zero_is_left_out_and_named():
@@ -360,7 +483,7 @@ def test_forces_that_get_forces_sets_to_zero_do_not_count():
     """As README's snippet would have them: get_forces() of atoms that are held."""
     atoms = slab()
     frames = labels.from_labels([Label(atoms, None, atoms.get_forces()), *copper(3)])
-    assert frames[0].counted.sum() == len(atoms) // 2
+    assert frames[0].counted.sum() == 3 * (len(atoms) // 2)
     assert np.array_equal(frames[0].forces, atoms.get_forces())
     made = frames[0].label()
     assert np.isnan(made.forces[~frames[0].counted]).all()
@@ -370,6 +493,29 @@ def test_forces_that_get_forces_sets_to_zero_do_not_count():
     assert problems == []
     assert any(note.startswith("labels, frame 0: 8 atoms with a force of exactly zero") for note in notes)
     assert finetune.linear_correction(potential, [made]).scale == pytest.approx(C, rel=1e-4)
+
+
+def test_components_that_are_held_do_not_count():
+    atoms = slab()
+    forces = atoms.calc.results["forces"].copy()
+    forces[:4, 2] = 0
+    (frame,) = frames = labels.from_labels([Label(atoms, None, forces)])
+    assert frame.counted.sum() == 3 * len(atoms) - 4
+    assert np.isnan(frame.label().forces).sum() == 4
+    potential = ASEPotential("emt", EMT())
+    answers = potential.evaluate([frame.atoms])
+    _, notes = labels.compare(frames, answers)
+    assert any("4 single components of forces of exactly zero" in note for note in notes)
+    assert finetune.linear_correction(potential, [frame.label()]).scale == pytest.approx(C, rel=1e-4)
+
+
+def test_a_zero_by_symmetry_is_no_news():
+    atoms = bulk("Cu", cubic=True).repeat((2, 1, 1))
+    atoms.positions[0, 0] += 0.1
+    answers = ASEPotential("emt", EMT()).evaluate([atoms])
+    frames = labels.from_labels([Label(atoms, None, np.where(np.abs(answers[0].forces) < 1e-6, 0.0, C * answers[0].forces))])
+    assert not frames[0].counted.all()
+    assert labels.compare(frames, answers)[1] == []
 
 
 def test_labels_in_memory_may_be_lists():

@@ -326,8 +326,8 @@ def _read(sources: object) -> tuple[list[Frame], list[dict[str, object]]]:
 def _in_memory(number: int, one: Label | ase.Atoms) -> Frame:
     if isinstance(one, Label):
         if one.forces is not None and one.forces.ndim == 2:
-            # As a frame marks atoms that do not count.
-            one = replace(one, forces=np.where(np.isnan(one.forces).all(axis=1, keepdims=True), 0.0, one.forces))
+            # As a frame marks what does not count.
+            one = replace(one, forces=np.where(np.isnan(one.forces), 0.0, one.forces))
         return replace(labels.from_labels([one])[0], number=number)
     stale = getattr(one.calc, "results", None) and hasattr(one.calc, "check_state") and one.calc.check_state(one)
     fault = f"its calculator has the answer for other {', '.join(stale or ())}: ask it again, and keep that before the next"
@@ -351,15 +351,19 @@ def _checked(frames, potential, request, progress) -> tuple[list[Frame], list[Pr
     trains = request["method"] == "full"
     stress = trains and all(frames[k].stress is not None for k in sound)
     answers = potential.evaluate([frames[k].atoms for k in sound], stress=stress, progress=progress)
-    more, notes = labels.compare([frames[k] for k in sound], answers, energies=trains)
-    problems += [replace(problem, frames=tuple(sound[k] for k in problem.frames)) for problem in more]
+    answer, kept, more = dict(zip(sound, answers, strict=True)), sound, sound
+    # What is wrong hides what is less so, until it is left out.
+    while more and kept:
+        more, notes = labels.compare([frames[k] for k in kept], [answer[k] for k in kept], energies=trains)
+        more = [replace(problem, frames=tuple(kept[k] for k in problem.frames)) for problem in more]
+        problems, kept = problems + more, [k for k in kept if k in _without(frames, problems + more)]
+        if any(problem.kind == "file" for problem in more):
+            break
 
     allowed = {"frame": request["skip_bad"], "duplicate": request["drop_duplicates"], "file": False}
     blocking = [problem for problem in problems if not allowed[problem.kind]]
-    kept = _without(frames, problems)
     if blocking or not kept:
         raise LabelError(_complaint(frames, blocking or problems, bool(kept)))
-    answer = dict(zip(sound, answers, strict=True))
     return [frames[k] for k in kept], [answer[k] for k in kept], labels.listed(frames, problems), notes
 
 
@@ -428,7 +432,7 @@ def _thin(frames: Sequence[Frame], fitted: Sequence[int], tested: Sequence[int])
 
 
 def _components(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
-    """Return force components, label and model, of the atoms that count."""
+    """Return force components, label and model, as far as they count."""
     counted = np.concatenate([frame.counted for frame in frames])
     return tuple(np.concatenate([one.forces for one in part])[counted].ravel() for part in (frames, predictions))
 

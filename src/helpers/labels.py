@@ -9,6 +9,7 @@ Frames are counted from 0, as ASE counts them.
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -69,10 +70,13 @@ _FORCE_UNITS = {
     "eV/bohr": _BOHR,
     "kcal/mol/Å": 0.0433641,
     "kJ/mol/Å": 0.0103643,
-    "meV/Å or kJ/mol/nm": 0.001,
+    "eV/Å times Å/bohr": 1 / _BOHR,
+    "meV/Å (kJ/mol/nm)": 0.001,
 }
+_LIKE_SOFTNESS = ("eV/bohr", "eV/Å times Å/bohr")
 _ENERGY_UNITS = {"hartree": 27.2114, "rydberg": 13.6057, "kcal/mol": 0.0433641, "kJ/mol": 0.0103643, "meV": 0.001}
-_STRESS_UNITS = {"GPa": 1 / EV_PER_A3_IN_GPA, "kbar": 0.1 / EV_PER_A3_IN_GPA, "hartree/bohr³": 183.63}
+_STRESS_UNITS = {name: size / EV_PER_A3_IN_GPA for name, size in {"GPa": 1, "kbar": 0.1, "bar": 1e-4, "MPa": 1e-3}.items()}
+_STRESS_UNITS |= {"hartree/bohr³": 183.63, "rydberg/bohr³": 91.82, "eV/bohr³": _BOHR**3}
 
 # Six numbers of a stress: ASE's order, where it stands in the matrix, VASP's, LAMMPS's, the others of the shear, rows of a triangle.
 _ASE, _VOIGT = "xx,yy,zz,yz,xz,xy", ([0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1])
@@ -85,15 +89,21 @@ _CONCEIVABLE = (0.1, 5.0)  # but it may be as wrong as this where it was hardly 
 _USUAL = (0.5, 1.25)  # beyond, eV/bohr is as likely as softness
 _CORRELATED = 0.7  # below this correlation a slope says nothing, about units or softness
 _SMALL_FORCES = 0.05  # eV/Å
+_NET = 0.02, 0.05  # mean force of a frame: eV/Å, and of its root mean square
 _FORCE_NOISE, _STRESS_NOISE = 0.005, 5e-4  # eV/Å, eV/Å³: no label is better
 # A frame departs from the others if its error is this many times what is usual for its size, and is mended if it is usual again.
 _ODD, _MENDED = 2.0, 1.5
+# Beside others that agree with the model this well, an error this many times the usual one is told, whether or not a remedy is known.
+_AGREED, _FAR, _LOW = 0.95, 4.0, 0.98
+# Distances of nearest neighbours over the sum of covalent radii. In crystals it is 0.85 to 1.3.
+_APART = (0.55, 1.55)
 _FEW = 4  # frames; of fewer no slope of energies and no order of shears is told
 
 # Energies, eV/atom beyond the model and the reference energies of elements.
 _OUTLIER, _OUTLIER_WIDTHS = 0.1, 6.0  # at least, and in robust standard deviations
 _OUTLIER_SHARE = 0.4  # of the distance from the others: in molybdenum CHGNet's slope goes from 0.5 to 0.75 with temperature
 _GROUPS = 0.02
+_ENERGY_NOISE = 0.003  # a model's energy differences below this say nothing
 
 
 class LabelError(ValueError):
@@ -136,19 +146,20 @@ class Frame:
 
     @property
     def counted(self) -> np.ndarray:
-        """Which atoms have a force that counts, shape (n_atoms,).
+        """Which components of the forces count, shape (n_atoms, 3).
 
-        A force of exactly zero among others that are not comes from ``get_forces`` of atoms that were held, not from DFT.
+        One of exactly zero among others that are not comes from ``get_forces`` of atoms that were held, not from DFT, or is so by
+        symmetry: then nothing is lost.
         """
         if self.forces is None or self.forces.shape != (len(self.atoms), 3):
-            return np.ones(len(self.atoms), dtype=bool)
-        moved = (self.forces != 0).any(axis=1)
+            return np.ones((len(self.atoms), 3), dtype=bool)
+        moved = self.forces != 0
         return moved if moved.any() else ~moved
 
     def label(self) -> Label:
         """Return the frame as a label for :mod:`helpers.finetune`; forces that do not count (:attr:`counted`) are NaN."""
         counted = self.counted
-        forces = self.forces if counted.all() else np.where(counted[:, None], self.forces, np.nan)
+        forces = self.forces if counted.all() else np.where(counted, self.forces, np.nan)
         return Label(self.atoms, self.energy, forces, self.stress)
 
 
@@ -209,7 +220,9 @@ def from_labels(labels: Sequence[Label], source: str = "labels") -> list[Frame]:
 
 
 def _folder(folder: Path) -> list[Frame]:
-    inside = [path for path in folder.rglob("*") if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)]
+    inside = [
+        path for path in folder.rglob("*") if os.path.isfile(path) and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    ]
     with_xml = {path.parent for path in inside if "vasprun" in path.name}
     found: list[Frame] = []
     skipped: list[str] = []
@@ -238,8 +251,9 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def _file(path: Path) -> list[Frame]:
-    if not path.is_file():
-        raise LabelError(f"{path}: no such file.")
+    if not os.path.isfile(path):
+        pattern = "; no file matched this pattern" if set("*?[") & set(path.name) else ""
+        raise LabelError(f"{path}: {'not a regular file' if os.path.exists(path) else 'no such file'}{pattern}.")
     try:
         kind = filetype(str(path))
         if kind in _UNSAFE_FORMATS:
@@ -337,7 +351,11 @@ def _frame(file: str, number: int, atoms: ase.Atoms | None, fault: str) -> Frame
                 used.append(name)
             elif name not in _BESIDES or what not in answers:
                 unused.append(f"{name} ({reason})" if reason else name)
-    unused += [name for name in (*atoms.info, *atoms.arrays) if name.lower() not in _ANSWERS and _LIKE_AN_ANSWER.search(name)]
+    unused += [
+        name
+        for name, value in (*atoms.info.items(), *atoms.arrays.items())
+        if name.lower() not in _ANSWERS and _LIKE_AN_ANSWER.search(name) and not isinstance(value, str)
+    ]
     remarks = (f"found and not used: {', '.join(unused)}",) if unused else ()
     return _built(file, number, atoms, answers, names=", ".join(used), fault=fault, remarks=remarks)
 
@@ -432,7 +450,7 @@ def _fault(frame: Frame, elements: frozenset[int]) -> str:
     except StructureError as error:
         return str(error)
     if forces is None:
-        return "no forces; write them as forces or REF_forces (eV/Å)"
+        return "; ".join(("no forces; write them as forces or REF_forces (eV/Å)", *frame.remarks))
     if forces.shape != (len(atoms), 3):
         return f"forces of shape {forces.shape}, but {len(atoms)} atoms need ({len(atoms)}, 3)"
     wrong = np.flatnonzero(~np.isfinite(forces).all(axis=1))
@@ -507,7 +525,7 @@ def compare(frames: Sequence[Frame], predictions: Sequence[Prediction], *, energ
     """
     bad = [k for k, prediction in enumerate(predictions) if not prediction.ok]
     problems = [Problem("frame", f"the model cannot evaluate it: {predictions[k].error}", (k,)) for k in bad]
-    notes = _remarks(frames)
+    notes = _remarks(frames, predictions)
     good = [k for k in range(len(frames)) if k not in bad]
     found, slope = _forces_off(frames, predictions, good, notes)
     found += _stress_off(frames, predictions, [k for k in good if frames[k].stress is not None and predictions[k].stress is not None])
@@ -523,13 +541,18 @@ def compare(frames: Sequence[Frame], predictions: Sequence[Prediction], *, energ
     return problems, notes + _states(frames)
 
 
-def _remarks(frames: Sequence[Frame]) -> list[str]:
-    """Return what reading remarked, and which atoms are held, each with the frames it holds for."""
+def _remarks(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> list[str]:
+    """Return what reading remarked, and what is held, each with the frames it holds for."""
     said: dict[str, list[int]] = {}
-    for k, frame in enumerate(frames):
-        held = int(np.sum(~frame.counted))
-        text = f"{held} atom{'s' * (held > 1)} with a force of exactly zero, as get_forces() gives for held atoms: left out of every fit"
-        for remark in (*frame.remarks, *[text] * bool(held)):
+    for k, (frame, prediction) in enumerate(zip(frames, predictions, strict=True)):
+        held, remarks = ~frame.counted, frame.remarks
+        # Where the model has no force either it is symmetry.
+        if prediction.ok and (np.abs(prediction.forces[held]) > _FORCE_NOISE).any():
+            atoms, single = int(held.all(axis=1).sum()), int(held[~held.all(axis=1)].sum())
+            parts = [f"{atoms} atom{'s' * (atoms > 1)} with a force"] * bool(atoms)
+            parts += [f"{single} single component{'s' * (single > 1)} of forces"] * bool(single)
+            remarks += (f"{' and '.join(parts)} of exactly zero, as get_forces() gives for what is held: left out of every fit",)
+        for remark in remarks:
             said.setdefault(remark, []).append(k)
     return [f"{_places(frames, members)}: {text}" for text, members in said.items()]
 
@@ -564,10 +587,26 @@ class _Beside:
         error = _rms(self.model[n] - self.common_slope * (self.label[n] if label is None else label))
         return error / max(self.usual[0], self.usual[1] * _rms(self.label[n]))
 
+    def departs(self, n: int) -> str:
+        """Tell in what a frame departs far from the set's own spread: ``r``, ``slope``, or nothing (an empty text)."""
+        z, slope = np.arctanh(np.clip(self.r, -0.99999, 0.99999)), np.log(np.maximum(self.slope / self.common_slope, 1e-9))
+        middle, upper = (float(np.quantile(z, q, method="higher")) for q in (0.5, 0.84))
+        if self.r[n] < _LOW * self.common_r and middle - z[n] > _FAR * max(upper - middle, 0.2):
+            return "r"
+        width = max(1.4826 * float(np.quantile(np.abs(slope), 0.5, method="lower")), 0.05)
+        return "slope" if abs(slope[n]) > _FAR * width else ""
+
     def remedy(self, n: int, others: dict[str, np.ndarray], units: dict[str, float]) -> str:
         """Return the unit, or else which other labels, that would make a frame that departs one of the others; or an empty text."""
-        for unit, factor in units.items():
-            if self.r[n] > _CORRELATED and abs(np.log(self.slope[n] / factor / self.common_slope)) < np.log(2):
+        if abs(self.r[n]) > _CORRELATED:
+            ratio = abs(self.slope[n] / self.common_slope)
+            # Softness differs by as much as eV/bohr from eV/Å: only a set without scatter tells them apart.
+            far = {unit: f for unit, f in units.items() if unit not in _LIKE_SOFTNESS and abs(np.log(ratio / f)) < np.log(2)}
+            if self.odd(n) > _FAR and self.common_r > _AGREED:
+                far |= {
+                    u: f for u in _LIKE_SOFTNESS if (f := units.get(u)) and self.odd(n, np.sign(self.r[n]) * f * self.label[n]) < _MENDED
+                }
+            if unit := _nearest(ratio, far):
                 return unit
         odd = {name: self.odd(n, label) for name, label in others.items()}
         best = min(odd, key=odd.get)
@@ -583,12 +622,17 @@ def _correlation(x: np.ndarray, y: np.ndarray) -> float:
     return float(x @ y / length) if length > 0 else 0.0
 
 
-def _as_if(slope: float, units: dict[str, float]) -> tuple[str, str]:
+def _as_if(slope: float, units: dict[str, float], usual: float = 0.85) -> tuple[str, str]:
     """Return the unit that would make a slope of model on label the most plausible, and that in words; or empty texts."""
     low, high = _PLAUSIBLE
-    fitting = {name: abs(np.log(slope / factor / 0.85)) for name, factor in units.items() if low <= slope / factor <= high}
-    unit = min(fitting, key=fitting.get) if fitting else ""
+    unit = _nearest(slope / usual, {name: factor for name, factor in units.items() if low <= slope / factor <= high})
     return unit, f", as if those were in {unit}" if unit else ", which fits no unit known here"
+
+
+def _nearest(ratio: float, units: dict[str, float]) -> str:
+    """Return the unit nearest to a ratio, joined by " or " with those that are within a fifth of it; an empty text if there are none."""
+    best = min(units, key=lambda name: abs(np.log(ratio / units[name])), default="")
+    return " or ".join([best, *(name for name, f in units.items() if name != best and abs(np.log(f / units[best])) < 0.2)]) if best else ""
 
 
 def _forces_off(frames, predictions, chosen, notes) -> tuple[list[Problem], float | None]:
@@ -605,7 +649,12 @@ def _forces_off(frames, predictions, chosen, notes) -> tuple[list[Problem], floa
         )
     unit, looks = _as_if(slope, _FORCE_UNITS) if r >= _CORRELATED else ("", "")
     text = ""
-    if r < -_CORRELATED:
+    if r < _CORRELATED or not _PLAUSIBLE[0] <= slope <= _PLAUSIBLE[1]:
+        lengths = [_length_unit(frames[k].atoms) for k in chosen]
+        text = next(filter(None, lengths), "") if sum(map(bool, lengths)) > len(chosen) / 2 else ""
+    if text:
+        pass
+    elif r < -_CORRELATED:
         text = f"the forces point against the model's (correlation {r:.2f}): they look like gradients; change their sign."
     elif r >= _CORRELATED and not _PLAUSIBLE[0] <= slope <= _PLAUSIBLE[1]:
         text = f"the model's forces are {slope:.3g} times the labels'{looks}; {_to_ev(unit)}"
@@ -614,7 +663,19 @@ def _forces_off(frames, predictions, chosen, notes) -> tuple[list[Problem], floa
             text = ""
     if text:
         return [Problem("file", every + text, tuple(chosen))], None
-    texts = {n: text for n in range(len(chosen)) if r >= _CORRELATED and (text := _force_off(set_, n))}
+    texts = {
+        n: text for n in range(len(chosen)) if r >= _CORRELATED and (text := _force_off(set_, n, frames[chosen[n]], predictions[chosen[n]]))
+    }
+    _departures(set_, frames, chosen, texts, notes)
+    # Where nothing is held, forces add up to zero.
+    net = [float(np.linalg.norm(frames[k].forces.mean(axis=0) * frames[k].counted.all(axis=0))) for k in chosen]
+    drifting = [n for n, x in enumerate(label) if net[n] > max(_NET[0], _NET[1] * _rms(x))]
+    if drifting and np.median(net) < 0.1 * _NET[0]:
+        text = "the forces add up to {:.2f} eV/Å per atom, those of other frames to nothing: is a part of them missing, or added?"
+        texts = {n: text.format(net[n]) for n in drifting} | texts
+    elif drifting:
+        most = f"as much as {max(net):.2f} eV/Å per atom, where those of DFT add up to nothing: take their mean off"
+        notes.append(f"{_places(frames, [chosen[n] for n in drifting])}: the forces add up to {most}.")
     problems = [Problem("frame", text, (chosen[n],)) for n, text in texts.items()]
     sound = [n for n in range(len(chosen)) if n not in texts]
     x, y = (np.concatenate([part[n] for n in sound] or [np.zeros(0)]) for part in (label, model))
@@ -628,23 +689,84 @@ def _forces_off(frames, predictions, chosen, notes) -> tuple[list[Problem], floa
 
 
 def _to_ev(unit: str) -> str:
-    remedy = f": multiply them by {_FORCE_UNITS[unit]:.6g} (and see to the energies)" if unit else ""
+    factors = " or ".join(f"{_FORCE_UNITS[name]:.6g}" for name in unit.split(" or ")) if unit else ""
+    remedy = f": multiply them by {factors} (and see to the energies)" if unit else ""
     return f"they must be in eV/Å{remedy}."
 
 
-def _force_off(set_: _Beside, n: int) -> str:
+def _departures(set_: _Beside, frames, chosen, texts: dict[int, str], notes: list[str]) -> None:
+    """Add frames whose forces depart far from those of others that agree, though no remedy is known; or note them."""
+    if set_.common_r < _AGREED or len(chosen) <= _FEW:
+        return
+    why = {n: set_.departs(n) for n in range(len(chosen)) if n not in texts and set_.odd(n) > _FAR}
+    other = [n for n, what in why.items() if what == "slope"]
+    if two := len(other) > max(_FEW - 1, len(chosen) // 10):
+        rest = [n for n in range(len(chosen)) if n not in why and n not in texts]
+        parts = [
+            f"{np.median(set_.slope[part]):.2f} times the labels' in {_places(frames, [chosen[n] for n in part])}" for part in (rest, other)
+        ]
+        notes.append(
+            f"The labels are of two kinds: the model's forces are {' and '.join(parts)}. That may be two phases, or settings, or units; "
+            "one factor is right for neither."
+        )
+    for n, what in why.items():
+        if what == "r" or (what == "slope" and not two):
+            texts[n] = (
+                f"the error of the forces is {set_.odd(n):.0f} times what is usual beside the others ({_beside(set_, n)}): "
+                "are unit, axes, sign and structure those of the others?"
+            )
+    if noted := [n for n, what in why.items() if not what]:
+        worst = max(noted, key=set_.odd)
+        most = f"up to {set_.odd(worst):.0f} times what is usual beside the others ({_beside(set_, worst)})"
+        notes.append(f"{_places(frames, [chosen[n] for n in noted])}: the error of the forces is {most}.")
+
+
+def _beside(set_: _Beside, n: int) -> str:
+    digits = 3 if round(set_.r[n], 1) == round(set_.common_r, 1) else 2
+    slopes = f"slope {set_.slope[n]:.3g}, theirs {set_.common_slope:.2f}"
+    return f"correlation {set_.r[n]:.{digits}f}, the others' {set_.common_r:.{digits}f}; {slopes}"
+
+
+def _closest(atoms: ase.Atoms) -> float:
+    """Return the distance of nearest neighbours over the sum of covalent radii, the median of all atoms that have any; else NaN."""
+    radii = covalent_radii[atoms.numbers]
+    search = NeighborList(cutoff=5 * radii.max(), full_list=True)
+    left, right, distance = search.compute(points=atoms.positions, box=atoms.cell.array, periodic=True, quantities="ijd")
+    nearest = np.full(len(atoms), np.inf)
+    np.minimum.at(nearest, left, distance / (radii[left] + radii[right]))
+    return float(np.median(nearest[np.isfinite(nearest)])) if len(left) else np.nan
+
+
+def _length_unit(atoms: ase.Atoms) -> str:
+    """Say in which unit positions and cell seem to be, if not in Å."""
+    apart = _closest(atoms)
+    if _APART[0] <= apart <= _APART[1] or not np.isfinite(apart):
+        return ""
+    factor = 1 / _BOHR if apart > 1 else _BOHR
+    if not _APART[0] <= apart * factor <= _APART[1]:
+        return ""
+    unit = "bohr" if apart > 1 else "Å times Å/bohr"
+    return (
+        f"nearest neighbours are {apart:.2f} of the sum of their covalent radii apart (0.85 to 1.3 in crystals), "
+        f"as if positions and cell were in {unit}; multiply both by {factor:.6g}."
+    )
+
+
+def _force_off(set_: _Beside, n: int, frame: Frame, prediction: Prediction) -> str:
     """Return what is wrong with the forces of a frame that departs from the others, or an empty text."""
     if set_.odd(n) < _ODD:
         return ""
+    if length := _length_unit(frame.atoms):
+        return length
     label, model = set_.label[n], set_.model[n]
-    order = linear_sum_assignment(-model.reshape(-1, 3) @ label.reshape(-1, 3).T)[1]
-    # Softness differs by as much as eV/bohr from eV/Å: 0.54 and 1.00 in solid and liquid silicon (CHGNet).
-    units = {unit: factor for unit, factor in _FORCE_UNITS.items() if factor != _BOHR}
-    remedy = set_.remedy(n, {"sign": -label, "order": label.reshape(-1, 3)[order].ravel()}, units)
-    beside = f"(correlation {set_.r[n]:.2f}, the others' {set_.common_r:.2f})"
+    turned, free = frame.forces.copy(), frame.counted.any(axis=1)
+    order = linear_sum_assignment(-prediction.forces[free] @ turned[free].T)[1]
+    turned[free] = turned[free][order]
+    remedy = set_.remedy(n, {"sign": -label, "order": turned[frame.counted]}, _FORCE_UNITS)
+    beside = f"({_beside(set_, n)})"
     if remedy == "sign":
         return f"the forces point against the model's {beside}: they look like gradients; change their sign."
-    if remedy in units:
+    if remedy not in ("", "order"):
         times = f"the model's forces are {set_.slope[n]:.3g} times the labels', for the other frames {set_.common_slope:.2f}"
         return f"{times}, as if those were in {remedy}; {_to_ev(remedy)}"
     # A model that is lost on a frame has forces larger than the labels more often than not; with another order they are as large.
@@ -667,19 +789,25 @@ def _stress_off(frames, predictions, chosen) -> list[Problem]:
     scale = "the model's stresses are {:.2g} times the labels'{}; they must be in eV/Å³: " + remedy
     sheared = np.flatnonzero(six[:, 3:].any(axis=1))
     text, ratio = "", float(np.median(ratios))
+    units = _STRESS_UNITS | {"eV (stress times volume)": 1 / float(np.mean([frames[k].atoms.get_volume() for k in chosen]))}
+    as_if = _as_if(ratio, units)[1]
+    together = _correlation(np.concatenate(label), np.concatenate(model))
     if set_.common_r < -_CORRELATED:
-        text = sign.format(set_.common_r)
+        text = (scale.format(ratio, as_if) + " Besides, " if not 0.05 < ratio < 4 else "") + sign.format(set_.common_r)
     # A model may well see stress where a relaxed DFT cell has none, but not the other way round.
-    elif ratio < 0.05 or (ratio > 20 and set_.common_r > _CORRELATED):
-        text = scale.format(ratio, _as_if(ratio, _STRESS_UNITS)[1])
+    elif ratio < 0.05 or (ratio > 20 and set_.common_r > _CORRELATED) or (ratio > 4 and set_.common_r > _AGREED):
+        text = scale.format(ratio, as_if)
     elif len(sheared) and (order := _order(six[sheared], model_six[sheared])):
         text = f"{order}: {remedy}"
+    elif len(chosen) > _FEW and max(together, set_.common_r) < 0.35 and _rms(np.concatenate(model)) > 4 * _STRESS_NOISE:
+        text = f"the stresses do not go with the model's (correlation {together:.2f}): are they of these frames? Else {remedy}"
     if text:
         return [Problem("file", f"{_whole(frames, chosen)}: {text}", tuple(chosen))]
     texts: dict[int, str] = {}
     for n in range(len(chosen)):
         if set_.odd(n) > _ODD and (wrong := set_.remedy(n, {"sign": -label[n]}, _STRESS_UNITS)):
-            texts[n] = sign.format(set_.r[n]) if wrong == "sign" else scale.format(ratios[n], f", as if those were in {wrong}")
+            turned = ", and of the wrong sign" * bool(set_.r[n] < 0)
+            texts[n] = sign.format(set_.r[n]) if wrong == "sign" else scale.format(ratios[n], f", as if those were in {wrong}{turned}")
     if len(sheared):
         shear = _Beside.of(six[sheared, 3:], model_six[sheared, 3:], _STRESS_NOISE)
         odd = [at for at, n in enumerate(sheared) if n not in texts and shear.odd(at) > _ODD]
@@ -737,6 +865,13 @@ def _witnesses(frames, predictions, chosen) -> dict[str, float]:
 
 def _unit_of_forces(frames, predictions, chosen, slope, witnesses, notes) -> list[Problem]:
     """Say what energies and stresses have against a slope of forces that could be softness as well as a unit."""
+    others = {"forces": slope, **witnesses}
+    stress = others.pop("stresses", slope)
+    if all(abs(np.log(stress / other)) > 0.5 for other in others.values()):
+        said = ", ".join(f"{what} {each:.2f} times" for what, each in others.items())
+        notes.append(
+            f"{_whole(frames, chosen)}: the model's stresses are {stress:.2f} times the labels', {said}: are they of the right unit?"
+        )
     if _USUAL[0] <= slope <= _USUAL[1]:
         return []
     x, y = (np.concatenate([each[k].forces[frames[k].counted].ravel() for k in chosen]) for each in (frames, predictions))
@@ -759,9 +894,19 @@ def _energies_off(frames, predictions, chosen, slope, force_slope, notes) -> lis
     if spare < 1:
         notes.append("Energies cannot be checked: there are no more frames than reference energies of elements.")
         return []
+    x, y = (each - share @ np.linalg.pinv(share) @ each for each in (label, model))
+    r = _correlation(x, y) if _rms(x) > 1e-9 * max(1.0, _rms(label)) else 0.0
+    # Two standard deviations of Fisher's z; forces agree, or nobody would ask for energies.
+    if (
+        spare >= _FEW + 2
+        and _rms(y) > _ENERGY_NOISE
+        and np.arctanh(np.clip(r, -0.999, 0.999)) + 2 / np.sqrt(spare - 1) < np.arctanh(_CORRELATED)
+    ):
+        text = f"the energies do not go with the model's (correlation {r:.2f} beyond composition), though the forces do"
+        return [Problem("file", f"{_whole(frames, chosen)}: {text}: are they of these frames, and is their sign right?", tuple(chosen))]
     if slope is not None and not 0.2 <= slope <= 2.5:
         units = _ENERGY_UNITS | {"eV per atom instead of eV per cell": float(np.mean([len(frames[k].atoms) for k in chosen]))}
-        text = f"energy differences of the model are {slope:.3g} times the labels'{_as_if(slope, units)[1]}"
+        text = f"energy differences of the model are {slope:.3g} times the labels'{_as_if(slope, units, force_slope)[1]}"
         return [Problem("file", f"{_whole(frames, chosen)}: {text}; they must be in eV, for the whole cell.", tuple(chosen))]
     # Softness first: hot frames of a soft model are no outliers.
     fitted = slope is not None and spare >= _FEW
