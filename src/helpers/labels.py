@@ -647,7 +647,9 @@ def _forces_off(frames, predictions, chosen, notes) -> tuple[list[Problem], floa
             f"{every}the forces are small ({size:.3f} eV/Å, root mean square). Relaxed structures say little about softening; frames "
             "from molecular dynamics, or with displaced atoms, say more."
         )
-    unit, looks = _as_if(slope, _FORCE_UNITS) if r >= _CORRELATED else ("", "")
+    # A model that is lost on all of a set may be as soft as Å/bohr.
+    units = {unit: factor for unit, factor in _FORCE_UNITS.items() if unit != _LIKE_SOFTNESS[1]}
+    unit, looks = _as_if(slope, units) if r >= _CORRELATED else ("", "")
     text = ""
     if r < _CORRELATED or not _PLAUSIBLE[0] <= slope <= _PLAUSIBLE[1]:
         lengths = [_length_unit(frames[k].atoms) for k in chosen]
@@ -727,25 +729,17 @@ def _beside(set_: _Beside, n: int) -> str:
     return f"correlation {set_.r[n]:.{digits}f}, the others' {set_.common_r:.{digits}f}; {slopes}"
 
 
-def _closest(atoms: ase.Atoms) -> float:
-    """Return the distance of nearest neighbours over the sum of covalent radii, the median of all atoms that have any; else NaN."""
+def _length_unit(atoms: ase.Atoms) -> str:
+    """Say in which unit positions and cell seem to be, if not in Å."""
     radii = covalent_radii[atoms.numbers]
     search = NeighborList(cutoff=5 * radii.max(), full_list=True)
     left, right, distance = search.compute(points=atoms.positions, box=atoms.cell.array, periodic=True, quantities="ijd")
     nearest = np.full(len(atoms), np.inf)
     np.minimum.at(nearest, left, distance / (radii[left] + radii[right]))
-    return float(np.median(nearest[np.isfinite(nearest)])) if len(left) else np.nan
-
-
-def _length_unit(atoms: ase.Atoms) -> str:
-    """Say in which unit positions and cell seem to be, if not in Å."""
-    apart = _closest(atoms)
-    if _APART[0] <= apart <= _APART[1] or not np.isfinite(apart):
+    apart = float(np.median(nearest))
+    unit, factor = ("bohr", 1 / _BOHR) if apart > 1 else ("Å times Å/bohr", _BOHR)
+    if _APART[0] <= apart <= _APART[1] or not _APART[0] <= apart * factor <= _APART[1]:
         return ""
-    factor = 1 / _BOHR if apart > 1 else _BOHR
-    if not _APART[0] <= apart * factor <= _APART[1]:
-        return ""
-    unit = "bohr" if apart > 1 else "Å times Å/bohr"
     return (
         f"nearest neighbours are {apart:.2f} of the sum of their covalent radii apart (0.85 to 1.3 in crystals), "
         f"as if positions and cell were in {unit}; multiply both by {factor:.6g}."
