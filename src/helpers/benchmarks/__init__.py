@@ -40,6 +40,7 @@ CATALOGUE = (
     "mending",
     "curvature_mending",
     "students",
+    "valley_floor",
     "learning_curve",
     "alchemy",
     "coverage",

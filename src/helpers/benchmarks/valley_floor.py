@@ -89,7 +89,7 @@ ARMS: dict[str, dict[str, dict[str, object]]] = {
         "symmetric, equivariant": {"diet": "symmetric", "max_l": 1},
         "symmetric, CHGNet's network": {"diet": "symmetric", "architecture": "chgnet"},
     },
-    "small": {"small": {"diet": "compounds", "loss": "huber", "steps": 15}},
+    "small": {"quick": {"diet": "compounds", "loss": "huber", "steps": 60}},
 }
 
 
