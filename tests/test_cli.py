@@ -29,6 +29,12 @@ def softening(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"})
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    """Tables are as wide as they like: what runs the tests may claim a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["-h"], ["models", "-h"], ["fetch", "-h"], ["run", "-h"], ["fix", "-h"], ["report", "-h"], ["bench", "-h"], ["status", "-h"]],

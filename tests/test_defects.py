@@ -340,7 +340,7 @@ def test_everything_is_evaluated_once_and_together():
             return super().evaluate(structures, **options)
 
     chosen = [in_compound("3 vac_Cu + vac_Au"), in_compound("4 vac_Cu + Cu_Au"), in_compound("Au_Cu + Cu_Au")]
-    defects.run(Counting("emt", EMT()), chosen, defects.Protocol(max_steps=0, relax=False))
+    defects.run(Counting("emt", EMT()), chosen, defects.Protocol(max_steps=1, relax=False))
     # vac_Cu and Cu_Au are in two combinations each, the host in all.
     assert calls[-1] == [4, 31, 31, 32, 32]
 
