@@ -262,12 +262,12 @@ def test_hot_frames_of_a_soft_model_are_right():
 
 
 @pytest.mark.parametrize("files", [1, 20])
-def test_two_groups_of_energies_are_named_as_two(files):
-    """50 meV/atom between halves of a set whose own spread is 5."""
+@pytest.mark.parametrize("upper", [lambda k: k % 2, lambda k: k < 20], ids=["every other", "the first half"])
+def test_two_groups_of_energies_are_named_as_two(files, upper):
+    """50 meV/atom between halves of a set whose own spread is 5, wherever the halves stand."""
     rng = np.random.default_rng(5)
-    given = [
-        with_(label, energy=label.energy + len(label.atoms) * (0.05 * (k % 2) + rng.normal(0, 0.005))) for k, label in enumerate(copper(40))
-    ]
+    shifts = [0.05 * upper(k) + rng.normal(0, 0.005) for k in range(40)]
+    given = [with_(label, energy=label.energy + len(label.atoms) * shift) for label, shift in zip(copper(40), shifts, strict=True)]
     (problem,), _ = judged(given, files=files)
     assert problem.kind == "file"
     assert float(re.search(r"two kinds, (\d+) meV", problem.text)[1]) == pytest.approx(50, abs=5)

@@ -891,13 +891,8 @@ def _energies_off(frames, predictions, chosen, slope, force_slope, notes) -> lis
     x, y = (each - share @ np.linalg.pinv(share) @ each for each in (label, model))
     r = _correlation(x, y) if _rms(x) > 1e-9 * max(1.0, _rms(label)) else 0.0
     # Two standard deviations of Fisher's z; forces agree, or nobody would ask for energies.
-    if (
-        spare >= _FEW + 2
-        and _rms(y) > _ENERGY_NOISE
-        and np.arctanh(np.clip(r, -0.999, 0.999)) + 2 / np.sqrt(spare - 1) < np.arctanh(_CORRELATED)
-    ):
-        text = f"the energies do not go with the model's (correlation {r:.2f} beyond composition), though the forces do"
-        return [Problem("file", f"{_whole(frames, chosen)}: {text}: are they of these frames, and is their sign right?", tuple(chosen))]
+    z = np.arctanh(np.clip(r, -0.999, 0.999))
+    unlike = spare >= _FEW + 2 and _rms(y) > _ENERGY_NOISE and z + 2 / np.sqrt(spare - 1) < np.arctanh(_CORRELATED)
     if slope is not None and not 0.2 <= slope <= 2.5:
         units = _ENERGY_UNITS | {"eV per atom instead of eV per cell": float(np.mean([len(frames[k].atoms) for k in chosen]))}
         text = f"energy differences of the model are {slope:.3g} times the labels'{_as_if(slope, units, force_slope)[1]}"
@@ -913,14 +908,19 @@ def _energies_off(frames, predictions, chosen, slope, force_slope, notes) -> lis
     spread = np.sqrt(np.bincount(kind, hot**2) / np.bincount(kind))[kind]
     few = 1 + 10 / spare
     if two := _two_groups(columns, values, hot, kind, _GROUPS * few):
-        high, gap = two
+        high, gap, sure = two
         parts = [f"{part.sum()} frames ({_places(frames, [chosen[n] for n in np.flatnonzero(part)])})" for part in (~high, high)]
         text = (
             f"the energies are of two kinds, {1000 * gap:.0f} meV/atom apart beyond the model and the reference energies of elements: "
             f"{parts[0]}, and higher {parts[1]}. PSTRESS, +U or corrections in one of the two? Make them of one kind, or leave energies "
             "out with --forces-only."
         )
-        return [Problem("file", text, tuple(chosen))]
+        if sure:
+            return [Problem("file", text, tuple(chosen))]
+        notes.append(f"{text[0].upper()}{text[1:]} Or the model is wrong about one of two kinds of structures.")
+    if unlike:
+        text = f"the energies do not go with the model's (correlation {r:.2f} beyond composition), though the forces do"
+        return [Problem("file", f"{_whole(frames, chosen)}: {text}: are they of these frames, and is their sign right?", tuple(chosen))]
     rest = values - columns @ solution
     rest = rest - np.median(rest)
     # Composition by composition: a model may be wrong about one, and slope and reference energies are those of all.
@@ -954,29 +954,37 @@ def _least_absolute(table: np.ndarray, values: np.ndarray) -> np.ndarray:
     return solution
 
 
-def _two_groups(columns, values, hot, kind, floor: float) -> tuple[np.ndarray, float] | None:
-    """Return which values are the upper of two groups, and their distance, if that is much larger than either is wide."""
-    n, high = len(values), np.zeros(len(values), dtype=bool)
+def _two_groups(columns, values, hot, kind, floor: float) -> tuple[np.ndarray, float, bool] | None:
+    """Return which values are the upper of two groups, their distance, if that is much larger than either is wide, and if it is sure."""
+    n = len(values)
     fewest = max(2, n // 10)
     if n < _FEW + 2:
         return None
-    for _ in range(6):
-        # The two that are narrowest together; then both take part in the fit.
-        rest = values - columns @ _least_absolute(np.column_stack([columns, high]), values)[:-1]
-        order = np.argsort(rest)
-        within = {at: at * rest[order[:at]].var() + (n - at) * rest[order[at:]].var() for at in range(fewest, n - fewest + 1)}
-        at = min(within, key=within.get)
-        high = np.isin(np.arange(n), order[at:])
+    narrowest = np.inf
+    # The two that are narrowest together; then both take part in the fit. Slope and offset may take each other's part, so the search
+    # starts from several divisions: none, and the set cut in two where it stands, as two files or runs would be.
+    for start in range(0, n, max(1, n // 12)):
+        upper = np.arange(n) < start
+        for _ in range(6):
+            rest = values - columns @ _least_absolute(np.column_stack([columns, upper]), values)[:-1]
+            order = np.argsort(rest)
+            within = {at: at * rest[order[:at]].var() + (n - at) * rest[order[at:]].var() for at in range(fewest, n - fewest + 1)}
+            at = min(within, key=within.get)
+            if within[at] < narrowest:
+                narrowest, high, best = within[at], np.isin(np.arange(n), order[at:]), rest
+            upper = np.isin(np.arange(n), order[at:])
+    rest = best
     # One group cut in two has its halves 2.7 (normal) to 3.5 (uniform) widths apart; more, if they are few.
-    limit = max(floor, (4 + 40 / n) * np.sqrt(within[at] / n))
+    width = np.sqrt(narrowest / n)
+    limit = needed = max(floor, (4 + 40 / n) * width)
     # Groups that do not mix in the model's energy may as well be a softness that changes with it.
     sides = [high[kind == one][np.argsort(hot[kind == one])] for one in np.unique(kind)]
     if sum(len(side) for side in sides if 0 < side.mean() < 1) < min(high.sum(), (~high).sum()):
         return None  # compositions are not judged against each other
     if sum(np.count_nonzero(np.diff(side)) for side in sides) < sum(side.mean() * (~side).sum() for side in sides):
-        limit = max(limit, _OUTLIER_SHARE * np.ptp(hot))
+        needed = max(limit, _OUTLIER_SHARE * np.ptp(hot))
     gap = float(rest[high].mean() - rest[~high].mean())
-    return (high, gap) if gap > limit else None
+    return (high, gap, gap > needed) if gap > (limit if gap > 10 * width else needed) else None
 
 
 def _states(frames: Sequence[Frame]) -> list[str]:
