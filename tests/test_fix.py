@@ -721,3 +721,15 @@ def test_the_command_line_and_a_benchmark(tmp_path, monkeypatch, labels_file):
     assert run.exit_code == 0, run.output
     assert os.listdir(tmp_path / "results" / "fine_tuning") != []
     assert results.provenance("fine_tuning", "file:my-fix")["potential"]["scale"] == pytest.approx(1.25, rel=1e-4)
+
+
+def test_a_long_complaint_is_cut(tmp_path):
+    made = []
+    for number in range(60):
+        atoms = bulk("Cu", cubic=True)
+        atoms.positions[1] = [0.1 + 0.01 * number, 0, 0]  # Å, each another distance: lines that cannot be joined
+        made.append(Label(atoms, None, np.ones((4, 3))))
+    with pytest.raises(LabelError, match="more lines like these") as told:
+        fix.fix("ase:ase.calculators.emt.EMT", made, out=tmp_path / "out")
+    assert len(str(told.value).splitlines()) < 25
+    assert "No frame is left" in str(told.value)

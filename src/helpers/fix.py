@@ -48,6 +48,7 @@ _STARTED, _CHECKPOINT, _LOCK = "started.json", "training.pt", ".lock"
 # Longer lists and tables are folded in the report; mended.json has all of them.
 _SHOWN = 10
 
+_TOLD = 20  # lines of a complaint
 _ENERGY_WORSE = 0.005  # eV/atom
 _USUAL_FACTORS = (0.8, 2.0)
 
@@ -375,8 +376,10 @@ def _without(frames: Sequence[Frame], problems: Sequence[labels.Problem]) -> lis
 
 def _complaint(frames: Sequence[Frame], problems: Sequence[labels.Problem], any_left: bool) -> str:
     kinds = {problem.kind for problem in problems}
-    lines = ["the labels cannot be used as they are (frames are counted from 0):"]
-    lines += [f"  {line}" for line in labels.listed(frames, problems)]
+    told = labels.listed(frames, problems)
+    lines = ["the labels cannot be used as they are (frames are counted from 0):", *(f"  {line}" for line in told[:_TOLD])]
+    if len(told) > _TOLD:
+        lines.append(f"  and {len(told) - _TOLD} more lines like these")
     if not any_left:
         lines.append("No frame is left.")
     else:

@@ -1032,7 +1032,8 @@ def listed(frames: Sequence[Frame], problems: Sequence[Problem]) -> list[str]:
     lines: dict[tuple[str, str], list[int]] = {}
     for problem in problems:
         frame = frames[problem.frames[-1]]
-        numbers = lines.setdefault(("" if problem.kind == "file" else frame.file, problem.text), [])
+        # On one line, whatever a calculator raised.
+        numbers = lines.setdefault(("" if problem.kind == "file" else frame.file, " ".join(problem.text.split())), [])
         numbers.append(frame.number)
     return [text if not file else f"{file}, {_numbers(numbers)}: {text}" for (file, text), numbers in lines.items()]
 
