@@ -409,7 +409,7 @@ MODULE = """
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A home folder with a file and a package in a folder of it, which is the current one."""
-    folder = tmp_path / "secret-home" / "work"
+    folder = tmp_path / "secret-home" / "science"
     (folder / "package").mkdir(parents=True)
     (folder / "my_calculator.py").write_text(textwrap.dedent(MODULE))
     (folder / "beside_it.py").write_text("")
@@ -424,21 +424,21 @@ def project(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-HERE = ["my_calculator.make", "my_calculator:make", "my_calculator.py:make", "./my_calculator.py:make", "~/work/my_calculator.py:make"]
+HERE = ["my_calculator.make", "my_calculator:make", "my_calculator.py:make", "./my_calculator.py:make", "~/science/my_calculator.py:make"]
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_a_file_or_a_module_of_the_current_folder(project, name):
     for _ in range(2):
         potential = potentials.load(f"ase:{name}")
-        assert potential.key == canonical(f"ase:{name}") == "ase:~/work/my_calculator.py:make", "no home path, the same everywhere"
+        assert potential.key == canonical(f"ase:{name}") == "ase:~/science/my_calculator.py:make", "no home path, the same everywhere"
     assert potential.evaluate([bulk("Cu")])[0].ok
 
 
 @pytest.mark.parametrize("name", ["package.inner.Make", "package.inner:Make", "package/inner.py:Make"])
 def test_a_package_of_the_current_folder(project, name):
     for _ in range(2):
-        assert potentials.load(f"ase:{name}").key == "ase:~/work/package/inner.py:Make"
+        assert potentials.load(f"ase:{name}").key == "ase:~/science/package/inner.py:Make"
 
 
 @pytest.mark.parametrize("name", ["make", "Mine", "ready"])
@@ -447,7 +447,7 @@ def test_functions_classes_and_ready_calculators(project, name, tmp_path, monkey
     monkeypatch.setenv("HOME", str(tmp_path / "elsewhere"))
     monkeypatch.chdir(tmp_path)
     assert potentials.load(f"ase:{file}:{name}").key == f"ase:{file}:{name}"
-    assert potentials.load(f"ase:secret-home/work/my_calculator.py:{name}").key == f"ase:{file}:{name}"
+    assert potentials.load(f"ase:secret-home/science/my_calculator.py:{name}").key == f"ase:{file}:{name}"
 
 
 def test_a_changed_file_is_another_potential(project):
@@ -492,7 +492,7 @@ def test_a_fix_and_a_run_by_such_a_key_are_found_elsewhere(project, tmp_path, mo
     command = ["run", "elasticity", "-m", "ase:my_calculator.make", "--sets", "prototypes", "--processes", "1"]
     done = CliRunner().invoke(cli.app, command)
     assert done.exit_code == 0, done.output
-    assert set(results.read("elasticity", "ase:~/work/my_calculator.py:make")["model"]) == {"ase:~/work/my_calculator.py:make"}
+    assert set(results.read("elasticity", "ase:~/science/my_calculator.py:make")["model"]) == {"ase:~/science/my_calculator.py:make"}
     monkeypatch.chdir(tmp_path)
     assert potentials.load(f"file:{project / 'mended'}", trust=True).scale == pytest.approx(1.25, abs=1e-6)
     assert fixed.potential.scale == pytest.approx(1.25, abs=1e-6)
