@@ -11,6 +11,7 @@ import pytest
 import torch
 from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
 
 from helpers import potentials, registry
 from helpers.potentials.ase import ASEPotential
@@ -118,6 +119,17 @@ def tolerance(potential: potentials.Potential) -> dict[str, float]:
     return {"energy_per_atom": 3e-5, "force": 1e-3} if depends_on_order else {"energy_per_atom": 1e-5, "force": 1e-4}
 
 
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """A private data folder with the project's reference values and no results, so that no test writes into the project's."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("registry.csv", "reference", "paper"):
+        (folder / name).symlink_to(registry.data_dir() / name)
+    monkeypatch.setenv(registry.DATA_VARIABLE, str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session", params=GRAPH_MODELS)
 def network(request, load_model):
     """Every graph network that can run here, in the precision that users get."""
@@ -128,6 +140,20 @@ def network(request, load_model):
 def potential(request, load_model):
     """Every potential that can run here, EMT through ASE among them."""
     return load_model(request.param)
+
+
+def frames_of_copper(n: int = 6, scale: float = 1.2, seed: int = 0) -> list[ase.Atoms]:
+    """Return displaced copper with the answers of EMT made stiffer, as results of a calculator."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(n):
+        atoms = bulk("Cu", cubic=True)
+        atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
+        atoms.calc = EMT()
+        energy, forces, stress = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+        atoms.calc = SinglePointCalculator(atoms, energy=scale * energy, forces=scale * forces, stress=scale * stress)
+        found.append(atoms)
+    return found
 
 
 def distorted(metal: str, partner: str, a_compound: float) -> dict[str, ase.Atoms]:

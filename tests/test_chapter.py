@@ -1,7 +1,5 @@
 """The switch of the chapters: committed results, a live sample, or everything; on a few surfaces and an analytic potential."""
 
-import shutil
-
 import pytest
 
 from helpers import chapter, registry, results, runner
@@ -11,22 +9,15 @@ EMT = "ase:ase.calculators.emt.EMT"
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch):
+def data(data, monkeypatch):
     """A private data folder, and only surfaces of three metals that EMT knows, in shards of one."""
-    source = registry.data_dir()
-    folder = tmp_path / "data"
-    folder.mkdir()
-    shutil.copy(source / "registry.csv", folder)
-    for name in ("reference", "paper"):
-        shutil.copytree(source / name, folder / name)
-    monkeypatch.setenv(registry.DATA_VARIABLE, str(folder))
     whole = surfaces.cases
     few = [case for case in whole(None, ["tran-rebuilt"]) if case.material in ("Cu", "Al", "Ag")][:3]
     monkeypatch.setattr(surfaces, "cases", lambda protocol=None, sets=None: few)
     # The other sets need files; these cases do not.
     monkeypatch.setattr(surfaces, "SETS", {"tran-rebuilt": ()})
     monkeypatch.setattr(runner, "shards", lambda cases, *_: [[case] for case in cases])
-    return folder
+    return data
 
 
 def test_everything_writes_the_table_that_the_chapters_read(data, capsys):

@@ -264,12 +264,8 @@ def test_lists_fit_a_terminal_of_80_columns(command, monkeypatch):
     assert "chgnet-0.3.0" in outcome.output
 
 
-def test_run_and_status(tmp_path, monkeypatch):
+def test_run_and_status(data, monkeypatch):
     """A benchmark from the command line to its table."""
-    for name in ("reference", "paper"):
-        (tmp_path / name).symlink_to(registry.data_dir() / name)
-    (tmp_path / "registry.csv").symlink_to(registry.data_dir() / "registry.csv")
-    monkeypatch.setenv(registry.DATA_VARIABLE, str(tmp_path))
     whole = surfaces.cases
     monkeypatch.setattr(surfaces, "cases", lambda protocol=None, sets=None: [c for c in whole(protocol, sets) if c.material == "Cu"])
     command = ["run", "surfaces", "-m", "ase:ase.calculators.emt.EMT", "--sets", "tran-rebuilt", "--processes", "1"]

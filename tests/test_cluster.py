@@ -20,7 +20,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from helpers import benchmarks, cli, cluster, registry, results, runner
+from helpers import benchmarks, cli, cluster, results, runner
 from helpers.benchmarks import surfaces
 
 EMT = "ase:ase.calculators.emt.EMT"
@@ -54,17 +54,6 @@ class InBackground(threading.Thread):
         self.join(PATIENCE)
         assert not self.is_alive(), "it did not end"
         return self
-
-
-@pytest.fixture
-def data(tmp_path, monkeypatch):
-    """A private data folder, so that no test writes into the project's."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    for name in ("registry.csv", "reference", "paper"):
-        (folder / name).symlink_to(registry.data_dir() / name)
-    monkeypatch.setenv(registry.DATA_VARIABLE, str(folder))
-    return folder
 
 
 METALS = ("Ag", "Al", "Au", "Cu")

@@ -17,7 +17,7 @@ from ase.constraints import FixAtoms, FixCartesian
 from pymatgen.io.ase import AseAtomsAdaptor
 from typer.testing import CliRunner
 
-from helpers import cli, fix, potentials, registry, results, softening
+from helpers import cli, fix, potentials, results, softening
 from helpers.benchmarks import elasticity
 from helpers.finetune import Label
 from helpers.potentials import PotentialError, exam
@@ -476,17 +476,12 @@ def test_keys_that_do_not_load_say_why_on_one_line(project, name, words):
     assert "\n" not in str(raised.value)
 
 
-def test_a_fix_and_a_run_by_such_a_key_are_found_elsewhere(project, tmp_path, monkeypatch):
+def test_a_fix_and_a_run_by_such_a_key_are_found_elsewhere(project, data, tmp_path, monkeypatch):
     frames = [rattled(seed=seed) for seed in range(10)]
     truth = foreign(EMT(asap_cutoff=True)).evaluate(frames)
     labels = [Label(atoms, None, 1.25 * one.forces) for atoms, one in zip(frames, truth, strict=True)]
     fixed = fix.fix("ase:my_calculator.make", labels, out="mended")
     assert "secret-home" not in (project / "mended" / "mended.json").read_text()
-    data = tmp_path / "data"
-    data.mkdir()
-    for name in ("reference", "paper", "registry.csv"):
-        (data / name).symlink_to(registry.data_dir() / name)
-    monkeypatch.setenv(registry.DATA_VARIABLE, str(data))
     whole = elasticity.cases
     monkeypatch.setattr(elasticity, "cases", lambda protocol=None, sets=None: [c for c in whole(protocol, sets) if c.material == "Cu"])
     command = ["run", "elasticity", "-m", "ase:my_calculator.make", "--sets", "prototypes", "--processes", "1"]

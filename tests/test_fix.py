@@ -706,20 +706,17 @@ def test_advice(before, after, words):
     assert words in " ".join(fix.advice(scores, [1.2], "linear"))
 
 
-def test_the_command_line_and_a_benchmark(tmp_path, monkeypatch, labels_file):
+def test_the_command_line_and_a_benchmark(tmp_path, data, monkeypatch, labels_file):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(cli.app, ["fix", "-m", "chgnet-0.3.0", "--labels", "labels.extxyz", "--out", "my-fix", "--device", "cpu"])
     assert done.exit_code == 0, done.output
     for words in ("a scalar suffices", "potential: file:my-fix (factor 1.2500)", "report:    my-fix/report.html"):
         assert words in done.output
-    for name in ("reference", "paper", "registry.csv"):
-        (tmp_path / name).symlink_to(registry.data_dir() / name)
-    monkeypatch.setenv(registry.DATA_VARIABLE, str(tmp_path))
     run = CliRunner().invoke(
         cli.app, ["run", "fine_tuning", "-m", "file:my-fix", "--sets", "teacher", "--processes", "1", "--device", "cpu"]
     )
     assert run.exit_code == 0, run.output
-    assert os.listdir(tmp_path / "results" / "fine_tuning") != []
+    assert os.listdir(data / "results" / "fine_tuning") != []
     assert results.provenance("fine_tuning", "file:my-fix")["potential"]["scale"] == pytest.approx(1.25, rel=1e-4)
 
 

@@ -9,6 +9,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import write
 from ase.units import GPa
+from conftest import frames_of_copper
 
 from helpers import finetune, labels
 from helpers.labels import LabelError
@@ -20,14 +21,8 @@ CU = frozenset({29})
 
 def copper(n: int = 3, seed: int = 0) -> list[tuple[ase.Atoms, float, np.ndarray, np.ndarray]]:
     """Return displaced copper with EMT's energy, forces and stress (3, 3), times 1.25."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(n):
-        atoms = bulk("Cu", cubic=True)
-        atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
-        atoms.calc = EMT()
-        found.append((atoms.copy(), *(C * x for x in (atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)))))
-    return found
+    frames = frames_of_copper(n, C, seed)
+    return [(atoms.copy(), atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress(voigt=False)) for atoms in frames]
 
 
 def factor(frames) -> float:

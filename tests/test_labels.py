@@ -15,26 +15,13 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.io import write
+from conftest import frames_of_copper
 
 from helpers import labels
 from helpers.labels import LabelError
 from helpers.potentials.ase import ASEPotential
 
 CU = frozenset({29})
-
-
-def frames_of_copper(n: int = 6, scale: float = 1.2, seed: int = 0) -> list[ase.Atoms]:
-    """Return displaced copper with the answers of EMT made stiffer, as results of a calculator."""
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(n):
-        atoms = bulk("Cu", cubic=True)
-        atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
-        atoms.calc = EMT()
-        energy, forces, stress = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
-        atoms.calc = SinglePointCalculator(atoms, energy=scale * energy, forces=scale * forces, stress=scale * stress)
-        found.append(atoms)
-    return found
 
 
 def changed(atoms: ase.Atoms, move=lambda copy: None, **answers) -> ase.Atoms:

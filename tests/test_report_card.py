@@ -657,13 +657,8 @@ def test_an_unverified_pickle_is_refused(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "pwned").exists()
 
 
-def test_complete_tables_are_used_in_full(tmp_path, monkeypatch, few):
+def test_complete_tables_are_used_in_full(tmp_path, data, monkeypatch, few):
     """What data/results holds is not computed again, and nothing is written there."""
-    data = tmp_path / "data"
-    data.mkdir()
-    for name in ("registry.csv", "reference", "paper"):
-        (data / name).symlink_to(registry.data_dir() / name)
-    monkeypatch.setenv(registry.DATA_VARIABLE, str(data))
     module = benchmarks.module("surfaces")
     cases = module.cases(sets=["tran-rebuilt"])
     first = runner.run_cases("surfaces", emt(), cases, progress=False)

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,19 +20,6 @@ from helpers.potentials.ase import ASEPotential
 
 EMT = "ase:ase.calculators.emt.EMT"
 METALS = ("Cu", "Au", "Ni", "Al", "Pd", "Ag", "Pt")
-
-
-@pytest.fixture
-def data(tmp_path, monkeypatch):
-    """A private data folder, so that no test writes into the project's."""
-    source = registry.data_dir()
-    folder = tmp_path / "data"
-    folder.mkdir()
-    shutil.copy(source / "registry.csv", folder)
-    for name in ("reference", "paper"):
-        shutil.copytree(source / name, folder / name)
-    monkeypatch.setenv(registry.DATA_VARIABLE, str(folder))
-    return folder
 
 
 @pytest.fixture

@@ -157,6 +157,11 @@ def _paper_models() -> list[potentials.Entry]:
     return sorted((e for e in potentials.CATALOGUE.values() if e.paper_label), key=lambda entry: order.index(entry.paper_label))
 
 
+def _digitised(points: pd.DataFrame, key: str) -> dict[str, float]:
+    of_model = points[points["model"] == key]
+    return softening.scalar_summary(of_model["value"], of_model["reference"])
+
+
 def _surface_lines() -> list[dict[str, object]]:
     points = figures.paper_points("fig2a")
     lines = []
@@ -166,8 +171,7 @@ def _surface_lines() -> list[dict[str, object]]:
             table = results.read("surfaces", entry.key)
             chosen = table[(table["set"] == "slabs-109") & (table["property"] == "gamma_relaxed") & (table["status"] == "ok")]
             found = softening.scalar_summary(chosen["value"], chosen["reference"], clusters=chosen["material"])
-        of_model = points[points["model"] == entry.key]
-        digitised = softening.scalar_summary(of_model["value"], of_model["reference"])
+        digitised = _digitised(points, entry.key)
         for name, quantity, unit, paper, source, kind in (
             ("mae", "surface energy, MAE", "eV/Å²", printed("2", "a", entry.paper_label, "MAE"), "printed", _ERROR),
             ("mean_error", "surface energy, mean error", "eV/Å²", digitised["mean_error"], "digitised", _MEAN_ERROR),
@@ -186,8 +190,7 @@ def _defect_lines() -> list[dict[str, object]]:
         if entry.key in results.models("defects"):
             summary = defects.summarise(results.read("defects", entry.key)).set_index(["set", "property"])
             found = dict(summary.loc[("all", "relaxed")])
-        of_model = points[points["model"] == entry.key]
-        digitised = softening.scalar_summary(of_model["value"], of_model["reference"])
+        digitised = _digitised(points, entry.key)
         for name, quantity, unit, paper, source, kind in (
             ("mae", "defect energy, MAE", "eV", printed("2", "b", entry.paper_label, "MAE"), "printed", _ERROR),
             ("slope", "defect energy, slope", "1", digitised["slope"], "digitised", _SLOPE),
