@@ -356,4 +356,6 @@ def test_a_run_keeps_its_memory():
     """
     command = [sys.executable, "-c", textwrap.dedent(script)]
     left, kept = map(int, subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout.split())
-    assert kept < 100 < left
+    # 80,000 against none on an idle machine. One that is short of memory takes pages back by itself, a few hundred of them.
+    assert left > 10_000
+    assert kept < left / 20
