@@ -9,10 +9,11 @@ import pytest
 import torch
 from ase.build import bulk
 
-from helpers import alchemy, potentials
-from helpers.benchmarks import alchemy as benchmark
+from helpers import potentials
 from helpers.benchmarks import elasticity
+from helpers.experiments import alchemy as benchmark
 from helpers.potentials import PotentialError, StructureError, mace
+from helpers.training import alchemy
 
 # Of each network two elements that mix, beside oxygen. MACE is the small one with random weights.
 PAIRS = {"chgnet-0.3.0": ("Mg", "Ca"), "chgnet-0.2.0": ("Mg", "Ca"), "mace-small": ("Si", "Fe")}

@@ -9,8 +9,9 @@ import torch
 from ase.build import bulk
 from typer.testing import CliRunner
 
-from helpers import bench, bench_routes, bench_variants, cli, potentials, registry, report, results, roofline
-from helpers.bench_routes import ROUTES, Task
+from helpers import cli, potentials, registry, results
+from helpers.speed import compare, roofline, routes, variants
+from helpers.speed.routes import ROUTES, Task
 
 MODEL = "chgnet-0.3.0"
 
@@ -36,7 +37,7 @@ def assert_same(answer, exact, sizes):
 @pytest.mark.parametrize("name", ["ours", "ours-stress", "ase", "chgnet-batch"])
 def test_ways_agree_on_chgnet(name, frames):
     task = Task("statics", "two", frames)
-    assert_same(ROUTES[name].make(MODEL, 1)(task), bench_routes.in_double_precision(MODEL, task)[1], [8, 2])
+    assert_same(ROUTES[name].make(MODEL, 1)(task), routes.in_double_precision(MODEL, task)[1], [8, 2])
 
 
 @pytest.mark.skipif(not potentials.runnable("m3gnet-mp-2021.2.8"), reason="needs the weights of M3GNet")
@@ -44,7 +45,7 @@ def test_ways_agree_on_chgnet(name, frames):
 def test_matgl_agrees_in_its_own_convention(name, frames):
     key = "m3gnet-mp-2021.2.8"
     task = Task("statics", "two", frames)
-    as_used, in_matgl = bench_routes.in_double_precision(key, task)
+    as_used, in_matgl = routes.in_double_precision(key, task)
     assert_same(ROUTES[name].make(key, 1)(task), in_matgl, [8, 2])
     assert_same(ROUTES["ours"].make(key, 1)(task), as_used, [8, 2])
     assert abs(as_used.energies[0] - in_matgl.energies[0]) > 1, "what is timed has the convention that the weights were trained in"
@@ -57,11 +58,11 @@ def test_ways_agree_on_mace(name, mace_file):
     atoms.positions += rng.normal(0, 0.05, atoms.positions.shape)
     key = f"file:{mace_file}"
     task = Task("statics", "one", (atoms, atoms[:8]))
-    assert_same(ROUTES[name].make(key, 1)(task), bench_routes.in_double_precision(key, task)[1], [8, 8])
+    assert_same(ROUTES[name].make(key, 1)(task), routes.in_double_precision(key, task)[1], [8, 8])
 
 
 def test_the_random_mace_is_a_potential_for_all_elements(tmp_path):
-    bench.random_mace(tmp_path / "random.model", channels=4)
+    compare.random_mace(tmp_path / "random.model", channels=4)
     potential = potentials.load(f"file:{tmp_path / 'random.model'}", "cpu", trust=True)
     assert len(potential.elements) == 89
     assert potential.evaluate([bulk("MgO", "rocksalt", a=4.2)])[0].ok
@@ -95,8 +96,8 @@ def test_a_calculator_computes_anew_what_it_computed_last(frames, monkeypatch):
 
 @pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 def test_tasks_are_the_same_every_time():
-    protocol = bench.Protocol(materials=2, frames=2, relaxed=1)
-    first, again = bench.tasks(protocol), bench.tasks(protocol)
+    protocol = compare.Protocol(materials=2, frames=2, relaxed=1)
+    first, again = compare.tasks(protocol), compare.tasks(protocol)
     assert [job.kind for job in first[:3]] == ["statics", "relaxation", "displacements"]
     assert len(first[0].structures) == len(first[0].groups) == 4
     for job, other in zip(first, again, strict=True):
@@ -113,14 +114,14 @@ def made_table():
     for turn, slow in enumerate((1.0, 3.0)):
         for route, seconds in (("ours", 1.0), ("ours-processes", 0.5), ("ase", 2.0), ("ase-threads", 1.5), ("chgnet-batch", 4.0)):
             for name in ("wall_time", "processor_time"):
-                rows.append(bench._row("m", "statics", "some", route, name, seconds * slow, "s", turn))
+                rows.append(compare._row("m", "statics", "some", route, name, seconds * slow, "s", turn))
     for route in ("ours", "ours-processes", "ase", "ase-threads", "chgnet-batch"):
         wrong = 1e-3 if route == "chgnet-batch" else 1e-7
-        rows += [bench._row("m", "statics", "some", route, "peak_memory", 100.0, "MB")]
-        rows += [bench._row("m", "statics", "some", route, name, wrong, "") for name in ("energy_difference", "force_difference")]
-        rows += [bench._row("m", "statics", "some", route, "relative_force_difference", wrong, "")]
+        rows += [compare._row("m", "statics", "some", route, "peak_memory", 100.0, "MB")]
+        rows += [compare._row("m", "statics", "some", route, name, wrong, "") for name in ("energy_difference", "force_difference")]
+        rows += [compare._row("m", "statics", "some", route, "relative_force_difference", wrong, "")]
     rows.append(
-        bench._row("m", "statics", "some", "matcalc", "wall_time", np.nan, "s", error="ModuleNotFoundError: No module named 'matcalc'")
+        compare._row("m", "statics", "some", "matcalc", "wall_time", np.nan, "s", error="ModuleNotFoundError: No module named 'matcalc'")
     )
     rows = [row | {"n_structures": 10, "n_atoms": 80, "steps": 0} for row in rows]
     values = {
@@ -133,18 +134,18 @@ def made_table():
         "compiled_time": 0.06,
         "evaluation_time": 0.1,
     }
-    rows += [bench._row("m", "roofline", "MgO", "ours", name, value, "") for name, value in values.items()]
+    rows += [compare._row("m", "roofline", "MgO", "ours", name, value, "") for name, value in values.items()]
     for turn in range(2):
-        rows.append(bench._row("m", "tried", "some", bench_variants.AS_IT_IS, "processor_time", 1.0 + turn, "s", turn))
-        rows.append(bench._row("m", "tried", "some", "idea", "processor_time", 1.5 * (1.0 + turn), "s", turn))
-    rows.append(bench._row("m", "tried", "some", bench_variants.AS_IT_IS, "force_difference", 0.0, "eV/Å"))
-    rows.append(bench._row("m", "tried", "some", "idea", "force_difference", 1e-6, "eV/Å"))
-    rows.append(bench._row("m", "tried", "some", "torch.compile", "processor_time", np.nan, "s", error="no compiler"))
-    return bench.benchmarks.table(rows)
+        rows.append(compare._row("m", "tried", "some", variants.AS_IT_IS, "processor_time", 1.0 + turn, "s", turn))
+        rows.append(compare._row("m", "tried", "some", "idea", "processor_time", 1.5 * (1.0 + turn), "s", turn))
+    rows.append(compare._row("m", "tried", "some", variants.AS_IT_IS, "force_difference", 0.0, "eV/Å"))
+    rows.append(compare._row("m", "tried", "some", "idea", "force_difference", 1e-6, "eV/Å"))
+    rows.append(compare._row("m", "tried", "some", "torch.compile", "processor_time", np.nan, "s", error="no compiler"))
+    return compare.benchmarks.table(rows)
 
 
 def test_ratios_are_taken_within_a_round():
-    summary = bench.summarise(made_table()).set_index("route")
+    summary = compare.summarise(made_table()).set_index("route")
     assert summary.loc["ase", ["ratio", "ratio_low", "ratio_high"]].tolist() == [2, 2, 2], "what slows a round slows both"
     assert summary.loc["ase", "ratio_all"] == 4
     assert summary.loc["ours", "structures_per_s"] == pytest.approx(10 / 2)
@@ -152,19 +153,19 @@ def test_ratios_are_taken_within_a_round():
     assert summary.loc["ase", "agreement"] == "to 1e-5"
     assert summary.loc["chgnet-batch", "agreement"] == "no"
     assert summary.loc["matcalc", "status"] == "failed"
-    bar = bench.bars(bench.summarise(made_table()), "m")
+    bar = compare.bars(compare.summarise(made_table()), "m")
     assert bar.loc["ase", ["route", "ratio"]].tolist() == ["ase-threads", 3], "against the best that the other can do"
     assert "matcalc" not in bar.index
 
 
 def test_rounding_is_told_from_disagreement():
-    assert bench.agreement(9e-6, 1e-7) == "to 1e-5"
-    assert bench.agreement(4e-5, 2e-5) == "to rounding"
-    assert bench.agreement(4e-5, 1e-5) == "no"
+    assert compare.agreement(9e-6, 1e-7) == "to 1e-5"
+    assert compare.agreement(4e-5, 2e-5) == "to rounding"
+    assert compare.agreement(4e-5, 1e-5) == "no"
 
 
 def test_the_limit_is_products_and_traffic_one_after_the_other():
-    limit = bench.limits(made_table()).loc["m"]
+    limit = compare.limits(made_table()).loc["m"]
     assert limit["limit_s"] == pytest.approx(0.04 + 0.02)
     assert limit["ratio"] == pytest.approx(1.5)
     assert limit["ratio_compiled"] == pytest.approx(1.0)
@@ -173,7 +174,7 @@ def test_the_limit_is_products_and_traffic_one_after_the_other():
 
 
 def test_what_was_tried_is_compared_with_what_is():
-    found = bench.tried(made_table()).set_index("variant")
+    found = compare.tried(made_table()).set_index("variant")
     assert found.loc["idea", "ratio"] == pytest.approx(1.5)
     assert found.loc["torch.compile", "reason"] == "no compiler"
 
@@ -186,14 +187,14 @@ def test_the_report_says_what_did_not_run_and_what_disagrees(tmp_path):
         "packages": {"torch": "2"},
         "load_average": {"before": 0, "after": 1},
     }
-    bench.write_report(made_table(), [made], tmp_path)
+    compare.write_report(made_table(), [made], tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "not run: ModuleNotFoundError" in page
     assert "2.00 (2.00–2.00)" in page
-    shown = bench.readable(bench.summarise(made_table()), "statics")["agrees"]
+    shown = compare.readable(compare.summarise(made_table()), "statics")["agrees"]
     assert shown["CHGNet's own batches"] == "no"
     assert shown["ASE loop"] == "to 1e-5"
-    assert isinstance(report.page("", "", []), str)
+    assert isinstance(page.page("", "", []), str)
 
 
 def test_operations_are_counted():
@@ -212,9 +213,9 @@ def test_operations_are_counted():
 
 
 def test_variants_do_not_change_forces(frames):
-    names = bench.QUICK.variants
-    assert set(bench_variants.VARIANTS) - set(names) == {"torch.compile"}, "which takes minutes"
-    rows = bench_variants.measure(MODEL, frames, 1, names)
+    names = compare.QUICK.variants
+    assert set(variants.VARIANTS) - set(names) == {"torch.compile"}, "which takes minutes"
+    rows = variants.measure(MODEL, frames, 1, names)
     assert {name for name, *_ in rows} == set(names)
     for name, _, _, difference, reason in rows:
         assert not reason
@@ -225,31 +226,31 @@ def test_a_variant_that_fails_is_a_row(frames, monkeypatch):
     def broken(potential):
         raise RuntimeError("no compiler here")
 
-    only = {bench_variants.AS_IT_IS: bench_variants.VARIANTS[bench_variants.AS_IT_IS], "torch.compile": broken}
-    monkeypatch.setattr(bench_variants, "VARIANTS", only)
-    rows = bench_variants.measure(MODEL, frames[:1], 1, list(only))
+    only = {variants.AS_IT_IS: variants.VARIANTS[variants.AS_IT_IS], "torch.compile": broken}
+    monkeypatch.setattr(variants, "VARIANTS", only)
+    rows = variants.measure(MODEL, frames[:1], 1, list(only))
     assert ("torch.compile", -1) in {row[:2] for row in rows}
     assert rows[0][-1] == "RuntimeError: no compiler here"
 
 
 @pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 def test_a_small_measurement_in_processes_of_their_own():
-    protocol = dataclasses.replace(bench.QUICK, materials=1, frames=1, relaxed=1, steps=1, supercell=1, scaling=(), rounds=1, variants=())
-    table = bench.measure(MODEL, protocol, routes=["ase"])
-    summary = bench.summarise(table).set_index(["kind", "route"])
+    protocol = dataclasses.replace(compare.QUICK, materials=1, frames=1, relaxed=1, steps=1, supercell=1, scaling=(), rounds=1, variants=())
+    table = compare.measure(MODEL, protocol, routes=["ase"])
+    summary = compare.summarise(table).set_index(["kind", "route"])
     assert set(summary.index.get_level_values("route")) == {"ours", "ase"}
     assert (summary["status"] == "ok").all()
     assert (summary["agreement"] != "no").loc["statics"].all()
     assert (summary["memory_mb"] > 50).all()
     assert (table["value"].dropna() >= 0).all()
-    assert bench.limits(table).loc[MODEL, "flop"] > 1e8
+    assert compare.limits(table).loc[MODEL, "flop"] > 1e8
 
 
 def test_a_model_or_way_that_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="cannot be measured"):
-        bench.measure("ase:a.b")
+        compare.measure("ase:a.b")
     with pytest.raises(ValueError, match="no way called nonsense"):
-        bench.measure(MODEL, routes=["nonsense"])
+        compare.measure(MODEL, routes=["nonsense"])
     outcome = CliRunner().invoke(cli.app, ["bench", "--model", "ase:a.b"])
     assert isinstance(outcome.exception, ValueError)
 
@@ -276,22 +277,22 @@ def test_a_way_whose_process_dies_is_a_reason(monkeypatch):
 
             return multiprocessing.Pipe()
 
-    monkeypatch.setattr(bench.multiprocessing, "get_context", lambda _: Here())
-    way = bench._Way(MODEL, "ours", [], 1)
+    monkeypatch.setattr(compare.multiprocessing, "get_context", lambda _: Here())
+    way = compare._Way(MODEL, "ours", [], 1)
     way.wait()
     assert "died" in way.compute(0)
 
 
 def test_the_committed_tables_are_complete():
-    keys = results.models(bench.NAME)
+    keys = results.models(compare.NAME)
     assert {"chgnet-0.3.0", "m3gnet-mp-2021.2.8"} <= set(keys)
-    summary = bench.summarise(bench.read(keys))
+    summary = compare.summarise(compare.read(keys))
     for key in keys:
-        made = results.provenance(bench.NAME, key)
+        made = results.provenance(compare.NAME, key)
         assert made["cores"] >= 1
         assert made["load_average"]["before"] >= 0
         part = summary[summary["model"] == key]
-        expected = {name for name, route in ROUTES.items() if bench._family(key) in route.families and "statics" in route.kinds}
+        expected = {name for name, route in ROUTES.items() if compare._family(key) in route.families and "statics" in route.kinds}
         assert set(part.loc[part["kind"] == "statics", "route"]) <= expected
         assert {"ours", "ours-processes", "ase"} <= set(part.loc[part["status"] == "ok", "route"])
     assert isinstance(summary, pd.DataFrame)

@@ -56,7 +56,7 @@ def test_a_changed_helper_or_table_executes_the_chapter_again(monkeypatch, tmp_p
     (root / "src/helpers/__init__.py").write_text("")
     (root / "src/helpers/benchmarks/__init__.py").write_text("")
     (root / "src/helpers/benchmarks/surfaces.py").write_text("from helpers import engine\n")
-    (root / "src/helpers/engine.py").write_text("x = 1\n")
+    (root / "src/helpers/engine/__init__.py").write_text("x = 1\n")
     (root / "src/helpers/other.py").write_text("x = 1\n")
     (root / "data/results/surfaces/model.json").write_text("{}")
     for name in ("data/registry.csv", "requirements.lock"):
@@ -69,7 +69,7 @@ def test_a_changed_helper_or_table_executes_the_chapter_again(monkeypatch, tmp_p
     before = build.fingerprint(notebook)
     (root / "src/helpers/other.py").write_text("x = 2\n")
     assert build.fingerprint(notebook) == before
-    (root / "src/helpers/engine.py").write_text("x = 2\n")
+    (root / "src/helpers/engine/__init__.py").write_text("x = 2\n")
     after_helper = build.fingerprint(notebook)
     assert after_helper != before
     (root / "data/results/surfaces/model.json").write_text('{"a": 1}')

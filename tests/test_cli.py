@@ -149,7 +149,7 @@ def test_mistakes_of_form_have_no_traceback(arguments):
     assert "Traceback" not in outcome.stderr
 
 
-@pytest.mark.parametrize("where", ["helpers.registry", "helpers.potentials", "helpers.report_card", "helpers.potentials.exam"])
+@pytest.mark.parametrize("where", ["helpers.registry", "helpers.potentials", "helpers.reports.report_card", "helpers.potentials.exam"])
 def test_an_interruption_is_one_line_wherever_it_comes(where, tmp_path):
     """Ctrl-C while modules are imported, before and in main, and while a command works; the process really gets the signal."""
     program = f"""

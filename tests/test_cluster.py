@@ -20,8 +20,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from helpers import benchmarks, cli, cluster, results, runner
+from helpers import benchmarks, cli, results, runner
 from helpers.benchmarks import surfaces
+from helpers.runner import cluster
 
 EMT = "ase:ase.calculators.emt.EMT"
 GATED = "ase:gated.Gated"

@@ -8,9 +8,10 @@ import pytest
 from ase.build import bulk
 
 from helpers import potentials, registry, results
-from helpers.benchmarks import Case, coverage, off_equilibrium
-from helpers.finetune import Label
+from helpers.benchmarks import Case, off_equilibrium
+from helpers.experiments import coverage
 from helpers.potentials.base import Prediction
+from helpers.training.fine_tune import Label
 
 needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 

@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 from ase.build import bulk
 
-from helpers import finetune, potentials, registry
-from helpers.benchmarks import curvature_mending as mending
-from helpers.benchmarks.fine_tuning import labels_of
-from helpers.finetune import Label, Recipe
+from helpers import potentials, registry
+from helpers.experiments import curvature_mending as mending
+from helpers.experiments.fine_tuning import labels_of
+from helpers.training import fine_tune
+from helpers.training.fine_tune import Label, Recipe
 
 needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
@@ -84,7 +85,7 @@ def test_labels_without_energy_train_on_forces_alone():
     losses = {}
     for name, energy, weight in (("none", None, 10.0), ("unweighted", answer.energy + 50, 0.0), ("wrong", answer.energy + 50, 10.0)):
         recipe = Recipe(epochs=1, energy_weight=weight)
-        losses[name] = finetune.fine_tune(potential, [Label(atoms, energy, answer.forces)], recipe).history[0]["loss"]
+        losses[name] = fine_tune.fine_tune(potential, [Label(atoms, energy, answer.forces)], recipe).history[0]["loss"]
     assert losses["none"] == pytest.approx(losses["unweighted"], rel=1e-6)
     assert losses["wrong"] > 100 * losses["none"]
 

@@ -17,11 +17,12 @@ from ase.constraints import FixAtoms, FixCartesian
 from pymatgen.io.ase import AseAtomsAdaptor
 from typer.testing import CliRunner
 
-from helpers import cli, fix, potentials, results, softening
+from helpers import cli, potentials, results, softening
 from helpers.benchmarks import elasticity
-from helpers.finetune import Label
 from helpers.potentials import PotentialError, exam
 from helpers.potentials.ase import ASEPotential, canonical
+from helpers.reports import fix
+from helpers.training.fine_tune import Label
 
 
 class Spoilt(EMT):

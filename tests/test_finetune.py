@@ -11,10 +11,11 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from helpers import finetune, potentials
-from helpers.finetune import Label, Recipe
+from helpers import potentials
 from helpers.potentials import PotentialError, StructureError
 from helpers.potentials.ase import ASEPotential
+from helpers.training import fine_tune
+from helpers.training.fine_tune import Label, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def labels(chgnet):
 @pytest.mark.parametrize("method", ["inverse_slope", "least_squares"])
 @pytest.mark.parametrize("n_labels", [1, 5])
 def test_linear_correction_finds_the_constant(chgnet, labels, method, n_labels):
-    mended = finetune.linear_correction(chgnet, labels[:n_labels], method)
+    mended = fine_tune.linear_correction(chgnet, labels[:n_labels], method)
     assert mended.scale == pytest.approx(1.25, rel=1e-5)
     assert chgnet.scale == 1.0
     assert mended.evaluate([labels[4].atoms])[0].forces == pytest.approx(labels[4].forces, abs=1e-5)
@@ -56,23 +57,23 @@ def test_linear_correction_is_the_limit_of_gradient_descent(chgnet):
         optimiser.zero_grad()
         torch.mean((c * torch.as_tensor(model) - torch.as_tensor(truth)) ** 2).backward()
         optimiser.step()
-    closed = finetune.linear_correction(chgnet, [label], "least_squares").scale
+    closed = fine_tune.linear_correction(chgnet, [label], "least_squares").scale
     assert closed == pytest.approx(float(c.detach()), rel=1e-4)
     # With noise, the constant that turns the cloud onto the diagonal is the larger of the two.
-    assert finetune.linear_correction(chgnet, [label], "inverse_slope").scale != pytest.approx(closed, rel=1e-4)
+    assert fine_tune.linear_correction(chgnet, [label], "inverse_slope").scale != pytest.approx(closed, rel=1e-4)
 
 
 def test_linear_correction_names_the_bad_label(chgnet, labels):
     broken = labels[0].atoms.copy()
     broken.positions[0] = np.nan
     with pytest.raises(StructureError, match="MgO"):
-        finetune.linear_correction(chgnet, [Label(broken, 0.0, labels[0].forces)])
+        fine_tune.linear_correction(chgnet, [Label(broken, 0.0, labels[0].forces)])
 
 
 def test_fine_tuning_learns_and_leaves_the_original_alone(chgnet, labels):
     before = {name: value.clone() for name, value in chgnet.network.state_dict().items()}
     untouched = chgnet.evaluate([labels[0].atoms])[0].forces
-    outcome = finetune.fine_tune(chgnet, labels, Recipe(epochs=12, learning_rate=3e-4, validation_fraction=0.2))
+    outcome = fine_tune.fine_tune(chgnet, labels, Recipe(epochs=12, learning_rate=3e-4, validation_fraction=0.2))
     first, best = outcome.history[0], outcome.history[outcome.best_epoch]
     assert best["validation_force_mae"] == min(epoch["validation_force_mae"] for epoch in outcome.history)
     assert best["validation_force_mae"] < 0.5 * np.abs(labels[0].forces - untouched).mean()
@@ -91,7 +92,7 @@ def test_fine_tuning_learns_and_leaves_the_original_alone(chgnet, labels):
     assert all(torch.equal(value, chgnet.network.state_dict()[name]) for name, value in before.items())
 
 
-@pytest.mark.parametrize("loss", finetune.LOSSES)
+@pytest.mark.parametrize("loss", fine_tune.LOSSES)
 def test_the_loss_is_the_one_that_is_asked_for(chgnet, labels, loss):
     """The loss of the first epoch, before any step, against NumPy: of forces and of the energy per atom."""
     (answer,) = chgnet.evaluate([labels[0].atoms])
@@ -105,7 +106,7 @@ def test_the_loss_is_the_one_that_is_asked_for(chgnet, labels, loss):
     for kind, error in errors.items():
         weights = {"energy_weight": 0.0, "force_weight": 0.0, "stress_weight": 0.0} | {f"{kind}_weight": 3.0}
         recipe = Recipe(epochs=1, validation_fraction=0, keep="last", loss=loss, **weights)
-        (first,) = finetune.fine_tune(chgnet, [label], recipe).history
+        (first,) = fine_tune.fine_tune(chgnet, [label], recipe).history
         assert first["loss"] == pytest.approx(3 * expected(error), rel=1e-3)
 
 
@@ -137,12 +138,12 @@ def test_records_of_the_squared_loss_are_those_from_before_there_were_others():
 
 def test_training_is_reproducible_and_resumes(chgnet, labels, tmp_path):
     recipe = Recipe(epochs=4, learning_rate=3e-4)
-    whole = finetune.fine_tune(chgnet, labels[:3], recipe)
+    whole = fine_tune.fine_tune(chgnet, labels[:3], recipe)
 
     class StopError(Exception):
         """Stands for a killed job."""
 
-    save = finetune._save
+    save = fine_tune._save
     calls = []
 
     def stop_after_two(state, path):
@@ -151,22 +152,22 @@ def test_training_is_reproducible_and_resumes(chgnet, labels, tmp_path):
         if len(calls) == 2:
             raise StopError
 
-    finetune._save = stop_after_two
+    fine_tune._save = stop_after_two
     try:
         with pytest.raises(StopError):
-            finetune.fine_tune(chgnet, labels[:3], recipe, checkpoint=tmp_path / "run" / "training.pt")
+            fine_tune.fine_tune(chgnet, labels[:3], recipe, checkpoint=tmp_path / "run" / "training.pt")
     finally:
-        finetune._save = save
-    resumed = finetune.fine_tune(chgnet, labels[:3], recipe, checkpoint=tmp_path / "run" / "training.pt")
+        fine_tune._save = save
+    resumed = fine_tune.fine_tune(chgnet, labels[:3], recipe, checkpoint=tmp_path / "run" / "training.pt")
     assert [epoch["epoch"] for epoch in resumed.history] == [0, 1, 2, 3]
     for one, other in zip(whole.history, resumed.history, strict=True):
         assert one["validation_force_mae"] == pytest.approx(other["validation_force_mae"], rel=1e-3)
     with pytest.raises(PotentialError, match="another recipe"):
-        finetune.fine_tune(chgnet, labels[:3], Recipe(epochs=5), checkpoint=tmp_path / "run" / "training.pt")
+        fine_tune.fine_tune(chgnet, labels[:3], Recipe(epochs=5), checkpoint=tmp_path / "run" / "training.pt")
     # The same recipe, but other labels, or the same labels and other weights: its weights would be returned as if trained on these.
     for model, others in ((chgnet, labels[1:4]), (whole.potential, labels[:3])):
         with pytest.raises(PotentialError, match="other labels or other weights; delete it or use the same"):
-            finetune.fine_tune(model, others, recipe, checkpoint=tmp_path / "run" / "training.pt")
+            fine_tune.fine_tune(model, others, recipe, checkpoint=tmp_path / "run" / "training.pt")
 
 
 class Bomb:
@@ -182,14 +183,14 @@ class Bomb:
 @pytest.mark.parametrize("kind", ["truncated", "empty", "text", "foreign", "pickle"])
 def test_a_damaged_checkpoint_is_named(chgnet, labels, tmp_path, kind):
     checkpoint, recipe = tmp_path / "training.pt", Recipe(epochs=1)
-    finetune.fine_tune(chgnet, labels[:1], recipe, checkpoint=checkpoint)
+    fine_tune.fine_tune(chgnet, labels[:1], recipe, checkpoint=checkpoint)
     content = {"truncated": checkpoint.read_bytes()[:5000], "empty": b"", "text": b"years of work"}
     if kind in content:
         checkpoint.write_bytes(content[kind])
     else:
         torch.save({"weights": torch.ones(3)} if kind == "foreign" else Bomb(str(tmp_path / "mark")), checkpoint)
     with pytest.raises(PotentialError, match=r"training.pt is damaged or no checkpoint of a training; delete it"):
-        finetune.fine_tune(chgnet, labels[:1], recipe, checkpoint=checkpoint)
+        fine_tune.fine_tune(chgnet, labels[:1], recipe, checkpoint=checkpoint)
     assert not (tmp_path / "mark").exists()
 
 
@@ -207,12 +208,12 @@ def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(chgnet, labels, tmp
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match=r"No space left on device: '.*training.pt'") as caught:
-            finetune.fine_tune(chgnet, labels[:2], recipe, checkpoint=checkpoint)
+            fine_tune.fine_tune(chgnet, labels[:2], recipe, checkpoint=checkpoint)
     assert caught.value.errno == errno.ENOSPC
     assert [path.name for path in tmp_path.iterdir()] == ["training.pt"]
     assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
-    resumed = finetune.fine_tune(chgnet, labels[:2], recipe, checkpoint=checkpoint)
-    whole = finetune.fine_tune(chgnet, labels[:2], recipe)
+    resumed = fine_tune.fine_tune(chgnet, labels[:2], recipe, checkpoint=checkpoint)
+    whole = fine_tune.fine_tune(chgnet, labels[:2], recipe)
     assert resumed.history[-1]["validation_force_mae"] == pytest.approx(whole.history[-1]["validation_force_mae"], rel=1e-3)
 
 
@@ -223,12 +224,12 @@ def test_want_of_memory_says_what_to_lower(chgnet, labels, monkeypatch, error):
     def lacking(*_, **__):
         raise error
 
-    monkeypatch.setattr(finetune, "_loss", lacking)
+    monkeypatch.setattr(fine_tune, "_loss", lacking)
     with pytest.raises(PotentialError, match="memory does not suffice for training: label smaller cells, lower"):
-        finetune.fine_tune(chgnet, labels, Recipe(epochs=1))
-    monkeypatch.setattr(finetune, "_loss", lambda *_, **__: 1 / 0)
+        fine_tune.fine_tune(chgnet, labels, Recipe(epochs=1))
+    monkeypatch.setattr(fine_tune, "_loss", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        finetune.fine_tune(chgnet, labels, Recipe(epochs=1))
+        fine_tune.fine_tune(chgnet, labels, Recipe(epochs=1))
 
 
 @pytest.fixture(scope="module")
@@ -247,20 +248,20 @@ def held(chgnet):
 
 def test_atoms_that_do_not_count_are_left_out_of_the_factor(chgnet, held):
     """Zeros in their place would give 1/s with s the mean of softness and nothing."""
-    assert finetune.linear_correction(chgnet, held).scale == pytest.approx(1.25, rel=1e-5)
-    assert finetune.linear_correction(chgnet, held, "least_squares").scale == pytest.approx(1.25, rel=1e-5)
+    assert fine_tune.linear_correction(chgnet, held).scale == pytest.approx(1.25, rel=1e-5)
+    assert fine_tune.linear_correction(chgnet, held, "least_squares").scale == pytest.approx(1.25, rel=1e-5)
     zeros = [replace(label, forces=np.nan_to_num(label.forces)) for label in held]
-    assert finetune.linear_correction(chgnet, zeros, "least_squares").scale < 0.9
+    assert fine_tune.linear_correction(chgnet, zeros, "least_squares").scale < 0.9
 
 
 def test_atoms_that_do_not_count_are_left_out_of_the_loss(chgnet, held):
     """Each structure counts once, by the components that it has."""
-    batch = finetune._batch(chgnet, [chgnet.system(label.atoms) for label in held], held, False, False)
-    loss, error = finetune._loss(chgnet, batch, Recipe(), training=False)
+    batch = fine_tune._batch(chgnet, [chgnet.system(label.atoms) for label in held], held, False, False)
+    loss, error = fine_tune._loss(chgnet, batch, Recipe(), training=False)
     off = [p.forces - label.forces for p, label in zip(chgnet.evaluate([label.atoms for label in held]), held, strict=True)]
     assert float(loss.detach()) == pytest.approx(100 * np.mean([np.nanmean(one**2) for one in off]), rel=1e-4)
     assert error == pytest.approx(np.mean([np.nanmean(np.abs(one)) for one in off]), rel=1e-4)
-    history = finetune.fine_tune(chgnet, held, Recipe(epochs=6, learning_rate=3e-4)).history
+    history = fine_tune.fine_tune(chgnet, held, Recipe(epochs=6, learning_rate=3e-4)).history
     assert history[-1]["train_force_mae"] < 0.8 * history[0]["train_force_mae"]
 
 
@@ -269,10 +270,10 @@ def test_labels_of_lists_and_voigt_stresses_are_taken(chgnet, labels):
     for one, other in zip(listed, labels, strict=True):
         assert np.array_equal(one.forces, other.forces)
         assert one.stress == pytest.approx(other.stress, abs=1e-6)
-    assert finetune.linear_correction(chgnet, listed).scale == finetune.linear_correction(chgnet, labels).scale
+    assert fine_tune.linear_correction(chgnet, listed).scale == fine_tune.linear_correction(chgnet, labels).scale
     for change, words in (({"energy": np.nan}, "label 0 .*energy is not a number"), ({"stress": np.ones(5)}, "label 0 .*stress is not")):
         with pytest.raises(ValueError, match=words):
-            finetune.fine_tune(chgnet, [replace(labels[0], **change)], Recipe(epochs=1))
+            fine_tune.fine_tune(chgnet, [replace(labels[0], **change)], Recipe(epochs=1))
 
 
 @pytest.mark.parametrize(
@@ -286,29 +287,29 @@ def test_labels_of_lists_and_voigt_stresses_are_taken(chgnet, labels):
     ],
 )
 def test_labels_without_forces_are_named(chgnet, labels, forces, words):
-    for cure in (finetune.linear_correction, finetune.fine_tune):
+    for cure in (fine_tune.linear_correction, fine_tune.fine_tune):
         with pytest.raises(ValueError, match=words):
             cure(chgnet, [labels[0], replace(labels[1], forces=forces)])
 
 
 def test_one_label_is_trained_on_to_the_last_epoch(chgnet, labels):
-    outcome = finetune.fine_tune(chgnet, labels[:1], Recipe(epochs=2, learning_rate=1e-4, keep="last"))
+    outcome = fine_tune.fine_tune(chgnet, labels[:1], Recipe(epochs=2, learning_rate=1e-4, keep="last"))
     assert outcome.train == outcome.validation == [0]
     assert outcome.best_epoch == 1
 
 
 def test_learning_rate_is_half_a_cosine():
     recipe = Recipe(epochs=101, learning_rate=1e-3, final_learning_rate=1e-5)
-    assert finetune.learning_rate(0, recipe) == pytest.approx(1e-3)
-    assert finetune.learning_rate(50, recipe) == pytest.approx((1e-3 + 1e-5) / 2)
-    assert finetune.learning_rate(100, recipe) == pytest.approx(1e-5)
+    assert fine_tune.learning_rate(0, recipe) == pytest.approx(1e-3)
+    assert fine_tune.learning_rate(50, recipe) == pytest.approx((1e-3 + 1e-5) / 2)
+    assert fine_tune.learning_rate(100, recipe) == pytest.approx(1e-5)
 
 
 def test_what_cannot_be_trained_is_refused(labels, chgnet):
     with pytest.raises(PotentialError, match="no weights"):
-        finetune.fine_tune(ASEPotential("emt", EMT()), labels)
+        fine_tune.fine_tune(ASEPotential("emt", EMT()), labels)
     with pytest.raises(ValueError, match="at least one label"):
-        finetune.fine_tune(chgnet, [])
+        fine_tune.fine_tune(chgnet, [])
 
 
 def test_a_batch_of_structures_is_the_mean_of_its_members(chgnet, labels):
@@ -319,8 +320,8 @@ def test_a_batch_of_structures_is_the_mean_of_its_members(chgnet, labels):
     members = [labels[0], Label(large, answer.energy, answer.forces)]
 
     def loss(chosen):
-        batch = finetune._batch(chgnet, [chgnet.system(label.atoms) for label in chosen], chosen, True, False)
-        value, error = finetune._loss(chgnet, batch, Recipe(), training=False)
+        batch = fine_tune._batch(chgnet, [chgnet.system(label.atoms) for label in chosen], chosen, True, False)
+        value, error = fine_tune._loss(chgnet, batch, Recipe(), training=False)
         return float(value.detach()), error
 
     together, alone = loss(members), [loss([member]) for member in members]
@@ -331,7 +332,7 @@ def test_a_batch_of_structures_is_the_mean_of_its_members(chgnet, labels):
 
 def test_training_in_batches_learns(chgnet, labels):
     recipe = Recipe(epochs=10, learning_rate=3e-4, batch_size=2, max_gradient_norm=10.0)
-    history = finetune.fine_tune(chgnet, labels, recipe).history
+    history = fine_tune.fine_tune(chgnet, labels, recipe).history
     assert history[-1]["train_force_mae"] < 0.7 * history[0]["train_force_mae"]
 
 
@@ -347,8 +348,8 @@ PARTS = {"readout": ("readout_norm.", "mlp."), "last-layer": ("readout_norm.", "
 
 @pytest.mark.parametrize(("name", "beginnings"), PARTS.items(), ids=list(PARTS))
 def test_only_a_part_is_trained(chgnet, labels, name, beginnings):
-    recipe = Recipe(epochs=3, learning_rate=1e-3, trained=finetune.part(chgnet, name))
-    outcome = finetune.fine_tune(chgnet, labels[:3], recipe)
+    recipe = Recipe(epochs=3, learning_rate=1e-3, trained=fine_tune.part(chgnet, name))
+    outcome = fine_tune.fine_tune(chgnet, labels[:3], recipe)
     changed = changes(chgnet, outcome.potential)
     assert changed
     assert all(key.startswith(beginnings) for key in changed)
@@ -360,15 +361,15 @@ def test_only_a_part_is_trained(chgnet, labels, name, beginnings):
 
 def test_parts_that_do_not_exist_are_refused(chgnet, labels):
     with pytest.raises(PotentialError, match="unknown part 'middle'; there are: readout, last-layer"):
-        finetune.part(chgnet, "middle")
+        fine_tune.part(chgnet, "middle")
     with pytest.raises(PotentialError, match="no parameter to train whose name begins with head"):
-        finetune.fine_tune(chgnet, labels, Recipe(trained=("head",)))
+        fine_tune.fine_tune(chgnet, labels, Recipe(trained=("head",)))
 
 
 def test_low_rank_corrections_have_low_rank_and_end_up_in_the_weights(chgnet, labels):
     recipe = Recipe(epochs=8, learning_rate=3e-3, rank=2, validation_fraction=0, keep="last")
     untouched = chgnet.evaluate([labels[0].atoms])[0].forces
-    outcome = finetune.fine_tune(chgnet, labels[:2], recipe)
+    outcome = fine_tune.fine_tune(chgnet, labels[:2], recipe)
     assert type(outcome.potential.network.mlp.layers[0]) is torch.nn.Linear
     # The first epoch begins at the potential as it is: the corrections are zero.
     assert outcome.history[0]["loss"] < 1.2 * np.mean([100 * np.mean((0.2 * label.forces) ** 2) for label in labels[:2]])
@@ -388,13 +389,13 @@ def test_low_rank_training_leaves_the_random_numbers_alone(chgnet, labels):
     torch.manual_seed(3)
     wanted = torch.rand(2)
     torch.manual_seed(3)
-    finetune.fine_tune(chgnet, labels[:1], Recipe(epochs=1, rank=1, keep="last"))
+    fine_tune.fine_tune(chgnet, labels[:1], Recipe(epochs=1, rank=1, keep="last"))
     assert torch.equal(torch.rand(2), wanted)
 
 
 def test_all_labels_can_be_trained_on(chgnet, labels):
-    outcome = finetune.fine_tune(chgnet, labels[:2], Recipe(epochs=2, learning_rate=1e-4, validation_fraction=0, keep="last"))
+    outcome = fine_tune.fine_tune(chgnet, labels[:2], Recipe(epochs=2, learning_rate=1e-4, validation_fraction=0, keep="last"))
     assert (outcome.train, outcome.validation, outcome.best_epoch) == ([0, 1], [], 1)
     assert np.isnan([epoch["validation_force_mae"] for epoch in outcome.history]).all()
     with pytest.raises(ValueError, match='set keep="last"'):
-        finetune.fine_tune(chgnet, labels[:2], Recipe(validation_fraction=0))
+        fine_tune.fine_tune(chgnet, labels[:2], Recipe(validation_fraction=0))

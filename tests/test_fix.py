@@ -22,11 +22,13 @@ from filelock import FileLock
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
 
-from helpers import cli, finetune, fix, potentials, registry, report, results
-from helpers.finetune import Label, Recipe
-from helpers.labels import LabelError
-from helpers.potentials import PotentialError, mended
+from helpers import cli, potentials, registry, results
+from helpers.potentials import PotentialError, fixes
 from helpers.potentials.base import Potential
+from helpers.reports import fix, page
+from helpers.training import fine_tune
+from helpers.training.fine_tune import Label, Recipe
+from helpers.training.labels import LabelError
 
 MATGL = ("tensornet-matpes-pbe-2025.1", "m3gnet-mp-2021.2.8")
 
@@ -123,14 +125,14 @@ def test_full_lowers_the_error_and_comes_back_the_same(full, images, chgnet):
     # Energies from another zero did no harm.
     assert after["energy_mae"] < 0.05
     described = full.potential.describe()
-    assert described["weights_sha256"] == registry.sha256(full.folder / mended.WEIGHTS) != chgnet.describe()["weights_sha256"]
+    assert described["weights_sha256"] == registry.sha256(full.folder / fixes.WEIGHTS) != chgnet.describe()["weights_sha256"]
     again = potentials.load(full.key, "cpu")
     frames = [atoms.copy() for atoms in images]
     for one, other in zip(again.evaluate(frames, stress=True), full.potential.evaluate(frames, stress=True), strict=True):
         assert one.energy == pytest.approx(other.energy, abs=1e-6)
         assert one.forces == pytest.approx(other.forces, abs=1e-6)
         assert one.stress == pytest.approx(other.stress, abs=1e-6)
-    tested = mended.record(full.folder)["tested"]
+    tested = fixes.record(full.folder)["tested"]
     mae = np.mean([np.abs(again.evaluate([frames[k]])[0].forces - images[k].get_forces()) for _, k in tested])
     assert mae == pytest.approx(after["mae"], abs=1e-5)
     assert not (full.folder / "training.pt").exists()
@@ -139,7 +141,7 @@ def test_full_lowers_the_error_and_comes_back_the_same(full, images, chgnet):
 def test_the_same_call_again_does_nothing(full, monkeypatch):
     labels = full.folder.parent / "labels.extxyz"
     times = {path: path.stat().st_mtime_ns for path in full.folder.iterdir()}
-    monkeypatch.setattr(finetune, "fine_tune", None)
+    monkeypatch.setattr(fine_tune, "fine_tune", None)
     again = fix.fix("chgnet-0.3.0", [labels], method="full", recipe=Recipe(epochs=8, learning_rate=3e-4), out=full.folder, device="cpu")
     assert {path: path.stat().st_mtime_ns for path in full.folder.iterdir()} == times
     pd.testing.assert_frame_equal(again.scores, full.scores)
@@ -161,7 +163,7 @@ def test_an_interrupted_training_goes_on(tmp_path, labels_file, monkeypatch, ful
     class StopError(Exception):
         """Stands for a killed job."""
 
-    save = finetune._save
+    save = fine_tune._save
     calls = []
 
     def stop(state, path):
@@ -171,16 +173,16 @@ def test_an_interrupted_training_goes_on(tmp_path, labels_file, monkeypatch, ful
             raise StopError
 
     arguments = {"method": "full", "recipe": Recipe(epochs=8, learning_rate=3e-4), "out": tmp_path / "fix", "device": "cpu"}
-    monkeypatch.setattr(finetune, "_save", stop)
+    monkeypatch.setattr(fine_tune, "_save", stop)
     with pytest.raises(StopError):
         fix.fix("chgnet-0.3.0", [labels_file], **arguments)
     with pytest.raises(PotentialError, match="interrupted"):
         potentials.load(f"file:{tmp_path / 'fix'}", "cpu")
     with pytest.raises(PotentialError, match="holds another fix"):
         fix.fix("chgnet-0.3.0", [labels_file], out=tmp_path / "fix", device="cpu")
-    monkeypatch.setattr(finetune, "_save", save)
+    monkeypatch.setattr(fine_tune, "_save", save)
     resumed = fix.fix("chgnet-0.3.0", [labels_file], **arguments)
-    assert len(mended.record(resumed.folder)["history"]) == 8
+    assert len(fixes.record(resumed.folder)["history"]) == 8
     pd.testing.assert_frame_equal(resumed.scores, full.scores, rtol=1e-3, atol=1e-4)
 
 
@@ -189,7 +191,7 @@ def test_one_and_two_frames(tmp_path, images, n, fitted, tested):
     write(tmp_path / "labels.extxyz", images[:n])
     fixed = fix.fix("chgnet-0.3.0", [tmp_path / "labels.extxyz"], out=tmp_path / "fix", device="cpu")
     assert fixed.potential.scale == pytest.approx(1.25, rel=1e-4)
-    content = mended.record(fixed.folder)
+    content = fixes.record(fixed.folder)
     assert (len(content["fitted"]), len(content["tested"])) == (fitted, tested)
     words = "Nothing was tested" if n == 1 else "Uncertain: there is only 1 test frame"
     assert words in (tmp_path / "fix" / "report.md").read_text()
@@ -211,7 +213,7 @@ def test_bad_and_repeated_frames(tmp_path, images):
     assert not (tmp_path / "fix").exists()
     fixed = fix.fix("chgnet-0.3.0", [tmp_path / "labels.traj"], out=tmp_path / "fix", device="cpu", skip_bad=True, drop_duplicates=True)
     assert len(fixed.dropped) == 2
-    assert sum(len(mended.record(fixed.folder)[name]) for name in ("fitted", "tested")) == 5
+    assert sum(len(fixes.record(fixed.folder)[name]) for name in ("fitted", "tested")) == 5
     assert "trained on: At" in (tmp_path / "fix" / "report.html").read_text()
 
 
@@ -277,17 +279,17 @@ def copied(full, tmp_path):
 
 
 def edit(folder, change):
-    content = json.loads((folder / mended.RECORD).read_text())
+    content = json.loads((folder / fixes.RECORD).read_text())
     change(content)
-    (folder / mended.RECORD).write_text(json.dumps(content))
+    (folder / fixes.RECORD).write_text(json.dumps(content))
 
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda folder: damage(folder / mended.WEIGHTS), "weights.pt: SHA-256 .* expected"),
-        (lambda folder: (folder / mended.WEIGHTS).unlink(), "cannot read the weights"),
-        (lambda folder: (folder / mended.RECORD).write_text("{"), "cannot be read"),
+        (lambda folder: damage(folder / fixes.WEIGHTS), "weights.pt: SHA-256 .* expected"),
+        (lambda folder: (folder / fixes.WEIGHTS).unlink(), "cannot read the weights"),
+        (lambda folder: (folder / fixes.RECORD).write_text("{"), "cannot be read"),
         (lambda folder: edit(folder, lambda c: c.update(format=99)), "not the format"),
         (lambda folder: edit(folder, lambda c: c.pop("scale")), "damaged: scale"),
         (lambda folder: edit(folder, lambda c: c["base"].update(weights_sha256="0" * 64)), "was made from chgnet-0.3.0 with SHA-256 0000"),
@@ -313,8 +315,8 @@ class Bomb:
 
 
 def test_weights_are_never_unpickled(copied, tmp_path):
-    torch.save(Bomb(str(tmp_path / "mark")), copied / mended.WEIGHTS)
-    edit(copied, lambda c: c.update(weights_sha256=registry.sha256(copied / mended.WEIGHTS)))
+    torch.save(Bomb(str(tmp_path / "mark")), copied / fixes.WEIGHTS)
+    edit(copied, lambda c: c.update(weights_sha256=registry.sha256(copied / fixes.WEIGHTS)))
     with pytest.raises(PotentialError, match="holds something else than weights"):
         potentials.load(f"file:{copied}", "cpu")
     assert not (tmp_path / "mark").exists()
@@ -323,7 +325,7 @@ def test_weights_are_never_unpickled(copied, tmp_path):
 def test_a_mended_potential_can_be_mended_again(full, tmp_path, labels_file):
     before = {path: registry.sha256(path) for path in full.folder.iterdir()}
     again = fix.fix(full.key, [labels_file], out=tmp_path / "again", device="cpu")
-    content = mended.record(again.folder)
+    content = fixes.record(again.folder)
     assert content["base"]["key"] == "chgnet-0.3.0"
     assert [step["method"] for step in content["earlier"]] == ["full"]
     frame = [bulk("MgO", "rocksalt", a=4.3)]
@@ -347,14 +349,14 @@ def test_mace_file(tmp_path, mace_file):
         trust=True,
     )
     assert row(fixed, "fine-tuned", "fit")["mae"] < row(fixed, "before", "fit")["mae"]
-    assert registry.sha256(mace_file) == original == registry.sha256(tmp_path / "fix" / mended.BASE)
+    assert registry.sha256(mace_file) == original == registry.sha256(tmp_path / "fix" / fixes.BASE)
     with pytest.raises(PotentialError, match=r"base.model: SHA-256 .* is not in the registry.*--trust"):
         potentials.load(fixed.key, "cpu")
     frame = [bulk("FeO", "rocksalt", a=4.3)]
     assert potentials.load(fixed.key, "cpu", trust=True).evaluate(frame)[0].energy == pytest.approx(
         fixed.potential.evaluate(frame)[0].energy, abs=1e-6
     )
-    damage(tmp_path / "fix" / mended.BASE)
+    damage(tmp_path / "fix" / fixes.BASE)
     with pytest.raises(PotentialError, match=r"base.model \(a copy of small.model\): SHA-256"):
         potentials.load(fixed.key, "cpu", trust=True)
 
@@ -462,7 +464,7 @@ def test_atoms_that_were_held_take_no_part(tmp_path, given):
     assert row(fixed, "one factor")["mae"] < 1e-6
     assert row(fixed, "before")["n_components"] == 2 * 3 * (8 if given == "file" else 4)
     assert any("left out of every fit" in note for note in fixed.notes) == (given != "file")
-    assert mended.record(fixed.folder)["single_factors"] == pytest.approx([1.25] * 8, rel=1e-6)
+    assert fixes.record(fixed.folder)["single_factors"] == pytest.approx([1.25] * 8, rel=1e-6)
 
 
 def test_held_atoms_are_left_out_of_the_training(tmp_path, images):
@@ -476,7 +478,7 @@ def test_held_atoms_are_left_out_of_the_training(tmp_path, images):
     before = row(fixed, "before", "fit")
     assert before["slope"] == pytest.approx(0.8, rel=1e-4)
     # Nothing was learnt in this one step, so that the error of the training is that of the model on the atoms that count.
-    trained = mended.record(fixed.folder)["history"][0]
+    trained = fixes.record(fixed.folder)["history"][0]
     assert np.average([trained["train_force_mae"], trained["validation_force_mae"]], weights=[2, 1]) == pytest.approx(
         before["mae"], rel=1e-3
     )
@@ -514,7 +516,7 @@ def spoiled(n: int, change) -> list[ase.Atoms]:
 def test_two_bad_frames_are_named_and_skipped(tmp_path, n, change, words, together):
     """Fitted together with the others they give factors of 1.38 (negated), 1.64 (permuted) and 16 (unit)."""
     frames = spoiled(n, change)
-    spoilt = finetune.linear_correction(potentials.load(EMT_KEY), [Label(atoms, None, atoms.get_forces()) for atoms in frames]).scale
+    spoilt = fine_tune.linear_correction(potentials.load(EMT_KEY), [Label(atoms, None, atoms.get_forces()) for atoms in frames]).scale
     assert abs(spoilt / 1.25 - 1) > 0.03
     paths = [tmp_path / f"{k:02}.traj" for k in range(n)] if not together else [tmp_path / "all.traj"]
     for path, members in zip(paths, [[one] for one in frames] if not together else [frames], strict=True):
@@ -525,7 +527,7 @@ def test_two_bad_frames_are_named_and_skipped(tmp_path, n, change, words, togeth
     assert all(name in str(caught.value) for name in (*named, "--skip-bad"))
     fixed = fix.fix(EMT_KEY, paths, out=tmp_path / "fix", skip_bad=True)
     assert fixed.potential.scale == pytest.approx(1.25, rel=1e-6)
-    used = mended.record(fixed.folder)["fitted"] + mended.record(fixed.folder)["tested"]
+    used = fixes.record(fixed.folder)["fitted"] + fixes.record(fixed.folder)["tested"]
     assert len(used) == n - 2
     assert not {("01.traj", 0), ("02.traj", 0), ("all.traj", 1), ("all.traj", 2)} & {(Path(file).name, k) for file, k in used}
     assert len("".join(fixed.dropped)) > 0
@@ -550,7 +552,7 @@ def test_training_leaves_out_what_the_doctor_named(tmp_path, chgnet):
     with pytest.raises(LabelError, match="point against the model's"):
         fix.fix("chgnet-0.3.0", [tmp_path / "labels.traj"], **options)
     fixed = fix.fix("chgnet-0.3.0", [tmp_path / "labels.traj"], **options, skip_bad=True)
-    content = mended.record(fixed.folder)
+    content = fixes.record(fixed.folder)
     assert sorted(k for _, k in content["fitted"] + content["tested"]) == [0, 1, 2, 3, 6, 7, 8, 9]
     assert row(fixed, "before")["slope"] == pytest.approx(0.8, rel=1e-4)
 
@@ -574,7 +576,7 @@ def test_a_calculator_is_examined_before_it_is_mended(tmp_path, monkeypatch):
 
 def test_a_second_fix_in_the_same_folder_is_told_so(tmp_path, two_ways, monkeypatch):
     out = tmp_path / "deep" / "fix"
-    real, said = finetune.linear_correction, []
+    real, said = fine_tune.linear_correction, []
 
     def meanwhile(*arguments):
         with pytest.raises(PotentialError) as caught:
@@ -582,7 +584,7 @@ def test_a_second_fix_in_the_same_folder_is_told_so(tmp_path, two_ways, monkeypa
         said.append(str(caught.value))
         return real(*arguments)
 
-    monkeypatch.setattr(finetune, "linear_correction", meanwhile)
+    monkeypatch.setattr(fine_tune, "linear_correction", meanwhile)
     fix.fix(EMT_KEY, two_ways[1], out=out)
     assert said == [f"another 'softening fix' is at work in {out}; wait for it, stop it, or choose another folder."]
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
@@ -601,7 +603,7 @@ def test_a_second_fix_in_the_same_folder_is_told_so(tmp_path, two_ways, monkeypa
 def test_a_full_disk_loses_nothing(tmp_path, labels_file, monkeypatch, name):
     """Whatever file it is that does not fit any more: the same call goes on, and does not train again what has been trained."""
     write_, epochs = Path.write_bytes, []
-    real = finetune._save
+    real = fine_tune._save
 
     def full(path, content):
         if name in path.name and (name != "training.pt" or len(epochs) == 2):
@@ -613,7 +615,7 @@ def test_a_full_disk_loses_nothing(tmp_path, labels_file, monkeypatch, name):
         real(state, path)
         epochs.append(state["epoch"])
 
-    monkeypatch.setattr(finetune, "_save", save)
+    monkeypatch.setattr(fine_tune, "_save", save)
     options = {"method": "full", "recipe": Recipe(epochs=3, learning_rate=3e-4), "out": tmp_path / "fix", "device": "cpu"}
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
@@ -657,7 +659,7 @@ def test_three_hundred_files_make_a_readable_report(tmp_path):
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     fixed = fix.fix(EMT_KEY, folder, out=tmp_path / "fix µ")
     assert fixed.potential.scale == pytest.approx(1.25, rel=1e-6)
-    assert len(mended.record(fixed.folder)["labels"]) == 300
+    assert len(fixes.record(fixed.folder)["labels"]) == 300
     text = (fixed.folder / "report.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 100
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "files, " in line and "|" in line]
@@ -682,7 +684,7 @@ def test_the_report_escapes_what_comes_from_files(tmp_path, images):
 
 
 def test_markdown_code_cannot_be_closed_from_within():
-    assert report.Code("a\n```\nb").markdown() == "````\na\n```\nb\n````"
+    assert page.Code("a\n```\nb").markdown() == "````\na\n```\nb\n````"
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from ase.io import write
 from ase.units import GPa
 from conftest import frames_of_copper
 
-from helpers import finetune, labels
-from helpers.labels import LabelError
 from helpers.potentials.ase import ASEPotential
+from helpers.training import fine_tune, labels
+from helpers.training.labels import LabelError
 
 C = 1.25  # labels are this times EMT
 CU = frozenset({29})
@@ -26,7 +26,7 @@ def copper(n: int = 3, seed: int = 0) -> list[tuple[ase.Atoms, float, np.ndarray
 
 
 def factor(frames) -> float:
-    return finetune.linear_correction(ASEPotential("emt", EMT()), [frame.label() for frame in frames]).scale
+    return fine_tune.linear_correction(ASEPotential("emt", EMT()), [frame.label() for frame in frames]).scale
 
 
 def faults(frames) -> list[str]:

@@ -14,10 +14,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import write
 
-from helpers import finetune, labels, potentials, registry
+from helpers import potentials, registry
 from helpers.benchmarks import off_equilibrium
-from helpers.finetune import EV_PER_A3_IN_GPA, Label
 from helpers.potentials.ase import ASEPotential
+from helpers.training import fine_tune, labels
+from helpers.training.fine_tune import EV_PER_A3_IN_GPA, Label
 
 CU = frozenset({29})
 C = 1.25  # labels are this times EMT
@@ -58,7 +59,7 @@ def judged(given: list[Label], potential=None, files: int = 1, **options):
 def factor(given: list[Label], left_out: set[int] = frozenset(), potential=None) -> float:
     """Return what the linear correction makes of frames."""
     frames = labels.from_labels([label for k, label in enumerate(given) if k not in left_out])
-    return finetune.linear_correction(potential or ASEPotential("emt", EMT()), [frame.label() for frame in frames]).scale
+    return fine_tune.linear_correction(potential or ASEPotential("emt", EMT()), [frame.label() for frame in frames]).scale
 
 
 def flagged(problems) -> set[int]:
@@ -455,7 +456,7 @@ def test_charge_spin_moments_and_tags_reach_the_calculator(tmp_path):
     assert frames[0].atoms.info["dft_note"] == "kept"
     assert not {"REF_energy", "REF_forces"} & (frames[0].atoms.info.keys() | frames[0].atoms.arrays.keys())
     potential = ASEPotential("charged", Charged())
-    assert finetune.linear_correction(potential, [frame.label() for frame in frames]).scale == pytest.approx(C, rel=1e-4)
+    assert fine_tune.linear_correction(potential, [frame.label() for frame in frames]).scale == pytest.approx(C, rel=1e-4)
 
 
 def slab() -> ase.Atoms:
@@ -492,7 +493,7 @@ def test_forces_that_get_forces_sets_to_zero_do_not_count():
     problems, notes = labels.compare(frames, potential.evaluate([frame.atoms for frame in frames]))
     assert problems == []
     assert any(note.startswith("labels, frame 0: 8 atoms with a force of exactly zero") for note in notes)
-    assert finetune.linear_correction(potential, [made]).scale == pytest.approx(C, rel=1e-4)
+    assert fine_tune.linear_correction(potential, [made]).scale == pytest.approx(C, rel=1e-4)
 
 
 def test_components_that_are_held_do_not_count():
@@ -506,7 +507,7 @@ def test_components_that_are_held_do_not_count():
     answers = potential.evaluate([frame.atoms])
     _, notes = labels.compare(frames, answers)
     assert any("4 single components of forces of exactly zero" in note for note in notes)
-    assert finetune.linear_correction(potential, [frame.label()]).scale == pytest.approx(C, rel=1e-4)
+    assert fine_tune.linear_correction(potential, [frame.label()]).scale == pytest.approx(C, rel=1e-4)
 
 
 def test_a_zero_by_symmetry_is_no_news():

@@ -17,9 +17,9 @@ from ase.db import connect
 from ase.io import write
 from conftest import frames_of_copper
 
-from helpers import labels
-from helpers.labels import LabelError
 from helpers.potentials.ase import ASEPotential
+from helpers.training import labels
+from helpers.training.labels import LabelError
 
 CU = frozenset({29})
 

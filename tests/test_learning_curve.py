@@ -6,9 +6,10 @@ import pytest
 from ase.build import bulk
 
 from helpers import figures, potentials, registry, runner
-from helpers.benchmarks import Case, learning_curve, off_equilibrium
-from helpers.finetune import Label
+from helpers.benchmarks import Case, off_equilibrium
+from helpers.experiments import learning_curve
 from helpers.potentials.base import Prediction
+from helpers.training.fine_tune import Label
 
 needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 

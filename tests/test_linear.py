@@ -5,9 +5,9 @@ import pytest
 from ase.build import bulk
 from uf3.representation.process import BasisFeaturizer
 
-from helpers import linear
-from helpers.linear import Basis, Capacity, Weights
 from helpers.potentials.base import PotentialError
+from helpers.training import linear
+from helpers.training.linear import Basis, Capacity, Weights
 
 SMALL = Capacity(pair_intervals=8, triangle_intervals=3, pair_cutoff_a=4.2, leg_cutoff_a=3.2)
 PAIRS = Capacity(pair_intervals=8, triangle_intervals=0, pair_cutoff_a=4.2)

@@ -16,11 +16,12 @@ import torch_sim as ts
 from ase.build import bulk
 from conftest import build_mace, distorted
 
-from helpers import finetune, potentials, registry
-from helpers.finetune import Label, Recipe
+from helpers import potentials, registry
 from helpers.potentials import PotentialError
 from helpers.potentials import mace as adapter
 from helpers.potentials.mace import contained
+from helpers.training import fine_tune
+from helpers.training.fine_tune import Label, Recipe
 
 CPU = torch.device("cpu")
 
@@ -242,9 +243,9 @@ def test_less_than_all_weights_are_fine_tuned(mace_file, how):
     frames = structures()[:2]
     answers = potential.scaled(1.3).evaluate(frames)
     labels = [Label(atoms, p.energy, p.forces) for atoms, p in zip(frames, answers, strict=True)]
-    less = {"rank": 2} if how == "low-rank" else {"trained": finetune.part(potential, how)}
+    less = {"rank": 2} if how == "low-rank" else {"trained": fine_tune.part(potential, how)}
     recipe = Recipe(epochs=5, learning_rate=1e-2, energy_weight=0, validation_fraction=0, keep="last", **less)
-    outcome = finetune.fine_tune(potential, labels, recipe)
+    outcome = fine_tune.fine_tune(potential, labels, recipe)
     assert outcome.history[-1]["loss"] < 0.97 * outcome.history[0]["loss"]
     assert 0 < outcome.n_trained < sum(p.numel() for p in potential.network.parameters())
     old, new = potential.network.state_dict(), outcome.potential.network.state_dict()

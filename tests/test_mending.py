@@ -6,8 +6,8 @@ import pytest
 from ase.build import bulk
 
 from helpers import potentials, registry
-from helpers.benchmarks import fine_tuning, mending
-from helpers.finetune import Label
+from helpers.experiments import fine_tuning, mending
+from helpers.training.fine_tune import Label
 
 needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 

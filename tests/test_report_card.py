@@ -17,11 +17,12 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from typer.testing import CliRunner
 
-from helpers import benchmarks, cli, explanations, registry, report_card, report_card_page, results, runner, softening
+from helpers import benchmarks, cli, explanations, registry, results, runner, softening
 from helpers.benchmarks import Case
 from helpers.potentials import PotentialError
 from helpers.potentials.ase import ASEPotential
-from helpers.report_card import AGAINST_DFT, QUICK, STAND_INS, Sample
+from helpers.reports import report_card, report_card_page
+from helpers.reports.report_card import AGAINST_DFT, QUICK, STAND_INS, Sample
 
 # What EMT knows, and needs no file.
 TINY = {
@@ -385,7 +386,7 @@ COMMAND = """
     import sys
     from helpers import report_card
     from helpers.benchmarks import surfaces
-    from helpers.report_card import Sample
+    from helpers.reports.report_card import Sample
 
     whole = surfaces.cases
     surfaces.cases = lambda protocol=None, sets=None: [c for c in whole(protocol, sets) if c.material in ("Cu", "Al", "Ni", "Pd")]

@@ -6,11 +6,12 @@ import pytest
 import torch
 from ase.build import bulk
 
-from helpers import finetune, potentials
-from helpers.benchmarks import students
-from helpers.benchmarks.students import Protocol, Student
-from helpers.finetune import Label, Recipe
+from helpers import potentials
+from helpers.experiments import students
+from helpers.experiments.students import Protocol, Student
 from helpers.potentials import PotentialError, untrained
+from helpers.training import fine_tune
+from helpers.training.fine_tune import Label, Recipe
 
 EMT = "ase:ase.calculators.emt.EMT"
 
@@ -101,7 +102,7 @@ def test_an_untrained_network_learns(architecture, relaxations):
     same = untrained.build(architecture, energies, channels=8, force_rms=rms(relaxations), seed=0)
     assert same.evaluate([relaxations[0].atoms])[0].energy == network.evaluate([relaxations[0].atoms])[0].energy
     recipe = Recipe(epochs=20, learning_rate=1e-2, batch_size=5, energy_weight=10, force_weight=10, max_gradient_norm=10)
-    history = finetune.fine_tune(network, relaxations, recipe).history
+    history = fine_tune.fine_tune(network, relaxations, recipe).history
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
 
 
@@ -118,7 +119,7 @@ def test_equivariant_and_double_networks_learn(max_l, dtype, relaxations):
         first, second = (one.evaluate([relaxations[0].atoms])[0] for one in (plain, network))
         assert first.energy == pytest.approx(second.energy, abs=1e-5)
     recipe = Recipe(epochs=20, learning_rate=1e-2, batch_size=5, energy_weight=10, force_weight=10, max_gradient_norm=10)
-    history = finetune.fine_tune(network, relaxations, recipe).history
+    history = fine_tune.fine_tune(network, relaxations, recipe).history
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
 
 

@@ -5,8 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from helpers import results, throughput
-from helpers.throughput import Costs, Line
+from helpers import results
+from helpers.speed import throughput
+from helpers.speed.throughput import Costs, Line
 
 COSTS = Costs(
     n_atoms=64,

@@ -10,8 +10,8 @@ from ase.build import bulk
 from ase.spacegroup.symmetrize import check_symmetry
 
 from helpers import figures, potentials
-from helpers.benchmarks import students, valley_floor
-from helpers.benchmarks.valley_floor import ARMS, METALS, Protocol, Student
+from helpers.experiments import students, valley_floor
+from helpers.experiments.valley_floor import ARMS, METALS, Protocol, Student
 
 
 @pytest.fixture(scope="module")

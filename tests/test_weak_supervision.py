@@ -8,11 +8,12 @@ import pytest
 import torch
 from ase.build import bulk
 
-from helpers import finetune, potentials, registry, results, weak_supervision
-from helpers.benchmarks import fine_tuning, weak_labels
-from helpers.finetune import Label, Recipe
+from helpers import potentials, registry, results
+from helpers.experiments import fine_tuning, weak_labels
 from helpers.potentials.base import PotentialError
-from helpers.weak_supervision import Weak
+from helpers.training import fine_tune, weak_supervision
+from helpers.training.fine_tune import Label, Recipe
+from helpers.training.weak_supervision import Weak
 
 needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
@@ -132,7 +133,7 @@ def test_training_with_the_loss_makes_the_surface_flatter():
     potential, one = label()
     found = {}
     for name, weak in (("plain", None), ("weak", Weak(taylor_weight=1e7, step_a=0.03))):
-        tuned = finetune.fine_tune(potential, [one], dataclasses.replace(RECIPE, weak=weak)).potential
+        tuned = fine_tune.fine_tune(potential, [one], dataclasses.replace(RECIPE, weak=weak)).potential
         residual = weak_labels.taylor_residuals(tuned, [one], 0.03, seed=9)[0, 0]
         found[name] = (residual, np.linalg.norm(tuned.evaluate([one.atoms])[0].forces))
     assert found["weak"][0] < 0.95 * found["plain"][0]
@@ -142,8 +143,8 @@ def test_training_with_the_loss_makes_the_surface_flatter():
 def test_a_training_cut_off_goes_on_with_the_same_directions(tmp_path, monkeypatch):
     potential, one = label()
     recipe = dataclasses.replace(RECIPE, weak=Weak(spatial_weight=1e5, step_a=0.02))
-    whole = finetune.fine_tune(potential, [one], recipe)
-    save, saved = finetune._save, []
+    whole = fine_tune.fine_tune(potential, [one], recipe)
+    save, saved = fine_tune._save, []
 
     def save_and_die(state, path):
         save(state, path)
@@ -151,14 +152,14 @@ def test_a_training_cut_off_goes_on_with_the_same_directions(tmp_path, monkeypat
         if len(saved) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune, "_save", save_and_die)
+    monkeypatch.setattr(fine_tune, "_save", save_and_die)
     with pytest.raises(KeyboardInterrupt):
-        finetune.fine_tune(potential, [one], recipe, checkpoint=tmp_path / "state.pt")
-    monkeypatch.setattr(finetune, "_save", save)
-    resumed = finetune.fine_tune(potential, [one], recipe, checkpoint=tmp_path / "state.pt")
+        fine_tune.fine_tune(potential, [one], recipe, checkpoint=tmp_path / "state.pt")
+    monkeypatch.setattr(fine_tune, "_save", save)
+    resumed = fine_tune.fine_tune(potential, [one], recipe, checkpoint=tmp_path / "state.pt")
     assert [entry["loss"] for entry in resumed.history] == pytest.approx([entry["loss"] for entry in whole.history], rel=1e-4)
     with pytest.raises(PotentialError, match="another recipe"):
-        finetune.fine_tune(potential, [one], RECIPE, checkpoint=tmp_path / "state.pt")
+        fine_tune.fine_tune(potential, [one], RECIPE, checkpoint=tmp_path / "state.pt")
 
 
 def test_unknown_set():

@@ -210,8 +210,8 @@ def fix(
     """
     import torch
 
-    from helpers import fix as mending
-    from helpers.finetune import Recipe
+    from helpers.reports import fix as mending
+    from helpers.training.fine_tune import Recipe
 
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"--learning-rate {learning_rate:g}: a positive number is wanted; with zero nothing is trained")
@@ -256,7 +256,7 @@ def report(
     One HTML page: how soft it is family by family, its rank among the book's models, what failed, and whether a factor or
     fine-tuning would mend it. Sets whose data are not here are listed. Can be interrupted at any time: the same command goes on.
     """
-    from helpers import report_card
+    from helpers.reports import report_card
 
     card = report_card.make(
         model, out, full=full, seed=seed, device=device, processes=processes, budget_minutes=budget, trust=trust, progress=True
@@ -290,7 +290,7 @@ def bench(
 
     Other programs on the machine disturb. Packages that are not installed are listed (make env-bench has them all).
     """
-    from helpers import bench as measurement
+    from helpers.speed import compare as measurement
 
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -12,15 +12,87 @@ import json
 import os
 import platform
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import ase
 import pandas as pd
 
 from helpers.registry import data_dir
 
 PACKAGES = ("torch", "torch-sim-atomistic", "chgnet", "matgl", "mace-torch", "sevenn", "e3nn", "ase", "pymatgen", "phonopy", "numpy")
+
+
+COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One reference case.
+
+    Attributes
+    ----------
+    name : str
+        Unique within the benchmark, readable: ``snap/Cu/111``.
+    set : str
+        Reference set, a key of the module's ``SETS``.
+    material : str
+        What intervals are bootstrapped over: ``Cu``, ``mp-1265``, …
+    structures : dict of str to ase.Atoms
+        By role: ``slab``, ``bulk``, ``frame``, …
+    reference : dict
+        DFT values by property: floats, or arrays for forces and stress.
+    info : dict
+        Further columns of the table: Miller index, temperature, pressure, …
+    """
+
+    name: str
+    set: str
+    material: str
+    structures: dict[str, ase.Atoms]
+    reference: dict[str, object] = field(default_factory=dict)
+    info: dict[str, object] = field(default_factory=dict)
+
+
+def row(
+    model: str,
+    case: Case,
+    property: str,
+    value: float,
+    reference: float,
+    unit: str,
+    *,
+    error: str | None = None,
+    **extra: object,
+) -> dict[str, object]:
+    """Return one row of a tidy table: the standard columns, the case's info, and what else is given.
+
+    ``status`` is ``ok``, or ``failed`` with ``error`` as the reason.
+    """
+    return {
+        "model": model,
+        "set": case.set,
+        "material": case.material,
+        "case": case.name,
+        "property": property,
+        "value": value,
+        "reference": reference,
+        "unit": unit,
+        "status": "ok" if error is None else "failed",
+        "reason": error or "",
+        **case.info,
+        **extra,
+    }
+
+
+def table(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
+    """Return rows as a table with the standard columns first."""
+    frame = pd.DataFrame(list(rows))
+    if frame.empty:
+        return pd.DataFrame(columns=COLUMNS)
+    return frame[[*COLUMNS, *[column for column in frame.columns if column not in COLUMNS]]]
 
 
 class ResultsError(Exception):

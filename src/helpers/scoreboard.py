@@ -29,17 +29,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers import figures, potentials, results, softening
-from helpers.benchmarks import (
-    alchemy,
-    coverage,
-    defects,
-    fine_tuning,
-    migration,
-    off_equilibrium,
-    phonons,
-    solid_solutions,
-    weak_labels,
-)
+from helpers.benchmarks import defects, migration, off_equilibrium, phonons, solid_solutions
+from helpers.experiments import alchemy, coverage, fine_tuning, weak_labels
 from helpers.registry import data_dir
 
 VERDICTS = ("agrees", "compatible", "same sign", "differs", "missing")

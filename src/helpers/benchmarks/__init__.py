@@ -18,24 +18,15 @@ sets ``ATOMS_PER_SHARD``, the size of the pieces in which :mod:`helpers.runner` 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
 from importlib import import_module
 from types import ModuleType
 
-import ase
-import pandas as pd
-
 from helpers.registry import nearest
+from helpers.results import COLUMNS, Case, row, table
 
-CATALOGUE = (
-    "surfaces",
-    "defects",
-    "solid_solutions",
-    "phonons",
-    "elasticity",
-    "strained_cells",
-    "migration",
-    "off_equilibrium",
+__all__ = ["CATALOGUE", "COLUMNS", "EXPERIMENTS", "Case", "chosen_sets", "module", "row", "table"]
+
+EXPERIMENTS = (
     "fine_tuning",
     "mending",
     "curvature_mending",
@@ -47,35 +38,17 @@ CATALOGUE = (
     "weak_labels",
 )
 
-COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """One reference case.
-
-    Attributes
-    ----------
-    name : str
-        Unique within the benchmark, readable: ``snap/Cu/111``.
-    set : str
-        Reference set, a key of the module's ``SETS``.
-    material : str
-        What intervals are bootstrapped over: ``Cu``, ``mp-1265``, …
-    structures : dict of str to ase.Atoms
-        By role: ``slab``, ``bulk``, ``frame``, …
-    reference : dict
-        DFT values by property: floats, or arrays for forces and stress.
-    info : dict
-        Further columns of the table: Miller index, temperature, pressure, …
-    """
-
-    name: str
-    set: str
-    material: str
-    structures: dict[str, ase.Atoms]
-    reference: dict[str, object] = field(default_factory=dict)
-    info: dict[str, object] = field(default_factory=dict)
+CATALOGUE = (
+    "surfaces",
+    "defects",
+    "solid_solutions",
+    "phonons",
+    "elasticity",
+    "strained_cells",
+    "migration",
+    "off_equilibrium",
+    *EXPERIMENTS,
+)
 
 
 def module(name: str) -> ModuleType:
@@ -88,7 +61,7 @@ def module(name: str) -> ModuleType:
     """
     if name not in CATALOGUE:
         raise KeyError(f"unknown benchmark {name!r}; there are: {', '.join(CATALOGUE)}.{nearest(name, CATALOGUE)}")
-    return import_module(f"helpers.benchmarks.{name}")
+    return import_module(f"helpers.{'experiments' if name in EXPERIMENTS else 'benchmarks'}.{name}")
 
 
 def chosen_sets(known: Collection[str], sets: str | Iterable[str] | None) -> list[str]:
@@ -105,42 +78,3 @@ def chosen_sets(known: Collection[str], sets: str | Iterable[str] | None) -> lis
         what = f"unknown set(s) {', '.join(unknown)}" if unknown else "no set is given"
         raise KeyError(f"{what}; there are: {', '.join(known)}.{''.join(nearest(name, known) for name in unknown)}")
     return names
-
-
-def row(
-    model: str,
-    case: Case,
-    property: str,
-    value: float,
-    reference: float,
-    unit: str,
-    *,
-    error: str | None = None,
-    **extra: object,
-) -> dict[str, object]:
-    """Return one row of a tidy table: the standard columns, the case's info, and what else is given.
-
-    ``status`` is ``ok``, or ``failed`` with ``error`` as the reason.
-    """
-    return {
-        "model": model,
-        "set": case.set,
-        "material": case.material,
-        "case": case.name,
-        "property": property,
-        "value": value,
-        "reference": reference,
-        "unit": unit,
-        "status": "ok" if error is None else "failed",
-        "reason": error or "",
-        **case.info,
-        **extra,
-    }
-
-
-def table(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
-    """Return rows as a table with the standard columns first."""
-    frame = pd.DataFrame(list(rows))
-    if frame.empty:
-        return pd.DataFrame(columns=COLUMNS)
-    return frame[[*COLUMNS, *[column for column in frame.columns if column not in COLUMNS]]]

@@ -17,7 +17,7 @@ def training_curve(history: Sequence[Mapping[str, float]], best_epoch: int, mode
     Parameters
     ----------
     history : sequence of mapping
-        Of :class:`helpers.finetune.FineTuned`: ``epoch``, ``train_force_mae`` and ``validation_force_mae`` (eV/Å).
+        Of :class:`helpers.training.fine_tune.FineTuned`: ``epoch``, ``train_force_mae`` and ``validation_force_mae`` (eV/Å).
     best_epoch : int
     model : str
         Its key; it decides the colour.

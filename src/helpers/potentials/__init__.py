@@ -123,7 +123,7 @@ def load(
     ----------
     key : str
         A key of :data:`CATALOGUE`; ``ase:module.factory`` for any ASE calculator; ``file:PATH`` for a MACE model file
-        or the folder of a mended potential (:mod:`helpers.potentials.mended`); a Path is that file or folder.
+        or the folder of a mended potential (:mod:`helpers.potentials.fixes`); a Path is that file or folder.
     device : str or torch.device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …; that of an ASE calculator is the calculator's own affair.
     dtype : torch.dtype
@@ -155,7 +155,7 @@ def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool)
     if key.startswith("file:") and key != "file:":
         path = Path(key.removeprefix("file:"))
         if path.is_dir():
-            return import_module("helpers.potentials.mended").load(key, path, target, dtype, trust=trust)
+            return import_module("helpers.potentials.fixes").load(key, path, target, dtype, trust=trust)
         return import_module("helpers.potentials.mace").load_file(key, path, target, dtype, trust=trust)
     if key not in CATALOGUE:
         near = f" Write file:{key} for that file or folder." if key and Path(key).exists() else registry.nearest(key, CATALOGUE)

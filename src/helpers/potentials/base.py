@@ -200,7 +200,7 @@ class Graph:
     vectors : float tensor, shape (E, 3)
         r_j − r_i, in the network's dtype; differentiable in positions and strain. Set by the forward pass.
     species : int tensor, shape (N,), or None
-        In a mixture (:mod:`helpers.alchemy`), which of its weights each atom has; −1 for ordinary atoms. None: no mixture.
+        In a mixture (:mod:`helpers.training.alchemy`), which of its weights each atom has; −1 for ordinary atoms. None: no mixture.
     weights : float tensor, shape (N,), or None
         In a mixture, the weight λ of each atom, 1 for ordinary ones; in the network's dtype, differentiable.
     """

@@ -1,7 +1,7 @@
 """Do losses that need no label mend softening? CHGNet and silicon crystals, with one label and with ten.
 
-The losses of :mod:`helpers.weak_supervision` are added to fine-tuning on real DFT labels, with energies alone and with energies and forces,
-and the result is tested on held-out frames of the crystal, where the potential is soft and scatters little.
+The losses of :mod:`helpers.training.weak_supervision` are added to fine-tuning on real DFT labels, with energies alone and with energies
+and forces, and the result is tested on held-out frames of the crystal, where the potential is soft and scatters little.
 
 Sets
 ----
@@ -16,7 +16,7 @@ Sets
 The table
 ---------
 Columns beyond the standard ones: ``method`` (``none``: untrained; ``plain``, ``taylor``, ``spatial``; ``scalar``: no training but the best
-single factor under the same loss, :func:`helpers.weak_supervision.best_scale`), ``labels`` (``energy`` or ``energy and forces``),
+single factor under the same loss, :func:`helpers.training.weak_supervision.best_scale`), ``labels`` (``energy`` or ``energy and forces``),
 ``n_labels``, ``weight`` (of the loss), ``step_a`` (Å), ``direction``, ``seed`` (which frames are drawn). Properties, over all test frames:
 ``slope``, ``inverse_slope`` and ``r2`` of forces (1), ``force_mae`` (eV/Å), ``energy_mae`` (eV/atom), ``residual`` (root mean square of
 PITC's residual on the first labels after training, at the step of the case or, in ``plain``, of the protocol, eV/atom).
@@ -33,11 +33,13 @@ import pandas as pd
 import torch
 from ase.build import bulk
 
-from helpers import finetune, softening, weak_supervision
-from helpers.benchmarks import Case, chosen_sets, coverage, fine_tuning, learning_curve, row, students, table
-from helpers.finetune import Label, Recipe
+from helpers import softening
+from helpers.benchmarks import Case, chosen_sets, row, table
+from helpers.experiments import coverage, fine_tuning, learning_curve, students
 from helpers.potentials.base import GraphPotential, Potential
-from helpers.weak_supervision import Weak
+from helpers.training import fine_tune, weak_supervision
+from helpers.training.fine_tune import Label, Recipe
+from helpers.training.weak_supervision import Weak
 
 SETS: dict[str, tuple[str, ...]] = {"labels": coverage.SETS["silicon"], "steps": coverage.SETS["silicon"], "teacher": ()}
 LIVE = "teacher"
@@ -72,7 +74,7 @@ class Protocol:
         Of every training.
     learning_rate, final_learning_rate : float
     energy_weight, force_weight : float
-        See :class:`helpers.finetune.Recipe`; a force weight of zero where the labels are energies alone.
+        See :class:`helpers.training.fine_tune.Recipe`; a force weight of zero where the labels are energies alone.
     weight, step_a : float
         Of the losses in set ``labels``; the weight is per (eV/atom)², as that of the energy.
     heavy_weight : float
@@ -206,7 +208,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
         if info["method"] == "scalar":
             mended = potential.scaled(_scalar(potential, labels, info, protocol))
         elif info["method"] != "none":
-            mended = finetune.fine_tune(potential, labels, protocol.recipe(info, len(labels), steps), progress=progress).potential
+            mended = fine_tune.fine_tune(potential, labels, protocol.recipe(info, len(labels), steps), progress=progress).potential
         for name, value in _errors(mended, tests).items():
             rows.append(row(potential.key, case, name, value, np.nan, _UNITS.get(name, "1")))
         if info["method"] not in ("none", "scalar"):

@@ -1,6 +1,6 @@
 """How much does each label buy? Errors against the number of labels, by method and kind of label, and what is forgotten.
 
-:mod:`helpers.benchmarks.fine_tuning` repeats the paper's ten labels. Here the number of labels goes from one to a hundred, labels are of
+:mod:`helpers.experiments.fine_tuning` repeats the paper's ten labels. Here the number of labels goes from one to a hundred, labels are of
 one kind only, less than all weights are trained, and the mended potential is asked about materials that no label shows.
 
 Labels are drawn one after the other, so that those of a small number are among those of every larger one with the same seed. All of them
@@ -47,10 +47,12 @@ import numpy as np
 import pandas as pd
 from ase.build import bulk
 
-from helpers import finetune, softening, structures
-from helpers.benchmarks import Case, chosen_sets, fine_tuning, off_equilibrium, row, students, table
-from helpers.finetune import Label, Recipe
+from helpers import softening, structures
+from helpers.benchmarks import Case, chosen_sets, off_equilibrium, row, table
+from helpers.experiments import fine_tuning, students
 from helpers.potentials.base import Potential, PotentialError, Prediction, StructureError
+from helpers.training import fine_tune
+from helpers.training.fine_tune import Label, Recipe
 
 _FRAMES = tuple(dict.fromkeys(off_equilibrium.SETS["single-element-md"] + off_equilibrium.SETS["mptrj-1k"]))
 SETS: dict[str, tuple[str, ...]] = {"curve": _FRAMES, "kinds": _FRAMES, "parts": _FRAMES, "teacher": ()}
@@ -114,7 +116,7 @@ class Protocol:
     scratch_channels : int
         Its width.
     learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight
-        See :class:`helpers.finetune.Recipe`; the paper's.
+        See :class:`helpers.training.fine_tune.Recipe`; the paper's.
     part_learning_rate, scratch_learning_rate : float
         Where few numbers are trained, or all of them are wrong, they have further to go. Of 0.003 and 0.01 the better for every method,
         with ten labels of Li and thirty more frames to validate, none of them a test frame.
@@ -348,7 +350,7 @@ def _case_rows(potential: Potential, case: Case, protocol: Protocol, progress: b
     if method == "none":
         after = before
     elif method == "scalar":
-        c = finetune.linear_correction(potential, labels, "least_squares").scale / potential.scale
+        c = fine_tune.linear_correction(potential, labels, "least_squares").scale / potential.scale
         after = {name: [_scaled(prediction, c) for prediction in members] for name, members in before.items()}
         rows.append(row(potential.key, case, "n_trained", 1, np.nan, "1", held_out=""))
     else:
@@ -369,7 +371,7 @@ def mend(
     *,
     steps: int | None = None,
     progress: bool = False,
-) -> finetune.FineTuned:
+) -> fine_tune.FineTuned:
     """Train on labels by one of the methods ``all``, ``scratch``, ``readout``, ``last-layer`` and ``low-rank``.
 
     Raises
@@ -383,10 +385,10 @@ def mend(
         architecture = "mace" if potential.describe()["family"] == "MACE" else "chgnet"
         start = students.untaught(labels, architecture, protocol.scratch_channels, seed)
     elif method in ("readout", "last-layer"):
-        recipe = Recipe(**{**recipe.__dict__, "trained": finetune.part(potential, method)})
+        recipe = Recipe(**{**recipe.__dict__, "trained": fine_tune.part(potential, method)})
     elif method not in ("all", "low-rank"):
         raise PotentialError(f"no method {method!r}; there are: all, scratch, readout, last-layer, low-rank")
-    return finetune.fine_tune(start, labels, recipe, progress=progress)
+    return fine_tune.fine_tune(start, labels, recipe, progress=progress)
 
 
 @dataclass(frozen=True)

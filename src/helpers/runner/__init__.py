@@ -38,10 +38,11 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from helpers import benchmarks, cluster, potentials, registry, results
+from helpers import benchmarks, potentials, registry, results
 from helpers.benchmarks import Case
-from helpers.cluster import RunError
 from helpers.potentials import OutOfTimeError, Potential
+from helpers.runner import cluster
+from helpers.runner.cluster import RunError
 
 __all__ = [
     "ROW_KEYS",
@@ -331,7 +332,8 @@ def run(
     processes : int, optional
         Worker processes; by default one per core on a CPU, one on a GPU. Through SLURM: jobs.
     scheduler : str, optional
-        Compute on a Dask cluster, as :func:`helpers.cluster.connect` takes it: ``local``, an address, a scheduler file or a SLURM file.
+        Compute on a Dask cluster, as :func:`helpers.runner.cluster.connect` takes it: ``local``, an address, a scheduler file or a
+        SLURM file.
     trust : bool
         Allow a model file whose checksum is not known.
     compiled : bool

@@ -33,7 +33,7 @@ class Weak:
     Attributes
     ----------
     taylor_weight : float
-        Of PITC, per (eV/atom)², the unit of :attr:`helpers.finetune.Recipe.energy_weight`.
+        Of PITC, per (eV/atom)², the unit of :attr:`helpers.training.fine_tune.Recipe.energy_weight`.
     spatial_weight : float
         Of PISC.
     step_a : float

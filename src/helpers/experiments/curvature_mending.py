@@ -1,6 +1,6 @@
 """Do a few labels mend curvature and barriers? Fine-tuning for phonons and for vacancy hops.
 
-The counterpart of :mod:`helpers.benchmarks.mending`, which asks the same of energy differences. A phonon is a force on atoms that have
+The counterpart of :mod:`helpers.experiments.mending`, which asks the same of energy differences. A phonon is a force on atoms that have
 hardly moved; a barrier is an energy half-way between two sites. What counts is what the tuned potential says of crystals and hops
 that no label shows.
 
@@ -37,10 +37,11 @@ import numpy as np
 import pandas as pd
 from ase.build import bulk
 
-from helpers import finetune
-from helpers.benchmarks import Case, chosen_sets, fine_tuning, mending, migration, off_equilibrium, phonons, row, table
-from helpers.finetune import Label
+from helpers.benchmarks import Case, chosen_sets, migration, off_equilibrium, phonons, row, table
+from helpers.experiments import fine_tuning, mending
 from helpers.potentials.base import Potential
+from helpers.training import fine_tune
+from helpers.training.fine_tune import Label
 
 SETS: dict[str, tuple[str, ...]] = {
     "displacements": phonons.SETS["phonondb"],
@@ -92,7 +93,7 @@ class Protocol(fine_tuning.Training):
     hop_seeds : tuple of int
         The same in set ``vacancy-hops``, where training takes longer.
     epochs, learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight, batch_size
-        See :class:`helpers.finetune.Recipe`.
+        See :class:`helpers.training.fine_tune.Recipe`.
     """
 
     n_labels: int = 10
@@ -203,7 +204,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
             recipe = protocol.recipe(case.info["seed"], epochs=_TEACHER_EPOCHS, learning_rate=3e-4)
         labels = fine_tuning.labels_of(case, "label/")
         checkpoint = mending.checkpoint_path(potential, case, recipe, labels)
-        tuned = finetune.fine_tune(potential, labels, recipe, checkpoint=checkpoint, progress=progress)
+        tuned = fine_tune.fine_tune(potential, labels, recipe, checkpoint=checkpoint, progress=progress)
         if case.info["seed"] == 0:
             rows += _evaluate(potential, potential, case, "before", progress)
         rows += _evaluate(tuned.potential, potential, case, "after", progress)

@@ -1,4 +1,4 @@
-"""Alchemical rocksalt: Ca_xMg_{1−x}O as one mixed crystal (:mod:`helpers.alchemy`), beside supercells with real atoms.
+"""Alchemical rocksalt: Ca_xMg_{1−x}O as one mixed crystal (:mod:`helpers.training.alchemy`), beside supercells with real atoms.
 
 Sets
 ----
@@ -36,11 +36,12 @@ import pandas as pd
 from ase.build import bulk
 from ase.neighborlist import neighbor_list
 
-from helpers import alchemy, engine, finetune, softening
+from helpers import engine, softening
 from helpers.benchmarks import Case, chosen_sets, elasticity, off_equilibrium, row, table
 from helpers.benchmarks.solid_solutions import mixing_energy
-from helpers.finetune import Label, Recipe
 from helpers.potentials.base import Potential, StructureError
+from helpers.training import alchemy, fine_tune
+from helpers.training.fine_tune import Label, Recipe
 
 SETS: dict[str, tuple[str, ...]] = {
     "rocksalt": (),
@@ -325,9 +326,9 @@ def _run_one_label(potential: Potential, case: Case, protocol: Protocol, _: obje
     (before,) = potential.evaluate([label.atoms])
     if not before.ok:
         return [_row(potential, case, "label_slope", np.nan, error=before.error)]
-    scaled = finetune.linear_correction(potential, [label])
+    scaled = fine_tune.linear_correction(potential, [label])
     recipe = Recipe(epochs=protocol.epochs, learning_rate=protocol.learning_rate, validation_fraction=0, keep="last")
-    tuned = finetune.fine_tune(potential, [label], recipe).potential
+    tuned = fine_tune.fine_tune(potential, [label], recipe).potential
     slope = softening.softening_scale(label.forces.ravel(), before.forces.ravel())
     rows = [_row(potential, case, "label_slope", slope), _row(potential, case, "factor", scaled.scale / potential.scale, stage="scalar")]
     stages = {"scalar": scaled, "tuned": tuned}

@@ -1,6 +1,6 @@
 """How fast this project computes, beside the ways of other packages: same frames, same model, one run.
 
-Every way (:mod:`helpers.bench_routes`) lives in a process of its own, so that memory is its own and nobody's import slows another. The
+Every way (:mod:`helpers.speed.routes`) lives in a process of its own, so that memory is its own and nobody's import slows another. The
 processes take turns: each round, every way computes the same task once, and every second round in the opposite order. What drifts on the
 machine meets all of them alike; ratios are taken within a round.
 
@@ -14,8 +14,8 @@ The table has one row per measurement. ``set`` is the kind of the task, ``route`
     largest deviation from this project's results in double precision: eV/atom, eV/Å, and as a fraction of the largest force
     (see :data:`AGREEMENT`).
 
-The set ``roofline`` holds what the processor allows (:mod:`helpers.roofline`), the set ``tried`` what was tried to be faster
-(:mod:`helpers.bench_variants`; there ``route`` is the variant).
+The set ``roofline`` holds what the processor allows (:mod:`helpers.speed.roofline`), the set ``tried`` what was tried to be faster
+(:mod:`helpers.speed.variants`; there ``route`` is the variant).
 """
 
 from __future__ import annotations
@@ -43,23 +43,15 @@ import pandas as pd
 import psutil
 import torch
 
-from helpers import (
-    bench_routes,
-    bench_variants,
-    benchmarks,
-    cluster,
-    figures,
-    potentials,
-    registry,
-    report,
-    results,
-    roofline,
-    runner,
-    throughput,
-)
-from helpers.bench_routes import ROUTES, Answer, Task
+from helpers import benchmarks, figures, potentials, registry, results, runner
 from helpers.benchmarks import Case, off_equilibrium, phonons
-from helpers.cluster import RunError
+from helpers.reports import page
+from helpers.runner import cluster
+from helpers.runner.cluster import RunError
+from helpers.speed import roofline, throughput
+from helpers.speed.routes import FAMILIES, ROUTES, Answer, Task, in_double_precision
+from helpers.speed.variants import AS_IT_IS, COMPILED, VARIANTS
+from helpers.speed.variants import measure as measure_variants
 
 NAME = "speed"
 
@@ -97,7 +89,7 @@ class Protocol:
     threads : bool
         Also measure the ways that use PyTorch's threads. Beside other work threads wait for each other, up to a hundred times as long.
     variants : tuple of str
-        What was tried (:data:`helpers.bench_variants.VARIANTS`).
+        What was tried (:data:`helpers.speed.variants.VARIANTS`).
     seed : int
     """
 
@@ -109,7 +101,7 @@ class Protocol:
     scaling: tuple[tuple[int, int], ...] = ((1, 1), (1, 4), (1, 16), (2, 2), (3, 1))
     rounds: int = 5
     threads: bool = True
-    variants: tuple[str, ...] = tuple(bench_variants.VARIANTS)
+    variants: tuple[str, ...] = tuple(VARIANTS)
     seed: int = 0
 
 
@@ -121,7 +113,7 @@ QUICK = Protocol(
     scaling=((1, 1), (1, 4), (2, 1)),
     rounds=3,
     threads=False,
-    variants=tuple(name for name in bench_variants.VARIANTS if name != bench_variants.COMPILED),  # which takes minutes
+    variants=tuple(name for name in VARIANTS if name != COMPILED),  # which takes minutes
 )
 
 
@@ -326,7 +318,7 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
         A catalogue key of the families CHGNet, MatGL, MACE or SevenNet, or :data:`RANDOM_MACE`.
     protocol : Protocol, optional
     routes : sequence of str, optional
-        Keys of :data:`helpers.bench_routes.ROUTES`; all that fit the model if None. ``ours`` is always among them.
+        Keys of :data:`helpers.speed.routes.ROUTES`; all that fit the model if None. ``ours`` is always among them.
     progress : bool
         Say what is going on.
 
@@ -346,7 +338,7 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
     unknown = sorted(set(routes or ()) - set(ROUTES))
     if unknown:
         raise ValueError(f"no way called {', '.join(unknown)}; there are: {', '.join(ROUTES)}.{registry.nearest(unknown[0], ROUTES)}")
-    if key != RANDOM_MACE and (key not in potentials.CATALOGUE or _family(key) not in bench_routes.FAMILIES):
+    if key != RANDOM_MACE and (key not in potentials.CATALOGUE or _family(key) not in FAMILIES):
         near = registry.nearest(key, potentials.CATALOGUE)
         raise ValueError(f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}.{near}")
     chosen = [name for name in ROUTES if _family(key) in ROUTES[name].families and (not routes or name in (*routes, "ours"))]
@@ -374,10 +366,10 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
             for way in ways:
                 way.close()
         has_variants = key in potentials.CATALOGUE and _family(key) in ("chgnet", "matgl")
-        compiled = has_variants and bench_variants.COMPILED in protocol.variants
+        compiled = has_variants and COMPILED in protocol.variants
         rows += [_row(key, "roofline", "MgO, 16 atoms", "ours", *found) for found in _apart(_roofline, there, compiled)]
         if protocol.variants and has_variants:
-            found = _apart(bench_variants.measure, key, jobs[0].structures, protocol.rounds, protocol.variants)
+            found = _apart(measure_variants, key, jobs[0].structures, protocol.rounds, protocol.variants)
             for name, turn, seconds, difference, error in found:
                 rows.append(_row(key, "tried", jobs[0].case, name, "processor_time", seconds, "s", turn, error or None))
                 if turn == 0:
@@ -393,7 +385,7 @@ def _row(key: str, kind: str, case: str, route: str, name: str, value: float, un
 def _measured(key: str, there: str, ways: Sequence[_Way], number: int, job: Task, rounds: int) -> Iterator[dict[str, object]]:
     """Yield the rows of a task: one turn of each way that warms up and is compared, then the rounds that count."""
     able = [way for way in ways if job.kind in way.route.kinds]
-    mine, theirs = bench_routes.in_double_precision(there, job)
+    mine, theirs = in_double_precision(there, job)
     running = []
     for way in able:
         first = way.compute(number)
@@ -627,7 +619,7 @@ def tried(table: pd.DataFrame) -> pd.DataFrame:
         for name in dict.fromkeys(part["route"]):
             row = {"model": model, "variant": name, "reason": failed.get(name, "")}
             if not row["reason"]:
-                ratio = taken[name] / taken[bench_variants.AS_IT_IS]
+                ratio = taken[name] / taken[AS_IT_IS]
                 row |= {"ratio": ratio.median(), "ratio_low": ratio.min(), "ratio_high": ratio.max(), "force_difference": difference[name]}
             rows.append(row)
     return pd.DataFrame(rows, columns=["model", "variant", "ratio", "ratio_low", "ratio_high", "force_difference", "reason"])
@@ -688,13 +680,13 @@ def write_report(tables: pd.DataFrame, made: Sequence[Mapping[str, object]], out
     for key in dict.fromkeys(summary["model"]):
         of_model = summary[summary["model"] == key]
         blocks = [
-            report.Table(readable(of_model, kind), f"{words}: {', '.join(of_model.loc[of_model['kind'] == kind, 'case'].unique())}.")
+            page.Table(readable(of_model, kind), f"{words}: {', '.join(of_model.loc[of_model['kind'] == kind, 'case'].unique())}.")
             for kind, words in _KINDS.items()
             if (of_model["kind"] == kind).any()
         ]
         row = processor.loc[key]
         blocks.append(
-            report.facts(
+            page.facts(
                 {
                     "matrix products of 16-atom MgO (GFLOP)": f"{row['flop'] / 1e9:.2f}",
                     "products of the network's shape (GFLOP/s)": f"{row['throughput_layer'] / 1e9:.0f}",
@@ -706,11 +698,11 @@ def write_report(tables: pd.DataFrame, made: Sequence[Mapping[str, object]], out
                 }
             )
         )
-        sections.append(report.Section(figures.label(str(key)), blocks))
+        sections.append(page.Section(figures.label(str(key)), blocks))
     first = made[0]
     packages = ", ".join(f"{name} {found}" for name, found in first["packages"].items())
     load = ", ".join(f"{one['model']}: {one['load_average']['before']} to {one['load_average']['after']}" for one in made)
     footer = f"{first['device']}, {first['date']}. Load average before and after: {load}. {packages}."
     lead = "Times on the clock: medians over rounds in which the ways took turns; ratios within a round, with their range."
     out.mkdir(parents=True, exist_ok=True)
-    report.write(out, "Speed beside other ways", lead, sections, footer)
+    page.write(out, "Speed beside other ways", lead, sections, footer)

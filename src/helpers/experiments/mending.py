@@ -1,6 +1,6 @@
 """Do ten labels mend an energy difference? Fine-tuning for vacancies and for alloys.
 
-:mod:`helpers.benchmarks.fine_tuning` asks what ten labels do to forces. Defects and solid solutions are energy differences, which the
+:mod:`helpers.experiments.fine_tuning` asks what ten labels do to forces. Defects and solid solutions are energy differences, which the
 paper's loss hardly weighs, so here the labels are frames with a vacancy, or alloys, and what counts is the energy of held-out frames above
 that of the pure crystals, and the vacancy formation energy at rest.
 
@@ -44,10 +44,12 @@ import numpy as np
 import pandas as pd
 from ase.build import bulk
 
-from helpers import finetune, registry, results, softening, structures
-from helpers.benchmarks import Case, chosen_sets, defects, fine_tuning, off_equilibrium, row, surfaces, table
-from helpers.finetune import Label, Recipe
+from helpers import registry, results, softening, structures
+from helpers.benchmarks import Case, chosen_sets, defects, off_equilibrium, row, surfaces, table
+from helpers.experiments import fine_tuning
 from helpers.potentials.base import Potential, Prediction
+from helpers.training import fine_tune
+from helpers.training.fine_tune import Label, Recipe
 
 _ALLOYS = {"Nb-Mo": "NbMo", "Ta-W": "TaW"}
 _SNAP = "materialsvirtuallab/snap/NbMoTaW/training"
@@ -93,7 +95,7 @@ class Protocol(fine_tuning.Training):
     seeds : tuple of int
         One draw of labels each.
     epochs, learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight, batch_size
-        See :class:`helpers.finetune.Recipe`.
+        See :class:`helpers.training.fine_tune.Recipe`.
     """
 
     elements: tuple[str, ...] = ("Si", "Mo", "Li", "Cu", "Ni")
@@ -226,7 +228,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
             recipe = protocol.recipe(case.info["seed"], epochs=_TEACHER_EPOCHS, learning_rate=3e-4)
         labels = fine_tuning.labels_of(case, "label")
         checkpoint = checkpoint_path(potential, case, recipe, labels)
-        tuned = finetune.fine_tune(potential, labels, recipe, checkpoint=checkpoint, progress=progress)
+        tuned = fine_tune.fine_tune(potential, labels, recipe, checkpoint=checkpoint, progress=progress)
         if case.info["seed"] == protocol.seeds[0]:
             rows += _evaluate(potential, potential.key, case, "before")
         rows += _evaluate(tuned.potential, potential.key, case, "after")

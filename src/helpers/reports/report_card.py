@@ -1,12 +1,12 @@
 """A report card of any potential: every family of the book, on a part of its cases or on all, judged by the same statistics.
 
->>> from helpers import report_card
+>>> from helpers.reports import report_card
 >>> card = report_card.make("ase:my_module.my_factory", out="my-card")
 >>> print(card.recommendation, card.reasons)
 
-The folder that comes out holds ``report.html`` (one page, :mod:`helpers.report_card_page`), ``report.md``, ``report.json``, and the tables
-in ``results``, laid out like ``data/results``. A card can be interrupted: the same call goes on where it stopped, and does nothing once
-all is done. Nothing but that folder is ever written to.
+The folder that comes out holds ``report.html`` (one page, :mod:`helpers.reports.report_card_page`), ``report.md``, ``report.json``, and the
+tables in ``results``, laid out like ``data/results``. A card can be interrupted: the same call goes on where it stopped, and does nothing
+once all is done. Nothing but that folder is ever written to.
 
 Which cases? Without ``full`` a sample is drawn (:data:`QUICK`), from the names of cases and the DFT values alone, never from
 a prediction. Only sets whose files are on this machine are run; where a family has none of these, a set without DFT values takes its
@@ -29,11 +29,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers import benchmarks, explanations, figures, potentials, registry, report_card_page, results, runner, softening
+from helpers import benchmarks, explanations, figures, potentials, registry, results, runner, softening
 from helpers.benchmarks import Case, off_equilibrium
 from helpers.explanations import Family
 from helpers.potentials import Potential, PotentialError, exam
 from helpers.potentials.base import GraphPotential
+from helpers.reports import report_card_page
 
 BENCHMARKS = ("surfaces", "defects", "solid_solutions", "migration", "phonons", "elasticity", "off_equilibrium")
 

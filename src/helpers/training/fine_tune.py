@@ -6,7 +6,7 @@ Two cures, both from Deng et al., npj Comput. Mater. 11, 9 (2025):
   It is what gradient descent finds when a single scalar is trained and everything else is frozen.
 * :func:`fine_tune` trains the weights on a few labels. One loop serves every graph network here. It can also train less than all weights:
   a part of them (:func:`part`), or corrections of low rank to all of them (Hu et al., ICLR (2022), arXiv 2106.09685). Losses that need no
-  label can be added (:mod:`helpers.weak_supervision`).
+  label can be added (:mod:`helpers.training.weak_supervision`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
 
-from helpers import results, softening, structures, weak_supervision
+from helpers import results, softening, structures
 from helpers.potentials.base import Graph, GraphPotential, Potential, PotentialError, StructureError, System
-from helpers.weak_supervision import Weak
+from helpers.training import weak_supervision
+from helpers.training.weak_supervision import Weak
 
 EV_PER_A3_IN_GPA = 160.21766208
 

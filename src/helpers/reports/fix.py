@@ -4,7 +4,7 @@
 >>> fixed = fix.fix("chgnet-0.3.0", ["my.extxyz"], method="linear", out="my-fix")
 >>> fixed.potential.calculator()
 
-The folder that comes out is loaded with ``potentials.load("file:my-fix")`` (:mod:`helpers.potentials.mended`). A run can be
+The folder that comes out is loaded with ``potentials.load("file:my-fix")`` (:mod:`helpers.potentials.fixes`). A run can be
 interrupted: the same call goes on where it stopped, and does nothing if all is done. Nothing but that folder is ever written to.
 """
 
@@ -29,11 +29,13 @@ import pandas as pd
 from ase.data import chemical_symbols
 from filelock import FileLock, Timeout
 
-from helpers import figures, finetune, labels, potentials, registry, report, results, softening
-from helpers.finetune import FineTuned, Label, Recipe
-from helpers.labels import Frame, LabelError
-from helpers.potentials import Potential, PotentialError, Prediction, exam, mended
+from helpers import figures, potentials, registry, results, softening
+from helpers.potentials import Potential, PotentialError, Prediction, exam, fixes
 from helpers.potentials.base import GraphPotential
+from helpers.reports import page
+from helpers.training import fine_tune, labels
+from helpers.training.fine_tune import FineTuned, Label, Recipe
+from helpers.training.labels import Frame, LabelError
 
 METHODS = ("linear", "full")
 
@@ -106,7 +108,7 @@ def fix(
     sources : path, Label or ase.Atoms, or iterable of paths, of Label or of ase.Atoms
         Files that ASE reads, or a folder of them; labels in memory; atoms with their answers (of a calculator, or as arrays).
     method : {"linear", "full"}
-        :func:`helpers.finetune.linear_correction` or :func:`helpers.finetune.fine_tune`.
+        :func:`helpers.training.fine_tune.linear_correction` or :func:`helpers.training.fine_tune.fine_tune`.
     out : path
         A new or empty folder, or that of the same call before.
     recipe : Recipe, optional
@@ -128,7 +130,7 @@ def fix(
 
     Raises
     ------
-    helpers.labels.LabelError
+    helpers.training.labels.LabelError
         If labels cannot be used; the message lists all of them.
     PotentialError
         If the folder holds something else or is in use, the disk is full, the potential has no weights to train, or a calculator's energy,
@@ -183,11 +185,11 @@ def _mend(out: Path, request: dict, model: str, potential: Potential, frames: li
     single = _single_factors(chosen, [before[k] for k in fitted])
     stages, outcome, offsets = {"before": before}, None, {}
     if method == "linear":
-        new = finetune.linear_correction(potential, [frame.label() for frame in chosen])
+        new = fine_tune.linear_correction(potential, [frame.label() for frame in chosen])
         stages["one factor"] = new.evaluate([frame.atoms for frame in frames], progress=progress)
     else:
         on_zero, offsets = _on_the_models_zero(chosen, [before[k] for k in fitted])
-        outcome = finetune.fine_tune(potential, on_zero, recipe, checkpoint=out / _CHECKPOINT, progress=progress)
+        outcome = fine_tune.fine_tune(potential, on_zero, recipe, checkpoint=out / _CHECKPOINT, progress=progress)
         new = outcome.potential
         if (factor := _factor(chosen, [before[k] for k in fitted])) is not None:
             stages["one factor"] = [Prediction(factor * p.energy, factor * p.forces) for p in before]
@@ -223,7 +225,7 @@ def _mend(out: Path, request: dict, model: str, potential: Potential, frames: li
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
     _write_report(out, about, frames, fitted, tested, stages, outcome)
-    mended.save(out, new, model, about)
+    fixes.save(out, new, model, about)
     for name in (_STARTED, _CHECKPOINT):
         (out / name).unlink(missing_ok=True)
 
@@ -266,7 +268,7 @@ def _content(out: Path) -> set[str]:
     if out.exists() and not out.is_dir():
         raise PotentialError(f"{out} is a file; choose a new folder for --out.")
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")} if out.is_dir() else set()
-    if names and not names & {mended.RECORD, _STARTED, _CHECKPOINT}:
+    if names and not names & {fixes.RECORD, _STARTED, _CHECKPOINT}:
         raise PotentialError(f"{out} is not empty and holds something else; choose a new folder for --out.")
     return names
 
@@ -275,26 +277,26 @@ def _finished(out: Path, request: dict[str, object]) -> bool:
     """Tell whether the folder holds this very fix, complete; refuse anything but this fix, complete or not."""
     names = _content(out)
     # A checkpoint by itself says what it is of.
-    if not names & {mended.RECORD, _STARTED}:
+    if not names & {fixes.RECORD, _STARTED}:
         return False
-    before = mended.record(out).get("request") if mended.RECORD in names else results.read_json(out / _STARTED)
+    before = fixes.record(out).get("request") if fixes.RECORD in names else results.read_json(out / _STARTED)
     now = json.loads(json.dumps(request))
     if before != now:
         other = [name for name in now if not isinstance(before, dict) or before.get(name) != now[name]]
         raise PotentialError(f"{out} holds another fix (different: {', '.join(other)}); choose a new folder for --out.")
-    return mended.RECORD in names
+    return fixes.RECORD in names
 
 
 def _reload(out: Path, device: str) -> Fixed:
     """Return a finished fix as it stands in its folder. It was written or checked by this call, hence the trust."""
-    content = mended.record(out)
+    content = fixes.record(out)
     key = f"file:{out}"
     potential = potentials.load(key, device, trust=True)
     try:
         scores = pd.DataFrame(content["scores"]).astype({"energy_mae": float})
         return Fixed(out, key, potential, scores, content["advice"], content["notes"], content["dropped"])
     except (KeyError, TypeError, ValueError) as error:
-        raise PotentialError(f"{out / mended.RECORD} is damaged ({error!r}): mend the potential again, into a new folder.") from error
+        raise PotentialError(f"{out / fixes.RECORD} is damaged ({error!r}): mend the potential again, into a new folder.") from error
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -630,7 +632,7 @@ def _write_report(
     table = _force_table([frames[k] for k in shown], {base: [stages["before"][k] for k in shown], after: [stages[last][k] for k in shown]})
     scores = pd.DataFrame(about["scores"]).astype({"energy_mae": float})
     rows = scores[scores["frames"] == ("test" if tested else "fit")].set_index("stage")
-    parity = report.Picture(
+    parity = page.Picture(
         figures.force_parity(table, models=[base, after]),
         f"Model against DFT force components of {len(shown)} frames, before and after: the slope goes from "
         f"{rows.loc['before', 'slope']:.2f} to {rows.loc[last, 'slope']:.2f}, the mean absolute error from "
@@ -638,16 +640,16 @@ def _write_report(
         f"Force components of the {'test frames' if tested else 'fitted frames (nothing was tested)'}: "
         "before on the left, after on the right. A perfect model lies on the dashed line.",
     )
-    result = [report.Text(about["advice"][0], strong=True), report.Bullets(about["advice"][1:]), _score_table(scores, "test", tested)]
+    result = [page.Text(about["advice"][0], strong=True), page.Bullets(about["advice"][1:]), _score_table(scores, "test", tested)]
     result += [parity, _score_table(scores, "fit", fitted)]
-    sections = [report.Section("What the fix does", [block for block in result if block is not None])]
+    sections = [page.Section("What the fix does", [block for block in result if block is not None])]
     if outcome is not None:
         best = outcome.history[outcome.best_epoch]
         sections.append(
-            report.Section(
+            page.Section(
                 "Training",
                 [
-                    report.Picture(
+                    page.Picture(
                         figures.training_curve(outcome.history, outcome.best_epoch, after),
                         f"Force error against epoch. The weights of epoch {outcome.best_epoch + 1} of {len(outcome.history)} were "
                         f"kept, where the frames that choose the epoch have {best['validation_force_mae']:.3f} eV/Å.",
@@ -660,14 +662,14 @@ def _write_report(
     sections += [
         _use(out, about),
         _labels_section(about, frames, fitted, tested),
-        report.Section("How the advice is found", [report.Bullets(RULES), report.Text(_DEFINITIONS)]),
+        page.Section("How the advice is found", [page.Bullets(RULES), page.Text(_DEFINITIONS)]),
         _provenance(about),
     ]
     title = f"{figures.label(base)}, mended with {about['n_labels']} label{'' if about['n_labels'] == 1 else 's'}"
     how = "one factor on energies, forces and stresses" if outcome is None else "fine-tuned weights"
     lead = f"{how[0].upper()}{how[1:]}. Elements: {', '.join(about['elements'])}. {about['date']}."
     footer = "Written by softening fix. Method: Deng et al., npj Comput. Mater. 11, 9 (2025)."
-    report.write(out, title, lead, sections, footer)
+    page.write(out, title, lead, sections, footer)
 
 
 _DEFINITIONS = (
@@ -685,7 +687,7 @@ def _force_table(frames: Sequence[Frame], predictions: dict[str, Sequence[Predic
     return pd.concat(parts, ignore_index=True).assign(unit="eV/Å", status="ok", reason="")
 
 
-def _score_table(scores: pd.DataFrame, which: str, chosen: Sequence[int]) -> report.Table | None:
+def _score_table(scores: pd.DataFrame, which: str, chosen: Sequence[int]) -> page.Table | None:
     rows = scores[scores["frames"] == which]
     if rows.empty:
         return None
@@ -703,27 +705,27 @@ def _score_table(scores: pd.DataFrame, which: str, chosen: Sequence[int]) -> rep
     }
     name = "test frames, which took no part in the fit" if which == "test" else "frames that were fitted"
     count = f"{len(chosen)} frame{'' if len(chosen) == 1 else 's'}, {rows['n_components'].iloc[0]:,} force components"
-    return report.Table(pd.DataFrame(cells, index=list(shown)), f"On the {name}: {count}.")
+    return page.Table(pd.DataFrame(cells, index=list(shown)), f"On the {name}: {count}.")
 
 
-def _use(out: Path, about: dict[str, object]) -> report.Section:
+def _use(out: Path, about: dict[str, object]) -> page.Section:
     key = f"file:{out}"
-    trust = mended.is_code(about["model_key"])
+    trust = fixes.is_code(about["model_key"])
     load = f"potential = potentials.load({key!r}{', trust=True' if trust else ''})"
     python = f"from helpers import potentials\n\n{load}\natoms.calc = potential.calculator()"
     shell = f"softening run surfaces --model {shlex.quote(key)}{' --trust' if trust else ''}"
-    blocks: list[report.Block] = [report.Code(python), report.Text("As any model of the command line:"), report.Code(shell)]
+    blocks: list[page.Block] = [page.Code(python), page.Text("As any model of the command line:"), page.Code(shell)]
     if about["method"] == "linear":
         blocks.append(
-            report.Text(
+            page.Text(
                 f"The factor is c = {about['factor']:.4f}. Any other code that can multiply energies, forces and stresses by it "
                 "gives the same."
             )
         )
-    return report.Section("How to use it", blocks)
+    return page.Section("How to use it", blocks)
 
 
-def _labels_section(about: dict[str, object], frames: Sequence[Frame], fitted: Sequence[int], tested: Sequence[int]) -> report.Section:
+def _labels_section(about: dict[str, object], frames: Sequence[Frame], fitted: Sequence[int], tested: Sequence[int]) -> page.Section:
     used = [Counter(frames[k].file for k in chosen) for chosen in (fitted, tested)]
     # Of many files those that are alike share a row.
     rows: dict[object, list[str]] = {}
@@ -733,24 +735,24 @@ def _labels_section(about: dict[str, object], frames: Sequence[Frame], fitted: S
     names = [files[0] if len(files) == 1 else f"{len(files)} files, {files[0]} … {files[-1]}" for files in rows.values()]
     summed = [[len(files) * n for n in (a, b, c, a - b - c)] + [found] for (a, b, c, found, *_), files in rows.items()]
     columns = ["frames", "fitted", "tested", "left out", "answers found as"]
-    blocks: list[report.Block] = [report.Table(pd.DataFrame(summed, index=pd.Index(names, name="file"), columns=columns))]
+    blocks: list[page.Block] = [page.Table(pd.DataFrame(summed, index=pd.Index(names, name="file"), columns=columns))]
     if tested:
-        blocks.append(report.Text(f"Held back for the test, in blocks of neighbours (counted from 0): {labels._places(frames, tested)}."))
+        blocks.append(page.Text(f"Held back for the test, in blocks of neighbours (counted from 0): {labels._places(frames, tested)}."))
     if about["dropped"]:
-        more = [f"… and more, in {mended.RECORD}"] * (len(about["dropped"]) > _SHOWN)
-        blocks += [report.Text("Frames left out:"), report.Bullets([*about["dropped"][:_SHOWN], *more])]
+        more = [f"… and more, in {fixes.RECORD}"] * (len(about["dropped"]) > _SHOWN)
+        blocks += [page.Text("Frames left out:"), page.Bullets([*about["dropped"][:_SHOWN], *more])]
     if about["energy_offsets_ev"]:
         shifts = ", ".join(f"{symbol} {value:+.3f}" for symbol, value in about["energy_offsets_ev"].items())
-        blocks.append(report.Text(f"Taken off the labels' energies, so that they count from the model's zero (eV per atom): {shifts}."))
+        blocks.append(page.Text(f"Taken off the labels' energies, so that they count from the model's zero (eV per atom): {shifts}."))
     if about["notes"]:
-        blocks += [report.Text("To know:"), report.Bullets(about["notes"])]
-    return report.Section("Labels", blocks)
+        blocks += [page.Text("To know:"), page.Bullets(about["notes"])]
+    return page.Section("Labels", blocks)
 
 
-def _provenance(about: dict[str, object]) -> report.Section:
+def _provenance(about: dict[str, object]) -> page.Section:
     sums = {f"SHA-256 of {file['file']}": file["sha256"] for file in about["labels"]}
     if len(sums) > _SHOWN:
-        sums = {f"SHA-256 of the {len(sums)} label files": f"in {mended.RECORD}"}
+        sums = {f"SHA-256 of the {len(sums)} label files": f"in {fixes.RECORD}"}
     rows = {
         "mended from": about["model_key"],
         "SHA-256 of its weights": about["base_sha256"] or "not known",
@@ -762,4 +764,4 @@ def _provenance(about: dict[str, object]) -> report.Section:
         "packages": ", ".join(f"{name} {number}" for name, number in about["packages"].items()),
         "date": about["date"],
     }
-    return report.Section("Where it comes from", [report.facts(rows)])
+    return page.Section("Where it comes from", [page.facts(rows)])

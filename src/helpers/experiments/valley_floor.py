@@ -1,8 +1,8 @@
 """What makes a potential soft at the bottom of the valley? Students of relaxation frames, with one thing varied at a time.
 
-CHGNet is soft in cold crystals; the students of :mod:`helpers.benchmarks.students` are right there and soft in hot ones. Here is tried what
-tells the training of CHGNet from theirs: loss, weights, precision, length, network and diet. The potential that is "run" is the teacher,
-ASE's EMT, which knows seven metals and their alloys.
+CHGNet is soft in cold crystals; the students of :mod:`helpers.experiments.students` are right there and soft in hot ones. Here is tried
+what tells the training of CHGNet from theirs: loss, weights, precision, length, network and diet. The potential that is "run" is the
+teacher, ASE's EMT, which knows seven metals and their alloys.
 
 Diets (:func:`frames`), equally many frames of cells of 8 atoms:
 
@@ -35,10 +35,11 @@ from ase.build import bulk
 from ase.data import atomic_numbers, reference_states
 from ase.filters import UnitCellFilter
 
-from helpers import finetune
-from helpers.benchmarks import Case, chosen_sets, row, students, table
-from helpers.finetune import Label
+from helpers.benchmarks import Case, chosen_sets, row, table
+from helpers.experiments import students
 from helpers.potentials.base import Potential
+from helpers.training import fine_tune
+from helpers.training.fine_tune import Label
 
 SETS: dict[str, tuple[str, ...]] = {"single": (), "combined": (), "small": ()}
 LIVE = "small"
@@ -198,7 +199,7 @@ def run(teacher: Potential, cases: Sequence[Case], protocol: Protocol | None = N
         options = {"max_l": student.max_l, "dtype": getattr(torch, student.precision)}
         network = students.untaught(seen, student.architecture, protocol.channels, seed, **options)
         settings = {"loss": student.loss, "energy_weight": student.energy_weight, "force_weight": student.force_weight}
-        trained = finetune.fine_tune(network, seen, students.recipe(protocol, len(seen), student.steps, seed=seed, **settings))
+        trained = fine_tune.fine_tune(network, seen, students.recipe(protocol, len(seen), student.steps, seed=seed, **settings))
         best = trained.history[trained.best_epoch]
         for name, value in (("training_mae", best["train_force_mae"]), ("validation_mae", best["validation_force_mae"])):
             rows.append(row(teacher.key, case, name, value, np.nan, "eV/Å"))

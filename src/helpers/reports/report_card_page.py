@@ -1,4 +1,4 @@
-"""The report card as one page: what :mod:`helpers.report_card` found, in sections of :mod:`helpers.report`."""
+"""The report card as one page: what :mod:`helpers.reports.report_card` found, in sections of :mod:`helpers.reports.page`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers import explanations, figures, report
+from helpers import explanations, figures
+from helpers.reports import page
 
 if TYPE_CHECKING:
-    from helpers.report_card import Card
+    from helpers.reports.report_card import Card
 
 VERDICTS = {word: word for word in ("soft", "stiff", "wrong sign")}
 VERDICTS |= {"calibrated": "calibrated (shrunken)", "right": "right size", "unclear": "not clear"}
@@ -157,26 +158,26 @@ def _shown(model: str, card: Card) -> str:
     return str(card.about["name"]) if model == card.about["model"] else figures.label(model)
 
 
-def _short(card: Card) -> report.Section:
-    blocks: list[report.Block] = [report.Text(_HEADLINES[card.recommendation], strong=True), report.Bullets(card.reasons)]
+def _short(card: Card) -> page.Section:
+    blocks: list[page.Block] = [page.Text(_HEADLINES[card.recommendation], strong=True), page.Bullets(card.reasons)]
     key = str(card.about["model"])
     if card.recommendation in ("scalar fix", "fine-tuning") and key.startswith(("ase:", "file:")) | (key in figures.COLOURS):
         method = " --method full" if card.recommendation == "fine-tuning" and card.about["trainable"] else ""
         command = f"softening fix --model {shlex.quote(key)} --labels my.extxyz{method} --out my-fix"
-        blocks += [report.Text("With your own DFT frames as labels:"), report.Code(command)]
-    return report.Section("In short", blocks)
+        blocks += [page.Text("With your own DFT frames as labels:"), page.Code(command)]
+    return page.Section("In short", blocks)
 
 
-def _families(card: Card) -> report.Section:
+def _families(card: Card) -> page.Section:
     measured = lane_table(card)
     if measured.empty:
-        return report.Section("Softening by family", [report.Text("No family could be measured against DFT.")])
+        return page.Section("Softening by family", [page.Text("No family could be measured against DFT.")])
     said = ", ".join(f"{lane['name']} {lane['slope']:.2f}" for lane in _lanes(card).to_dict("records"))
     common = card.about["common_factor"]
-    blocks: list[report.Block] = [
-        report.Table(measured, _SLOPES, numbers=True),
-        report.Table(error_table(card), _ERRORS.format(common="there is none" if common is None else f"{common:.2f}"), numbers=True),
-        report.Picture(
+    blocks: list[page.Block] = [
+        page.Table(measured, _SLOPES, numbers=True),
+        page.Table(error_table(card), _ERRORS.format(common="there is none" if common is None else f"{common:.2f}"), numbers=True),
+        page.Picture(
             slopes_figure(card),
             f"Softening scale of {card.about['name']} by family, beside the models of the book: {said}.",
             "Softening scale with 95 % intervals; the other models on the same cases. A perfect model lies on the dashed line.",
@@ -184,16 +185,16 @@ def _families(card: Card) -> report.Section:
     ]
     if card.points:
         blocks.append(
-            report.Picture(
+            page.Picture(
                 parity_figure(card),
                 f"{card.about['name']} against DFT, a panel for each family with the line fitted through zero.",
                 "Model against DFT. Forces and stresses as a density of components.",
             )
         )
-    return report.Section("Softening by family", blocks)
+    return page.Section("Softening by family", blocks)
 
 
-def _beside(card: Card) -> list[report.Section]:
+def _beside(card: Card) -> list[page.Section]:
     table = beside_table(card)
     if table.empty:
         return []
@@ -201,10 +202,10 @@ def _beside(card: Card) -> list[report.Section]:
         "All models on the same cases: those that every one of them has. Slope s, then mean absolute error. The book's models are read "
         "from its result tables; one that lacks more than a tenth of the cases is left out."
     )
-    return [report.Section("Beside the models of the book", [report.Table(table, caption, numbers=True)])]
+    return [page.Section("Beside the models of the book", [page.Table(table, caption, numbers=True)])]
 
 
-def _without_dft(card: Card) -> list[report.Section]:
+def _without_dft(card: Card) -> list[page.Section]:
     table = lane_table(card, against_dft=False)
     if table.empty:
         return []
@@ -213,36 +214,36 @@ def _without_dft(card: Card) -> list[report.Section]:
         f"These sets need no file but have no DFT values; the reference is {', '.join(figures.label(model) for model in models)} on the "
         "same cases. The slopes say how much softer or stiffer than that model this one is. They take no part in the recommendation."
     )
-    return [report.Section("Against a model of the book, where there is no DFT", [report.Table(table, caption, numbers=True)])]
+    return [page.Section("Against a model of the book, where there is no DFT", [page.Table(table, caption, numbers=True)])]
 
 
-def _failed(card: Card) -> report.Section:
+def _failed(card: Card) -> page.Section:
     if card.failures.empty:
-        return report.Section("What failed", [report.Text("Nothing failed.")])
+        return page.Section("What failed", [page.Text("Nothing failed.")])
     shown = card.failures.assign(benchmark=card.failures["benchmark"].str.replace("_", " ")).set_index("benchmark")
     shown = shown[["cases", "kinds", "example", "reason"]].rename(columns={"kinds": "variants"}).rename_axis("family")
     caption = (
         "How many cases have values that failed. Reasons that differ only in numbers and chemical symbols are counted together, as "
         "variants of the one that is shown."
     )
-    return report.Section("What failed", [report.Table(shown, caption)])
+    return page.Section("What failed", [page.Table(shown, caption)])
 
 
-def _not_run(card: Card) -> report.Section:
-    blocks: list[report.Block] = []
+def _not_run(card: Card) -> page.Section:
+    blocks: list[page.Block] = []
     if card.about["mode"] == "quick":
         blocks.append(
-            report.Text(f"A sample: {card.about['cases']:,} of {card.about['of']:,} cases in the sets that were run. --full runs all.")
+            page.Text(f"A sample: {card.about['cases']:,} of {card.about['of']:,} cases in the sets that were run. --full runs all.")
         )
     if len(card.not_run):
         shown = card.not_run.assign(benchmark=card.not_run["benchmark"].str.replace("_", " ")).set_index("benchmark").rename_axis("family")
-        blocks.append(report.Table(shown.rename(columns={"command": "how to get it"})))
+        blocks.append(page.Table(shown.rename(columns={"command": "how to get it"})))
     elif not blocks:
-        blocks.append(report.Text("Everything was run."))
-    return report.Section("What was not run", blocks)
+        blocks.append(page.Text("Everything was run."))
+    return page.Section("What was not run", blocks)
 
 
-def _provenance(card: Card) -> report.Section:
+def _provenance(card: Card) -> page.Section:
     made: Mapping[str, Mapping[str, object]] = card.about["benchmarks"]
     potential = card.about["request"]["potential"]
     some = next(iter(made.values()), {})
@@ -270,8 +271,8 @@ def _provenance(card: Card) -> report.Section:
         }
         settings[f"settings: {name}"] = ", ".join(f"{one} {json.dumps(value)}" for one, value in entry["protocol"].items())
     caption = "Cases that were run; those of them with a failed value; seconds of one core."
-    table = report.Table(pd.DataFrame.from_dict(rows, orient="index").rename_axis("family"), caption)
-    return report.Section("Where it comes from", [table, report.facts(facts | settings)])
+    table = page.Table(pd.DataFrame.from_dict(rows, orient="index").rename_axis("family"), caption)
+    return page.Section("Where it comes from", [table, page.facts(facts | settings)])
 
 
 def write(card: Card, rules: Sequence[str]) -> None:
@@ -284,8 +285,8 @@ def write(card: Card, rules: Sequence[str]) -> None:
         By which the recommendation was found.
     """
     sections = [_short(card), _families(card), *_beside(card), *_without_dft(card), _failed(card), _not_run(card)]
-    sections += [report.Section("How the recommendation is found", [report.Bullets(rules)]), _provenance(card)]
+    sections += [page.Section("How the recommendation is found", [page.Bullets(rules)]), _provenance(card)]
     what = "a sample of the book's cases" if card.about["mode"] == "quick" else "all cases that are here"
     lead = f"How soft it is, family by family, on {what}: {card.about['cases']:,} cases. {card.about['date']}."
     footer = "Written by softening report. Method: Deng et al., npj Comput. Mater. 11, 9 (2025)."
-    report.write(card.folder, f"Report card of {card.about['name']}", lead, sections, footer)
+    page.write(card.folder, f"Report card of {card.about['name']}", lead, sections, footer)

@@ -1,8 +1,8 @@
 """Ways to compute energies and forces of given structures with one model: this project's, and those of other packages.
 
-Each way (:class:`Route`) is made in a process of its own (:mod:`helpers.bench`) and then called with one task after another. The others'
-ways are written as their documentation shows them, with the same weights, and compute what they compute by default: the calculators of
-CHGNet, MatGL and MACE give stress whether asked or not.
+Each way (:class:`Route`) is made in a process of its own (:mod:`helpers.speed.compare`) and then called with one task after another. The
+others' ways are written as their documentation shows them, with the same weights, and compute what they compute by default: the
+calculators of CHGNet, MatGL and MACE give stress whether asked or not.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ from scipy.optimize import linear_sum_assignment
 from vesin import NeighborList
 
 from helpers import softening, structures
-from helpers.finetune import EV_PER_A3_IN_GPA, Label
 from helpers.potentials.base import Prediction, StructureError, check_structure
+from helpers.training.fine_tune import EV_PER_A3_IN_GPA, Label
 
 # Names under which DFT answers stand in files, in the order of preference; upper and lower case are the same.
 # A calculator's results, which ASE fills from most formats, come between those with a source and the plain ones.
@@ -157,7 +157,7 @@ class Frame:
         return moved if moved.any() else ~moved
 
     def label(self) -> Label:
-        """Return the frame as a label for :mod:`helpers.finetune`; forces that do not count (:attr:`counted`) are NaN."""
+        """Return the frame as a label for :mod:`helpers.training.fine_tune`; forces that do not count (:attr:`counted`) are NaN."""
         counted = self.counted
         forces = self.forces if counted.all() else np.where(counted, self.forces, np.nan)
         return Label(self.atoms, self.energy, forces, self.stress)

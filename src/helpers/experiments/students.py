@@ -54,11 +54,12 @@ from ase.md.velocitydistribution import thermalize_momenta
 from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
-from helpers import finetune, softening
+from helpers import softening
 from helpers.benchmarks import Case, chosen_sets, phonons, row, surfaces, table
-from helpers.finetune import Label, Recipe
 from helpers.potentials import untrained
 from helpers.potentials.base import GraphPotential, Potential, StructureError
+from helpers.training import fine_tune
+from helpers.training.fine_tune import Label, Recipe
 
 SETS: dict[str, tuple[str, ...]] = {"copper": (), "magnesia": (), "small": ()}
 LIVE = "small"
@@ -112,7 +113,7 @@ class Protocol:
     n_small_frames, n_small_steps : int
         For the set ``small``.
     learning_rate, final_learning_rate, energy_weight, force_weight
-        See :class:`helpers.finetune.Recipe`.
+        See :class:`helpers.training.fine_tune.Recipe`.
     mending_epochs : int
         Steps of the fine-tuning on one frame.
     mending_learning_rate : float
@@ -431,11 +432,11 @@ def untaught(frames: Sequence[Label], architecture: str, channels: int, seed: in
     return untrained.build(architecture, reference_energies(frames), channels=channels, force_rms=force_rms, seed=seed, **options)
 
 
-def train(teacher: Potential, material: str, student: Student, protocol: Protocol) -> tuple[finetune.FineTuned, list[Label]]:
+def train(teacher: Potential, material: str, student: Student, protocol: Protocol) -> tuple[fine_tune.FineTuned, list[Label]]:
     """Train a student from random weights; return it and the frames it saw."""
     frames = training_frames(teacher, material, student, protocol)
     network = untaught(frames, student.architecture, student.channels, student.seed)
-    return finetune.fine_tune(network, frames, protocol.recipe(len(frames), student.steps, student.seed)), frames
+    return fine_tune.fine_tune(network, frames, protocol.recipe(len(frames), student.steps, student.seed)), frames
 
 
 def run(teacher: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
@@ -477,7 +478,7 @@ def mended(teacher: Potential, soft: GraphPotential, material: str, student: Stu
         seed=student.seed,
         keep="last",
     )
-    return finetune.fine_tune(soft, [label], recipe).potential
+    return fine_tune.fine_tune(soft, [label], recipe).potential
 
 
 def examine(teacher: Potential, student: Potential, case: Case, stage: str) -> list[dict[str, object]]:

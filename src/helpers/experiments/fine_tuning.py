@@ -30,10 +30,11 @@ import numpy as np
 import pandas as pd
 from ase.build import bulk
 
-from helpers import finetune, softening
+from helpers import softening
 from helpers.benchmarks import Case, chosen_sets, off_equilibrium, row, surfaces, table
-from helpers.finetune import Label, Recipe
 from helpers.potentials.base import Potential, Prediction
+from helpers.training import fine_tune
+from helpers.training.fine_tune import Label, Recipe
 
 SETS: dict[str, tuple[str, ...]] = {
     "ten-labels": tuple(dict.fromkeys(off_equilibrium.SETS["single-element-md"] + surfaces.SETS["slabs-109"])),
@@ -73,7 +74,7 @@ class Protocol(Training):
     seeds : tuple of int
         One draw of labels each.
     epochs, learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight, batch_size
-        See :class:`helpers.finetune.Recipe`.
+        See :class:`helpers.training.fine_tune.Recipe`.
     """
 
     materials: tuple[str, ...] = ("Si", "Mo", "Li")
@@ -182,7 +183,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
         else:
             labels, held = labels_of(case, "label"), labels_of(case, "held")
             recipe = protocol.recipe(case.info["seed"])
-        tuned = finetune.fine_tune(potential, labels, recipe, progress=progress)
+        tuned = fine_tune.fine_tune(potential, labels, recipe, progress=progress)
         slabs = _slabs(case.material) if case.set == "ten-labels" else []
         if case.info["seed"] == protocol.seeds[0]:
             rows += _evaluate(potential, potential.key, case, held, slabs, "before")
@@ -191,7 +192,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
     return filled(table(rows))
 
 
-def training_rows(key: str, case: Case, tuned: finetune.FineTuned) -> list[dict[str, object]]:
+def training_rows(key: str, case: Case, tuned: fine_tune.FineTuned) -> list[dict[str, object]]:
     """Return validation error and loss of every epoch, and which epoch was kept."""
     rows = [
         row(key, case, name, epoch[name], np.nan, unit, stage="training", epoch=epoch["epoch"])

@@ -26,9 +26,10 @@ import pandas as pd
 import torch
 from ase.build import bulk
 
-from helpers import benchmarks, cluster, potentials, results
+from helpers import benchmarks, potentials, results
 from helpers.benchmarks import Case
 from helpers.potentials.base import GraphPotential, Potential
+from helpers.runner import cluster
 
 NAME = "throughput"
 

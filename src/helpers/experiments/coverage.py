@@ -2,8 +2,9 @@
 
 After Gibson et al., Phys. Rev. Mater. 9, 043802 (2025), arXiv 2409.07610, who found with UF3 and amorphous silicon nitride that training
 data can be too varied for a potential of fixed capacity. This is an analogue: their data are not used. DFT labels of one element are
-divided into families; linear potentials (:mod:`helpers.linear`) of several capacities are fitted to one family, two, three …, and each is
-asked for all families, on frames that none has seen. Beside the error stand both slopes of :mod:`helpers.softening`: does softening follow?
+divided into families; linear potentials (:mod:`helpers.training.linear`) of several capacities are fitted to one family, two, three …, and
+each is asked for all families, on frames that none has seen. Beside the error stand both slopes of :mod:`helpers.softening`: does
+softening follow?
 
 Sets
 ----
@@ -47,11 +48,13 @@ import numpy as np
 import pandas as pd
 from ase.build import bulk
 
-from helpers import linear, softening
-from helpers.benchmarks import Case, chosen_sets, fine_tuning, off_equilibrium, row, students, table
-from helpers.finetune import Label
-from helpers.linear import Capacity, Weights
+from helpers import softening
+from helpers.benchmarks import Case, chosen_sets, off_equilibrium, row, table
+from helpers.experiments import fine_tuning, students
 from helpers.potentials.base import Potential, PotentialError, Prediction
+from helpers.training import linear
+from helpers.training.fine_tune import Label
+from helpers.training.linear import Capacity, Weights
 
 SETS: dict[str, tuple[str, ...]] = {"silicon": off_equilibrium.single_element_keys("Si"), "teacher": ()}
 LIVE = "teacher"
