@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import html
 import os
+import string
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import myst_nb
+import numpy as np
 import pandas as pd
 
-from helpers import benchmarks, potentials, registry, results, runner
+from helpers import benchmarks, figures, potentials, registry, results, runner
 
 __all__ = ["RUNS", "Chapter", "begin"]
 
@@ -34,6 +37,8 @@ class Chapter:
     ----------
     run : str
         One of :data:`RUNS`.
+    key : str
+        The potential that the chapter computes with.
     device : str
         In words.
     packages : str
@@ -43,6 +48,7 @@ class Chapter:
     """
 
     run: str
+    key: str
     device: str
     packages: str
     costs: tuple[str, ...]
@@ -70,6 +76,51 @@ class Chapter:
             raise runner.LiveCheckError(f"the table of {benchmark} with {key} has nothing of {', '.join(chosen)}.")
         print('NOT RECOMPUTED (RUN = "results"): what is called live below repeats the table.')
         return table.assign(committed=table["value"], was=table["status"], difference=0.0)
+
+    def footer(self, *names: str) -> str:
+        """Return where the tables of some benchmarks come from, models in the order of the figures (:func:`helpers.figures.caption`)."""
+        return figures.caption(results.provenance(name, key) for name in names for key in figures.in_order(results.models(name)))
+
+    def glue(self, table: pd.DataFrame | None = None, columns: str = "", name: str = "{model}_{column}", **values: object) -> None:
+        """Give numbers names by which the text quotes them.
+
+        Parameters
+        ----------
+        table : DataFrame, optional
+            One line per thing that has numbers. A model that has none there gets no names.
+        columns : str
+            Columns to quote, separated by spaces.
+        name : str
+            Template: ``{column}``, and columns or levels of the index of the table. ``{model}`` is the model's short name in the catalogue;
+            lines of other models are passed over, but for the chapter's own potential, which is ``own`` then.
+        **values
+            Further names, each with its number or text.
+
+        Raises
+        ------
+        ValueError
+            If the table lacks a column, or two numbers would have one name.
+        """
+        if table is not None:
+            table = table.reset_index() if any(table.index.names) else table
+            fields = [field for _, field, _, _ in string.Formatter().parse(name) if field and field != "column"]
+            missing = [column for column in (*columns.split(), *fields) if column not in table]
+            if missing:
+                raise ValueError(f"the table has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
+            for line in table.to_dict("records"):
+                words = {field: line[field] for field in fields}
+                if "model" in words:
+                    key = words["model"]
+                    words["model"] = potentials.CATALOGUE[key].short if key in potentials.CATALOGUE else "own" if key == self.key else ""
+                    if not words["model"]:
+                        continue
+                for column in columns.split():
+                    wanted = name.format(**words, column=column)
+                    if wanted in values:
+                        raise ValueError(f"two numbers would be called {wanted!r}; let the template {name!r} name what tells them apart")
+                    values[wanted] = line[column]
+        for wanted, value in values.items():
+            myst_nb.glue(wanted, value.item() if isinstance(value, np.generic) else value, display=False)
 
     def _lines(self) -> list[tuple[str, str]]:
         runs = ", ".join(f"<b>{name}</b>" if name == self.run else name for name in RUNS)
@@ -114,7 +165,7 @@ def begin(run: str, names: str | Sequence[str], key: str, *, device: str = "auto
             _compute(name, key, device, processes)
     versions = results.package_versions()
     packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "ase"))
-    return Chapter(run, results.device_name(str(where)), packages, tuple(_cost(name, key) for name in names))
+    return Chapter(run, key, results.device_name(str(where)), packages, tuple(_cost(name, key) for name in names))
 
 
 def _made(name: str, key: str) -> dict | None:

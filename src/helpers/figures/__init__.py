@@ -16,19 +16,17 @@ from helpers.figures.experiment import arms, restoring_force, seed_curves, seed_
 from helpers.figures.interactive import StructureView, interactive_parity, structure_view
 from helpers.figures.lanes import before_after, by_material, label_choices
 from helpers.figures.learning import descent, error_curves, kind_matrix
-from helpers.figures.page import Shown, ShownTable, caption, show, show_table, with_interval
+from helpers.figures.page import Shown, ShownTable, caption, show, show_table, summary, with_interval
 from helpers.figures.paths import energy_profiles
 from helpers.figures.slopes import clouds, parts, ratio_by_size, slope_plane
 from helpers.figures.slopes import pairs as model_pairs
 from helpers.figures.steps import stepwise
-from helpers.figures.style import COLOURS, MARKERS, STYLE, apply_style, base_key, colour, in_order, label, marker, paper_key, paper_points
+from helpers.figures.style import STYLE, apply_style, base_key, colour, in_order, label, marker, paper_key, paper_points
 from helpers.figures.training import training_curve
 from helpers.figures.trends import cell_size, error_against_coordination, scale_against_temperature
 from helpers.figures.vibrations import bands_and_dos
 
 __all__ = [
-    "COLOURS",
-    "MARKERS",
     "STYLE",
     "AnimationView",
     "Shown",
@@ -80,6 +78,7 @@ __all__ = [
     "slope_plane",
     "stepwise",
     "structure_view",
+    "summary",
     "training_curve",
     "with_interval",
 ]

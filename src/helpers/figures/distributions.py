@@ -20,7 +20,6 @@ from helpers.figures.style import (
     _MUTED,
     _PANEL,
     _TEXT,
-    COLOURS,
     STYLE,
     _chosen,
     _readable,
@@ -259,7 +258,7 @@ def force_histogram(forces: pd.DataFrame, sets: Mapping[str, str]) -> Figure:
         figure = Figure(figsize=(2 * _PANEL + 0.2, 4.3), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        tones = ["#9AA3AC", COLOURS["chgnet-0.3.0"], COLOURS["m3gnet-mp-2021.2.8"], "#222222"]
+        tones = ["#9AA3AC", colour("chgnet-0.3.0"), colour("m3gnet-mp-2021.2.8"), "#222222"]
         for (name, text), tone, style in zip(sets.items(), tones, ["-", "-", "--", ":"], strict=False):
             sizes = np.abs(forces.loc[forces["set"] == name, "reference"].to_numpy(dtype=float))
             sizes = sizes[sizes > 0]

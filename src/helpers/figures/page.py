@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
 from helpers.figures.animation import AnimationView
 from helpers.figures.interactive import StructureView, _identifier, _script
-from helpers.figures.style import _need_alt, _png_uri, _range, label
+from helpers.figures.style import _need_alt, _png_uri, _range, in_order, label
 
 
 def caption(provenances: Iterable[Mapping[str, object]], extra: str = "") -> str:
@@ -176,6 +177,62 @@ def show_table(frame: pd.DataFrame, caption: str, footer: str = "", filters: Seq
     if unknown:
         raise ValueError(f"no column {', '.join(unknown)} to filter by; there are {', '.join(columns)}")
     return ShownTable(frame, caption, footer, None if filters is None else tuple(filters))
+
+
+def summary(
+    table: pd.DataFrame,
+    columns: Mapping[str, str | tuple],
+    caption: str,
+    footer: str = "",
+    *,
+    rows: str | Sequence[str] = "model",
+    filters: Sequence[str] | None = None,
+) -> ShownTable:
+    """Show a table of numbers as it should read: models by name and in order, digits as asked, intervals in the same cell.
+
+    Parameters
+    ----------
+    table : DataFrame
+        One line per row to show; what ``rows`` and ``columns`` name may be columns or levels of the index.
+    columns : dict
+        Heading → column, or (column, digits), or (column, digits, factor). Two digits if not said; whole numbers and text stay as they are.
+        A column that has ``_low`` and ``_high`` beside it is shown with that interval. Columns that the table lacks are left out.
+    caption, footer, filters
+        As for :func:`show_table`.
+    rows : str or sequence of str
+        What names the rows; ``column as heading`` gives it another heading.
+
+    Raises
+    ------
+    ValueError
+        If the table lacks what names its rows.
+    """
+    named = [name.partition(" as ")[::2] for name in ([rows] if isinstance(rows, str) else rows)]
+    table = table.reset_index() if any(table.index.names) else table
+    missing = [name for name, _ in named if name not in table]
+    if missing:
+        raise ValueError(f"the table has no column {', '.join(missing)} to name its rows; it has {', '.join(map(str, table.columns))}")
+    if "model" in [name for name, _ in named]:
+        order = {model: position for position, model in enumerate(in_order(table["model"]))}
+        table = table.sort_values("model", key=lambda models: models.map(order), kind="stable") if len(named) == 1 else table
+        table = table.assign(model=table["model"].map(label))
+    shown = {}
+    for heading, wanted in columns.items():
+        given = (wanted,) if isinstance(wanted, str) else wanted
+        column, digits, scale = (*given, *(2, 1.0)[len(given) - 1 :])
+        if column in table:
+            shown[heading] = _cells(table, column, digits, scale)
+    index = pd.MultiIndex.from_frame(table[[name for name, _ in named]], names=[heading or name for name, heading in named])
+    frame = pd.DataFrame(shown, index=index if len(named) > 1 else index.get_level_values(0))
+    return show_table(frame, caption, footer, filters)
+
+
+def _cells(table: pd.DataFrame, column: str, digits: int, scale: float) -> list[object]:
+    if {f"{column}_low", f"{column}_high"} <= set(table):
+        return [text.replace("-", "−") for text in with_interval(table, column, digits, scale=scale)]
+    if pd.api.types.is_float_dtype(table[column]):
+        return ["–" if np.isnan(value) else f"{scale * value:.{digits}f}".replace("-", "−") for value in table[column]]
+    return list(table[column])
 
 
 def with_interval(

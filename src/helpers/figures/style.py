@@ -20,30 +20,8 @@ from matplotlib.ticker import MaxNLocator
 from helpers.potentials import CATALOGUE
 from helpers.registry import data_dir
 
-# Okabe and Ito's colours (jfly.uni-koeln.de/color, 2008) and Tol's olive and wine; models of one architecture have related hues.
-COLOURS: dict[str, str] = {
-    "DFT": "#000000",
-    "chgnet-0.3.0": "#0072B2",
-    "chgnet-0.2.0": "#56B4E9",
-    "m3gnet-mp-2021.2.8": "#D55E00",
-    "m3gnet-matpes-pbe-2025.1": "#E69F00",
-    "tensornet-matpes-pbe-2025.1": "#CC79A7",
-    "mace-mp-0-medium": "#009E73",
-    "mace-mpa-0-medium": "#999933",
-    "sevennet-0": "#882255",
-}
-
-MARKERS: dict[str, str] = {
-    "DFT": "x",
-    "chgnet-0.3.0": "o",
-    "chgnet-0.2.0": "h",
-    "m3gnet-mp-2021.2.8": "s",
-    "m3gnet-matpes-pbe-2025.1": "D",
-    "tensornet-matpes-pbe-2025.1": "P",
-    "mace-mp-0-medium": "^",
-    "mace-mpa-0-medium": "v",
-    "sevennet-0": "p",
-}
+_DFT = "DFT"
+_DFT_COLOUR, _DFT_MARKER = "#000000", "x"
 
 # Markers of equal size in points do not look equally large.
 _MARKER_SCALE = {"D": 0.85, "P": 1.25, "*": 1.4, "X": 1.15, "^": 1.1, "v": 1.1, "<": 1.1}
@@ -119,7 +97,10 @@ def base_key(model: str) -> str:
 
 def colour(model: str) -> str:
     """Return the colour of a model: its own, that of the model it was made from, or grey."""
-    return COLOURS.get(base_key(model), _OTHER_COLOUR)
+    base = base_key(model)
+    if base == _DFT:
+        return _DFT_COLOUR
+    return CATALOGUE[base].colour if base in CATALOGUE else _OTHER_COLOUR
 
 
 def marker(model: str) -> str:
@@ -128,7 +109,9 @@ def marker(model: str) -> str:
     made = model[len(base) :]
     if made:
         return _SCALED_MARKER if "*" in made else _TUNED_MARKER
-    return MARKERS.get(base, _OTHER_MARKER)
+    if base == _DFT:
+        return _DFT_MARKER
+    return CATALOGUE[base].marker if base in CATALOGUE else _OTHER_MARKER
 
 
 def _size(model: str, points: float) -> float:
@@ -148,7 +131,7 @@ def label(model: str) -> str:
 
 def in_order(models: Iterable[str]) -> list[str]:
     """Return models in the order of the catalogue, so that every figure lists them alike; unknown ones last."""
-    order = {key: position for position, key in enumerate(COLOURS)}
+    order = {key: position for position, key in enumerate((_DFT, *CATALOGUE))}
     return sorted(set(models), key=lambda model: (order.get(base_key(model), len(order)), model))
 
 

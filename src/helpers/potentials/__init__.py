@@ -42,6 +42,10 @@ class Entry:
         Canonical name: model and version. The same in code, files, tables, colours and prose.
     label : str
         Name for figures and text.
+    short : str
+        Name for the numbers of a chapter's text: letters, digits, underscores.
+    colour, marker : str
+        In figures: hexadecimal, and matplotlib's marker. Models of one architecture have related hues.
     family : str
         Module of :mod:`helpers.potentials` that loads it.
     training_set : str
@@ -58,6 +62,9 @@ class Entry:
 
     key: str
     label: str
+    short: str
+    colour: str
+    marker: str
     family: str
     training_set: str
     weights: tuple[str, ...] = ()
@@ -70,24 +77,65 @@ def _matgl_files(folder: str) -> tuple[str, ...]:
     return tuple(f"{_MATGL}/{folder}/{name}" for name in ("model.json", "model.pt", "state.pt"))
 
 
+# Okabe and Ito's colours (jfly.uni-koeln.de/color, 2008) and Tol's olive and wine.
 CATALOGUE: dict[str, Entry] = {
     entry.key: entry
     for entry in (
-        Entry("chgnet-0.3.0", "CHGNet 0.3.0", "chgnet", "MPtrj", paper_label="CHGNet"),
-        Entry("chgnet-0.2.0", "CHGNet 0.2.0", "chgnet", "MPtrj"),
-        Entry("m3gnet-mp-2021.2.8", "M3GNet 2021.2.8", "matgl", "MPF", _matgl_files("M3GNet-MP-2021.2.8-PES"), paper_label="M3GNet"),
-        Entry("m3gnet-matpes-pbe-2025.1", "M3GNet MatPES", "matgl", "MatPES-PBE", _matgl_files("M3GNet-MatPES-PBE-v2025.1-PES")),
-        Entry("tensornet-matpes-pbe-2025.1", "TensorNet MatPES", "matgl", "MatPES-PBE", _matgl_files("TensorNet-MatPES-PBE-v2025.1-PES")),
+        Entry("chgnet-0.3.0", "CHGNet 0.3.0", "chgnet", "#0072B2", "o", "chgnet", "MPtrj", paper_label="CHGNet"),
+        Entry("chgnet-0.2.0", "CHGNet 0.2.0", "chgnet_02", "#56B4E9", "h", "chgnet", "MPtrj"),
+        Entry(
+            "m3gnet-mp-2021.2.8",
+            "M3GNet 2021.2.8",
+            "m3gnet",
+            "#D55E00",
+            "s",
+            "matgl",
+            "MPF",
+            _matgl_files("M3GNet-MP-2021.2.8-PES"),
+            paper_label="M3GNet",
+        ),
+        Entry(
+            "m3gnet-matpes-pbe-2025.1",
+            "M3GNet MatPES",
+            "m3matpes",
+            "#E69F00",
+            "D",
+            "matgl",
+            "MatPES-PBE",
+            _matgl_files("M3GNet-MatPES-PBE-v2025.1-PES"),
+        ),
+        Entry(
+            "tensornet-matpes-pbe-2025.1",
+            "TensorNet MatPES",
+            "tensornet",
+            "#CC79A7",
+            "P",
+            "matgl",
+            "MatPES-PBE",
+            _matgl_files("TensorNet-MatPES-PBE-v2025.1-PES"),
+        ),
         Entry(
             "mace-mp-0-medium",
             "MACE-MP-0",
+            "mace",
+            "#009E73",
+            "^",
             "mace",
             "MPtrj",
             ("ACEsuit/mace-mp/2023-12-03-mace-128-L1_epoch-199.model",),
             paper_label="MACE",
         ),
-        Entry("mace-mpa-0-medium", "MACE-MPA-0", "mace", "MPtrj + sAlex", ("ACEsuit/mace-mp/mace-mpa-0-medium.model",)),
-        Entry("sevennet-0", "SevenNet-0", "sevennet", "MPtrj", package="sevenn", environment="sevennet"),
+        Entry(
+            "mace-mpa-0-medium",
+            "MACE-MPA-0",
+            "mpa",
+            "#999933",
+            "v",
+            "mace",
+            "MPtrj + sAlex",
+            ("ACEsuit/mace-mp/mace-mpa-0-medium.model",),
+        ),
+        Entry("sevennet-0", "SevenNet-0", "sevennet", "#882255", "p", "sevennet", "MPtrj", package="sevenn", environment="sevennet"),
     )
 }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers import explanations, figures
+from helpers import explanations, figures, potentials
 from helpers.reports import page
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ def _shown(model: str, card: Card) -> str:
 def _short(card: Card) -> page.Section:
     blocks: list[page.Block] = [page.Text(_HEADLINES[card.recommendation], strong=True), page.Bullets(card.reasons)]
     key = str(card.about["model"])
-    if card.recommendation in ("scalar fix", "fine-tuning") and key.startswith(("ase:", "file:")) | (key in figures.COLOURS):
+    if card.recommendation in ("scalar fix", "fine-tuning") and key.startswith(("ase:", "file:")) | (key in potentials.CATALOGUE):
         method = " --method full" if card.recommendation == "fine-tuning" and card.about["trainable"] else ""
         command = f"softening fix --model {shlex.quote(key)} --labels my.extxyz{method} --out my-fix"
         blocks += [page.Text("With your own DFT frames as labels:"), page.Code(command)]
