@@ -15,14 +15,14 @@ import html
 import os
 import string
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import myst_nb
 import numpy as np
 import pandas as pd
 
-from helpers import benchmarks, figures, potentials, registry, results, runner
+from helpers import benchmarks, figures, potentials, registry, results, runner, scoreboard
 
 __all__ = ["RUNS", "Chapter", "begin"]
 
@@ -76,6 +76,30 @@ class Chapter:
             raise runner.LiveCheckError(f"the table of {benchmark} with {key} has nothing of {', '.join(chosen)}.")
         print('NOT RECOMPUTED (RUN = "results"): what is called live below repeats the table.')
         return table.assign(committed=table["value"], was=table["status"], difference=0.0)
+
+    def read(self, benchmark: str, *, sets: Collection[str] = ()) -> pd.DataFrame:
+        """Return the tables of all models (:func:`helpers.results.read`)."""
+        return results.read(benchmark, sets=sets)
+
+    def board(self, *numbers: str, caption: str = "", name: str = "{model}_verdicts") -> figures.ShownTable:
+        """Show figures of the paper beside ours (:func:`helpers.scoreboard.readable`), and name the verdicts, in words, for the text.
+
+        Parameters
+        ----------
+        *numbers : str
+            Figures of the paper: ``2a``, …
+        caption : str
+            Added to what every such table says.
+        name : str
+            Template, as for :meth:`glue`; also ``{figure}``.
+        """
+        board = scoreboard.table()
+        board = board[board["figure"].isin(numbers)]
+        told = board[["figure", "key"]].drop_duplicates().rename(columns={"key": "model"})
+        told["verdict"] = [scoreboard.told(board, *line) for line in told.itertuples(index=False)]
+        self.glue(told, "verdict", name)
+        words = f"Fig. {' and '.join(numbers)} of the paper and ours; * is digitised. {caption}"
+        return figures.show_table(scoreboard.readable(board), caption=words.strip())
 
     def footer(self, *names: str) -> str:
         """Return where the tables of some benchmarks come from, models in the order of the figures (:func:`helpers.figures.caption`)."""

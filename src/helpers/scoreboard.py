@@ -318,8 +318,7 @@ def one_label(key: str = "chgnet-0.3.0") -> pd.DataFrame:
         for frames, part in runs.items()
         for factor, method in {"s′": "least_squares", "1/s": "inverse_slope"}.items()
     ]
-    choices = pd.concat(found, ignore_index=True).query("status == 'ok'")
-    return choices.assign(ratio=choices["mae_after"] / choices["mae_before"])
+    return pd.concat(found, ignore_index=True).query("status == 'ok'")
 
 
 def _cure_lines() -> list[dict[str, object]]:

@@ -965,7 +965,7 @@ def one_label_corrections(table: pd.DataFrame, method: str = "inverse_slope", qu
     -------
     DataFrame
         One row per label: ``model, set, material, label, method, c``, ``n_label`` and ``n_others`` (components), and, on all *other*
-        frames, ``mae_before, mae_after, slope_before, slope_after``; ``status`` and ``reason`` (a frame whose slope is not
+        frames, ``mae_before, mae_after, ratio`` (after over before), ``slope_before, slope_after``; ``status`` and ``reason`` (a frame whose slope is not
         positive gives no correction and is a ``failed`` row with NaN for c and what follows from it).
 
     Raises
@@ -1012,11 +1012,35 @@ def _correct(data: _Grouped, method: str) -> dict[str, np.ndarray]:
         "n_others": others,
         "mae_before": (error.sum() - error) / others,
         "mae_after": after / others,
+        "ratio": after / (error.sum() - error),
         "slope_before": slope_before,
         "slope_after": c * slope_before,
         "status": np.where(usable, "ok", "failed"),
         "reason": np.where(usable, "", "the slope of the labelled frame is not positive"),
     }
+
+
+def over_choices(choices: pd.DataFrame, by: Sequence[str] = ("model",)) -> pd.DataFrame:
+    """Return what a correction does over all choices of its label.
+
+    Parameters
+    ----------
+    choices : DataFrame
+        From :func:`one_label_corrections` or :func:`transferred`. Labels that give no factor are left out.
+    by : sequence of str
+        Columns that tell the groups apart.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``by``, ``n``, medians of the numbers of the table, ``ratio_low`` and ``ratio_high`` (10 and 90 % of the choices), and
+        ``helps``, the share of choices with a ratio below one.
+    """
+    groups = choices[choices["status"] == "ok"].groupby(list(by), observed=True, sort=False)
+    found = groups.median(numeric_only=True).assign(n=groups.size())
+    found["ratio_low"], found["ratio_high"] = groups["ratio"].quantile(0.1), groups["ratio"].quantile(0.9)
+    found["helps"] = groups["ratio"].apply(lambda ratio: (ratio < 1).mean())
+    return found.reset_index()
 
 
 def corrected(table: pd.DataFrame, c: float) -> pd.DataFrame:
