@@ -113,7 +113,7 @@ class Chapter:
         table : DataFrame, optional
             One line per thing that has numbers. A model that has none there gets no names.
         columns : str
-            Columns to quote, separated by spaces.
+            Columns to quote, separated by spaces; ``other=column`` quotes one under another name.
         name : str
             Template: ``{column}``, and columns or levels of the index of the table. ``{model}`` is the model's short name in the catalogue;
             lines of other models are passed over, but for the chapter's own potential, which is ``own`` then.
@@ -128,7 +128,8 @@ class Chapter:
         if table is not None:
             table = table.reset_index() if any(table.index.names) else table
             fields = [field for _, field, _, _ in string.Formatter().parse(name) if field and field != "column"]
-            missing = [column for column in (*columns.split(), *fields) if column not in table]
+            quoted = dict((word.split("=") if "=" in word else (word, word)) for word in columns.split())
+            missing = [column for column in (*quoted.values(), *fields) if column not in table]
             if missing:
                 raise ValueError(f"the table has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")
             for line in table.to_dict("records"):
@@ -138,8 +139,8 @@ class Chapter:
                     words["model"] = potentials.CATALOGUE[key].short if key in potentials.CATALOGUE else "own" if key == self.key else ""
                     if not words["model"]:
                         continue
-                for column in columns.split():
-                    wanted = name.format(**words, column=column)
+                for called, column in quoted.items():
+                    wanted = name.format(**words, column=called)
                     if wanted in values:
                         raise ValueError(f"two numbers would be called {wanted!r}; let the template {name!r} name what tells them apart")
                     values[wanted] = line[column]

@@ -1034,12 +1034,12 @@ def over_choices(choices: pd.DataFrame, by: Sequence[str] = ("model",)) -> pd.Da
     -------
     DataFrame
         Columns ``by``, ``n``, medians of the numbers of the table, ``ratio_low`` and ``ratio_high`` (10 and 90 % of the choices), and
-        ``helps``, the share of choices with a ratio below one.
+        ``helps``, the share of choices with a ratio below one, %.
     """
     groups = choices[choices["status"] == "ok"].groupby(list(by), observed=True, sort=False)
     found = groups.median(numeric_only=True).assign(n=groups.size())
     found["ratio_low"], found["ratio_high"] = groups["ratio"].quantile(0.1), groups["ratio"].quantile(0.9)
-    found["helps"] = groups["ratio"].apply(lambda ratio: (ratio < 1).mean())
+    found["helps"] = groups["ratio"].apply(lambda ratio: 100 * (ratio < 1).mean())
     return found.reset_index()
 
 
