@@ -15,7 +15,7 @@ import html
 import os
 import string
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import myst_nb
@@ -37,8 +37,10 @@ class Chapter:
     ----------
     run : str
         One of :data:`RUNS`.
+    names : tuple of str
+        Its benchmarks.
     key : str
-        The potential that the chapter computes with.
+        The potential that it computes with.
     device : str
         In words.
     packages : str
@@ -48,6 +50,7 @@ class Chapter:
     """
 
     run: str
+    names: tuple[str, ...]
     key: str
     device: str
     packages: str
@@ -100,6 +103,14 @@ class Chapter:
         self.glue(told, "verdict", name)
         words = f"Fig. {' and '.join(numbers)} of the paper and ours; * is digitised. {caption}"
         return figures.show_table(scoreboard.readable(board), caption=words.strip())
+
+    def show(self, figure: object, alt: str, caption: str, *of: str) -> figures.Shown:
+        """Show a figure (:func:`helpers.figures.show`) with the footer of the benchmarks it is of; by default the chapter's first one."""
+        return figures.show(figure, alt, caption, self.footer(*(of or self.names[:1])))
+
+    def summary(self, table: pd.DataFrame, columns: Mapping, caption: str, *of: str, **options: object) -> figures.ShownTable:
+        """Show a table of numbers (:func:`helpers.figures.summary`) with the footer of the benchmarks it is of, as :meth:`show`."""
+        return figures.summary(table, columns, caption, self.footer(*(of or self.names[:1])), **options)
 
     def footer(self, *names: str) -> str:
         """Return where the tables of some benchmarks come from, models in the order of the figures (:func:`helpers.figures.caption`)."""
@@ -190,7 +201,7 @@ def begin(run: str, names: str | Sequence[str], key: str, *, device: str = "auto
             _compute(name, key, device, processes)
     versions = results.package_versions()
     packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "ase"))
-    return Chapter(run, key, results.device_name(str(where)), packages, tuple(_cost(name, key) for name in names))
+    return Chapter(run, names, key, results.device_name(str(where)), packages, tuple(_cost(name, key) for name in names))
 
 
 def _made(name: str, key: str) -> dict | None:
