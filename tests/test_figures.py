@@ -22,7 +22,7 @@ from PIL import Image
 
 from helpers import figures, softening
 from helpers.figures import interactive, style
-from helpers.figures.lanes import _CURES
+from helpers.figures.lanes import CURES
 from helpers.potentials import CATALOGUE
 from helpers.registry import data_dir
 
@@ -89,7 +89,7 @@ def test_every_model_has_a_colour_and_a_marker_of_its_own():
         assert len({look(model) for model in drawn}) == len(drawn)
     markers = {*map(figures.marker, drawn), figures.marker("chgnet-0.3.0*1.2"), figures.marker("chgnet-0.3.0+1"), figures.marker("ase:a.b")}
     assert len(markers) == len(drawn) + 3
-    assert markers <= set(style._PLOTLY_SYMBOL)
+    assert markers <= set(style.PLOTLY_SYMBOL)
 
 
 def lab(colour, matrix=None):
@@ -120,7 +120,7 @@ def test_the_papers_three_models_are_told_apart_by_colour_alone(vision):
 
 def test_coloured_text_has_contrast():
     for model in ["DFT", *CATALOGUE, "ase:a.b"]:
-        rgb = np.array(style._readable(model))
+        rgb = np.array(style.readable(model))
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         assert 1.05 / (linear @ [0.2126, 0.7152, 0.0722] + 0.05) >= 4.5
 
@@ -472,7 +472,7 @@ def test_structure_view_has_picture_text_atoms_and_cell():
 
 def test_cell_edges_are_the_edges():
     cell = np.array([[3.0, 0, 0], [1, 2, 0], [0.5, 0.2, 4]])
-    edges = interactive._cell_edges(cell)
+    edges = interactive.cell_edges(cell)
     fractional = edges @ np.linalg.inv(cell)
     corners, counts = np.unique(fractional.round(6).reshape(-1, 3), axis=0, return_counts=True)
     assert len(corners) == 8
@@ -509,7 +509,7 @@ def test_arrows_have_direction_and_scale_and_short_ones_are_left_out():
     assert len(arrows) == seen.sum() < len(atoms)
     starts, ends = np.moveaxis(np.array(arrows), 1, 0)
     np.testing.assert_allclose(ends - starts, 20 * moves[seen], atol=2e-4)
-    np.testing.assert_allclose(np.linalg.norm(starts - atoms.positions[seen], axis=1), interactive._BALL, atol=2e-4)
+    np.testing.assert_allclose(np.linalg.norm(starts - atoms.positions[seen], axis=1), interactive.BALL, atol=2e-4)
     np.testing.assert_allclose(sites, [site], atol=1e-4)
     soup = BeautifulSoup(view._repr_html_(), "html.parser")
     assert soup.find_all("img")[1]["alt"] == f"A vacancy. vacancy: {atoms.get_chemical_formula()}, empty site, displacement × 20."
@@ -525,14 +525,14 @@ def test_the_picture_shows_arrows_and_sites_where_the_atoms_are():
     centre = atoms.cell.array.sum(axis=0) / 2
     moves = -(atoms.positions - centre) * 0.05
     view = figures.structure_view({"x": atoms}, "A vacancy.", arrows={"x": moves}, sites={"x": [centre]})
-    scene = interactive._Scene(atoms, interactive._arrow_ends(atoms, view.arrows["x"], 10), view.sites["x"])
-    axes = interactive._drawing(scene).axes[0]
+    scene = interactive.Scene(atoms, interactive.arrow_ends(atoms, view.arrows["x"], 10), view.sites["x"])
+    axes = interactive.drawing(scene).axes[0]
     (hole,) = [patch for patch in axes.patches if patch.get_alpha()]
-    balls = [patch for patch in axes.patches if getattr(patch, "radius", None) == interactive._BALL]
+    balls = [patch for patch in axes.patches if getattr(patch, "radius", None) == interactive.BALL]
     (arrows,) = [artist for artist in axes.collections if hasattr(artist, "U")]
     assert len(balls) == len(atoms) == len(arrows.U)
     from_balls = np.linalg.norm(arrows.XY[:, None] - [ball.center for ball in balls], axis=-1)
-    assert (from_balls.min(axis=1) <= interactive._BALL + 1e-9).all(), "an arrow starts away from its atom"
+    assert (from_balls.min(axis=1) <= interactive.BALL + 1e-9).all(), "an arrow starts away from its atom"
     towards = np.array(hole.center) - arrows.XY
     across = towards[:, 0] * arrows.V - towards[:, 1] * arrows.U
     np.testing.assert_allclose(across, 0, atol=1e-9)
@@ -556,22 +556,22 @@ def test_arrows_and_sites_are_checked():
 @pytest.mark.parametrize("vision", VISION)
 @pytest.mark.parametrize("mixed", [("Ca", "Mg", "O"), ("Nb", "Mo"), ("Ta", "W"), ("Si", "C", "Al", "N"), ("Ni", "Al")])
 def test_elements_that_are_mixed_are_told_apart(mixed, vision):
-    colours = interactive._element_colours(mixed)
+    colours = interactive.element_colours(mixed)
     seen = [lab(colours[symbol], VISION[vision]) for symbol in mixed]
     assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 20
 
 
 def test_picture_view_and_key_have_the_same_colours():
     view = figures.structure_view(slab_and_crystal(), "Two structures.")
-    colours = interactive._element_colours(["Mg", "O"])
+    colours = interactive.element_colours(["Mg", "O"])
     scheme = json.loads(re.findall(r"setStyle\(\{\}, (\{.*\})\);", script_of(view))[1])["sphere"]["colorscheme"]["map"]
     assert scheme == {symbol: int(hue[1:], 16) for symbol, hue in colours.items()}
     (key,) = BeautifulSoup(view._repr_html_(), "html.parser").select(".structure-key")
     assert key.get_text().split() == ["Mg", "O"]
     assert all(hue in str(key) for hue in colours.values())
-    scene = interactive._Scene(slab_and_crystal()["rock salt"], np.empty((0, 2, 3)), np.empty((0, 3)))
+    scene = interactive.Scene(slab_and_crystal()["rock salt"], np.empty((0, 2, 3)), np.empty((0, 3)))
     faces = {
-        tuple(np.round(patch.get_facecolor()[:3], 3)) for patch in interactive._drawing(scene).axes[0].patches if hasattr(patch, "radius")
+        tuple(np.round(patch.get_facecolor()[:3], 3)) for patch in interactive.drawing(scene).axes[0].patches if hasattr(patch, "radius")
     }
     assert faces == {tuple(np.round(to_rgb(hue), 3)) for hue in colours.values()}
 
@@ -580,14 +580,14 @@ def test_only_neighbours_are_joined():
     """Rock salt joins ions of opposite charge only, fcc all nearest neighbours that are in the picture, bcc not the second ones."""
     salt = bulk("CaO", "rocksalt", 4.81, cubic=True) * (2, 2, 2)
     salt.symbols[[i for i in range(len(salt)) if salt[i].symbol == "Ca"][::2]] = "Mg"
-    for atom, bonded in zip(salt, interactive._bonds(salt), strict=True):
+    for atom, bonded in zip(salt, interactive.joined(salt), strict=True):
         assert {salt[other].symbol == "O" for other in bonded} == {atom.symbol != "O"}
-    assert max(map(len, interactive._bonds(salt))) == 6
-    assert max(map(len, interactive._bonds(bulk("Al", cubic=True) * (3, 3, 3)))) == 12
-    assert max(map(len, interactive._bonds(bulk("Mo", cubic=True) * (3, 3, 3)))) == 8
-    bonds = interactive._bonds(salt)
+    assert max(map(len, interactive.joined(salt))) == 6
+    assert max(map(len, interactive.joined(bulk("Al", cubic=True) * (3, 3, 3)))) == 12
+    assert max(map(len, interactive.joined(bulk("Mo", cubic=True) * (3, 3, 3)))) == 8
+    bonds = interactive.joined(salt)
     assert all(atom in bonds[other] for atom, bonded in enumerate(bonds) for other in bonded)
-    assert interactive._bonds(bulk("Cu")) == [[]]
+    assert interactive.joined(bulk("Cu")) == [[]]
 
 
 def test_several_viewers_on_a_page_have_their_own_places():
@@ -837,8 +837,8 @@ def test_before_after_refuses():
 
 @pytest.mark.parametrize("vision", VISION)
 def test_cures_are_told_apart(vision):
-    assert len({shape for shape, _ in _CURES}) == len(_CURES)
-    seen = [lab(hue, VISION[vision]) for _, hue in _CURES]
+    assert len({shape for shape, _ in CURES}) == len(CURES)
+    seen = [lab(hue, VISION[vision]) for _, hue in CURES]
     assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 20
 
 

@@ -8,7 +8,6 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, to_rgb
 from matplotlib.figure import Figure
@@ -16,25 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 
 from helpers import softening
-from helpers.figures.style import (
-    _IDEAL,
-    _TEXT,
-    STYLE,
-    _chosen,
-    _legend,
-    _note,
-    _outer_labels,
-    _panels,
-    _range,
-    _readable,
-    _rows,
-    _significant,
-    _size,
-    _square,
-    _title,
-    colour,
-    marker,
-)
+from helpers.figures import style
+from helpers.figures.style import STYLE, colour
 
 
 def parity(
@@ -73,13 +55,13 @@ def parity(
     ValueError
         If there is nothing to draw, or the table holds several properties or units.
     """
-    rows = _rows(table, quantity)
+    rows = style.property_rows(table, quantity)
     units = rows["unit"].unique()
     if len(units) != 1:
         raise ValueError(f"one unit is needed, but the table has {', '.join(map(str, units))}")
-    models = _chosen(rows, models)
+    models = style.chosen(rows, models)
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(models), extra=0.3)
+        figure, axes, spare = style.panels(len(models), extra=0.3)
         columns = ["model", "value", "reference"]
         shown = pd.DataFrame(columns=columns) if paper is None else paper.loc[paper["model"].isin(models), columns]
         parts = [rows[rows["model"] == model] for model in models]
@@ -90,23 +72,23 @@ def parity(
         margin = 0.04 * (high - low)
         low, high = low - margin, high + margin
         for panel, model, part in zip(axes, models, parts, strict=True):
-            _parity_panel(panel, model, part, shown[shown["model"] == model], clusters, (low, high), str(units[0]), fit)
+            parity_panel(panel, model, part, shown[shown["model"] == model], clusters, (low, high), str(units[0]), fit)
         suffix = f" ({units[0]})" if units[0] else ""
-        _outer_labels(axes, f"DFT {what}{suffix}", f"model {what}{suffix}")
+        style.outer_labels(axes, f"DFT {what}{suffix}", f"model {what}{suffix}")
         handles = [
             Line2D([], [], color="#444444", marker="o", linestyle="none", markersize=6, label="ours"),
             *([Line2D([], [], color="#444444", linewidth=2, label="fit through zero")] if fit else []),
-            Line2D([], [], label="model = DFT", **_IDEAL),
+            Line2D([], [], label="model = DFT", **style.IDEAL),
         ]
         if len(shown):
             handles.insert(
                 1, Line2D([], [], color="#444444", marker="o", markerfacecolor="none", linestyle="none", alpha=0.55, label="paper")
             )
-        _legend(figure, spare, handles)
+        style.legend(figure, spare, handles)
     return figure
 
 
-def _parity_panel(
+def parity_panel(
     axes: Axes,
     model: str,
     part: pd.DataFrame,
@@ -117,46 +99,27 @@ def _parity_panel(
     fit: bool = True,
     brief: bool = False,
 ) -> None:
+    """Draw one model's points with the fit and the numbers (``brief``: two of them), and the paper's points behind."""
     x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
     if len(paper):
-        axes.plot(
-            paper["reference"],
-            paper["value"],
-            marker=marker(model),
-            linestyle="none",
-            markersize=_size(model, 4.5),
-            markerfacecolor="none",
-            markeredgecolor=colour(model),
-            markeredgewidth=0.9,
-            alpha=0.45,
-            zorder=3,
-        )
-    axes.plot(
-        x,
-        y,
-        marker=marker(model),
-        linestyle="none",
-        markersize=_size(model, 5.5),
-        color=colour(model),
-        markeredgecolor="white",
-        markeredgewidth=0.5,
-        alpha=0.9,
-        zorder=4,
-    )
+        open_points = {"linestyle": "none", "markerfacecolor": "none", "markeredgewidth": 0.9, "alpha": 0.45}
+        axes.plot(paper["reference"], paper["value"], zorder=3, **style.look(model, 4.5), **open_points)
+    points = {"linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.5, "alpha": 0.9}
+    axes.plot(x, y, zorder=4, **style.look(model, 5.5), **points)
     summary = softening.scalar_summary(y, x, clusters=None if clusters is None else part[clusters])
-    _square(axes, *limits)
-    lines = [f"n = {summary['n']}", f"MAE {_significant(summary['mae'])} {unit}"]
+    style.square(axes, *limits)
+    lines = [f"n = {summary['n']}", f"MAE {style.significant(summary['mae'])} {unit}"]
     if brief:
         lines = [f"MAE {summary['mae']:.2f} {unit}"]
     if fit:
         ends = np.array([min(x.min(), 0.0), max(x.max(), 0.0)])
         axes.plot(ends, summary["slope"] * ends, color=colour(model), linewidth=2, zorder=5, path_effects=_casing())
-        interval = "" if brief else _range(summary["slope_low"], summary["slope_high"])
+        interval = "" if brief else style.interval(summary["slope_low"], summary["slope_high"])
         lines.insert(-1, f"slope {summary['slope']:.2f}{interval}")
     axes.set_xlim(limits)
     axes.set_ylim(limits)
-    _note(axes, "\n".join(lines))
-    _title(axes, model)
+    style.note(axes, "\n".join(lines))
+    style.title(axes, model)
 
 
 def _casing(width: float = 4.0) -> list[object]:
@@ -196,19 +159,19 @@ def force_parity(
     ValueError
         If there is nothing to draw.
     """
-    rows = _rows(table, quantity)
-    models = _chosen(rows, models)
+    rows = style.property_rows(table, quantity)
+    models = style.chosen(rows, models)
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(models), extra=1.1)
+        figure, axes, spare = style.panels(len(models), extra=1.1)
         if limit is None:
             limit = float(np.quantile(np.abs(rows["reference"].to_numpy(dtype=float)), 0.999)) * 1.05
         drawn = [
-            _force_panel(panel, model, rows[rows["model"] == model], limit, gridsize) for panel, model in zip(axes, models, strict=True)
+            force_panel(panel, model, rows[rows["model"] == model], limit, gridsize) for panel, model in zip(axes, models, strict=True)
         ]
         norm = LogNorm(1, max(2, *(hexagons.get_array().max() for hexagons in drawn)))
         for hexagons in drawn:
             hexagons.set_norm(norm)
-        _outer_labels(axes, "DFT force (eV/Å)", "model force (eV/Å)")
+        style.outer_labels(axes, "DFT force (eV/Å)", "model force (eV/Å)")
         # One scale for all panels, in grey: lightness counts, hue names the model.
         scale = mpl.cm.ScalarMappable(norm, _ramp("#7F7F7F"))
         if spare is None:
@@ -217,13 +180,13 @@ def force_parity(
             figure.colorbar(scale, cax=spare.inset_axes([0.1, 0.28, 0.8, 0.05]), orientation="horizontal", label="components per hexagon")
         handles = [
             Line2D([], [], color="#444444", linewidth=2, label="fit through zero"),
-            Line2D([], [], label="model = DFT", **_IDEAL),
+            Line2D([], [], label="model = DFT", **style.IDEAL),
         ]
-        _legend(figure, spare, handles)
+        style.legend(figure, spare, handles)
     return figure
 
 
-def _force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsize: int, brief: bool = False) -> PolyCollection:
+def force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsize: int, brief: bool = False) -> PolyCollection:
     """Draw one model's force components as hexagons, with the fit and the numbers (``brief``: two of them); return the hexagons."""
     x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
     inside = (np.abs(x) <= limit) & (np.abs(y) <= limit)
@@ -238,18 +201,18 @@ def _force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, grids
         linewidths=0.1,
         zorder=2,
     )
-    _square(axes, -limit, limit)
+    style.square(axes, -limit, limit)
     fitted = softening.fit(x, y)
     ends = np.array([-limit, limit])
-    axes.plot(ends, fitted.slope * ends, color=_readable(model), linewidth=2, zorder=5, path_effects=_casing())
+    axes.plot(ends, fitted.slope * ends, color=style.readable(model), linewidth=2, zorder=5, path_effects=_casing())
     axes.set_ylim(-limit, limit)
     if brief:
-        _note(axes, f"slope {fitted.slope:.2f}\nMAE {fitted.mae:.2f} eV/Å")
+        style.note(axes, f"slope {fitted.slope:.2f}\nMAE {fitted.mae:.2f} eV/Å")
         return hexagons
-    _note(axes, f"slope {fitted.slope:.3f}\nMAE {fitted.mae:.3f}\ncMAE {fitted.cmae:.3f} eV/Å")
-    _title(axes, model)
+    style.note(axes, f"slope {fitted.slope:.3f}\nMAE {fitted.mae:.3f}\ncMAE {fitted.cmae:.3f} eV/Å")
+    style.title(axes, model)
     outside = np.count_nonzero(~inside)
-    _note(axes, f"n = {len(x):,}" + (f"\n{outside:,} outside" if outside else ""), "lower right")
+    style.note(axes, f"n = {len(x):,}" + (f"\n{outside:,} outside" if outside else ""), "lower right")
     return hexagons
 
 
@@ -266,17 +229,17 @@ def hero(before: pd.DataFrame, after: pd.DataFrame, surfaces: pd.DataFrame, mode
         The model's key.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 3.3), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = style.blank(3.3, 9.0)
         left, middle, right = figure.subplots(1, 3)
-        before, after, surfaces = _rows(before, "force"), _rows(after, "force"), _rows(surfaces, None)
+        before, after = style.property_rows(before, "force"), style.property_rows(after, "force")
+        surfaces = style.property_rows(surfaces, None)
         limit = float(np.quantile(np.abs(before["reference"].to_numpy(dtype=float)), 0.999)) * 1.05
-        _force_panel(left, model, before, limit, 42, brief=True)
-        _force_panel(right, model, after, limit, 42, brief=True)
+        force_panel(left, model, before, limit, 42, brief=True)
+        force_panel(right, model, after, limit, 42, brief=True)
         top = 1.05 * float(surfaces[["value", "reference"]].to_numpy().max())
-        _parity_panel(middle, model, surfaces, pd.DataFrame(), "material", (-0.02 * top, top), str(surfaces["unit"].iloc[0]), brief=True)
+        parity_panel(middle, model, surfaces, pd.DataFrame(), "material", (-0.02 * top, top), str(surfaces["unit"].iloc[0]), brief=True)
         for axes, what in ((left, "force (eV/Å)"), (middle, "surface energy (eV/Å²)"), (right, "force (eV/Å)")):
             axes.set(xlabel=f"DFT {what}", ylabel=f"model {what}")
         for axes, title in ((left, "Forces: too weak"), (middle, "Surfaces: too cheap"), (right, "After ten labels")):
-            axes.set_title(title, loc="left", color=_TEXT)
+            axes.set_title(title, loc="left", color=style.TEXT)
     return figure

@@ -8,27 +8,11 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from helpers.figures.style import (
-    _MUTED,
-    _PANEL,
-    STYLE,
-    _chosen,
-    _good,
-    _legend,
-    _one_property,
-    _outer_labels,
-    _panels,
-    _size,
-    _title,
-    colour,
-    in_order,
-    label,
-    marker,
-)
+from helpers.figures import style
+from helpers.figures.style import STYLE, colour, in_order, label, marker
 
 _SOURCES = ("ours", "paper", "DFT")
 
@@ -67,40 +51,40 @@ def by_composition(
     ValueError
         If there is nothing to draw, the table holds several properties, a column is missing, or a value is not finite.
     """
-    rows = _good(_one_property(ours, quantity) if "property" in ours else ours, ["model"], ["x", "value"])
-    models = _chosen(rows, models)
-    theirs = rows.iloc[:0] if paper is None else _good(paper, ["model"], ["x", "value"])
+    rows = style.good_rows(style.one_property(ours, quantity) if "property" in ours else ours, ["model"], ["x", "value"])
+    models = style.chosen(rows, models)
+    theirs = rows.iloc[:0] if paper is None else style.good_rows(paper, ["model"], ["x", "value"])
     dft = theirs[theirs["model"] == "DFT"]
     beside = 0.24 * min(np.diff(np.unique(rows["x"].to_numpy(dtype=float).round(6))), default=0.1)
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(models), extra=0.6)
+        figure, axes, spare = style.panels(len(models), extra=0.6)
         shown = pd.concat([rows.loc[rows["model"].isin(models), "value"], theirs.loc[theirs["model"].isin([*models, "DFT"]), "value"]])
         low, high = min(shown.min(), 0.0), max(shown.max(), 0.0)
         margin = 0.05 * max(high - low, 0.01)
         for panel, model in zip(axes, models, strict=True):
-            panel.axhline(0, color=_MUTED, linewidth=0.9, zorder=1)
-            _orderings(panel, dft, -beside, color=_MUTED)
+            panel.axhline(0, color=style.MUTED, linewidth=0.9, zorder=1)
+            _orderings(panel, dft, -beside, color=style.MUTED)
             _orderings(panel, rows[rows["model"] == model], 0.0, color=colour(model))
             _orderings(panel, theirs[theirs["model"] == model], beside, color=colour(model), open_marker=marker(model))
             _mean(panel, dft, "DFT")
             _mean(panel, rows[rows["model"] == model], model)
             panel.set(xlim=(-0.04, 1.04), ylim=(low - margin, high + margin))
             panel.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
-            _title(panel, model)
-        _outer_labels(axes, f"{species} fraction", f"{what}\n({unit})")
-        _legend(figure, spare, _composition_key(len(dft) > 0, bool(set(theirs["model"]) & set(models))))
+            style.title(panel, model)
+        style.outer_labels(axes, f"{species} fraction", f"{what}\n({unit})")
+        style.legend(figure, spare, _composition_key(len(dft) > 0, bool(set(theirs["model"]) & set(models))))
     return figure
 
 
 def _orderings(axes: Axes, part: pd.DataFrame, shift: float, color: str, open_marker: str | None = None) -> None:
     """Draw one point per ordering: small and translucent, or the paper's open marker."""
-    style = (
+    look = (
         {"marker": "o", "markersize": 3.6, "markeredgewidth": 0, "alpha": 0.4}
         if open_marker is None
         else {"marker": open_marker, "markersize": 3.8, "markerfacecolor": "none", "markeredgewidth": 0.8, "alpha": 0.6}
     )
     if len(part):
-        axes.plot(part["x"] + shift, part["value"], linestyle="none", color=color, zorder=3, **style)
+        axes.plot(part["x"] + shift, part["value"], linestyle="none", color=color, zorder=3, **look)
 
 
 def _mean(axes: Axes, part: pd.DataFrame, model: str) -> None:
@@ -112,7 +96,7 @@ def _mean(axes: Axes, part: pd.DataFrame, model: str) -> None:
     x = part["x"].round(6)
     means = (part["value"] * weights).groupby(x).sum() / weights.groupby(x).sum()
     edge = {} if model == "DFT" else {"markeredgecolor": "white", "markeredgewidth": 0.5}
-    axes.plot(means.index, means, color=colour(model), marker=marker(model), markersize=_size(model, 5.5), linewidth=1.6, zorder=5, **edge)
+    axes.plot(means.index, means, linewidth=1.6, zorder=5, **style.look(model, 5.5), **edge)
 
 
 def _composition_key(with_dft: bool, with_paper: bool) -> list[Line2D]:
@@ -148,8 +132,8 @@ def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None,
         or given twice.
     """
     columns = ["model", "source", "x", "temperature_k"]
-    rows = _good(binodals, columns[:2], columns[2:])
-    tops = rows.iloc[:0] if consolute is None else _good(consolute, columns[:2], columns[2:])
+    rows = style.good_rows(binodals, columns[:2], columns[2:])
+    tops = rows.iloc[:0] if consolute is None else style.good_rows(consolute, columns[:2], columns[2:])
     unknown = sorted(set(rows["source"]).union(tops["source"]) - set(_SOURCES))
     if unknown:
         raise ValueError(f"unknown source {unknown[0]!r}; there are: {', '.join(_SOURCES)}")
@@ -161,8 +145,7 @@ def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None,
         raise ValueError(f"the consolute point of {lost[0][0]} ({lost[0][1]}) has no binodal")
     models = in_order(rows["model"])
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2 * _PANEL + 0.2, 4.2 + 0.13 * len(models)), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = style.blank(4.2 + 0.13 * len(models))
         axes = figure.subplots()
         for model, source in drawn:
             part, top = (frame[(frame["model"] == model) & (frame["source"] == source)] for frame in (rows, tops))
@@ -173,9 +156,7 @@ def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None,
                 axes.plot(
                     top["x"],
                     top["temperature_k"],
-                    marker=marker(model),
-                    markersize=_size(model, 8),
-                    color=colour(model),
+                    **style.look(model, 8),
                     markerfacecolor=face,
                     markeredgewidth=1.8 if model == "DFT" else 1.4,
                     linestyle="none",
@@ -183,10 +164,7 @@ def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None,
                 )
         axes.set(xlim=(0, 1), xlabel=f"{species} fraction", ylabel="temperature (K)")
         axes.set_ylim(bottom=0)
-        handles = [
-            Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 7), label="DFT (paper)" if m == "DFT" else label(m))
-            for m in models
-        ]
+        handles = [Line2D([], [], **style.look(model, 7), label="DFT (paper)" if model == "DFT" else label(model)) for model in models]
         for source in ("ours", "paper"):
             if source in set(rows["source"]):
                 face = {"markerfacecolor": "white"} if source == "paper" else {}
@@ -232,9 +210,9 @@ def continuous_composition(curves: pd.DataFrame, species: str = "Ca") -> Figure:
         raise ValueError(f"{len(sources)} sources, but there are {len(_SOURCE_STYLES)} styles")
     looks = dict(zip(sources, _SOURCE_STYLES, strict=False))
     with mpl.rc_context(STYLE):
-        figure, axes, _ = _panels(2, extra=0.26 * len(sources))
+        figure, axes, _ = style.panels(2, extra=0.26 * len(sources))
         for panel, column in zip(axes, ("deviation", "mixing_energy"), strict=True):
-            panel.axhline(0, color=_MUTED, linewidth=0.9)
+            panel.axhline(0, color=style.MUTED, linewidth=0.9)
             for source, look in looks.items():
                 part = curves[(curves["source"] == source) & curves[column].notna()].sort_values("x")
                 if len(part):

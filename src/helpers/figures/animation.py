@@ -12,8 +12,7 @@ import ase
 import numpy as np
 from matplotlib.figure import Figure
 
-from helpers.figures.interactive import _TILT, _TURN, _cell_edges, _drawing, _element_colours, _identifier, _key, _Scene, _script
-from helpers.figures.style import _need_alt, _png_uri
+from helpers.figures import interactive, style
 
 LOOPS = ("loop", "back-and-forth")
 
@@ -54,7 +53,7 @@ class AnimationView:
     height: int
 
     def _repr_html_(self) -> str:
-        identifier = _identifier("animation", self.alt)
+        identifier = interactive.element_id("animation", self.alt)
         first = self.frames[0]
         alternative = html.escape(f"{self.alt} {first.get_chemical_formula()}, {len(self.frames)} frames.", quote=True)
         box = "position: relative; width: 100%; overflow: hidden; background: white"
@@ -66,7 +65,7 @@ class AnimationView:
             '<div class="structure-views" style="background: white; color: #222222; color-scheme: light">'
             f'<div id="{identifier}" class="structure-viewer" role="img" aria-label="{alternative}" '
             f'style="{box}; height: {self.height}px">'
-            f'<img src="{_png_uri(self._picture())}" alt="{alternative}" style="width: 100%; height: 100%; object-fit: contain"></div>'
+            f'<img src="{style.png_uri(self._picture())}" alt="{alternative}" style="width: 100%; height: 100%; object-fit: contain"></div>'
             # The attribute is on an element without a display of its own, which would win over it.
             f'<div id="{identifier}-bar" hidden><div style="{bar}">'
             '<button type="button" aria-label="Play or pause" aria-pressed="false" style="min-width: 5rem">Play</button>'
@@ -74,7 +73,7 @@ class AnimationView:
             'style="flex: 1 1 8rem; max-width: 20rem">'
             # Screen readers would speak all the time; the slider tells them the text of the frame.
             f'<output aria-live="off" style="{output}">{html.escape(self.labels[0])}</output></div></div>'
-            f"{_key(first, [])}</div>\n{_script(self.script, self._player(identifier))}"
+            f"{interactive.colour_key(first, [])}</div>\n{interactive.script_tag(self.script, self._player(identifier))}"
         )
 
     def _picture(self) -> Figure:
@@ -82,17 +81,17 @@ class AnimationView:
         first = self.frames[0]
         radii = np.full(len(first), _BALL)
         radii[list(self.highlight)] = _POINTED_OUT
-        colours = _element_colours(first.get_chemical_symbols())
+        colours = interactive.element_colours(first.get_chemical_symbols())
         beads = [(frame.positions[atom], _BEAD, colours[first[atom].symbol]) for frame in self.frames[1:] for atom in self.highlight]
-        return _drawing(_Scene(first, np.empty((0, 2, 3)), np.empty((0, 3))), radii, beads)
+        return interactive.drawing(interactive.Scene(first, np.empty((0, 2, 3)), np.empty((0, 3))), radii, beads)
 
     def _player(self, identifier: str) -> str:
         """Return the JavaScript that puts the view in the place of the picture and plays it."""
         symbols = self.frames[0].get_chemical_symbols()
         # Symbols are sent once: all frames have the same atoms.
         positions = [frame.positions.round(3).tolist() for frame in self.frames]
-        scheme = {"prop": "elem", "map": {symbol: int(hue[1:], 16) for symbol, hue in _element_colours(symbols).items()}}
-        edges = _cell_edges(np.asarray(self.frames[0].cell)).round(3).tolist() if self.frames[0].cell.rank == 3 else []
+        scheme = {"prop": "elem", "map": {symbol: int(hue[1:], 16) for symbol, hue in interactive.element_colours(symbols).items()}}
+        edges = interactive.cell_edges(np.asarray(self.frames[0].cell)).round(3).tolist() if self.frames[0].cell.rank == 3 else []
         data = {
             "symbols": symbols,
             "positions": positions,
@@ -124,8 +123,8 @@ class AnimationView:
     viewer.addCylinder({{start: point(start), end: point(end), radius: 0.04, color: "#777777"}});
   }}
   viewer.zoomTo();
-  viewer.rotate({_TILT}, "x");
-  viewer.rotate({_TURN}, "vy");
+  viewer.rotate({interactive.TILT}, "x");
+  viewer.rotate({interactive.TURN}, "vy");
   viewer.zoom(1.35);
   viewer.render();
   picture.forEach((element) => element.remove());
@@ -220,7 +219,7 @@ def animation_view(
     TypeError
         If an atom to be highlighted is not an integer.
     """
-    _need_alt(alt)
+    style.need_alt(alt)
     frames = [frame.copy() for frame in frames]
     if len(frames) < 2:
         raise ValueError(f"an animation needs at least two frames, not {len(frames)}")

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers.figures.against_dft import _force_panel, _parity_panel
-from helpers.figures.style import _TEXT, STYLE, _good, _outer_labels, _panels
+from helpers.figures import style
+from helpers.figures.against_dft import force_panel, parity_panel
+from helpers.figures.style import STYLE
 
 
 def families(panels: Mapping[str, tuple[pd.DataFrame, str, bool]], reference: str = "DFT") -> Figure:
@@ -32,18 +33,18 @@ def families(panels: Mapping[str, tuple[pd.DataFrame, str, bool]], reference: st
     if not panels:
         raise ValueError("there is nothing to draw: no family has values")
     with mpl.rc_context(STYLE):
-        figure, axes, _ = _panels(len(panels))
+        figure, axes, _ = style.panels(len(panels))
         for panel, (title, (table, unit, dense)) in zip(axes, panels.items(), strict=True):
-            rows = _good(table, ["model", "material"], ["value", "reference"])
+            rows = style.good_rows(table, ["model", "material"], ["value", "reference"])
             model = str(rows["model"].iloc[0])
             values = rows[["value", "reference"]].to_numpy(dtype=float)
             if dense:
                 limit = 1.05 * float(np.quantile(np.abs(rows["reference"].to_numpy(dtype=float)), 0.999))
-                _force_panel(panel, model, rows, limit, 36, brief=True)
+                force_panel(panel, model, rows, limit, 36, brief=True)
             else:
                 low, high = min(values.min(), 0.0), max(values.max(), 0.0)
                 margin = 0.04 * (high - low)
-                _parity_panel(panel, model, rows, pd.DataFrame(), "material", (low - margin, high + margin), unit)
-            panel.set_title(title, loc="left", color=_TEXT, fontsize=10.5)
-        _outer_labels(axes, reference, "model")
+                parity_panel(panel, model, rows, pd.DataFrame(), "material", (low - margin, high + margin), unit)
+            panel.set_title(title, loc="left", color=style.TEXT, fontsize=10.5)
+        style.outer_labels(axes, reference, "model")
     return figure

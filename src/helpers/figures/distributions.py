@@ -8,28 +8,14 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from scipy import stats
 
-from helpers.figures.style import (
-    _IDEAL,
-    _MUTED,
-    _PANEL,
-    _TEXT,
-    STYLE,
-    _chosen,
-    _readable,
-    _robust_limits,
-    _rows,
-    _significant,
-    colour,
-    label,
-    marker,
-)
+from helpers.figures import style
+from helpers.figures.style import STYLE, colour, label, marker
 from helpers.potentials import CATALOGUE
 
 
@@ -99,11 +85,11 @@ def error_distribution(
     ValueError
         If there is nothing to draw, a value is not finite, or a case occurs more than once for a model.
     """
-    good = _rows(table, None)
+    good = style.property_rows(table, None)
     twice = good[good.duplicated(["model", "case"])]
     if len(twice):
         raise ValueError(f"{twice['model'].iloc[0]} has {twice['case'].iloc[0]} more than once")
-    models = _chosen(good, models)
+    models = style.chosen(good, models)
 
     def words(values: np.ndarray) -> str:
         return f"mean {np.mean(values):+.2f}\n{np.mean(values < 0):.0%} below 0\nn = {len(values)}".replace("-", "−")
@@ -127,8 +113,8 @@ def _distributions(
     with mpl.rc_context(STYLE):
         figure, axes = _lanes(models, 1.15)
         if limits is None:
-            limits = _robust_limits(good["drawn"].to_numpy(dtype=float), ideal)
-        axes.axvline(ideal, zorder=1, **_IDEAL)
+            limits = style.robust_limits(good["drawn"].to_numpy(dtype=float), ideal)
+        axes.axvline(ideal, zorder=1, **style.IDEAL)
         rng = np.random.default_rng(0)
         for lane, model in enumerate(models):
             values = good.loc[good["model"] == model, "drawn"].to_numpy(dtype=float)
@@ -163,7 +149,7 @@ def _distributions(
                 ha="left",
                 va="center",
                 fontsize=10,
-                color=_TEXT,
+                color=style.TEXT,
                 linespacing=1.3,
             )
             _outside(axes, values, limits, lane)
@@ -224,7 +210,7 @@ def mae_cmae(
                     transform=axes.get_yaxis_transform(),
                     va="center",
                     fontsize=10,
-                    color=_TEXT,
+                    color=style.TEXT,
                 )
                 paper = _paper_row(paper_quartiles, model, quantity="cMAE" if quantity == "cmae" else "MAE")
                 if paper is not None:
@@ -255,20 +241,19 @@ def force_histogram(forces: pd.DataFrame, sets: Mapping[str, str]) -> Figure:
     edges = np.logspace(-3, 2, 61)
     centres = np.sqrt(edges[1:] * edges[:-1])
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2 * _PANEL + 0.2, 4.3), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = style.blank(4.3)
         axes = figure.subplots()
         tones = ["#9AA3AC", colour("chgnet-0.3.0"), colour("m3gnet-mp-2021.2.8"), "#222222"]
-        for (name, text), tone, style in zip(sets.items(), tones, ["-", "-", "--", ":"], strict=False):
+        for (name, text), tone, look in zip(sets.items(), tones, ["-", "-", "--", ":"], strict=False):
             sizes = np.abs(forces.loc[forces["set"] == name, "reference"].to_numpy(dtype=float))
             sizes = sizes[sizes > 0]
             density, _ = np.histogram(sizes, bins=edges)
             density = density / density.sum() / np.log10(edges[1] / edges[0])
-            where = f"{text} (median {_significant(float(np.median(sizes)))} eV/Å)"
+            where = f"{text} (median {style.significant(float(np.median(sizes)))} eV/Å)"
             if tone == tones[0]:
                 axes.fill_between(centres, density, color=tone, alpha=0.45, linewidth=0, label=where)
             else:
-                axes.plot(centres, density, color=tone, linestyle=style, label=where)
+                axes.plot(centres, density, color=tone, linestyle=look, label=where)
         axes.set(xscale="log", xlabel="size of a DFT force component (eV/Å)", ylabel="share per decade", xlim=(1e-3, 40))
         axes.set_ylim(bottom=0)
         figure.legend(loc="outside upper left", ncols=1)
@@ -277,13 +262,12 @@ def force_histogram(forces: pd.DataFrame, sets: Mapping[str, str]) -> Figure:
 
 def _lanes(models: Sequence[str], height: float) -> tuple[Figure, Axes]:
     """Return a figure with one horizontal lane per model, the first on top."""
-    figure = Figure(figsize=(6.9, height * len(models) + 1.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = style.blank(height * len(models) + 1.2)
     axes = figure.subplots()
     axes.set_ylim(len(models) - 0.45, -0.6)
     axes.set_yticks(range(len(models)), [label(model).replace(" ", "\n", 1) for model in models], fontweight="bold", linespacing=1.3)
     for tick, model in zip(axes.get_yticklabels(), models, strict=True):
-        tick.set_color(_readable(model))
+        tick.set_color(style.readable(model))
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
@@ -297,7 +281,7 @@ def _good_fits(fits: pd.DataFrame, models: Sequence[str] | None) -> tuple[pd.Dat
     for model, part in good.groupby("model", observed=True):
         if part["material"].duplicated().any():
             raise ValueError(f"materials of {model} occur more than once: pass one reference set")
-    return good, _chosen(good, models)
+    return good, style.chosen(good, models)
 
 
 def _cloud(axes: Axes, values: np.ndarray, base: float, height: float, limits: tuple[float, float], hue: str) -> None:
@@ -332,7 +316,7 @@ def _quartile_box(
         manage_ticks=False,
         boxprops={"facecolor": face, "edgecolor": hue, "linewidth": 1.4, "linestyle": line["linestyle"]},
         whiskerprops=line,
-        medianprops={"color": _TEXT, "linewidth": 2.2, "solid_capstyle": "butt"},
+        medianprops={"color": style.TEXT, "linewidth": 2.2, "solid_capstyle": "butt"},
         zorder=4,
     )
 
@@ -340,9 +324,9 @@ def _quartile_box(
 def _outside(axes: Axes, values: np.ndarray, limits: tuple[float, float], lane: float) -> None:
     below, above = np.count_nonzero(values < limits[0]), np.count_nonzero(values > limits[1])
     if below:
-        axes.text(limits[0], lane + 0.42, f"← {below} more", fontsize=9, color=_MUTED, ha="left", va="center")
+        axes.text(limits[0], lane + 0.42, f"← {below} more", fontsize=9, color=style.MUTED, ha="left", va="center")
     if above:
-        axes.text(limits[1], lane + 0.42, f"{above} more →", fontsize=9, color=_MUTED, ha="right", va="center")
+        axes.text(limits[1], lane + 0.42, f"{above} more →", fontsize=9, color=style.MUTED, ha="right", va="center")
 
 
 def _paper_row(paper: pd.DataFrame | None, model: str, **conditions: str) -> pd.Series | None:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from helpers import softening
-from helpers.figures.style import _IDEAL, _TEXT, STYLE, _legend, _note, _outer_labels, _panels
+from helpers.figures import style
+from helpers.figures.style import STYLE
 
 # Of Tol's muted colours and darker ones; no model has one of these.
 _KINDS = (
@@ -76,13 +76,13 @@ def seed_curves(
         If a panel has nothing to draw.
     """
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(panels))
+        figure, axes, spare = style.panels(len(panels))
         figure.set_figheight(0.85 * figure.get_figheight())
         for axis, (panel, x_label) in zip(axes, panels.items(), strict=True):
             here = curves[curves["panel"] == panel]
             if here.empty:
                 raise ValueError(f"there is nothing to draw for {panel!r}")
-            axis.axhline(1, zorder=1, **_IDEAL)
+            axis.axhline(1, zorder=1, **style.IDEAL)
             if marked and panel in marked:
                 axis.axvline(marked[panel], color="#C9CED4", linewidth=5, zorder=0)
             for kind, look in _looks(kinds).items():
@@ -100,7 +100,7 @@ def seed_curves(
             axis.set_ylabel(y_label)
             if limits:
                 axis.set_ylim(limits)
-        _legend(figure, spare, _handles(kinds))
+        style.legend(figure, spare, _handles(kinds))
     return figure
 
 
@@ -122,14 +122,13 @@ def arms(table: pd.DataFrame, panels: Mapping[str, str]) -> Figure:
     """
     names = list(dict.fromkeys(table["arm"]))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.6, 1.0 + 0.3 * len(names)), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = style.blank(1.0 + 0.3 * len(names), 8.6)
         axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
         for axis, (panel, look) in zip(axes, _looks(panels).items(), strict=True):
             here = table[table["panel"] == panel].set_index("arm").reindex(names)
             if here["mean"].isna().all():
                 raise ValueError(f"there is nothing to draw for {panel!r}")
-            axis.axvline(1, zorder=2, **_IDEAL)
+            axis.axvline(1, zorder=2, **style.IDEAL)
             axis.axvspan(here["low"].iloc[0], here["high"].iloc[0], color="#E4E7EA", linewidth=0, zorder=0)
             axis.hlines(range(len(names)), here["low"], here["high"], color=look["color"], linewidth=2, zorder=2.5)
             axis.plot(here["mean"], range(len(names)), marker=look["marker"], color=look["color"], linestyle="none", markersize=7, zorder=3)
@@ -159,11 +158,11 @@ def restoring_force(pulled: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
         raise ValueError("there is nothing to draw")
     teacher = pulled.groupby("displacement")["reference"].first()
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(2)
+        figure, axes, spare = style.panels(2)
         figure.set_figheight(0.95 * figure.get_figheight())
         force, share = axes
-        force.plot(teacher.index, -teacher, color=_TEXT, linewidth=2.4, zorder=2)
-        share.axhline(1, zorder=1, **_IDEAL)
+        force.plot(teacher.index, -teacher, color=style.TEXT, linewidth=2.4, zorder=2)
+        share.axhline(1, zorder=1, **style.IDEAL)
         for kind, look in _looks(kinds).items():
             for _, line in pulled[pulled["kind"] == kind].groupby("seed"):
                 line = line.sort_values("displacement")
@@ -172,7 +171,7 @@ def restoring_force(pulled: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
                 share.plot(line["displacement"], ratio, zorder=3, **{**look, "markersize": 3.5, "linewidth": 1.2})
         force.set(ylabel="restoring force (eV/Å)", xlabel="pulled by (Å)", yscale="log")
         share.set(ylabel="student / teacher", xlabel="pulled by (Å)")
-        _legend(figure, spare, [Line2D([], [], color=_TEXT, linewidth=2.4, label="teacher"), *_handles(kinds)])
+        style.legend(figure, spare, [Line2D([], [], color=style.TEXT, linewidth=2.4, label="teacher"), *_handles(kinds)])
     return figure
 
 
@@ -194,18 +193,18 @@ def seed_parity(forces: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
     good = forces[forces["status"] == "ok"]
     limit = 1.05 * float(good[good["kind"].isin(kinds)][["value", "reference"]].abs().to_numpy().max())
     with mpl.rc_context(STYLE):
-        figure, axes, _ = _panels(len(kinds))
+        figure, axes, _ = style.panels(len(kinds))
         for axis, (kind, look) in zip(axes, _looks(kinds).items(), strict=True):
             part = good[good["kind"] == kind]
             if part.empty:
                 raise ValueError(f"there are no forces of {kind!r}")
             axis.scatter(part["reference"], part["value"], s=5, color=look["color"], alpha=0.35, linewidths=0, zorder=3, rasterized=True)
-            axis.plot([-limit, limit], [-limit, limit], zorder=2, **_IDEAL)
+            axis.plot([-limit, limit], [-limit, limit], zorder=2, **style.IDEAL)
             slopes = [softening.softening_scale(one["reference"], one["value"]) for _, one in part.groupby("seed")]
             for slope in slopes:
                 axis.plot([-limit, limit], [-limit * slope, limit * slope], color=look["color"], linewidth=1.2, zorder=4)
-            _note(axis, "slopes " + ", ".join(f"{slope:.2f}" for slope in slopes))
+            style.note(axis, "slopes " + ", ".join(f"{slope:.2f}" for slope in slopes))
             axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
             axis.set_title(kinds[kind], loc="left")
-        _outer_labels(axes, "teacher (eV/Å)", "student (eV/Å)")
+        style.outer_labels(axes, "teacher (eV/Å)", "student (eV/Å)")
     return figure

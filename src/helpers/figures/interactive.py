@@ -16,12 +16,12 @@ import plotly.graph_objects as go
 from ase.data import atomic_numbers
 from ase.data.colors import jmol_colors
 from ase.visualize.plot import Matplotlib
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from helpers.figures.style import _PLOTLY_SYMBOL, _TEXT, STYLE, _ids, _need_alt, _png_uri, _rows, colour, in_order, label, marker
+from helpers.figures import style
+from helpers.figures.style import STYLE, colour, in_order, label, marker
 
 
 def interactive_parity(
@@ -54,7 +54,7 @@ def interactive_parity(
     """
     if label_column not in table:
         raise ValueError(f"the table has no column {label_column!r}")
-    rows = _rows(table, quantity)
+    rows = style.property_rows(table, quantity)
     unit = str(rows["unit"].iloc[0]) if unit is None else unit
     numbers = rows[["value", "reference"]].to_numpy(dtype=float)
     low, high = numbers.min(), numbers.max()
@@ -62,7 +62,7 @@ def interactive_parity(
     ends = [low - margin, high + margin]
     figure = go.Figure()
     figure.add_scatter(
-        x=ends, y=ends, mode="lines", line={"color": _TEXT, "width": 1.2, "dash": "dash"}, hoverinfo="skip", name="model = DFT"
+        x=ends, y=ends, mode="lines", line={"color": style.TEXT, "width": 1.2, "dash": "dash"}, hoverinfo="skip", name="model = DFT"
     )
     for model in in_order(rows["model"]):
         part = rows[rows["model"] == model]
@@ -72,7 +72,12 @@ def interactive_parity(
             text=part[label_column].astype(str).tolist(),
             mode="markers",
             name=label(model),
-            marker={"color": colour(model), "symbol": _PLOTLY_SYMBOL[marker(model)], "size": 8, "line": {"color": "white", "width": 0.6}},
+            marker={
+                "color": colour(model),
+                "symbol": style.PLOTLY_SYMBOL[marker(model)],
+                "size": 8,
+                "line": {"color": "white", "width": 0.6},
+            },
             hovertemplate=f"<b>%{{text}}</b><br>{label(model)} %{{y:.4g}}<br>DFT %{{x:.4g}} {unit}<extra></extra>",
         )
     line = {"showline": True, "linecolor": "#444444", "gridcolor": "#E4E7EA", "zeroline": False, "ticks": "outside", "tickcolor": "#444444"}
@@ -82,7 +87,7 @@ def interactive_parity(
         autosize=True,
         height=520,
         margin={"l": 64, "r": 12, "t": 34, "b": 52},
-        font={"family": "system-ui, sans-serif", "size": 14, "color": _TEXT},
+        font={"family": "system-ui, sans-serif", "size": 14, "color": style.TEXT},
         paper_bgcolor="white",
         plot_bgcolor="white",
         hovermode="closest",
@@ -103,9 +108,9 @@ def interactive_parity(
     return figure
 
 
-def _identifier(kind: str, content: str) -> str:
+def element_id(kind: str, content: str) -> str:
     """Return an id for an element: a number within a session, and a checksum against what an earlier session left on the page."""
-    return f"{kind}-{next(_ids)}-{crc32(content.encode()):08x}"
+    return f"{kind}-{next(style.ids)}-{crc32(content.encode()):08x}"
 
 
 # A drawing library is fetched when the first figure that needs it comes near the window, and once, however many figures ask for it.
@@ -125,7 +130,7 @@ window.whenNear ??= (place) => new Promise((done) => {
 """
 
 
-def _script(address: str, body: str) -> str:
+def script_tag(address: str, body: str) -> str:
     """Return a script element that runs ``body`` when what stands before it comes near the window and another script is there.
 
     A failure is written to the console.
@@ -150,18 +155,18 @@ _ELEMENTS = {
 }
 _ARROW, _SITE = "#111111", "#7A3E9D"
 # Balls are smaller and of one size where there are arrows, so that arrows start at their surface. All in Å.
-_BALL, _ARROW_WIDTH, _SITE_RADIUS = 0.45, 0.1, 0.8
+BALL, _ARROW_WIDTH, _SITE_RADIUS = 0.45, 0.1, 0.8
 # An arrow shorter than this fraction of the longest would be a speck.
 _SHORTEST = 0.02
 
 
-def _element_colours(symbols: Iterable[str]) -> dict[str, str]:
+def element_colours(symbols: Iterable[str]) -> dict[str, str]:
     """Return the colour of each element, in order of first appearance."""
     return {symbol: _ELEMENTS.get(symbol) or to_hex(jmol_colors[atomic_numbers[symbol]]) for symbol in dict.fromkeys(symbols)}
 
 
 @dataclass(frozen=True)
-class _Scene:
+class Scene:
     """What one view shows: atoms, arrows as starts and ends (n, 2, 3) in Å, and empty sites (k, 3) in Å."""
 
     atoms: ase.Atoms
@@ -200,8 +205,8 @@ class StructureView:
     def _repr_html_(self) -> str:
         boxes, scripts = [], []
         for name, atoms in self.structures.items():
-            scene = _Scene(atoms, _arrow_ends(atoms, self.arrows.get(name), self.arrow_scale), self.sites.get(name, np.empty((0, 3))))
-            identifier = _identifier("structure", self.alt + name)
+            scene = Scene(atoms, arrow_ends(atoms, self.arrows.get(name), self.arrow_scale), self.sites.get(name, np.empty((0, 3))))
+            identifier = element_id("structure", self.alt + name)
             extras = self._extras(scene)
             words = f"{self.alt} {name}: {atoms.get_chemical_formula()}{''.join(f', {text}' for _, text in extras)}."
             alternative = html.escape(words, quote=True)
@@ -209,15 +214,15 @@ class StructureView:
                 '<div style="flex: 1 1 250px; min-width: 0; max-width: 420px">'
                 f'<div id="{identifier}" class="structure-viewer" role="img" aria-label="{alternative}" '
                 f'style="position: relative; width: 100%; height: {self.height}px; overflow: hidden; background: white">'
-                f'<img src="{_png_uri(_drawing(scene))}" alt="{alternative}" '
+                f'<img src="{style.png_uri(drawing(scene))}" alt="{alternative}" '
                 'style="width: 100%; height: 100%; object-fit: contain"></div>'
-                f'<div style="text-align: center; font-size: 0.9rem">{html.escape(name)}</div>{_key(atoms, extras)}</div>'
+                f'<div style="text-align: center; font-size: 0.9rem">{html.escape(name)}</div>{colour_key(atoms, extras)}</div>'
             )
             scripts.append(_viewer(identifier, scene))
         layout = "display: flex; flex-wrap: wrap; gap: 0.8rem; justify-content: center; background: white; color: #222222"
-        return f'<div class="structure-views" style="{layout}">{"".join(boxes)}</div>\n{_script(self.script, "".join(scripts))}'
+        return f'<div class="structure-views" style="{layout}">{"".join(boxes)}</div>\n{script_tag(self.script, "".join(scripts))}'
 
-    def _extras(self, scene: _Scene) -> list[tuple[str, str]]:
+    def _extras(self, scene: Scene) -> list[tuple[str, str]]:
         """Return what is drawn besides atoms, as symbol and words."""
         found = []
         if len(scene.sites):
@@ -232,17 +237,17 @@ class StructureView:
 
 def _chip(hue: str, opacity: float = 1.0) -> str:
     """Return a round spot of a colour, as HTML."""
-    style = f"display: inline-block; width: 0.75em; height: 0.75em; border-radius: 50%; border: 1px solid #444444; background: {hue}"
-    return f'<span aria-hidden="true" style="{style}; opacity: {opacity:g}"></span>'
+    look = f"display: inline-block; width: 0.75em; height: 0.75em; border-radius: 50%; border: 1px solid #444444; background: {hue}"
+    return f'<span aria-hidden="true" style="{look}; opacity: {opacity:g}"></span>'
 
 
-def _key(atoms: ase.Atoms, extras: Sequence[tuple[str, str]]) -> str:
+def colour_key(atoms: ase.Atoms, extras: Sequence[tuple[str, str]]) -> str:
     """Return the key below a view, as HTML: the elements, if there are several, and what else is drawn."""
-    colours = _element_colours(atoms.get_chemical_symbols())
+    colours = element_colours(atoms.get_chemical_symbols())
     entries = [(_chip(hue), symbol) for symbol, hue in colours.items()] if len(colours) > 1 or extras else []
     words = [f'<span style="white-space: nowrap">{mark} {text}</span>' for mark, text in (*entries, *extras)]
-    style = "display: flex; flex-wrap: wrap; gap: 0 0.9rem; justify-content: center; font-size: 0.85rem; color: #444444"
-    return f'<div class="structure-key" style="{style}">{"".join(words)}</div>' if words else ""
+    look = "display: flex; flex-wrap: wrap; gap: 0 0.9rem; justify-content: center; font-size: 0.85rem; color: #444444"
+    return f'<div class="structure-key" style="{look}">{"".join(words)}</div>' if words else ""
 
 
 def structure_view(
@@ -288,7 +293,7 @@ def structure_view(
     empty = [name for name, atoms in structures.items() if len(atoms) == 0]
     if empty:
         raise ValueError(f"structure {empty[0]!r} has no atoms")
-    _need_alt(alt)
+    style.need_alt(alt)
     if not arrow_scale > 0:
         raise ValueError(f"arrow_scale must be positive, not {arrow_scale:g}")
     lengths = {name: len(atoms) for name, atoms in structures.items()}
@@ -321,39 +326,38 @@ def _vectors(
     return found
 
 
-def _arrow_ends(atoms: ase.Atoms, displacements: np.ndarray | None, scale: float) -> np.ndarray:
+def arrow_ends(atoms: ase.Atoms, displacements: np.ndarray | None, scale: float) -> np.ndarray:
     """Return start and end of the arrows that are long enough to be seen, shape (n, 2, 3), Å."""
     if displacements is None:
         return np.empty((0, 2, 3))
     length = np.linalg.norm(displacements, axis=1)
     seen = length > _SHORTEST * length.max()
-    starts = atoms.positions[seen] + _BALL * displacements[seen] / length[seen, None]
+    starts = atoms.positions[seen] + BALL * displacements[seen] / length[seen, None]
     return np.stack([starts, starts + scale * displacements[seen]], axis=1)
 
 
 # How far each axis of the picture and of the first view is turned, degrees: a slab stands upright and shows some depth.
-_TILT, _TURN = -78, 22
+TILT, TURN = -78, 22
 
 
-def _drawing(scene: _Scene, radii: np.ndarray | None = None, ghosts: Sequence[tuple[np.ndarray, float, str]] = ()) -> Figure:
+def drawing(scene: Scene, radii: np.ndarray | None = None, ghosts: Sequence[tuple[np.ndarray, float, str]] = ()) -> Figure:
     """Return a picture of a structure, its cell, and what else is there.
 
     Radii of the balls are in Å, by default those of the elements; ghosts are translucent balls: centre and radius in Å, and colour.
     """
     atoms = scene.atoms
     symbols = atoms.get_chemical_symbols()
-    colours = _element_colours(symbols)
+    colours = element_colours(symbols)
     if radii is None:
-        radii = np.full(len(atoms), _BALL) if len(scene.arrows) else 0.55
+        radii = np.full(len(atoms), BALL) if len(scene.arrows) else 0.55
     ghosts = [*((site, _SITE_RADIUS, _SITE) for site in scene.sites), *ghosts]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2.8, 2.8), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = style.blank(2.8, 2.8)
         axes = figure.subplots()
         picture = Matplotlib(
             atoms,
             axes,
-            rotation=f"{_TILT}x,{_TURN}y,0z",
+            rotation=f"{TILT}x,{TURN}y,0z",
             radii=radii,
             colors=[colours[symbol] for symbol in symbols],
         )
@@ -380,21 +384,21 @@ def _drawing(scene: _Scene, radii: np.ndarray | None = None, ghosts: Sequence[tu
     return figure
 
 
-def _viewer(identifier: str, scene: _Scene) -> str:
+def _viewer(identifier: str, scene: Scene) -> str:
     """Return the JavaScript that turns a picture into a view of 3Dmol.js."""
     atoms = scene.atoms
     symbols = atoms.get_chemical_symbols()
     # Bonds would hide arrows.
-    bonds = [[] for _ in atoms] if len(scene.arrows) else _bonds(atoms)
+    bonds = [[] for _ in atoms] if len(scene.arrows) else joined(atoms)
     placed = [
         {"elem": symbol, "x": x, "y": y, "z": z, "bonds": bonded, "bondOrder": [1] * len(bonded)}
         for symbol, (x, y, z), bonded in zip(symbols, atoms.positions.round(4).tolist(), bonds, strict=True)
     ]
-    edges = _cell_edges(np.asarray(atoms.cell)).round(4).tolist() if atoms.cell.rank == 3 else []
-    ball = {"radius": _BALL} if len(scene.arrows) else {"scale": 0.32}
+    edges = cell_edges(np.asarray(atoms.cell)).round(4).tolist() if atoms.cell.rank == 3 else []
+    ball = {"radius": BALL} if len(scene.arrows) else {"scale": 0.32}
     # The scheme takes colours as numbers.
-    scheme = {"prop": "elem", "map": {symbol: int(hue[1:], 16) for symbol, hue in _element_colours(symbols).items()}}
-    style = {"sphere": {**ball, "colorscheme": scheme}, "stick": {"radius": 0.11, "colorscheme": scheme}}
+    scheme = {"prop": "elem", "map": {symbol: int(hue[1:], 16) for symbol, hue in element_colours(symbols).items()}}
+    look = {"sphere": {**ball, "colorscheme": scheme}, "stick": {"radius": 0.11, "colorscheme": scheme}}
     arrow = {"radius": _ARROW_WIDTH, "radiusRatio": 2.2, "mid": 0.6, "color": _ARROW}
     site = {"radius": _SITE_RADIUS, "color": _SITE, "opacity": 0.45}
     return f"""\
@@ -404,7 +408,7 @@ def _viewer(identifier: str, scene: _Scene) -> str:
   const viewer = $3Dmol.createViewer(box, {{backgroundColor: "white"}});
   if (!viewer) return;
   viewer.addModel().addAtoms({json.dumps(placed)});
-  viewer.setStyle({{}}, {json.dumps(style)});
+  viewer.setStyle({{}}, {json.dumps(look)});
   const point = ([x, y, z]) => ({{x, y, z}});
   for (const [start, end] of {json.dumps(edges)}) {{
     viewer.addCylinder({{start: point(start), end: point(end), radius: 0.04, color: "#777777"}});
@@ -416,8 +420,8 @@ def _viewer(identifier: str, scene: _Scene) -> str:
     viewer.addSphere({{center: point(center), ...{json.dumps(site)}}});
   }}
   viewer.zoomTo();
-  viewer.rotate({_TILT}, "x");
-  viewer.rotate({_TURN}, "vy");
+  viewer.rotate({TILT}, "x");
+  viewer.rotate({TURN}, "vy");
   viewer.render();
   picture.forEach((element) => element.remove());
   // The wheel scrolls the page; with Ctrl it zooms.
@@ -426,7 +430,7 @@ def _viewer(identifier: str, scene: _Scene) -> str:
 """
 
 
-def _bonds(atoms: ase.Atoms) -> list[list[int]]:
+def joined(atoms: ase.Atoms) -> list[list[int]]:
     """Return which atoms each atom is drawn joined to: its nearest neighbours in the picture, none across a boundary.
 
     Distances are compared with that to the nearest neighbour in the crystal, of whichever atom is farther from its own: the first
@@ -440,7 +444,7 @@ def _bonds(atoms: ase.Atoms) -> list[list[int]]:
     return [np.flatnonzero(row).tolist() for row in distances < 1.15 * np.maximum.outer(shortest, shortest)]
 
 
-def _cell_edges(cell: np.ndarray) -> np.ndarray:
+def cell_edges(cell: np.ndarray) -> np.ndarray:
     """Return the twelve edges of a cell, shape (12, 2, 3), Å."""
     edges = []
     for axis in range(3):

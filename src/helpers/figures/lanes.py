@@ -8,10 +8,10 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from helpers.figures.style import _IDEAL, _MUTED, _PANEL, STYLE, _good, _size, colour, in_order, label, marker
+from helpers.figures import style
+from helpers.figures.style import STYLE, colour, in_order, label
 
 
 def by_material(table: pd.DataFrame, quantity: str, what: str, ideal: float = 1.0, order: Sequence[str] | None = None) -> Figure:
@@ -34,21 +34,13 @@ def by_material(table: pd.DataFrame, quantity: str, what: str, ideal: float = 1.
     materials = sorted(table["material"].unique()) if order is None else list(order)
     with mpl.rc_context(STYLE):
         figure, axes = _lanes(materials, len(models), 0.16)
-        axes.axvline(ideal, zorder=2, **_IDEAL)
+        axes.axvline(ideal, zorder=2, **style.IDEAL)
         for lane, model in enumerate(models):
             part = table[table["model"] == model].set_index("material").reindex(materials)
             y = np.arange(len(materials)) + _lane(lane, len(models))
             if f"{quantity}_low" in table:
                 axes.hlines(y, part[f"{quantity}_low"], part[f"{quantity}_high"], color=colour(model), linewidth=1.6, alpha=0.75)
-            axes.plot(
-                part[quantity],
-                y,
-                marker=marker(model),
-                color=colour(model),
-                linestyle="none",
-                markersize=_size(model, 6),
-                label=label(model),
-            )
+            axes.plot(part[quantity], y, linestyle="none", label=label(model), **style.look(model, 6))
         axes.set_xlabel(what)
         figure.legend(loc="outside upper center", ncols=2, columnspacing=1.2)
     return figure
@@ -74,13 +66,13 @@ def label_choices(choices: pd.DataFrame, what: str, limits: tuple[float, float] 
     ValueError
         If there is nothing to draw, a column is missing, or a ratio is not finite.
     """
-    good = _good(choices, ["model", "material"], ["ratio"])
+    good = style.good_rows(choices, ["model", "material"], ["ratio"])
     models = in_order(good["model"])
     materials = sorted(good["material"].unique()) if order is None else list(order)
     rng = np.random.default_rng(0)
     with mpl.rc_context(STYLE):
         figure, axes = _lanes(materials, len(models), 0.2)
-        axes.axvline(1, zorder=2, **_IDEAL)
+        axes.axvline(1, zorder=2, **style.IDEAL)
         for lane, model in enumerate(models):
             for row, material in enumerate(materials):
                 ratio = good.loc[(good["model"] == model) & (good["material"] == material), "ratio"].to_numpy()
@@ -96,11 +88,9 @@ def label_choices(choices: pd.DataFrame, what: str, limits: tuple[float, float] 
                 axes.plot(
                     np.clip(np.median(ratio), *limits),
                     y,
-                    marker=marker(model),
-                    color=colour(model),
+                    **style.look(model, 6.5),
                     markeredgecolor="white",
                     markeredgewidth=0.6,
-                    markersize=_size(model, 6.5),
                     linestyle="none",
                     zorder=5,
                     clip_on=False,
@@ -114,7 +104,7 @@ def label_choices(choices: pd.DataFrame, what: str, limits: tuple[float, float] 
 
 
 # Cures have no model's colour or marker, except that a correction is a star and fine-tuning a cross, as everywhere.
-_CURES = (("*", "#332288"), ("X", "#CC6677"), ("p", "#882255"), ("d", "#7A5C00"))
+CURES = (("*", "#332288"), ("X", "#CC6677"), ("p", "#882255"), ("d", "#7A5C00"))
 _CURE_SIZE = {"*": 12, "X": 9}
 
 
@@ -141,27 +131,27 @@ def before_after(table: pd.DataFrame, what: str, ideal: float = 1.0, start: str 
         If there is nothing to draw, a column is missing, a value is not finite, a material lacks the value before, a material has a cure
         twice, or there are more cures than markers.
     """
-    rows = _good(table, ["material", "cure"], ["value"])
+    rows = style.good_rows(table, ["material", "cure"], ["value"])
     intervals = ["value_low", "value_high"]
-    _good(table, intervals, [])
+    style.good_rows(table, intervals, [])
     twice = rows[rows.duplicated(["material", "cure"])]
     if len(twice):
         raise ValueError(f"{twice['material'].iloc[0]} has {twice['cure'].iloc[0]!r} more than once")
     cures = [cure for cure in dict.fromkeys(rows["cure"]) if cure != start]
-    if not 0 < len(cures) <= len(_CURES):
-        raise ValueError(f"one to {len(_CURES)} cures can be drawn, but the table has {len(cures)} beside {start!r}")
+    if not 0 < len(cures) <= len(CURES):
+        raise ValueError(f"one to {len(CURES)} cures can be drawn, but the table has {len(cures)} beside {start!r}")
     materials = sorted(rows["material"].unique()) if order is None else list(order)
     before = rows[rows["cure"] == start].set_index("material").reindex(materials)
     if before["value"].isna().any():
         raise ValueError(f"{before.index[before['value'].isna()][0]} has no row {start!r}")
     with mpl.rc_context(STYLE):
         figure, axes = _lanes(materials, len(cures), 0.2)
-        axes.axvline(ideal, zorder=2, **_IDEAL)
+        axes.axvline(ideal, zorder=2, **style.IDEAL)
         lanes = np.arange(len(materials))
         for y, (low, high) in zip(lanes, before[intervals].to_numpy(dtype=float), strict=True):
-            axes.fill_between([low, high], y - 0.42, y + 0.42, color=_MUTED, alpha=0.2, linewidth=0, zorder=1.5)
-        axes.vlines(before["value"], lanes - 0.42, lanes + 0.42, color=_MUTED, linewidth=3, zorder=3, label=start)
-        for position, (cure, (shape, hue)) in enumerate(zip(cures, _CURES, strict=False)):
+            axes.fill_between([low, high], y - 0.42, y + 0.42, color=style.MUTED, alpha=0.2, linewidth=0, zorder=1.5)
+        axes.vlines(before["value"], lanes - 0.42, lanes + 0.42, color=style.MUTED, linewidth=3, zorder=3, label=start)
+        for position, (cure, (shape, hue)) in enumerate(zip(cures, CURES, strict=False)):
             after = rows[rows["cure"] == cure].set_index("material").reindex(materials)
             y = lanes + _lane(position, len(cures))
             axes.hlines(y, after["value_low"], after["value_high"], color=hue, linewidth=4.5, alpha=0.3, zorder=2.5)
@@ -195,10 +185,9 @@ def before_after(table: pd.DataFrame, what: str, ideal: float = 1.0, start: str 
 def _lanes(materials: Sequence[str], n: int, height: float) -> tuple[Figure, Axes]:
     """Return a figure with a named lane for each material, each with ``n`` places of this height (inch), less where there are many."""
     tall = height if len(materials) <= 10 else 0.6 * height
-    figure = Figure(figsize=(2 * _PANEL + 0.2, 0.9 + len(materials) * max(0.2, tall * (n + 1))), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = style.blank(0.9 + len(materials) * max(0.2, tall * (n + 1)))
     axes = figure.subplots()
-    _name_lanes(axes, materials)
+    name_lanes(axes, materials)
     return figure, axes
 
 
@@ -207,7 +196,7 @@ def _lane(position: int, n: int) -> float:
     return -0.4 + 0.8 * (position + 0.5) / n
 
 
-def _name_lanes(axes: Axes, materials: Sequence[str]) -> None:
+def name_lanes(axes: Axes, materials: Sequence[str]) -> None:
     """Name the lanes, the first on top, with a line between each two."""
     axes.set_yticks(range(len(materials)), materials)
     axes.set_ylim(len(materials) - 0.5, -0.5)

@@ -8,21 +8,21 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from helpers.figures.style import _IDEAL, _PANEL, _SINGLE, _TEXT, STYLE, _legend, _panels
+from helpers.figures import style
+from helpers.figures.style import STYLE
 
 # Tol's vibrant colours, in the order of the methods given; no model has one of these.
-_METHODS = (
+METHODS = (
     ("#009988", "o", "-"),
     ("#CC3311", "s", (0, (5, 1.5))),
     ("#33BBEE", "^", (0, (1, 1))),
     ("#EE7733", "D", (0, (3, 1, 1, 1))),
 )
-_REFERENCE = {"marker": "x", "color": _TEXT, "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}
+_REFERENCE = {"marker": "x", "color": style.TEXT, "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}
 
 
 def error_curves(
@@ -53,19 +53,19 @@ def error_curves(
     ValueError
         If there are too many methods, or a material has nothing to draw.
     """
-    if len(methods) > len(_METHODS):
-        raise ValueError(f"{len(methods)} methods, but there are {len(_METHODS)} colours")
+    if len(methods) > len(METHODS):
+        raise ValueError(f"{len(methods)} methods, but there are {len(METHODS)} colours")
     looks = {
         method: {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 6.0, "linewidth": 1.6}
-        for method, (colour, marker, dashes) in zip(methods, _METHODS, strict=False)
+        for method, (colour, marker, dashes) in zip(methods, METHODS, strict=False)
     }
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(materials))
+        figure, axes, spare = style.panels(len(materials))
         for axis, material in zip(axes, materials, strict=True):
             here = curves[(curves["material"] == material) & curves["method"].isin(methods)]
             if here.empty:
                 raise ValueError(f"there is nothing to draw for {material}")
-            axis.axhline(here["before"].iloc[0], zorder=1, **_IDEAL)
+            axis.axhline(here["before"].iloc[0], zorder=1, **style.IDEAL)
             for method, look in looks.items():
                 line = here[here["method"] == method].sort_values("n_labels")
                 spread = np.abs(line[["low", "high"]].to_numpy().T - line["mean"].to_numpy())
@@ -75,13 +75,13 @@ def error_curves(
                 axis.plot(points["n_labels"], points["value"], zorder=4, **_REFERENCE)
             _count_axis(axis, sorted(set(here["n_labels"])))
             axis.set(yscale="log", ylabel=y_label)
-            _plain_ticks(axis)
+            plain_ticks(axis)
             axis.set_title(material, loc="left")
-        handles = [Line2D([], [], label="no label", **_IDEAL)]
+        handles = [Line2D([], [], label="no label", **style.IDEAL)]
         handles += [Line2D([], [], label=methods[method], **look) for method, look in looks.items()]
         if marked is not None:
             handles.append(Line2D([], [], label=marked[0], **_REFERENCE))
-        _legend(figure, spare, handles)
+        style.legend(figure, spare, handles)
     return figure
 
 
@@ -92,7 +92,7 @@ def _count_axis(axis: Axes, counts: Sequence[int]) -> None:
     axis.set_xlabel("labels")
 
 
-def _plain_ticks(axis: Axes) -> None:
+def plain_ticks(axis: Axes) -> None:
     """Label a logarithmic axis that spans a decade or two with plain numbers."""
     low, high = axis.get_ylim()
     ticks = [m * 10.0**e for e in range(-6, 4) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
@@ -127,8 +127,7 @@ def kind_matrix(
     """
     with mpl.rc_context(STYLE):
         height = 0.36 * len(kinds) + 0.5
-        figure = Figure(figsize=(2 * _PANEL + 0.2, height * len(materials) + 1.0), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = style.blank(height * len(materials) + 1.0)
         axes = figure.subplots(len(materials), 1, squeeze=False).ravel()
         for axis, material in zip(axes, materials, strict=True):
             here = ratios[ratios["material"] == material]
@@ -139,7 +138,7 @@ def kind_matrix(
             image = axis.imshow(wide.to_numpy(dtype=float), cmap="RdBu_r", norm=LogNorm(0.25, 4), aspect="auto")
             for (line, column), value in np.ndenumerate(wide.to_numpy(dtype=float)):
                 if np.isfinite(value):
-                    ink = "white" if abs(np.log(value)) > np.log(2.6) else _TEXT
+                    ink = "white" if abs(np.log(value)) > np.log(2.6) else style.TEXT
                     text = f"{value:.2f}" if value < 10 else f"{value:.0f}"
                     axis.text(column, line, text, ha="center", va="center", color=ink, fontsize=10)
             axis.set_yticks(range(len(kinds)), kinds.values())
@@ -170,16 +169,15 @@ def descent(paths: Mapping[str, Sequence[float]], levels: Mapping[str, float], y
     ValueError
         If there is nothing to draw, or more than there are colours.
     """
-    if not 0 < len(paths) <= len(_METHODS):
-        raise ValueError(f"{len(paths)} paths; between one and {len(_METHODS)} can be drawn")
+    if not 0 < len(paths) <= len(METHODS):
+        raise ValueError(f"{len(paths)} paths; between one and {len(METHODS)} can be drawn")
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(_SINGLE + 1.4, 3.4), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = style.blank(3.4, style.SINGLE + 1.4)
         axis = figure.subplots()
         for number, (name, value) in enumerate(levels.items()):
-            style = {**_IDEAL, "linestyle": (0, (1, 1.5))} if number else _IDEAL
-            axis.axhline(value, label=name, zorder=2, **style)
-        for (name, path), (colour, _, dashes) in zip(paths.items(), _METHODS, strict=False):
+            look = {**style.IDEAL, "linestyle": (0, (1, 1.5))} if number else style.IDEAL
+            axis.axhline(value, label=name, zorder=2, **look)
+        for (name, path), (colour, _, dashes) in zip(paths.items(), METHODS, strict=False):
             axis.plot(range(len(path)), path, color=colour, linestyle=dashes, label=name, zorder=3)
         axis.set(xlabel="epoch", ylabel=y_label)
         axis.legend()

@@ -12,9 +12,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.figure import Figure
 
+from helpers.figures import style
 from helpers.figures.animation import AnimationView
-from helpers.figures.interactive import StructureView, _identifier, _script
-from helpers.figures.style import _need_alt, _png_uri, _range, in_order, label
+from helpers.figures.interactive import StructureView, element_id, script_tag
+from helpers.figures.style import in_order, label
 
 
 def caption(provenances: Iterable[Mapping[str, object]], extra: str = "") -> str:
@@ -74,16 +75,16 @@ class Shown:
         if isinstance(self.figure, StructureView | AnimationView):
             return self.figure._repr_html_()
         if isinstance(self.figure, go.Figure):
-            identifier = _identifier("plot", self.alt)
+            identifier = element_id("plot", self.alt)
             height = self.figure.layout.height or 450
             draw = (
                 f"const plot = {self.figure.to_json()};\n"
                 f'return Plotly.newPlot("{identifier}", plot.data, plot.layout, {{responsive: true, displaylogo: false}});'
             )
             place = f'id="{identifier}" class="plotly-graph-div" role="group" aria-label="{alternative}"'
-            return f'<div {place} style="height: {height}px; width: 100%"></div>\n{_script(self.script, draw)}'
+            return f'<div {place} style="height: {height}px; width: 100%"></div>\n{script_tag(self.script, draw)}'
         width = round(self.figure.get_figwidth() * 96)
-        return f'<img src="{_png_uri(self.figure)}" alt="{alternative}" width="{width}" style="max-width: 100%; height: auto">'
+        return f'<img src="{style.png_uri(self.figure)}" alt="{alternative}" width="{width}" style="max-width: 100%; height: auto">'
 
     def __repr__(self) -> str:
         return f"Figure: {self.alt}"
@@ -116,7 +117,7 @@ def show(
     ValueError
         If the alternative text is empty.
     """
-    _need_alt(alt)
+    style.need_alt(alt)
     return Shown(figure, alt, caption, footer, script)
 
 
@@ -240,4 +241,4 @@ def with_interval(
 ) -> list[str]:
     """Return a column as text with its interval, ``0.80 [0.70, 0.87]``, from the columns with the endings ``low`` and ``high``."""
     numbers = table[[column, column + low, column + high]].astype(float).to_numpy() * scale
-    return [f"{value:.{digits}f}" + _range(lower, upper, digits) for value, lower, upper in numbers]
+    return [f"{value:.{digits}f}" + style.interval(lower, upper, digits) for value, lower, upper in numbers]

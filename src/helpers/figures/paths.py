@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from helpers.figures.style import _MUTED, STYLE, _chosen, _good, _legend, _outer_labels, _panels, _size, colour, label, marker
+from helpers.figures import style
+from helpers.figures.style import STYLE, colour, label, marker
 
 
 def energy_profiles(table: pd.DataFrame, models: Sequence[str] | None = None, order: Sequence[str] | None = None) -> Figure:
@@ -32,35 +33,32 @@ def energy_profiles(table: pd.DataFrame, models: Sequence[str] | None = None, or
     ValueError
         If there is nothing to draw, a column is missing, a value is not finite, or a model has an image twice.
     """
-    rows = _good(table, ["model", "material"], ["path_coordinate", "value", "reference"])
-    models = _chosen(rows, models)
+    rows = style.good_rows(table, ["model", "material"], ["path_coordinate", "value", "reference"])
+    models = style.chosen(rows, models)
     rows = rows[rows["model"].isin(models)]
     twice = rows[rows.duplicated(["model", "material", "path_coordinate"])]
     if len(twice):
         raise ValueError(f"{twice['model'].iloc[0]} has an image of {twice['material'].iloc[0]} more than once")
     materials = list(dict.fromkeys(rows["material"])) if order is None else list(order)
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(materials), extra=1.1)
+        figure, axes, spare = style.panels(len(materials), extra=1.1)
         for panel, material in zip(axes, materials, strict=True):
             part = rows[rows["material"] == material]
-            panel.axhline(0, color=_MUTED, linewidth=0.8, zorder=1)
+            panel.axhline(0, color=style.MUTED, linewidth=0.8, zorder=1)
             dft = part.drop_duplicates("path_coordinate").sort_values("path_coordinate")
             panel.plot(dft["path_coordinate"], dft["reference"], color=colour("DFT"), linewidth=2.2, marker=marker("DFT"), markersize=6.5)
             for model in models:
                 line = part[part["model"] == model].sort_values("path_coordinate")
-                style = {"marker": marker(model), "markersize": _size(model, 5.5), "linewidth": 1.5}
-                panel.plot(line["path_coordinate"], line["value"], color=colour(model), **style)
+                panel.plot(line["path_coordinate"], line["value"], linewidth=1.5, **style.look(model, 5.5))
             panel.set_xlim(-0.03, 1.03)
             panel.set_xticks([0, 0.5, 1])
             panel.set_title(material, loc="left")
-        _outer_labels(axes, "path coordinate", "energy (eV)")
+        style.outer_labels(axes, "path coordinate", "energy (eV)")
         handles = [Line2D([], [], color=colour("DFT"), linewidth=2.2, marker=marker("DFT"), markersize=6.5, label="DFT")]
-        handles += [
-            Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 5.5), linewidth=1.5, label=label(m)) for m in models
-        ]
+        handles += [Line2D([], [], linewidth=1.5, label=label(model), **style.look(model, 5.5)) for model in models]
         if spare is None and len(axes) > 1 and len(handles) > 4:
             # More do not fit side by side.
             figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.6)
         else:
-            _legend(figure, spare, handles)
+            style.legend(figure, spare, handles)
     return figure

@@ -8,33 +8,15 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 
 from helpers import softening
-from helpers.figures.lanes import _name_lanes
-from helpers.figures.style import (
-    _IDEAL,
-    _MUTED,
-    _PANEL,
-    _TEXT,
-    STYLE,
-    _chosen,
-    _good,
-    _legend,
-    _note,
-    _outer_labels,
-    _panels,
-    _readable,
-    _size,
-    colour,
-    in_order,
-    label,
-    marker,
-)
+from helpers.figures import style
+from helpers.figures.lanes import name_lanes
+from helpers.figures.style import STYLE, colour, in_order, label
 
 # Lines that are no model's: Tol's muted colours, told apart by their dashes as well.
 _ON_TRUTH, _ON_PREDICTION = "#882255", "#117733"
@@ -57,31 +39,31 @@ def clouds(simulated: pd.DataFrame, titles: Mapping[str, str], n_points: int = 9
     ValueError
         If there is nothing to draw or a value is not finite.
     """
-    rows = _good(simulated, ["model"], ["reference", "value"])
-    models = _chosen(rows, list(titles))
+    rows = style.good_rows(simulated, ["model"], ["reference", "value"])
+    models = style.chosen(rows, list(titles))
     low, high = -3.4, 3.4
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(models), extra=0.5)
+        figure, axes, spare = style.panels(len(models), extra=0.5)
         for panel, model in zip(axes, models, strict=True):
             part = rows[rows["model"] == model]
             fitted = softening.fit(part["reference"], part["value"])
             shown = part.iloc[:n_points]
             panel.plot(shown["reference"], shown["value"], ".", color="#8A97A3", markersize=2.5, alpha=0.55, zorder=2)
-            panel.plot([low, high], [low, high], zorder=3, **_IDEAL)
+            panel.plot([low, high], [low, high], zorder=3, **style.IDEAL)
             ends = np.array([low, high])
             panel.plot(ends, fitted.slope * ends, color=_ON_TRUTH, linewidth=2.4, zorder=4)
             panel.plot(fitted.inverse_slope * ends, ends, color=_ON_PREDICTION, linewidth=2.4, linestyle=(0, (5, 1.5)), zorder=5)
             panel.set(xlim=(low, high), ylim=(low, high), aspect="equal", xticks=[-2, 0, 2], yticks=[-2, 0, 2])
             panel.set_title(titles[model], loc="left")
-            _note(panel, f"s = {fitted.slope:.2f}\ns′ = {fitted.inverse_slope:.2f}\nR² = {fitted.r2:.2f}")
-        _outer_labels(axes, "truth", "prediction")
+            style.note(panel, f"s = {fitted.slope:.2f}\ns′ = {fitted.inverse_slope:.2f}\nR² = {fitted.r2:.2f}")
+        style.outer_labels(axes, "truth", "prediction")
         handles = [
             Line2D([], [], color=_ON_TRUTH, linewidth=2.4, label="prediction on truth (slope s)"),
             Line2D([], [], color=_ON_PREDICTION, linewidth=2.4, linestyle=(0, (5, 1.5)), label="truth on prediction (slope s′)"),
-            Line2D([], [], label="perfect", **_IDEAL),
+            Line2D([], [], label="perfect", **style.IDEAL),
         ]
         if spare is not None:
-            _legend(figure, spare, handles)
+            style.legend(figure, spare, handles)
         else:
             figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.2)
     return figure
@@ -111,11 +93,11 @@ def slope_plane(
     ValueError
         If none of the families has a row, or a slope is not finite.
     """
-    rows = _good(overview[overview["family"].isin(names)], ["family", "model"], ["slope", "inverse_slope"])
+    rows = style.good_rows(overview[overview["family"].isin(names)], ["family", "model"], ["slope", "inverse_slope"])
     families = [key for key in names if key in set(rows["family"])]
     models = in_order(rows["model"])
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(families), extra=1.0)
+        figure, axes, spare = style.panels(len(families), extra=1.0)
         figure.set_figheight(0.82 * figure.get_figheight())
         for panel, family in zip(axes, families, strict=True):
             _plane(panel, s_limits, reverse_limits)
@@ -123,16 +105,16 @@ def slope_plane(
                 for entry in rows[(rows["family"] == family) & (rows["model"] == model)].itertuples():
                     _in_plane(panel, entry, s_limits, reverse_limits)
             panel.set_title(names[family], loc="left")
-        _outer_labels(axes, "s, model on DFT", "s′, DFT on model")
-        style = {"linestyle": "none", "markeredgecolor": "white"}
-        handles = [Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 7.5), label=label(m), **style) for m in models]
+        style.outer_labels(axes, "s, model on DFT", "s′, DFT on model")
+        points = {"linestyle": "none", "markeredgecolor": "white"}
+        handles = [Line2D([], [], label=label(model), **style.look(model, 7.5), **points) for model in models]
         handles += [
-            Line2D([], [], color=_TEXT, linewidth=1.6, label="soft, no scatter"),
+            Line2D([], [], color=style.TEXT, linewidth=1.6, label="soft, no scatter"),
             Line2D([], [], color=_ON_TRUTH, linewidth=1.6, linestyle=(0, (1, 1)), label="s = 1: unbiased noise"),
             Line2D([], [], color=_ON_PREDICTION, linewidth=1.6, linestyle=(0, (5, 1.5)), label="s′ = 1: calibrated"),
             Line2D([], [], color="#B9C0C7", linewidth=1.1, label="R² = 0.9, 0.8, 0.6"),
         ]
-        _legend(figure, spare, handles)
+        style.legend(figure, spare, handles)
     return figure
 
 
@@ -150,7 +132,7 @@ def _plane(axes: Axes, s_limits: tuple[float, float], reverse_limits: tuple[floa
     s = np.array(s_limits)
     for r2 in (0.9, 0.8, 0.6):
         axes.plot(s, r2 / s, color="#B9C0C7", linewidth=1.1, zorder=1)
-    axes.plot(s, 1 / s, color=_TEXT, linewidth=1.6, zorder=1.5)
+    axes.plot(s, 1 / s, color=style.TEXT, linewidth=1.6, zorder=1.5)
     axes.axvline(1, color=_ON_TRUTH, linewidth=1.6, linestyle=(0, (1, 1)), zorder=1.5)
     axes.axhline(1, color=_ON_PREDICTION, linewidth=1.6, linestyle=(0, (5, 1.5)), zorder=1.5)
 
@@ -164,11 +146,9 @@ def _in_plane(axes: Axes, entry, s_limits: tuple[float, float], reverse_limits: 
     axes.plot(
         x,
         y,
-        marker=marker(entry.model),
-        color=hue,
+        **style.look(entry.model, 7.5),
         markeredgecolor="white",
         markeredgewidth=0.7,
-        markersize=_size(entry.model, 7.5),
         linestyle="none",
         zorder=4,
         clip_on=False,
@@ -205,25 +185,24 @@ def parts(explained: pd.DataFrame, names: Mapping[str, str], models: Sequence[st
     ValueError
         If a model has no row, or a part is not finite.
     """
-    rows = _good(explained[explained["family"].isin(names)], ["family", "model", "explanation"], ["part"])
-    models = _chosen(rows, models)
+    rows = style.good_rows(explained[explained["family"].isin(names)], ["family", "model", "explanation"], ["part"])
+    models = style.chosen(rows, models)
     lanes = [key for key in names if key in set(rows.loc[rows["model"].isin(models), "family"])]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2 * _PANEL + 0.2, 1.5 + 0.36 * len(lanes)), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = style.blank(1.5 + 0.36 * len(lanes))
         panels = figure.subplots(1, len(models), sharey=True, squeeze=False)[0]
         for panel, model in zip(panels, models, strict=True):
-            _name_lanes(panel, [names[key] for key in lanes])
-            panel.axvline(0, color=_TEXT, linewidth=1.0, zorder=5)
+            name_lanes(panel, [names[key] for key in lanes])
+            panel.axvline(0, color=style.TEXT, linewidth=1.0, zorder=5)
             for lane, family in enumerate(lanes):
                 part = rows[(rows["model"] == model) & (rows["family"] == family)].set_index("explanation")
                 if part.empty:
-                    panel.text(0.02, lane, "no table", fontsize=9, color=_MUTED, va="center")
+                    panel.text(0.02, lane, "no table", fontsize=9, color=style.MUTED, va="center")
                 else:
                     _bar(panel, part, lane, limits)
             panel.set(xlim=limits, xticks=[-0.4, 0, 0.4, 0.8])
             panel.set_xlabel("part of 1 − s")
-            panel.set_title(label(model), color=_readable(model), loc="left")
+            panel.set_title(label(model), color=style.readable(model), loc="left")
         handles = [
             Patch(facecolor=hue, edgecolor="white", hatch=hatch, label=words)
             for name, (words, hue, hatch) in _PARTS.items()
@@ -274,30 +253,26 @@ def pairs(found: pd.DataFrame, names: Mapping[str, str], limits: tuple[float, fl
     ValueError
         If there is nothing to draw, or a number is not finite.
     """
-    rows = _good(found[found["family"].isin(names)], ["family", "first", "second"], ["slope_first", "slope_second"])
+    rows = style.good_rows(found[found["family"].isin(names)], ["family", "first", "second"], ["slope_first", "slope_second"])
     rows = rows.set_index("family").loc[[key for key in names if key in set(rows["family"])]]
     models = (rows["first"].iloc[0], rows["second"].iloc[0])
     lanes = np.arange(len(rows))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2 * _PANEL + 0.2, 1.4 + 0.42 * len(rows)), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = style.blank(1.4 + 0.42 * len(rows))
         panels = figure.subplots(1, 2, sharey=True)
         titles = {"slope": "s: model on DFT", "inverse": "1/s′: scatter taken out"}
         for panel, (quantity, title) in zip(panels, titles.items(), strict=True):
-            _name_lanes(panel, [names[key] for key in rows.index])
-            panel.axvline(1, zorder=2, **_IDEAL)
+            name_lanes(panel, [names[key] for key in rows.index])
+            panel.axvline(1, zorder=2, **style.IDEAL)
             panel.hlines(lanes, *(rows[f"{quantity}_{end}"] for end in ("first", "second")), color="#9AA3AC", linewidth=2.2, zorder=2.5)
             for model, end, shift in ((models[0], "first", -0.16), (models[1], "second", 0.16)):
                 low, high = (rows[f"{quantity}_{end}_{side}"] for side in ("low", "high"))
                 panel.hlines(lanes + shift, low, high, color=colour(model), linewidth=1.6, alpha=0.8, zorder=3)
-                style = {"markeredgecolor": "white", "markeredgewidth": 0.7, "linestyle": "none", "zorder": 4}
-                size = _size(model, 7.5)
-                panel.plot(rows[f"{quantity}_{end}"], lanes, marker=marker(model), color=colour(model), markersize=size, **style)
+                points = {"markeredgecolor": "white", "markeredgewidth": 0.7, "linestyle": "none", "zorder": 4}
+                panel.plot(rows[f"{quantity}_{end}"], lanes, **style.look(model, 7.5), **points)
             panel.set(xlim=limits)
             panel.set_title(title, loc="left")
-        handles = [
-            Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 7.5), linestyle="none", label=label(m)) for m in models
-        ]
+        handles = [Line2D([], [], linestyle="none", label=label(model), **style.look(model, 7.5)) for model in models]
         figure.legend(handles=handles, loc="outside upper center", ncols=2)
     return figure
 
@@ -319,31 +294,29 @@ def ratio_by_size(binned: pd.DataFrame, titles: Mapping[str, str], limits: tuple
     ValueError
         If there is nothing to draw, or a ratio is not finite.
     """
-    rows = _good(binned[binned["family"].isin(titles)], ["model", "family", "on"], ["size", "ratio"])
+    rows = style.good_rows(binned[binned["family"].isin(titles)], ["model", "family", "on"], ["size", "ratio"])
     families = [key for key in titles if key in set(rows["family"])]
     models = in_order(rows["model"])
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2 * _PANEL + 0.2, 1.3 + 2.35 * len(families)), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = style.blank(1.3 + 2.35 * len(families))
         grid = figure.subplots(len(families), 2, sharex=True, sharey=True, squeeze=False)
         for line, family in zip(grid, families, strict=True):
             for panel, on in zip(line, ("reference", "value"), strict=True):
-                panel.axhline(1, zorder=2, **_IDEAL)
+                panel.axhline(1, zorder=2, **style.IDEAL)
                 for model in models:
                     part = rows[(rows["family"] == family) & (rows["on"] == on) & (rows["model"] == model)].sort_values("size")
                     panel.fill_between(part["size"], part["ratio_low"], part["ratio_high"], color=colour(model), alpha=0.13, linewidth=0)
-                    style = {"color": colour(model), "marker": marker(model), "markersize": _size(model, 5), "linewidth": 1.4}
-                    panel.plot(part["size"], part["ratio"], zorder=3, **style)
+                    panel.plot(part["size"], part["ratio"], linewidth=1.4, zorder=3, **style.look(model, 5))
                 panel.set(xscale="log", yscale="log", xlim=(0.02, 30), ylim=limits)
                 panel.set_yticks([0.5, 0.7, 1, 1.5, 2, 3], ["0.5", "0.7", "1", "1.5", "2", "3"])
                 panel.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
                 panel.minorticks_off()
-                _note(panel, titles[family], "upper right")
+                style.note(panel, titles[family], "upper right")
             line[0].set_ylabel("model / DFT")
         grid[0, 0].set_title("bins by DFT: s", loc="left")
         grid[0, 1].set_title("bins by the model: 1/s′", loc="left")
         grid[-1, 0].set_xlabel("force on the atom, DFT (eV/Å)")
         grid[-1, 1].set_xlabel("force on the atom, model (eV/Å)")
-        handles = [Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 5), label=label(m)) for m in models]
+        handles = [Line2D([], [], label=label(model), **style.look(model, 5)) for model in models]
         figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.2)
     return figure

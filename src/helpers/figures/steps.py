@@ -10,8 +10,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from helpers.figures.learning import _METHODS, _plain_ticks
-from helpers.figures.style import _IDEAL, _MUTED, STYLE, _legend, _panels, colour, label
+from helpers.figures import style
+from helpers.figures.learning import METHODS, plain_ticks
+from helpers.figures.style import STYLE, colour, label
 
 
 def stepwise(
@@ -53,14 +54,14 @@ def stepwise(
     ValueError
         If there are too many lines, or a panel has nothing to draw.
     """
-    if len(lines) > len(_METHODS):
-        raise ValueError(f"{len(lines)} lines, but there are {len(_METHODS)} colours")
+    if len(lines) > len(METHODS):
+        raise ValueError(f"{len(lines)} lines, but there are {len(METHODS)} colours")
     looks = {
         name: {"color": shade, "marker": marker, "linestyle": dashes, "markersize": 5.5, "linewidth": 1.6}
-        for name, (shade, marker, dashes) in zip(lines, _METHODS, strict=False)
+        for name, (shade, marker, dashes) in zip(lines, METHODS, strict=False)
     }
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(panels))
+        figure, axes, spare = style.panels(len(panels))
         for axis, (panel, title) in zip(axes, panels.items(), strict=True):
             here = curves[(curves["held_out"] == panel) & curves["capacity"].isin(lines)]
             if here.empty:
@@ -68,7 +69,7 @@ def stepwise(
             if enters and enters[panel] > 1:
                 axis.axvspan(0.5, enters[panel] - 0.5, color="#EEF0F2", zorder=0)
             if ideal is not None:
-                axis.axhline(ideal, zorder=1, **_IDEAL)
+                axis.axhline(ideal, zorder=1, **style.IDEAL)
             if model is not None:
                 axis.axhline(model[1][panel], color=colour(model[0]), linewidth=1.6, zorder=2)
             for name, look in looks.items():
@@ -83,7 +84,7 @@ def stepwise(
             if limits is not None:
                 _clip(axis, here, looks, limits)
             if logarithmic:
-                _plain_ticks(axis)
+                plain_ticks(axis)
         handles = [Line2D([], [], label=lines[name], **look) for name, look in looks.items()]
         if model is not None:
             handles.append(Line2D([], [], color=colour(model[0]), linewidth=1.6, label=label(model[0])))
@@ -92,7 +93,7 @@ def stepwise(
         if spare is None:
             figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.2)
         else:
-            _legend(figure, spare, handles)
+            style.legend(figure, spare, handles)
     return figure
 
 
@@ -106,4 +107,4 @@ def _clip(axis, here: pd.DataFrame, looks: Mapping[str, dict], limits: tuple[flo
         place = (entry.step + 0.2 * order, limits[1] if up else limits[0])
         axis.plot(*place, marker="^" if up else "v", color=looks[entry.capacity]["color"], markersize=7, clip_on=False, zorder=5)
         shift = (0, -12) if up else (0, 8)
-        axis.annotate(f"{entry.mean:.3g}", place, shift, textcoords="offset points", ha="center", color=_MUTED, fontsize=8.5)
+        axis.annotate(f"{entry.mean:.3g}", place, shift, textcoords="offset points", ha="center", color=style.MUTED, fontsize=8.5)

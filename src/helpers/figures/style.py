@@ -29,7 +29,7 @@ _MARKER_SCALE = {"D": 0.85, "P": 1.25, "*": 1.4, "X": 1.15, "^": 1.1, "v": 1.1, 
 # A model of the reader's own, and models made from a catalogue model.
 _OTHER_COLOUR, _OTHER_MARKER, _SCALED_MARKER, _TUNED_MARKER = "#5A5A5A", "<", "*", "X"
 
-_PLOTLY_SYMBOL = {
+PLOTLY_SYMBOL = {
     "x": "x-thin",
     "o": "circle",
     "h": "hexagon",
@@ -73,16 +73,17 @@ STYLE = {
     "mathtext.default": "regular",
 }
 
-_TEXT = "#222222"
-_MUTED = "#6B7480"
+TEXT = "#222222"
+MUTED = "#6B7480"
 _PANEL = 3.35  # inch; two panels side by side fill a column of text and can still be read on a phone
-_SINGLE = 4.6  # inch, of a panel alone
+SINGLE = 4.6  # inch, of a panel alone
+WIDE = 2 * _PANEL + 0.2  # inch, of two
 _RESOLUTION = 192  # dots per inch of the page's 96, for screens with small pixels
 
 # The line on which a perfect model would lie.
-_IDEAL = {"color": _TEXT, "linewidth": 1.1, "linestyle": (0, (4, 2.5))}
+IDEAL = {"color": TEXT, "linewidth": 1.1, "linestyle": (0, (4, 2.5))}
 
-_ids = count()
+ids = count()
 
 
 def apply_style() -> None:
@@ -114,8 +115,10 @@ def marker(model: str) -> str:
     return CATALOGUE[base].marker if base in CATALOGUE else _OTHER_MARKER
 
 
-def _size(model: str, points: float) -> float:
-    return points * _MARKER_SCALE.get(marker(model), 1.0)
+def look(model: str, points: float) -> dict[str, object]:
+    """Return colour, marker and marker size of a model's points, for matplotlib; ``points`` is the size of a circle beside them."""
+    shape = marker(model)
+    return {"color": colour(model), "marker": shape, "markersize": points * _MARKER_SCALE.get(shape, 1.0)}
 
 
 def label(model: str) -> str:
@@ -180,9 +183,9 @@ def paper_points(figure: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).dropna(ignore_index=True)
 
 
-def _rows(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
+def property_rows(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
     """Return the rows to draw: one property, nothing that failed."""
-    rows = _one_property(table, quantity)
+    rows = one_property(table, quantity)
     name = rows["property"].iloc[0]
     rows = rows[rows["status"] == "ok"]
     if rows.empty:
@@ -193,7 +196,7 @@ def _rows(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
     return rows
 
 
-def _one_property(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
+def one_property(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
     """Return the rows of a property, by default of the only one there is."""
     rows = table if quantity is None else table[table["property"] == quantity]
     properties = sorted(rows["property"].unique())
@@ -203,7 +206,7 @@ def _one_property(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
     return rows
 
 
-def _good(table: pd.DataFrame, texts: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+def good_rows(table: pd.DataFrame, texts: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
     """Return the rows to draw of a table with these columns: none that failed, and no number that is not finite."""
     missing = [column for column in (*texts, *numbers) if column not in table]
     if missing:
@@ -218,7 +221,7 @@ def _good(table: pd.DataFrame, texts: Sequence[str], numbers: Sequence[str]) -> 
     return rows
 
 
-def _chosen(rows: pd.DataFrame, models: Sequence[str] | None) -> list[str]:
+def chosen(rows: pd.DataFrame, models: Sequence[str] | None) -> list[str]:
     """Return the models to draw, after checking that all of them are there."""
     there = set(rows["model"])
     if models is None:
@@ -229,7 +232,14 @@ def _chosen(rows: pd.DataFrame, models: Sequence[str] | None) -> list[str]:
     return list(models)
 
 
-def _panels(n: int, extra: float = 0.0) -> tuple[Figure, list[Axes], Axes | None]:
+def blank(height: float, width: float = WIDE) -> Figure:
+    """Return an empty figure (inch), by default as wide as a column of text."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def panels(n: int, extra: float = 0.0) -> tuple[Figure, list[Axes], Axes | None]:
     """Return a figure with n panels in at most two columns, and the empty place beside the last one, if there is one.
 
     ``extra`` inches of height are added when there is no empty place for legend and colour bar.
@@ -237,9 +247,8 @@ def _panels(n: int, extra: float = 0.0) -> tuple[Figure, list[Axes], Axes | None
     columns = min(n, 2)
     lines = ceil(n / columns)
     extra = 0.0 if n % columns else extra
-    side = _PANEL if columns == 2 else _SINGLE
-    figure = Figure(figsize=(side * columns + 0.2, side * lines + 0.2 + extra), layout="constrained")
-    FigureCanvasAgg(figure)
+    side = _PANEL if columns == 2 else SINGLE
+    figure = blank(side * lines + 0.2 + extra, side * columns + 0.2)
     axes = list(figure.subplots(lines, columns, squeeze=False).ravel())
     spare = axes[n] if len(axes) > n else None
     if spare is not None:
@@ -247,7 +256,7 @@ def _panels(n: int, extra: float = 0.0) -> tuple[Figure, list[Axes], Axes | None
     return figure, axes[:n], spare
 
 
-def _legend(figure: Figure, spare: Axes | None, handles: list[object]) -> None:
+def legend(figure: Figure, spare: Axes | None, handles: list[object]) -> None:
     """Put the legend into the empty place, else above the panels."""
     if spare is not None:
         spare.legend(handles=handles, loc="center", fontsize=STYLE["legend.fontsize"] + 0.5, labelspacing=1.0)
@@ -256,7 +265,7 @@ def _legend(figure: Figure, spare: Axes | None, handles: list[object]) -> None:
         figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
 
 
-def _note(axes: Axes, text: str, corner: str = "upper left") -> None:
+def note(axes: Axes, text: str, corner: str = "upper left") -> None:
     """Write numbers into a corner of a panel, on a veil of white that keeps them apart from points."""
     x, horizontal = (0.035, "left") if "left" in corner else (0.965, "right")
     y, vertical = (0.965, "top") if "upper" in corner else (0.035, "bottom")
@@ -267,7 +276,7 @@ def _note(axes: Axes, text: str, corner: str = "upper left") -> None:
         transform=axes.transAxes,
         ha=horizontal,
         va=vertical,
-        color=_TEXT,
+        color=TEXT,
         fontsize=10,
         linespacing=1.35,
         bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "boxstyle": "square,pad=0.15"},
@@ -275,33 +284,36 @@ def _note(axes: Axes, text: str, corner: str = "upper left") -> None:
     )
 
 
-def _range(low: float, high: float, digits: int = 2) -> str:
+def interval(low: float, high: float, digits: int = 2) -> str:
+    """Return an interval as it is written behind a number, or nothing if it has no ends."""
     if not np.isfinite([low, high]).all():
         return ""
     # No-break spaces keep an interval in one piece where a table is narrow.
     return f"\u00a0[{low:.{digits}f},\u00a0{high:.{digits}f}]"
 
 
-def _significant(value: float) -> str:
+def significant(value: float) -> str:
     """Return three significant digits, with their zeros."""
     return f"{value:#.3g}".rstrip(".")
 
 
-def _square(axes: Axes, low: float, high: float) -> None:
+def square(axes: Axes, low: float, high: float) -> None:
+    """Give both axes the same range and ticks, and draw the diagonal."""
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     # The same few round ticks on both axes, so that the diagonal can be read off.
     ticks = MaxNLocator(nbins=5).tick_values(low, high)
     ticks = ticks[(ticks >= low) & (ticks <= high)]
     axes.set_xticks(ticks)
     axes.set_yticks(ticks)
-    axes.plot([low, high], [low, high], zorder=2.5, **_IDEAL)
+    axes.plot([low, high], [low, high], zorder=2.5, **IDEAL)
 
 
-def _title(axes: Axes, model: str) -> None:
-    axes.set_title(label(model), color=_readable(model), loc="left")
+def title(axes: Axes, model: str) -> None:
+    """Write a model's name above a panel, in its colour."""
+    axes.set_title(label(model), color=readable(model), loc="left")
 
 
-def _readable(model: str) -> tuple[float, float, float]:
+def readable(model: str) -> tuple[float, float, float]:
     """Return a model's colour, darkened until text in it has a contrast of 4.5 on white (WCAG 2.1, criterion 1.4.3)."""
     rgb = np.array(to_rgb(colour(model)))
     while True:
@@ -311,7 +323,7 @@ def _readable(model: str) -> tuple[float, float, float]:
         rgb *= 0.96
 
 
-def _robust_limits(values: np.ndarray, ideal: float = 1.0) -> tuple[float, float]:
+def robust_limits(values: np.ndarray, ideal: float = 1.0) -> tuple[float, float]:
     """Return limits that hold all values, unless some lie more than four times the interquartile range beyond the quartiles."""
     lower, upper = np.quantile(values, [0.25, 0.75])
     reach = 4 * (upper - lower)
@@ -321,7 +333,7 @@ def _robust_limits(values: np.ndarray, ideal: float = 1.0) -> tuple[float, float
     return float(low - margin), float(high + margin)
 
 
-def _outer_labels(axes: Sequence[Axes], below: str, left: str) -> None:
+def outer_labels(axes: Sequence[Axes], below: str, left: str) -> None:
     """Label the outer axes only: below the lowest panel of each column, and left of each line."""
     columns = min(len(axes), 2)
     for position, panel in enumerate(axes):
@@ -331,12 +343,14 @@ def _outer_labels(axes: Sequence[Axes], below: str, left: str) -> None:
             panel.set_ylabel(left)
 
 
-def _need_alt(alt: str) -> None:
+def need_alt(alt: str) -> None:
+    """Raise ValueError if an alternative text is empty."""
     if not alt.strip():
         raise ValueError("a figure needs an alternative text: say what it shows in a sentence")
 
 
-def _png_uri(figure: Figure) -> str:
+def png_uri(figure: Figure) -> str:
+    """Return a figure as the address of an image that holds it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_RESOLUTION, metadata={"Software": None})
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

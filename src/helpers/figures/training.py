@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from helpers.figures.style import _MUTED, _SINGLE, STYLE, _readable
+from helpers.figures import style
+from helpers.figures.style import STYLE
 
 
 def training_curve(history: Sequence[Mapping[str, float]], best_epoch: int, model: str) -> Figure:
@@ -31,13 +31,14 @@ def training_curve(history: Sequence[Mapping[str, float]], best_epoch: int, mode
         raise ValueError("there is nothing to draw: the training has no epochs")
     epochs = [entry["epoch"] + 1 for entry in history]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(_SINGLE + 1.4, 3.2), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = style.blank(3.2, style.SINGLE + 1.4)
         axes = figure.subplots()
         few = {"marker": "o", "markersize": 4} if len(epochs) < 15 else {}
-        axes.plot(epochs, [entry["train_force_mae"] for entry in history], color=_MUTED, label="trained on", **few)
-        axes.plot(epochs, [entry["validation_force_mae"] for entry in history], color=_readable(model), label="chooses the epoch", **few)
-        axes.axvline(best_epoch + 1, color=_readable(model), linewidth=1, linestyle=":", label="kept")
+        axes.plot(epochs, [entry["train_force_mae"] for entry in history], color=style.MUTED, label="trained on", **few)
+        axes.plot(
+            epochs, [entry["validation_force_mae"] for entry in history], color=style.readable(model), label="chooses the epoch", **few
+        )
+        axes.axvline(best_epoch + 1, color=style.readable(model), linewidth=1, linestyle=":", label="kept")
         axes.set(xlabel="epoch", ylabel="force MAE (eV/Å)", ylim=(0, None))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()

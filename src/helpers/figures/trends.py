@@ -12,26 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from helpers.figures.style import (
-    _IDEAL,
-    _TEXT,
-    STYLE,
-    _chosen,
-    _good,
-    _legend,
-    _note,
-    _one_property,
-    _outer_labels,
-    _panels,
-    _robust_limits,
-    _rows,
-    _size,
-    _title,
-    colour,
-    in_order,
-    label,
-    marker,
-)
+from helpers.figures import style
+from helpers.figures.style import STYLE, colour, in_order, label
 
 
 def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float]) -> Figure:
@@ -47,31 +29,22 @@ def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float
     crystals = list(dict.fromkeys(table.sort_values(["element", "volume"])["crystal"]))
     models = in_order(table["model"])
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(crystals))
+        figure, axes, spare = style.panels(len(crystals))
         figure.set_figheight(0.75 * figure.get_figheight())
         for panel, crystal in zip(axes, crystals, strict=True):
-            panel.axhline(1, zorder=2, **_IDEAL)
+            panel.axhline(1, zorder=2, **style.IDEAL)
             panel.axvspan(melting_k[crystal.split(",")[0]], 2e4, color="#F4E6D8", zorder=0)
             for model in models:
                 part = table[(table["model"] == model) & (table["crystal"] == crystal)].sort_values("temperature_k")
                 spread = np.abs(part[["slope_low", "slope_high"]].to_numpy().T - part["slope"].to_numpy())
-                panel.errorbar(
-                    part["temperature_k"],
-                    part["slope"],
-                    spread,
-                    color=colour(model),
-                    marker=marker(model),
-                    markersize=_size(model, 5.5),
-                    linewidth=1.4,
-                    zorder=3,
-                )
+                panel.errorbar(part["temperature_k"], part["slope"], spread, linewidth=1.4, zorder=3, **style.look(model, 5.5))
             panel.set(xscale="log", xlim=(230, 7500), ylim=(0.3, 1.45))
             panel.set_xticks([300, 1000, 3000], ["300", "1000", "3000"])
             panel.set_xticks([], minor=True)
             panel.set_title(crystal, loc="left")
-        _outer_labels(axes, "nominal temperature (K)", "softening scale s")
-        handles = [Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 5.5), label=label(m)) for m in models]
-        _legend(figure, spare, [*handles, Patch(color="#F4E6D8", label="above the melting point")])
+        style.outer_labels(axes, "nominal temperature (K)", "softening scale s")
+        handles = [Line2D([], [], label=label(model), **style.look(model, 5.5)) for model in models]
+        style.legend(figure, spare, [*handles, Patch(color="#F4E6D8", label="above the melting point")])
     return figure
 
 
@@ -101,8 +74,8 @@ def cell_size(
     ValueError
         If there is nothing to draw, the column is missing, a metal has several references, or a model has a size of cell twice.
     """
-    rows = _good(_rows(table, quantity), ["model", "material"], ["n_sites", "value", "reference"])
-    models = _chosen(rows, models)
+    rows = style.good_rows(style.property_rows(table, quantity), ["model", "material"], ["n_sites", "value", "reference"])
+    models = style.chosen(rows, models)
     rows = rows[rows["model"].isin(models)]
     twice = rows[rows.duplicated(["model", "material", "n_sites"])]
     if len(twice):
@@ -113,19 +86,17 @@ def cell_size(
     low, high = energies.min().min(axis=1), energies.max().max(axis=1)
     centre, span = (low + high) / 2, 1.2 * max((high - low).max(), 0.05)
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(metals), extra=1.0)
+        figure, axes, spare = style.panels(len(metals), extra=1.0)
         figure.set_figheight(0.85 * figure.get_figheight())
         for panel, metal in zip(axes, metals, strict=True):
             part = rows[rows["material"] == metal]
             references = part["reference"].unique()
             if len(references) > 1:
                 raise ValueError(f"{metal} has several references: {', '.join(f'{value:g}' for value in references)}")
-            panel.axhline(references[0], zorder=2, **_IDEAL)
+            panel.axhline(references[0], zorder=2, **style.IDEAL)
             for model in models:
                 line = part[part["model"] == model].sort_values("n_sites")
-                panel.plot(
-                    line["n_sites"], line["value"], color=colour(model), marker=marker(model), markersize=_size(model, 5.5), linewidth=1.4
-                )
+                panel.plot(line["n_sites"], line["value"], linewidth=1.4, **style.look(model, 5.5))
             sizes = sorted(part["n_sites"].unique())
             panel.set_xscale("log")
             panel.set_xticks(sizes, [f"{size:g}" for size in sizes])
@@ -133,9 +104,9 @@ def cell_size(
             panel.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
             panel.set_ylim(centre[metal] - span / 2, centre[metal] + span / 2)
             panel.set_title(metal, loc="left")
-        _outer_labels(axes, "lattice sites in the cell", f"{what} ({rows['unit'].iloc[0]})")
-        handles = [Line2D([], [], color=colour(m), marker=marker(m), markersize=_size(m, 5.5), label=label(m)) for m in models]
-        _legend(figure, spare, [*handles, Line2D([], [], label="DFT", **_IDEAL)])
+        style.outer_labels(axes, "lattice sites in the cell", f"{what} ({rows['unit'].iloc[0]})")
+        handles = [Line2D([], [], label=label(model), **style.look(model, 5.5)) for model in models]
+        style.legend(figure, spare, [*handles, Line2D([], [], label="DFT", **style.IDEAL)])
     return figure
 
 
@@ -168,21 +139,23 @@ def error_against_coordination(
         If there is nothing to draw, the table holds several properties, a column is missing, a value is not finite, or a loss lies outside
         the bins.
     """
-    rows = _good(_one_property(table, quantity) if "property" in table else table, ["model", "kind"], ["coordination_loss", "ratio"])
-    models = _chosen(rows, models)
+    rows = style.good_rows(
+        style.one_property(table, quantity) if "property" in table else table, ["model", "kind"], ["coordination_loss", "ratio"]
+    )
+    models = style.chosen(rows, models)
     rows = rows[rows["model"].isin(models)]
     beyond = rows[(rows["coordination_loss"] <= edges[0]) | (rows["coordination_loss"] > edges[-1])]
     if len(beyond):
         raise ValueError(f"a coordination loss of {beyond['coordination_loss'].iloc[0]:g} lies outside the bins {tuple(edges)}")
-    low, high = _robust_limits(rows["ratio"].to_numpy(dtype=float))
+    low, high = style.robust_limits(rows["ratio"].to_numpy(dtype=float))
     with mpl.rc_context(STYLE):
-        figure, axes, spare = _panels(len(models), extra=0.3)
+        figure, axes, spare = style.panels(len(models), extra=0.3)
         figure.set_figheight(0.85 * figure.get_figheight())
         for panel, model in zip(axes, models, strict=True):
             part = rows[rows["model"] == model]
-            panel.axhline(1, zorder=2, **_IDEAL)
+            panel.axhline(1, zorder=2, **style.IDEAL)
             _binned(panel, part, edges, colour(model))
-            for vacancy, style in _KINDS.items():
+            for vacancy, look in _KINDS.items():
                 points = part[(part["kind"] == "vacancy") == vacancy]
                 panel.plot(
                     points["coordination_loss"],
@@ -193,22 +166,22 @@ def error_against_coordination(
                     markeredgewidth=0.5,
                     alpha=0.85,
                     zorder=4,
-                    **style,
+                    **look,
                 )
             outside = np.count_nonzero((part["ratio"] < low) | (part["ratio"] > high))
-            _note(panel, f"n = {len(part)}" + (f", {outside} outside" if outside else ""), "lower right")
+            style.note(panel, f"n = {len(part)}" + (f", {outside} outside" if outside else ""), "lower right")
             panel.set(xlim=(edges[0], edges[-1]), ylim=(low, high))
-            _title(panel, model)
-        _outer_labels(axes, "nearest neighbours lost (fraction)", "model / DFT")
+            style.title(panel, model)
+        style.outer_labels(axes, "nearest neighbours lost (fraction)", "model / DFT")
         handles = [
             *(
-                Line2D([], [], color="#444444", linestyle="none", label="vacancy" if vacancy else "surface", **style)
-                for vacancy, style in _KINDS.items()
+                Line2D([], [], color="#444444", linestyle="none", label="vacancy" if vacancy else "surface", **look)
+                for vacancy, look in _KINDS.items()
             ),
             Patch(facecolor="#444444", alpha=0.25, label="quartiles"),
-            Line2D([], [], color=_TEXT, linewidth=2.2, label="median"),
+            Line2D([], [], color=style.TEXT, linewidth=2.2, label="median"),
         ]
-        _legend(figure, spare, handles)
+        style.legend(figure, spare, handles)
     return figure
 
 
@@ -225,4 +198,4 @@ def _binned(axes: Axes, part: pd.DataFrame, edges: Sequence[float], hue: str) ->
         lower, median, upper = ratio.quantile([0.25, 0.5, 0.75])
         inner = [interval.left + 0.006, interval.right - 0.006]
         axes.fill_between(inner, lower, upper, color=hue, alpha=0.22, linewidth=0, zorder=2.5)
-        axes.plot(inner, [median] * 2, color=_TEXT, linewidth=2.2, solid_capstyle="butt", zorder=3)
+        axes.plot(inner, [median] * 2, color=style.TEXT, linewidth=2.2, solid_capstyle="butt", zorder=3)

@@ -8,23 +8,11 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from helpers.figures.style import (
-    _MUTED,
-    _PANEL,
-    STYLE,
-    _chosen,
-    _good,
-    _note,
-    _readable,
-    _size,
-    colour,
-    label,
-    marker,
-)
+from helpers.figures import style
+from helpers.figures.style import STYLE, colour, label
 
 _GREEK = {"G": "Γ"}
 
@@ -47,11 +35,11 @@ def bands_and_dos(table: pd.DataFrame, models: Sequence[str] | None = None, pape
     ValueError
         If there are no bands, a column is missing, a value is not finite, a point is there twice, or they belong to several crystals.
     """
-    bands = _good(table[table["property"] == "band"], ["model", "case"], ["q", "branch", "distance", "value", "reference"])
+    bands = style.good_rows(table[table["property"] == "band"], ["model", "case"], ["q", "branch", "distance", "value", "reference"])
     cases = sorted(bands["case"].unique())
     if len(cases) > 1:
         raise ValueError(f"bands of one crystal are needed, but the table has {', '.join(cases)}")
-    models = _chosen(bands, models)
+    models = style.chosen(bands, models)
     bands = bands[bands["model"].isin(models)]
     twice = bands[bands.duplicated(["model", "q", "branch"])]
     if len(twice):
@@ -64,8 +52,7 @@ def bands_and_dos(table: pd.DataFrame, models: Sequence[str] | None = None, pape
     lines = int(np.ceil(len(models) / columns))
     heights = [1.0] * lines + ([0.85] if len(densities) else [])
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(2 * _PANEL + 0.2, 2.65 * sum(heights) + 0.4), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = style.blank(2.65 * sum(heights) + 0.4)
         grid = figure.add_gridspec(len(heights), columns, height_ratios=heights)
         for number, model in enumerate(models):
             axes = figure.add_subplot(grid[divmod(number, columns)])
@@ -97,10 +84,10 @@ def _bands(axes: Axes, model: str, rows: pd.DataFrame, paper: float | None) -> N
         "reference": {"color": "black", "linewidth": 1.3, "zorder": 3},
         "value": {"color": colour(model), "linewidth": 1.5, "linestyle": (0, (4, 1.2)), "zorder": 4},
     }
-    for side, style in styles.items():
+    for side, look in styles.items():
         for piece in pieces:
-            axes.plot(distance[piece], wide[side].to_numpy()[piece], **style)
-    axes.axhline(0, color=_MUTED, linewidth=0.8, zorder=1)
+            axes.plot(distance[piece], wide[side].to_numpy()[piece], **look)
+    axes.axhline(0, color=style.MUTED, linewidth=0.8, zorder=1)
     places = points[points["label"].astype(str) != ""]
     names = places.groupby("distance")["label"].agg(lambda labels: "|".join(_GREEK.get(name, name) for name in dict.fromkeys(labels)))
     for place in names.index:
@@ -113,16 +100,14 @@ def _bands(axes: Axes, model: str, rows: pd.DataFrame, paper: float | None) -> N
         axes.plot(
             distance[-1],
             paper,
-            marker=marker(model),
-            markersize=_size(model, 7.5),
-            color=colour(model),
+            **style.look(model, 7.5),
             markerfacecolor="white",
             markeredgewidth=1.5,
             clip_on=False,
             zorder=6,
         )
-    _note(axes, f"highest {top:.2f}, DFT {top_dft:.2f}")
-    axes.set_title(label(model), color=_readable(model), loc="left")
+    style.note(axes, f"highest {top:.2f}, DFT {top_dft:.2f}")
+    axes.set_title(label(model), color=style.readable(model), loc="left")
 
 
 def _densities(axes: Axes, models: Sequence[str], rows: pd.DataFrame) -> None:

@@ -18,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers import results
-from helpers.figures.style import _need_alt, _png_uri
+from helpers.figures import style
 
 
 class Block(ABC):
@@ -111,11 +111,11 @@ class Picture(Block):
     caption: str = ""
 
     def __post_init__(self) -> None:
-        _need_alt(self.alt)
+        style.need_alt(self.alt)
 
     def html(self) -> str:  # noqa: D102
         width = round(self.figure.get_figwidth() * 96)
-        image = f'<img src="{_png_uri(self.figure)}" alt="{html.escape(self.alt, quote=True)}" width="{width}">'
+        image = f'<img src="{style.png_uri(self.figure)}" alt="{html.escape(self.alt, quote=True)}" width="{width}">'
         return f'<figure><div class="wide" tabindex="0">{image}</div><figcaption>{_html(self.caption)}</figcaption></figure>'
 
     def markdown(self) -> str:  # noqa: D102
