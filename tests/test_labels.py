@@ -104,7 +104,7 @@ def test_common_spellings(tmp_path, forces, energy, stress):
 def test_named_answers_come_before_those_of_a_calculator():
     (atoms,) = frames_of_copper(1)
     atoms.arrays["REF_forces"] = 2 * atoms.get_forces()
-    frame = labels._frame("x", 0, atoms, "")
+    frame = labels.as_frame("x", 0, atoms, "")
     assert frame.forces == pytest.approx(2 * atoms.get_forces())
     assert frame.names.startswith("REF_forces, energy (calculator)")
     assert frame.remarks == ("found and not used: forces (calculator)",)

@@ -334,7 +334,7 @@ def _in_memory(number: int, one: Label | ase.Atoms) -> Frame:
         return replace(labels.from_labels([one])[0], number=number)
     stale = getattr(one.calc, "results", None) and hasattr(one.calc, "check_state") and one.calc.check_state(one)
     fault = f"its calculator has the answer for other {', '.join(stale or ())}: ask it again, and keep that before the next"
-    return labels._frame("labels", number, one, fault if stale else "")
+    return labels.as_frame("labels", number, one, fault if stale else "")
 
 
 def _digest(frames: Sequence[Frame]) -> str:
@@ -737,7 +737,7 @@ def _labels_section(about: dict[str, object], frames: Sequence[Frame], fitted: S
     columns = ["frames", "fitted", "tested", "left out", "answers found as"]
     blocks: list[page.Block] = [page.Table(pd.DataFrame(summed, index=pd.Index(names, name="file"), columns=columns))]
     if tested:
-        blocks.append(page.Text(f"Held back for the test, in blocks of neighbours (counted from 0): {labels._places(frames, tested)}."))
+        blocks.append(page.Text(f"Held back for the test, in blocks of neighbours (counted from 0): {labels.places(frames, tested)}."))
     if about["dropped"]:
         more = [f"… and more, in {fixes.RECORD}"] * (len(about["dropped"]) > _SHOWN)
         blocks += [page.Text("Frames left out:"), page.Bullets([*about["dropped"][:_SHOWN], *more])]

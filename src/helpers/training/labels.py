@@ -269,7 +269,7 @@ def _file(path: Path) -> list[Frame]:
         raise LabelError(f"{path} cannot be read by ASE ({reason}). Is the file complete, and is its name that of its format?") from error
     if not images:
         raise LabelError(f"{path} holds no frames.")
-    return [_frame(str(path), number, atoms, fault) for number, (atoms, fault) in enumerate(images)]
+    return [as_frame(str(path), number, atoms, fault) for number, (atoms, fault) in enumerate(images)]
 
 
 def _images(path: Path, kind: str) -> list[tuple[ase.Atoms | None, str]]:
@@ -338,7 +338,8 @@ def _step(build: Callable[[], ase.Atoms], fault: str) -> tuple[ase.Atoms | None,
         return None, f"this ionic step cannot be read ({type(error).__name__}: {error})"
 
 
-def _frame(file: str, number: int, atoms: ase.Atoms | None, fault: str) -> Frame:
+def as_frame(file: str, number: int, atoms: ase.Atoms | None, fault: str) -> Frame:
+    """Return a structure as a frame, with the answers found in it; ``fault`` says why they cannot be used."""
     if atoms is None:
         return Frame(file, number, ase.Atoms(), None, None, fault=fault)
     answers: dict[str, np.ndarray] = {}
@@ -554,7 +555,7 @@ def _remarks(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> list
             remarks += (f"{' and '.join(parts)} of exactly zero, as get_forces() gives for what is held: left out of every fit",)
         for remark in remarks:
             said.setdefault(remark, []).append(k)
-    return [f"{_places(frames, members)}: {text}" for text, members in said.items()]
+    return [f"{places(frames, members)}: {text}" for text, members in said.items()]
 
 
 @dataclass(frozen=True)
@@ -677,7 +678,7 @@ def _forces_off(frames, predictions, chosen, notes) -> tuple[list[Problem], floa
         texts = {n: text.format(net[n]) for n in drifting} | texts
     elif drifting:
         most = f"as much as {max(net):.2f} eV/Å per atom, where those of DFT add up to nothing: take their mean off"
-        notes.append(f"{_places(frames, [chosen[n] for n in drifting])}: the forces add up to {most}.")
+        notes.append(f"{places(frames, [chosen[n] for n in drifting])}: the forces add up to {most}.")
     problems = [Problem("frame", text, (chosen[n],)) for n, text in texts.items()]
     sound = [n for n in range(len(chosen)) if n not in texts]
     x, y = (np.concatenate([part[n] for n in sound] or [np.zeros(0)]) for part in (label, model))
@@ -705,7 +706,7 @@ def _departures(set_: _Beside, frames, chosen, texts: dict[int, str], notes: lis
     if two := len(other) > max(_FEW - 1, len(chosen) // 10):
         rest = [n for n in range(len(chosen)) if n not in why and n not in texts]
         parts = [
-            f"{np.median(set_.slope[part]):.2f} times the labels' in {_places(frames, [chosen[n] for n in part])}" for part in (rest, other)
+            f"{np.median(set_.slope[part]):.2f} times the labels' in {places(frames, [chosen[n] for n in part])}" for part in (rest, other)
         ]
         notes.append(
             f"The labels are of two kinds: the model's forces are {' and '.join(parts)}. That may be two phases, or settings, or units; "
@@ -720,7 +721,7 @@ def _departures(set_: _Beside, frames, chosen, texts: dict[int, str], notes: lis
     if noted := [n for n, what in why.items() if not what]:
         worst = max(noted, key=set_.odd)
         most = f"up to {set_.odd(worst):.0f} times what is usual beside the others ({_beside(set_, worst)})"
-        notes.append(f"{_places(frames, [chosen[n] for n in noted])}: the error of the forces is {most}.")
+        notes.append(f"{places(frames, [chosen[n] for n in noted])}: the error of the forces is {most}.")
 
 
 def _beside(set_: _Beside, n: int) -> str:
@@ -909,7 +910,7 @@ def _energies_off(frames, predictions, chosen, slope, force_slope, notes) -> lis
     few = 1 + 10 / spare
     if two := _two_groups(columns, values, hot, kind, _GROUPS * few):
         high, gap, sure = two
-        parts = [f"{part.sum()} frames ({_places(frames, [chosen[n] for n in np.flatnonzero(part)])})" for part in (~high, high)]
+        parts = [f"{part.sum()} frames ({places(frames, [chosen[n] for n in np.flatnonzero(part)])})" for part in (~high, high)]
         text = (
             f"the energies are of two kinds, {1000 * gap:.0f} meV/atom apart beyond the model and the reference energies of elements: "
             f"{parts[0]}, and higher {parts[1]}. PSTRESS, +U or corrections in one of the two? Make them of one kind, or leave energies "
@@ -1018,7 +1019,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
 
 
-def _places(frames: Sequence[Frame], members: Sequence[int]) -> str:
+def places(frames: Sequence[Frame], members: Sequence[int]) -> str:
     """Return files and numbers of frames, of many files the first."""
     by_file: dict[str, list[int]] = {}
     for k in members:
