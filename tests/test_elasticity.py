@@ -10,7 +10,7 @@ from ase.calculators.emt import EMT
 from ase.optimize import BFGS
 from pymatgen.analysis.elasticity import ElasticTensor, Strain, Stress
 
-from helpers import benchmarks, engine, potentials, registry
+from helpers import benchmarks, engine, potentials, registry, structures
 from helpers.benchmarks import Case, elasticity
 from helpers.benchmarks.off_equilibrium import has_u_metal_with_o_or_f
 from helpers.potentials.ase import ASEPotential
@@ -59,7 +59,7 @@ def curvature(crystal: ase.Atoms, axis: np.ndarray, amount: float = 0.004, relax
     energies = []
     for factor in (amount, 0.0, -amount):
         xx, yy, zz, yz, xz, xy = factor * np.asarray(axis, dtype=float)
-        atoms = elasticity.strained(crystal, np.array([[xx, xy / 2, xz / 2], [xy / 2, yy, yz / 2], [xz / 2, yz / 2, zz]]))
+        atoms = structures.strained(crystal, np.array([[xx, xy / 2, xz / 2], [xy / 2, yy, yz / 2], [xz / 2, yz / 2, zz]]))
         atoms.calc = EMT()
         if relaxed:
             BFGS(atoms, logfile=None).run(fmax=1e-5)
@@ -74,10 +74,10 @@ def test_a_strain_is_imposed_as_asked():
     """A shear strain in Voigt's notation is twice the component: the angle between the axes closes by it."""
     crystal = bulk("Cu", cubic=True)
     shear = elasticity.strains(0.01)[6]
-    result = elasticity.strained(crystal, shear)
+    result = structures.strained(crystal, shear)
     assert np.deg2rad(90 - result.cell.angles()[0]) == pytest.approx(0.01, rel=1e-3)
     np.testing.assert_allclose(result.get_scaled_positions(), crystal.get_scaled_positions(), atol=1e-12)
-    assert elasticity.strained(crystal, elasticity.strains(0.01)[1]).cell.lengths()[0] == pytest.approx(0.99 * crystal.cell.lengths()[0])
+    assert structures.strained(crystal, elasticity.strains(0.01)[1]).cell.lengths()[0] == pytest.approx(0.99 * crystal.cell.lengths()[0])
 
 
 def test_tensor_of_a_linear_crystal():
@@ -135,12 +135,12 @@ def test_strain_and_stress_belong_together():
     crystal, strain, step = bulk("Cu", a=3.6), Strain.from_voigt([0.02, 0, 0, 0, 0, 0.06]), 1e-4
 
     def energy(change: float) -> float:
-        atoms = elasticity.strained(crystal, (strain + change * TWELVE[10] / 0.01).get_deformation_matrix() - np.eye(3))
+        atoms = structures.strained(crystal, (strain + change * TWELVE[10] / 0.01).get_deformation_matrix() - np.eye(3))
         atoms.calc = EMT()
         return atoms.get_potential_energy()
 
     matrix = strain.get_deformation_matrix()
-    stress = emt().evaluate([elasticity.strained(crystal, matrix - np.eye(3))], stress=True)[0].stress
+    stress = emt().evaluate([structures.strained(crystal, matrix - np.eye(3))], stress=True)[0].stress
     slope = (energy(step) - energy(-step)) / (2 * step) / crystal.get_volume()
     assert Stress(stress).piola_kirchoff_2(matrix)[0, 1] == pytest.approx(slope, rel=1e-5)
     # Cauchy's stress and small strains would not do.
@@ -274,7 +274,7 @@ def test_atoms_relax_in_the_strained_crystal():
 
 
 def test_atoms_come_to_rest_where_another_minimiser_brings_them():
-    starts = [elasticity.strained(HCP, strain) for strain in elasticity.strains(0.06)]
+    starts = [structures.strained(HCP, strain) for strain in elasticity.strains(0.06)]
     before = [elasticity._pull(prediction) for prediction in emt().evaluate(starts)]
     assert min(before) < PROTOCOL.fmax_ev_per_a < max(before)
     found = elasticity._at_rest(emt(), [HCP] * 12, starts, PROTOCOL, progress=False)
@@ -286,7 +286,7 @@ def test_atoms_come_to_rest_where_another_minimiser_brings_them():
 
 
 def test_atoms_that_do_not_come_to_rest_are_a_failure():
-    start = elasticity.strained(HCP, TWELVE[0])
+    start = structures.strained(HCP, TWELVE[0])
     short = elasticity.Protocol(max_steps=1, fmax_ev_per_a=1e-7)
     assert elasticity._at_rest(emt(), [HCP], [start], short, progress=False)[0].error.startswith("not converged in 1 steps: largest force ")
 
@@ -330,7 +330,7 @@ def test_a_run_in_which_everything_fails():
 
 
 def test_lost_symmetry_is_a_failure():
-    sheared = elasticity.strained(bulk("Cu"), elasticity.strains(0.1)[6])
+    sheared = structures.strained(bulk("Cu"), elasticity.strains(0.1)[6])
     outcome = elasticity._relaxed(engine.Relaxed(sheared, -0.1, np.zeros((1, 3)), 10, True), bulk("Cu"))
     assert outcome.crystal is None
     assert outcome.error.startswith("bulk: went from Fm-3m to ")

@@ -532,12 +532,12 @@ def test_a_band_in_one_batch_finds_the_barrier_of_the_middle_image():
     middle = migration._turned_back(middle, first.cell)
     ion = migration.moving_ion([first, middle])
     last = first.copy()
-    last.positions[ion] += 2 * migration._displacements(first, middle)[ion]
+    last.positions[ion] += 2 * structures.displacements(first, middle)[ion]
     start, end = (result.atoms for result in engine.relax(potential, [first, last], fmax=0.01))
     band = [start, *[start.copy() for _ in range(3)], end]
     NEB(band).interpolate(mic=True)
     before = band[2].positions.copy()
-    images, n_calls = migration.neb(potential, band, fmax=0.02)
+    images, n_calls = engine.neb(potential, band, fmax=0.02)
     energies = [image.info["energy_ev"] for image in images]
     assert migration.barrier(energies) == pytest.approx(held, abs=0.01)
     assert len(images) == 5
@@ -550,10 +550,10 @@ def test_a_band_that_cannot_be_is_refused():
     potential = ASEPotential("emt", EMT(), elements=frozenset({29}))
     atoms = bulk("Cu")
     with pytest.raises(ValueError, match="at least three images, not 2"):
-        migration.neb(potential, [atoms, atoms])
+        engine.neb(potential, [atoms, atoms])
     gold = bulk("Au")
     with pytest.raises(ValueError, match="cannot be evaluated"):
-        migration.neb(potential, [gold, gold, gold])
+        engine.neb(potential, [gold, gold, gold])
 
 
 def crossing(n_images=5):
@@ -570,8 +570,8 @@ def crossing(n_images=5):
 
 
 def test_a_path_across_the_cell_is_one():
-    migration.check_path(crossing())
-    migration.check_path(crossing(2))
+    engine.check_path(crossing())
+    engine.check_path(crossing(2))
 
 
 @pytest.mark.parametrize("lattice", ["right", "left"])
@@ -593,7 +593,7 @@ def test_images_that_are_no_path_are_refused_with_their_atoms(lattice):
             for image in images:
                 image.set_cell(image.cell.array[[1, 0, 2]])
         with pytest.raises(ValueError, match=message):
-            migration.neb(potential, images)
+            engine.neb(potential, images)
     # In a table it is one failed case among others.
     good = own_case("good", crossing(3))
     found = migration.run(potential, [own_case("swapped", swapped), good], migration.Protocol(bend=False))
@@ -607,10 +607,10 @@ def test_images_that_are_no_path_are_refused_with_their_atoms(lattice):
 def test_a_band_of_pymatgen_structures_with_atoms_that_are_held():
     """Held atoms stay, and what is evaluated are the forces of the energy."""
     images = crossing()
-    free, _ = migration.neb(ASEPotential("emt", EMT()), [AseAtomsAdaptor.get_structure(image) for image in images], fmax=0.1)
+    free, _ = engine.neb(ASEPotential("emt", EMT()), [AseAtomsAdaptor.get_structure(image) for image in images], fmax=0.1)
     for image in images:
         image.set_constraint(FixAtoms([10, 11]))
-    held, _ = migration.neb(ASEPotential("emt", EMT()), iter(images), fmax=0.1)
+    held, _ = engine.neb(ASEPotential("emt", EMT()), iter(images), fmax=0.1)
     assert np.array_equal(held[2].positions[[10, 11]], images[2].positions[[10, 11]])
     assert migration.barrier([image.info["energy_ev"] for image in held]) >= migration.barrier([image.info["energy_ev"] for image in free])
 

@@ -18,6 +18,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 
 from helpers import benchmarks, registry
 from helpers.benchmarks import Case, phonons
+from helpers.engine import symmetric
 from helpers.potentials.ase import ASEPotential
 
 needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
@@ -675,13 +676,13 @@ def test_a_relaxation_that_rattles_is_accepted_below_its_limit():
 def test_a_relaxation_that_fails_begins_again_with_shorter_steps(monkeypatch):
     start, protocol, begun = layered(), phonons.Protocol(), []
     expected = phonons.relax(emt(), start, protocol)
-    descend = phonons._descend
+    descend = symmetric._descend
 
-    def first_without_success(free, curvature, protocol):
+    def first_without_success(free, curvature, *thresholds):
         begun.append(curvature)
-        return descend(free, curvature, protocol) if len(begun) > 1 else np.inf
+        return descend(free, curvature, *thresholds) if len(begun) > 1 else np.inf
 
-    monkeypatch.setattr(phonons, "_descend", first_without_success)
+    monkeypatch.setattr(symmetric, "_descend", first_without_success)
     found = phonons.relax(emt(), start, protocol)
     assert len(begun) == 2
     assert begun[0] < begun[1]

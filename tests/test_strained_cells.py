@@ -8,8 +8,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from pymatgen.analysis.elasticity import Strain
 
-from helpers import registry
-from helpers.benchmarks import elasticity
+from helpers import registry, structures
 from helpers.benchmarks import strained_cells as cells
 from helpers.potentials.ase import ASEPotential
 
@@ -23,7 +22,7 @@ def emt():
 def test_the_strain_of_a_cell_is_what_was_imposed():
     rest = bulk("Cu", cubic=True)
     strain = Strain.from_voigt([0.01, -0.02, 0, 0.03, 0, 0.04])
-    found = cells.strain_of(elasticity.strained(rest, strain).cell.array, rest.cell.array)
+    found = cells.strain_of(structures.strained(rest, strain).cell.array, rest.cell.array)
     assert found == pytest.approx(np.asarray(strain), abs=1e-12)
 
 
@@ -45,7 +44,7 @@ def test_the_stress_of_a_sheared_crystal_is_its_shear_modulus():
     slope = (sheared["value"] / (2 * sheared["strain"])).mean()
     rest = bulk("Al", cubic=True, a=4.05)
     plus, minus = (
-        emt().evaluate([elasticity.strained(rest, Strain.from_voigt([0, 0, 0, 0, 0, sign * 1e-3]))], stress=True)[0].stress[0, 1]
+        emt().evaluate([structures.strained(rest, Strain.from_voigt([0, 0, 0, 0, 0, sign * 1e-3]))], stress=True)[0].stress[0, 1]
         for sign in (1, -1)
     )
     assert slope == pytest.approx((plus - minus) / 2e-3 / units.GPa, rel=0.02)

@@ -9,6 +9,7 @@ from os import PathLike
 import ase
 import numpy as np
 from ase.constraints import FixAtoms, FixScaled
+from ase.geometry import find_mic
 from ase.neighborlist import neighbor_list
 from pymatgen.core import IStructure, Structure
 from pymatgen.electronic_structure.core import Magmom
@@ -116,6 +117,25 @@ def symmetrised(atoms: ase.Atoms, guess: ase.Atoms) -> ase.Atoms:
     if before.get_space_group_number() != after.get_space_group_number():
         raise ValueError(f"bulk: went from {before.get_space_group_symbol()} to {after.get_space_group_symbol()} as it relaxed")
     return plain(after.get_conventional_standard_structure())
+
+
+def displacements(before: ase.Atoms, after: ase.Atoms) -> np.ndarray:
+    """Return how each atom moves, by the shortest way, shape (n_atoms, 3), Å."""
+    return find_mic(after.positions - before.positions, before.cell, pbc=True)[0]
+
+
+def on_lattice(supercell: ase.Atoms, guess: ase.Atoms, host: ase.Atoms) -> ase.Atoms:
+    """Put a supercell, made for one cell of a crystal (``guess``), on another (``host``); fractional positions stay."""
+    placed = supercell.copy()
+    placed.set_cell(np.round(supercell.cell.array @ np.linalg.inv(guess.cell.array)) @ host.cell.array, scale_atoms=True)
+    return placed
+
+
+def strained(crystal: ase.Atoms, strain: np.ndarray) -> ase.Atoms:
+    """Return a strained copy of a crystal, r → (1 + ε) r with the atoms carried along; ε has shape (3, 3)."""
+    copy = crystal.copy()
+    copy.set_cell(crystal.cell.array @ (np.eye(3) + np.asarray(strain)).T, scale_atoms=True)
+    return copy
 
 
 def neighbours(atoms: ase.Atoms, cutoff: float) -> np.ndarray:

@@ -58,7 +58,6 @@ import ase.io
 import numpy as np
 import pandas as pd
 from ase.data import atomic_numbers, reference_states
-from ase.geometry import find_mic
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
@@ -609,7 +608,7 @@ def _plan(case: Case, perfect: engine.Relaxed, protocol: Protocol) -> _Plan:
         else:
             host = perfect.atoms
         plan.host[name] = host
-        plan.defects[name] = {defect: _placed(case.structures[defect], guess, host) for defect in plan.numbers}
+        plan.defects[name] = {defect: structures.on_lattice(case.structures[defect], guess, host) for defect in plan.numbers}
     return plan
 
 
@@ -633,14 +632,6 @@ def _at_volume(crystal: ase.Atoms, guess: ase.Atoms) -> ase.Atoms:
     scaled = crystal.copy()
     scaled.set_cell(crystal.cell.array * (guess.get_volume() / crystal.get_volume()) ** (1 / 3), scale_atoms=True)
     return scaled
-
-
-def _placed(defect: ase.Atoms, guess: ase.Atoms, host: ase.Atoms) -> ase.Atoms:
-    """Put the supercell of a defect, made for one cell of the host, on another; fractional positions stay."""
-    multiples = np.round(defect.cell.array @ np.linalg.inv(guess.cell.array))
-    placed = defect.copy()
-    placed.set_cell(multiples @ host.cell.array, scale_atoms=True)
-    return placed
 
 
 def _energy(plan: _Plan, name: str, static: Mapping[bytes, object], outcomes: Mapping[bytes, object]) -> tuple[float, str | None]:
@@ -698,14 +689,9 @@ def _unstable_hosts(
     return found
 
 
-def _displacements(initial: ase.Atoms, final: ase.Atoms) -> np.ndarray:
-    """Return how each atom moved, shape (n_atoms, 3), Å."""
-    return find_mic(final.positions - initial.positions, initial.cell, pbc=True)[0]
-
-
 def _largest_displacement(initial: ase.Atoms, outcomes: Mapping[bytes, engine.Relaxed]) -> float:
     final = outcomes[structures.content(initial)].atoms
-    return float(np.linalg.norm(_displacements(initial, final), axis=1).max())
+    return float(np.linalg.norm(structures.displacements(initial, final), axis=1).max())
 
 
 def relaxation_field(potential: Potential, host: str | ase.Atoms, protocol: Protocol) -> tuple[ase.Atoms, np.ndarray, np.ndarray]:
@@ -752,7 +738,7 @@ def relaxation_field(potential: Potential, host: str | ase.Atoms, protocol: Prot
     result = engine.relax(potential, [ideal], cell="fixed", **settings)[0]
     if result.error is not None:
         raise ValueError(f"vacancy: {result.error}")
-    moved = _displacements(ideal, result.atoms)
+    moved = structures.displacements(ideal, result.atoms)
     relaxed = ideal.copy()
     relaxed.positions += moved
     return relaxed, moved, site

@@ -246,13 +246,6 @@ def strains(amount: float) -> list[Strain]:
     return [Strain.from_voigt(sign * amount * axis) for axis in np.eye(6) for sign in (1, -1)]
 
 
-def strained(crystal: ase.Atoms, strain: np.ndarray) -> ase.Atoms:
-    """Return a strained copy of a crystal, r → (1 + ε) r with the atoms carried along; ε has shape (3, 3)."""
-    copy = crystal.copy()
-    copy.set_cell(crystal.cell.array @ (np.eye(3) + np.asarray(strain)).T, scale_atoms=True)
-    return copy
-
-
 def equivalents(crystal: ase.Atoms) -> list[tuple[int, np.ndarray]]:
     """Return, for each of :func:`strains`, the first that symmetry makes equal to it, and the rotation R from that: ε = R ε' Rᵀ."""
     analyser = SpacegroupAnalyzer(AseAtomsAdaptor.get_structure(crystal), symprec=_SYMPREC)
@@ -368,7 +361,7 @@ def _strain(potential: Potential, outcomes: Sequence[_Outcome], protocol: Protoc
     ]
     deformations = [(unit[first] * size).get_deformation_matrix() for _, first, size in jobs]
     crystals = [outcomes[number].crystal for number, _, _ in jobs]
-    starts = [strained(crystal, matrix - np.eye(3)) for crystal, matrix in zip(crystals, deformations, strict=True)]
+    starts = [structures.strained(crystal, matrix - np.eye(3)) for crystal, matrix in zip(crystals, deformations, strict=True)]
     predictions = _at_rest(potential, crystals, starts, protocol, progress)
     found = dict(zip(jobs, zip(deformations, predictions, strict=True), strict=True))
     for number, outcome in enumerate(outcomes):

@@ -60,11 +60,7 @@ import ase
 import ase.build
 import numpy as np
 import pandas as pd
-from ase.calculators.singlepoint import SinglePointCalculator
 from ase.geometry import find_mic
-from ase.mep import NEB
-from ase.optimize import FIRE
-from scipy.optimize import linear_sum_assignment
 
 from helpers import engine, registry, softening, structures
 from helpers.benchmarks import Case, chosen_sets, defects, row, table
@@ -120,8 +116,6 @@ TOLERANCES = {
 _FUNCTIONAL = "GGA"
 _MAX_ATOMS = 150
 
-# From image to image: cells that differ by less are equal, and atoms that move less have not changed places, Å.
-_SAME_CELL_A, _FAR_A = 1e-3, 0.5
 _MAX_HOP_A = 6.0
 _MIN_DISTANCE_A = 1.3
 _BARRIERS_EV = (0.05, 4.0)
@@ -184,7 +178,7 @@ def furthest_atom(atoms: ase.Atoms, ion: int) -> int:
 
 def moving_ion(images: Sequence[ase.Atoms]) -> int:
     """Return the index of the atom that moves furthest from the first image to the last."""
-    return int(np.argmax(np.linalg.norm(_displacements(images[0], images[-1]), axis=1)))
+    return int(np.argmax(np.linalg.norm(structures.displacements(images[0], images[-1]), axis=1)))
 
 
 def way(images: Sequence[ase.Atoms], ion: int) -> np.ndarray:
@@ -192,37 +186,8 @@ def way(images: Sequence[ase.Atoms], ion: int) -> np.ndarray:
 
     Between neighbouring images it goes the shortest way.
     """
-    steps = [np.linalg.norm(_displacements(before, after)[ion]) for before, after in pairwise(images)]
+    steps = [np.linalg.norm(structures.displacements(before, after)[ion]) for before, after in pairwise(images)]
     return np.concatenate([[0.0], np.cumsum(steps)])
-
-
-def check_path(images: Sequence[ase.Atoms]) -> None:
-    """Raise ValueError, with image and atoms, unless all images have the same atoms in the same order, and the same cell.
-
-    Atoms have changed places if another order more than halves the sum of their squared displacements.
-    """
-    for number, (before, after) in enumerate(pairwise(images), 1):
-        if sorted(after.numbers) != sorted(before.numbers):
-            raise ValueError(f"image {number} is {after.symbols} and image {number - 1} {before.symbols}: a path keeps its atoms")
-        if np.abs(after.cell.array - before.cell.array).max() > _SAME_CELL_A:
-            raise ValueError(f"image {number} has another cell than image {number - 1}: the cell of a path is fixed")
-        far = np.flatnonzero((np.linalg.norm(_displacements(before, after), axis=1) > _FAR_A) | (before.numbers != after.numbers))
-        steps = (after.positions[far] - before.positions[far, None]).reshape(-1, 3)
-        squares = find_mic(steps, before.cell, pbc=True)[1].reshape(len(far), len(far)) ** 2 if len(far) else np.zeros((0, 0))
-        # More than all other displacements together, so that an atom goes to one of its own element.
-        foreign = before.numbers[far, None] != after.numbers[far]
-        rows, columns = linear_sum_assignment(squares + foreign * (1 + squares.sum()))
-        if (before.numbers != after.numbers).any() or squares[rows, columns].sum() < 0.5 * squares.trace():
-            there, here = (", ".join(map(str, far[some][rows != columns][:6])) for some in (rows, columns))
-            raise ValueError(
-                f"image {number} has its atoms in another order than image {number - 1}: atoms {there} there are atoms {here} here; "
-                "give all images the same order"
-            )
-
-
-def _displacements(before: ase.Atoms, after: ase.Atoms) -> np.ndarray:
-    """Return how each atom moves, by the shortest way, shape (n_atoms, 3), Å."""
-    return find_mic(after.positions - before.positions, before.cell, pbc=True)[0]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -588,7 +553,7 @@ def _plan(case: Case, hosts: Mapping[bytes, engine.Relaxed]) -> _Plan:
     """Return the images of a case as their relaxation starts, and the coordinates that are held."""
     images = _images(case)
     try:
-        check_path(images)
+        engine.check_path(images)
     except ValueError as error:
         return _Plan(-1, "host" in case.structures, error=str(error))
     plan = _Plan(moving_ion(images), "host" in case.structures)
@@ -602,23 +567,16 @@ def _plan(case: Case, hosts: Mapping[bytes, engine.Relaxed]) -> _Plan:
         except ValueError as error:
             plan.error = str(error)
             return plan
-        images = [_on_lattice(image, guess, host.atoms) for image in images]
+        images = [structures.on_lattice(image, guess, host.atoms) for image in images]
     plan.hop_length = way(images, plan.ion)[-1] * (2 if plan.half else 1)
     if plan.half:
-        step = _displacements(images[0], images[1])[plan.ion]
+        step = structures.displacements(images[0], images[1])[plan.ion]
         images[1:] = [_turned(image, step) for image in images[1:]]
     for number, image in enumerate(images):
         free = number == 0 or (number == len(images) - 1 and not plan.half)
         plan.images.append(image)
         plan.held.append(None if free else _held(image, plan.ion, along_x=plan.half))
     return plan
-
-
-def _on_lattice(image: ase.Atoms, guess: ase.Atoms, host: ase.Atoms) -> ase.Atoms:
-    """Put an image, made for one cell of the host, on another; fractional positions stay."""
-    placed = image.copy()
-    placed.set_cell(np.round(image.cell.array @ np.linalg.inv(guess.cell.array)) @ host.cell.array, scale_atoms=True)
-    return placed
 
 
 def _turned(image: ase.Atoms, step: np.ndarray) -> ase.Atoms:
@@ -670,7 +628,7 @@ def _relax_sideways(
     potential: Potential, starts: Sequence[tuple[_Plan, ase.Atoms]], protocol: Protocol, progress: bool
 ) -> list[engine.Relaxed]:
     """Relax images with the ion, and the atom furthest from it, held along the hop only."""
-    turned = [(plan, _turned(image, _displacements(plan.images[0], plan.images[1])[plan.ion])) for plan, image in starts]
+    turned = [(plan, _turned(image, structures.displacements(plan.images[0], plan.images[1])[plan.ion])) for plan, image in starts]
     results = _relax(potential, [(image, _held(image, plan.ion, along_x=True)) for plan, image in turned], protocol, progress)
     # The forces stay turned: nothing uses them.
     return [replace(r, atoms=_turned_back(r.atoms, plan.images[0].cell)) for r, (plan, _) in zip(results, starts, strict=True)]
@@ -678,7 +636,7 @@ def _relax_sideways(
 
 def _midpoint(before: ase.Atoms, after: ase.Atoms) -> ase.Atoms:
     middle = before.copy()
-    middle.positions += _displacements(before, after) / 2
+    middle.positions += structures.displacements(before, after) / 2
     return middle
 
 
@@ -699,7 +657,7 @@ def _path_coordinates(case: Case, plan: _Plan, n_images: int) -> np.ndarray:
 def _ion_shift(plan: _Plan, path: Sequence[engine.Relaxed]) -> float:
     """Return how far the ion moved as the images relaxed, Å; the largest of all."""
     pairs = zip(plan.images, path, strict=True)
-    return max(float(np.linalg.norm(_displacements(image, result.atoms)[plan.ion])) for image, result in pairs)
+    return max(float(np.linalg.norm(structures.displacements(image, result.atoms)[plan.ion])) for image, result in pairs)
 
 
 def _path_rows(model: str, case: Case, plan: _Plan, path: Sequence[object], kind: str) -> list[dict[str, object]]:
@@ -786,73 +744,6 @@ def path_frames(potential: Potential, case: Case, protocol: Protocol) -> list[as
         frame.info = {"energy_ev": energy, "path_coordinate": float(coordinate), "moving_ion": plan.ion}
         frames.append(frame)
     return frames
-
-
-class _BatchedNEB(NEB):
-    """ASE's nudged elastic band, with the forces of all images from one call."""
-
-    def __init__(self, potential: Potential, images: Sequence[ase.Atoms], **settings: object) -> None:
-        super().__init__(list(images), **settings)
-        self.potential = potential
-        self.n_calls = 0
-
-    def get_forces(self) -> np.ndarray:
-        for image, prediction in zip(self.images, self.potential.evaluate(self.images), strict=True):
-            if not prediction.ok:
-                raise ValueError(f"an image of the band cannot be evaluated: {prediction.error}")
-            image.calc = SinglePointCalculator(image, energy=prediction.energy, forces=prediction.forces)
-        self.n_calls += 1
-        return super().get_forces()
-
-
-def neb(
-    potential: Potential, images: Sequence[ase.Atoms], *, fmax: float = 0.05, max_steps: int = 500, climb: bool = True
-) -> tuple[list[ase.Atoms], int]:
-    """Relax a path with the nudged elastic band, all images in one batch.
-
-    The band is ASE's (improved tangents, springs of 0.1 eV/Å²); the optimiser is FIRE.
-
-    Parameters
-    ----------
-    potential : Potential
-    images : iterable of ase.Atoms or pymatgen Structures
-        From one relaxed end point to the other; the end points stay, and so do atoms under constraints.
-    fmax : float
-        Largest force on the band at convergence, eV/Å.
-    max_steps : int
-    climb : bool
-        Whether the highest image climbs to the saddle point.
-
-    Returns
-    -------
-    images : list of ase.Atoms
-        With ``info["energy_ev"]``, total energies.
-    n_calls : int
-        Batched evaluations.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than three images, one has other atoms, their order or the cell changed (:func:`check_path`) or cannot be
-        evaluated, or the band does not converge.
-
-    References
-    ----------
-    Henkelman, Uberuaga and Jónsson, J. Chem. Phys. 113, 9901 (2000).
-    """
-    images = structures.many(images)
-    if len(images) < 3:
-        raise ValueError(f"a band needs at least three images, not {len(images)}")
-    check_path(images)
-    band = _BatchedNEB(potential, [image.copy() for image in images], climb=climb, method="improvedtangent")
-    if not FIRE(band, logfile=None).run(fmax=fmax, steps=max_steps):
-        raise ValueError(f"the band did not converge in {max_steps} steps")
-    found = []
-    for image in band.images:
-        frame = image.copy()
-        frame.info["energy_ev"] = float(image.get_potential_energy())
-        found.append(frame)
-    return found, band.n_calls
 
 
 def published_path() -> pd.DataFrame:

@@ -25,8 +25,8 @@ from ase import units
 from ase.build import bulk
 from pymatgen.analysis.elasticity import Strain
 
-from helpers import softening
-from helpers.benchmarks import Case, chosen_sets, elasticity, off_equilibrium, row, table
+from helpers import softening, structures
+from helpers.benchmarks import Case, chosen_sets, off_equilibrium, row, table
 from helpers.potentials.base import Potential
 
 SETS: dict[str, tuple[str, ...]] = {"four-elements": off_equilibrium.SETS["single-element-md"], "al-shear": ()}
@@ -103,7 +103,7 @@ def _aluminium() -> list[Case]:
         for amount in _LIVE_STRAINS:
             voigt = np.zeros(6)
             voigt[axis] = amount
-            frame = elasticity.strained(rest, Strain.from_voigt(voigt))
+            frame = structures.strained(rest, Strain.from_voigt(voigt))
             found.append(_case("al-shear", "Al", f"al-shear/{name}/{amount:+.2f}", frame, rest, None))
     return found
 
@@ -125,21 +125,16 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
         Tidy table, property ``stress_change`` (GPa), columns ``component`` (xx to xy), ``kind`` and ``strain``. Rows are the normal
         components of stretched cells, and the shear component that belongs to the strain of sheared ones.
     """
-    rests: dict[bytes, int] = {}
-    structures: list[ase.Atoms] = []
+    distinct: dict[bytes, ase.Atoms] = {}
     for case in cases:
-        key = case.structures["undeformed"].positions.tobytes() + case.structures["undeformed"].cell.array.tobytes()
-        if key not in rests:
-            rests[key] = len(structures)
-            structures.append(case.structures["undeformed"])
-    first = len(structures)
-    structures += [case.structures["frame"] for case in cases]
-    predictions = potential.evaluate(structures, stress=True, progress=progress)
+        distinct.setdefault(structures.content(case.structures["undeformed"]), case.structures["undeformed"])
+    frames = [case.structures["frame"] for case in cases]
+    predictions = potential.evaluate([*distinct.values(), *frames], stress=True, progress=progress)
+    at_rest = dict(zip(distinct, predictions, strict=False))
     rows = []
-    for number, case in enumerate(cases):
+    for case, after in zip(cases, predictions[len(distinct) :], strict=True):
         rest = case.structures["undeformed"]
-        before = predictions[rests[rest.positions.tobytes() + rest.cell.array.tobytes()]]
-        after = predictions[first + number]
+        before = at_rest[structures.content(rest)]
         error = after.error or (before.error and f"undeformed cell: {before.error}")
         if error is None and after.stress is None:
             error = "the potential has no stress"
