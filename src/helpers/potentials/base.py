@@ -344,7 +344,7 @@ class Potential(ModelInterface):
         self.elements = elements
         self.scale = 1.0
         self.deadline: float | None = None
-        self._description = description
+        self.description = description
         self._device = device
         # torch-sim integrates in double precision whatever the network's own precision is.
         self._dtype = torch.float64
@@ -443,7 +443,7 @@ class Potential(ModelInterface):
         """Return what identifies the potential: family, version, hash of the weights, parameters, training set, elements."""
         return {
             "key": self.key,
-            **self._description,
+            **self.description,
             "scale": self.scale,
             "elements": [ase.data.chemical_symbols[z] for z in sorted(self.elements)],
         }
@@ -635,15 +635,15 @@ class GraphPotential(Potential):
         structures = many(structures)
         predictions: list[Prediction | None] = [None] * len(structures)
         with tqdm(total=len(structures), disable=not progress, unit="structure", desc=self.key) as bar:
-            for batch in self._batches(structures, predictions):
+            for batch in self.batches(structures, predictions):
                 for (index, _), prediction in zip(batch, self._evaluate_batch([s for _, s in batch], stress), strict=True):
                     predictions[index] = prediction
                 bar.update(sum(p is not None for p in predictions) - bar.n)
             bar.update(len(structures) - bar.n)
         return predictions
 
-    def _batches(self, structures: Sequence[ase.Atoms], predictions: list[Prediction | None]) -> Iterator[list[tuple[int, System]]]:
-        """Group structures so that a batch fits into memory; those that fail at once are recorded."""
+    def batches(self, structures: Sequence[ase.Atoms], predictions: list[Prediction | None]) -> Iterator[list[tuple[int, System]]]:
+        """Group structures so that a batch fits into memory; those that fail at once are recorded in ``predictions``."""
         limit = self.max_edges()
         batch: list[tuple[int, System]] = []
         n_edges = 0

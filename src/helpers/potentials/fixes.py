@@ -134,8 +134,8 @@ def load(key: str, folder: Path, device: torch.device, dtype: torch.dtype = torc
     potential.key = key
     potential.scale = content["scale"]
     training_set = description.get("training_set", "not stated")
-    potential._description = {
-        **potential._description,
+    potential.description = {
+        **potential.description,
         "weights_sha256": own or description["weights_sha256"],
         "training_set": f"{training_set}; mended ({content['method']}) with {content['n_labels']} label(s)",
         "mended_from": content["base"]["key"],

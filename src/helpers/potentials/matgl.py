@@ -169,7 +169,7 @@ class M3GNetPotential(MatGLPotential):
             return self
         twin = copy.copy(self)
         twin.convention = replace(self.convention, name=LEGACY_RIGHT_TRIPLES.name, stand_ins=False)
-        twin._description = {**self._description, "convention": twin.convention.name}
+        twin.description = {**self.description, "convention": twin.convention.name}
         return twin
 
     def topology(self, graph: Graph, distances: torch.Tensor) -> dict[str, torch.Tensor]:

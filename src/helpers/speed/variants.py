@@ -67,7 +67,7 @@ def _ready_graphs(potential: GraphPotential) -> Evaluate:
 
     def evaluate(frames: Sequence[ase.Atoms]) -> list[np.ndarray]:
         if not kept:
-            batches = list(potential._batches(frames, [None] * len(frames)))
+            batches = list(potential.batches(frames, [None] * len(frames)))
             kept.update({number: potential.collate([system for _, system in batch]) for number, batch in enumerate(batches)})
         found = []
         for graph in kept.values():

@@ -83,7 +83,7 @@ class AlchemicalPotential(GraphPotential):
             bytes_per_edge=base.bytes_per_edge * len(numbers),
             device=base.device,
             elements=base.elements,
-            description={**base._description, "mixture": mixture},
+            description={**base.description, "mixture": mixture},
         )
         self.base, self.mixture = base, mixture
         self.scale, self.deadline, self.untrained = base.scale, base.deadline, base.untrained
