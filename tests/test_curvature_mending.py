@@ -7,9 +7,9 @@ from ase.build import bulk
 
 from helpers import potentials, registry
 from helpers.experiments import curvature_mending as mending
-from helpers.experiments.fine_tuning import labels_of
 from helpers.training import fine_tune
 from helpers.training.fine_tune import Label, Recipe
+from helpers.training.trial import labels_of
 
 needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
@@ -21,7 +21,7 @@ def test_labels_never_come_from_a_compound_that_is_held_out():
     held = [{role for role in case.structures if role.startswith("held/")} for case in cases]
     assert held[0] == held[1]
     assert len(held[0]) == mending.Protocol().n_held_out
-    first, second = (labels_of(case, "label/") for case in cases)
+    first, second = (labels_of(case) for case in cases)
     assert len(first) == len(second) == mending.Protocol().n_labels
     formulas = {case.structures[role].get_chemical_formula(empirical=True) for case in cases for role in case.structures if "held" in role}
     for label in (*first, *second):
@@ -37,9 +37,9 @@ def test_labels_never_come_from_a_compound_that_is_held_out():
 def test_csf_and_the_metals_have_the_labels_there_are():
     protocol = mending.Protocol(elements=("Cu", "Ni"))
     cases = {case.material: case for case in mending.cases(protocol, sets=["csf", "vacancy-hops"])}
-    assert len(labels_of(cases["CsF"], "label/")) == 2
+    assert len(labels_of(cases["CsF"])) == 2
     for metal in ("Cu", "Ni"):
-        labels = labels_of(cases[metal], "label/")
+        labels = labels_of(cases[metal])
         assert len(labels) == 10
         assert all(label.stress is not None and len(label.atoms) == 107 for label in labels)
 

@@ -1,14 +1,17 @@
 """The learning curve: draws that contain each other, tests that no label shows, errors that are what they say."""
 
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
 from ase.build import bulk
 
 from helpers import figures, potentials, registry, runner
-from helpers.benchmarks import Case, off_equilibrium
+from helpers.benchmarks import Case, off_equilibrium, row
 from helpers.experiments import learning_curve
 from helpers.potentials.base import Prediction
+from helpers.training import trial
 from helpers.training.fine_tune import Label
 
 needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
@@ -21,13 +24,13 @@ def label(energy=0.0, forces=((1.0, 0.0, 0.0), (-1.0, 0.0, 0.0)), n=2):
 
 def test_a_small_draw_is_part_of_every_larger_one():
     labels = [label(float(k)) for k in range(30)]
-    drawn = {n: [x.energy for x in learning_curve.draw(labels, n, seed=1)] for n in (1, 2, 5, 30)}
+    drawn = {n: [x.energy for x in trial.draw_nested(labels, n, seed=1)] for n in (1, 2, 5, 30)}
     assert drawn[5][:2] == drawn[2]
     assert drawn[2][:1] == drawn[1]
     assert sorted(drawn[30]) == [float(k) for k in range(30)]
-    assert [x.energy for x in learning_curve.draw(labels, 5, seed=2)] != drawn[5]
+    assert [x.energy for x in trial.draw_nested(labels, 5, seed=2)] != drawn[5]
     with pytest.raises(ValueError, match="31 labels are asked for, but there are 30"):
-        learning_curve.draw(labels, 31, seed=0)
+        trial.draw_nested(labels, 31, seed=0)
 
 
 def test_steps_do_not_grow_with_the_number_of_labels():
@@ -67,7 +70,9 @@ def test_one_wild_frame_does_not_decide_what_is_forgotten():
     case = Case("x", "curve", "Si", {}, {}, {"method": "all"})
     after = {name: [Prediction(0.0, x.forces + 0.03) for x in members] for name, members in tests.items()}
     after["other-chemistry"][1].forces = label().forces + 50.0
-    rows = pd.DataFrame(learning_curve._error_rows("model", case, tests, after, after)).set_index(["property", "held_out"])["value"]
+    rows = pd.DataFrame(learning_curve._error_rows(functools.partial(row, "model", case), tests, after, after)).set_index(
+        ["property", "held_out"]
+    )["value"]
     assert rows["frame_mae", "other-chemistry"] == pytest.approx(0.03)
     assert rows["force_mae", "other-chemistry"] > 10
 
@@ -79,7 +84,9 @@ def test_energies_are_compared_after_one_constant_for_the_element():
     before = {name: [Prediction(x.energy, x.forces) for x in members] for name, members in tests.items()}
     after = {name: [Prediction(x.energy + 2 * 0.7, x.forces) for x in members] for name, members in tests.items()}
     after["slab"] = [Prediction(5.0 + 2 * 0.7 + 2 * 0.1, tests["slab"][0].forces)]
-    rows = pd.DataFrame(learning_curve._error_rows("model", case, tests, before, after)).set_index(["property", "held_out"])["value"]
+    rows = pd.DataFrame(learning_curve._error_rows(functools.partial(row, "model", case), tests, before, after)).set_index(
+        ["property", "held_out"]
+    )["value"]
     assert rows["energy_mae", "all"] == pytest.approx(0, abs=1e-12)
     assert rows["energy_mae", "slab"] == pytest.approx(0.1)
     assert rows["energy_drift", "Mo"] == pytest.approx(0.7)
@@ -87,7 +94,7 @@ def test_energies_are_compared_after_one_constant_for_the_element():
     assert ("frame_mae", "all") not in rows
     # A frame that fails fails its test set alone.
     after["slab"] = [Prediction.failed(2, "no")]
-    rows = pd.DataFrame(learning_curve._error_rows("model", case, tests, before, after))
+    rows = pd.DataFrame(learning_curve._error_rows(functools.partial(row, "model", case), tests, before, after))
     assert rows.loc[rows["held_out"] == "slab", ["status", "reason"]].to_numpy().tolist() == [["failed", "no"]]
     assert (rows.loc[rows["held_out"] != "slab", "status"] == "ok").all()
 
@@ -128,7 +135,7 @@ def test_what_cannot_be_trained_is_a_failed_row():
     made = []
     for method in ("scalar", "all", "magic"):
         case = Case(f"curve/Au/{method}", "curve", "Au", {}, {}, {"method": method, "kind": "any", "n_labels": 1, "seed": 0})
-        learning_curve._fill(case, [frame], {"all": [frame]})
+        trial.put(case, label=[frame], all=[frame])
         made.append(case)
     table = learning_curve.run(potential, made, learning_curve.Protocol()).set_index("method")
     assert (table.loc["scalar", "status"] == "ok").all()
@@ -144,11 +151,11 @@ def test_a_part_of_a_network_is_trained_and_so_is_one_from_scratch():
     (answer,) = potential.scaled(1.25).evaluate([silicon], stress=True)
     frame = Label(silicon, answer.energy, answer.forces, answer.stress)
     protocol = learning_curve.Protocol(scratch_channels=8)
-    counts = {m: learning_curve.mend(potential, [frame], m, protocol, 0, steps=2).n_trained for m in ("readout", "last-layer", "scratch")}
+    counts = {m: learning_curve.train(potential, [frame], m, protocol, 0, steps=2).n_trained for m in ("readout", "last-layer", "scratch")}
     assert 1000 < counts["scratch"] < counts["readout"] < counts["last-layer"] < 100_000
     # A network that only knows silicon is tested on silicon only.
     case = Case("curve/Si/scratch", "curve", "Si", {}, {}, {"method": "scratch", "kind": "any", "n_labels": 1, "seed": 0})
-    learning_curve._fill(case, [frame], {"all": [frame], "MgO": [Label(bulk("MgO", "rocksalt", a=4.2), 0.0, np.zeros((2, 3)))]})
+    trial.put(case, label=[frame], all=[frame], MgO=[Label(bulk("MgO", "rocksalt", a=4.2), 0.0, np.zeros((2, 3)))])
     table = learning_curve.run(potential, [case], learning_curve.Protocol(scratch_channels=8, scratch_steps=2))
     assert (table["status"] == "ok").all()
     assert set(table["held_out"]) == {"", "all"}

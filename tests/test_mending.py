@@ -1,12 +1,16 @@
 """Fine-tuning for energy differences: draws, energies against the pure crystals, and that the loop learns them."""
 
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
 from ase.build import bulk
 
 from helpers import potentials, registry
-from helpers.experiments import fine_tuning, mending
+from helpers.benchmarks import Case, row
+from helpers.experiments import mending
+from helpers.training import fine_tune, trial
 from helpers.training.fine_tune import Label
 
 needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
@@ -19,21 +23,22 @@ def toy_pool(n=14, held=3):
     return mending._Pool(labels[held:], labels[:held], crystals)
 
 
+def toy_case(seed=0):
+    return mending._draw(Case("set/NaCl", "set", "NaCl", {}, {}, {"seed": seed}), toy_pool(), 10)
+
+
 def test_draws_differ_by_seed_and_never_touch_what_is_held_out():
-    source = toy_pool()
     drawn = []
     for seed in range(3):
-        case = mending._draw("set/NaCl", "set", "NaCl", seed, source, 10)
-        assert case.name == f"set/NaCl/seed-{seed}"
-        labels = [label.energy for label in fine_tuning.labels_of(case, "label")]
-        held = [label.energy for label in fine_tuning.labels_of(case, "held")]
+        case = toy_case(seed)
+        labels = [label.energy for label in trial.labels_of(case)]
+        held = [label.energy for label in trial.labels_of(case, "held")]
         assert len(set(labels)) == 10
         assert held == [0.0, 1.0, 2.0]
         assert not set(labels) & set(held)
         drawn.append(labels)
     assert drawn[0] != drawn[1] != drawn[2]
-    again = mending._draw("set/NaCl", "set", "NaCl", 1, source, 10)
-    assert [label.energy for label in fine_tuning.labels_of(again, "label")] == drawn[1]
+    assert [label.energy for label in trial.labels_of(toy_case(1))] == drawn[1]
 
 
 class _Constant:
@@ -53,8 +58,8 @@ class _Constant:
 
 def test_an_energy_difference_is_taken_from_the_pure_crystals():
     """A sum of atomic energies has no energy of mixing, and what is left of DFT is what its crystals leave."""
-    case = mending._draw("set/NaCl", "set", "NaCl", 0, toy_pool(), 10)
-    rows = pd.DataFrame(mending._evaluate(_Constant(Na=-1.3, Cl=-2.4), "constant", case, "before"))
+    case = toy_case()
+    rows = pd.DataFrame(mending._test(_Constant(Na=-1.3, Cl=-2.4), case, functools.partial(row, "constant", case)))
     made = rows[rows["property"] == "energy_difference"]
     assert made["value"].to_numpy() == pytest.approx(0, abs=1e-12)
     # NaCl holds one Na, half of the cubic cell's -2.6 eV, and one Cl of -1.8 eV.
@@ -80,10 +85,10 @@ def test_the_loop_learns_the_energies_of_a_stiffer_teacher(taught):
 
 def test_a_killed_training_goes_on_from_its_checkpoint(taught, monkeypatch, tmp_path):
     table, potential = taught
-    monkeypatch.setattr(mending.results, "runs_dir", lambda: tmp_path)
+    monkeypatch.setattr(trial.results, "runs_dir", lambda: tmp_path)
     protocol = mending.Protocol()
     [case] = mending.cases(sets=["teacher"])
-    real, calls = mending.finetune._save, []
+    real, calls = fine_tune._save, []
 
     def stop_after_three(state, path):
         real(state, path)
@@ -92,7 +97,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(taught, monkeypatch, tmp_
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(mending.finetune, "_save", stop_after_three)
+        patch.setattr(fine_tune, "_save", stop_after_three)
         with pytest.raises(KeyboardInterrupt):
             mending.run(potential, [case], protocol)
     assert calls[0].is_file()
@@ -116,7 +121,7 @@ def test_vacancy_frames_cost_what_a_vacancy_costs():
     cases = {case.material: case for case in everything if case.info["seed"] == 0}
     assert set(cases) == set(protocol.elements)
     for element, case in cases.items():
-        labels = fine_tuning.labels_of(case, "label") + fine_tuning.labels_of(case, "held")
+        labels = trial.labels_of(case) + trial.labels_of(case, "held")
         assert len(labels) == protocol.n_labels + protocol.n_held_out
         crystal = case.reference[f"energy/crystal/{element}"] / len(case.structures[f"crystal/{element}"])
         above = [label.energy - len(label.atoms) * crystal for label in labels]
@@ -129,7 +134,7 @@ def test_vacancy_frames_cost_what_a_vacancy_costs():
 def test_orderings_are_labelled_unrelaxed_and_tested_relaxed():
     protocol = mending.Protocol(seeds=(0,))
     for case in mending.cases(protocol, ["orderings"]):
-        labels, held = fine_tuning.labels_of(case, "label"), fine_tuning.labels_of(case, "held")
+        labels, held = trial.labels_of(case), trial.labels_of(case, "held")
         assert (len(labels), len(held)) == (protocol.n_labels, protocol.n_held_out_orderings)
         assert min(np.abs(label.forces).max() for label in labels) > 1e-3
         largest = [[np.abs(label.forces).max() for label in part] for part in (held, labels)]

@@ -10,7 +10,7 @@ from helpers import potentials
 from helpers.experiments import students
 from helpers.experiments.students import Protocol, Student
 from helpers.potentials import PotentialError, untrained
-from helpers.training import fine_tune
+from helpers.training import fine_tune, trial
 from helpers.training.fine_tune import Label, Recipe
 
 EMT = "ase:ase.calculators.emt.EMT"
@@ -91,13 +91,13 @@ def test_reference_energies_sum_up_to_the_labels():
         atoms = bulk(*formula, cubic=True)
         return Label(atoms, energy, np.zeros((len(atoms), 3)))
 
-    found = students.reference_energies([label(("MgO", "rocksalt", 4.2), -48.0), label(("MgO", "zincblende", 4.6), -48.0)])
+    found = trial.reference_energies([label(("MgO", "rocksalt", 4.2), -48.0), label(("MgO", "zincblende", 4.6), -48.0)])
     assert found["Mg"] + found["O"] == pytest.approx(-12.0)
 
 
 @pytest.mark.parametrize("architecture", untrained.ARCHITECTURES)
 def test_an_untrained_network_learns(architecture, relaxations):
-    energies = students.reference_energies(relaxations)
+    energies = trial.reference_energies(relaxations)
     network = untrained.build(architecture, energies, channels=8, force_rms=rms(relaxations), seed=0)
     same = untrained.build(architecture, energies, channels=8, force_rms=rms(relaxations), seed=0)
     assert same.evaluate([relaxations[0].atoms])[0].energy == network.evaluate([relaxations[0].atoms])[0].energy
@@ -108,7 +108,7 @@ def test_an_untrained_network_learns(architecture, relaxations):
 
 @pytest.mark.parametrize(("max_l", "dtype"), [(1, torch.float32), (0, torch.float64)])
 def test_equivariant_and_double_networks_learn(max_l, dtype, relaxations):
-    energies = students.reference_energies(relaxations)
+    energies = trial.reference_energies(relaxations)
     plain = untrained.build("mace", energies, channels=4, force_rms=rms(relaxations), seed=0)
     network = untrained.build("mace", energies, channels=4, force_rms=rms(relaxations), seed=0, max_l=max_l, dtype=dtype)
     assert {parameter.dtype for parameter in network.network.parameters()} == {dtype}
@@ -145,7 +145,7 @@ def test_a_student_as_good_as_its_teacher_has_slope_one(teacher):
     """The measurement itself: the teacher scaled by 0.8 must come out with 0.8 everywhere."""
     case = students.cases(Protocol(), ["small"])[0]
     soft = teacher.scaled(0.8)
-    made = students.filled(pd.DataFrame(students.examine(teacher, soft, case, "trained")))
+    made = trial.filled(pd.DataFrame(students.examine(teacher, soft, case, "trained")))
     assert students.scales(made)["slope"].to_numpy() == pytest.approx(0.8, abs=1e-3)
     found = students.ratios(made).set_index("property")["ratio"]
     assert found["surface_energy"] == pytest.approx(0.8)

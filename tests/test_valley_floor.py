@@ -10,8 +10,9 @@ from ase.build import bulk
 from ase.spacegroup.symmetrize import check_symmetry
 
 from helpers import figures, potentials
-from helpers.experiments import students, valley_floor
+from helpers.experiments import valley_floor
 from helpers.experiments.valley_floor import ARMS, METALS, Protocol, Student
+from helpers.training import trial
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def test_a_teacher_made_soft_comes_out_soft(teacher):
     """The measurement itself: the teacher scaled by 0.8 must come out with 0.8 everywhere, at every temperature."""
     case = valley_floor.cases(Protocol(), ["small"])[0]
     case.info["diet"] = "compounds"
-    made = students.filled(pd.DataFrame(valley_floor.examine(teacher, teacher.scaled(0.8), case, Protocol())))
+    made = trial.filled(pd.DataFrame(valley_floor.examine(teacher, teacher.scaled(0.8), case, Protocol())))
     found = valley_floor.scales(made)
     assert found["slope"].to_numpy() == pytest.approx(0.8, abs=1e-3)
     assert found["inverse_slope"].to_numpy() == pytest.approx(1.25, abs=1e-3)

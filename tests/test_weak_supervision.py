@@ -9,9 +9,9 @@ import torch
 from ase.build import bulk
 
 from helpers import potentials, registry, results
-from helpers.experiments import fine_tuning, weak_labels
+from helpers.experiments import weak_labels
 from helpers.potentials.base import PotentialError
-from helpers.training import fine_tune, weak_supervision
+from helpers.training import fine_tune, trial, weak_supervision
 from helpers.training.fine_tune import Label, Recipe
 from helpers.training.weak_supervision import Weak
 
@@ -173,7 +173,7 @@ def test_all_methods_see_the_same_labels_and_no_test_frame():
     assert len({case.name for case in cases}) == len(cases)
     seen = {}
     for case in cases:
-        labels, tests = fine_tuning.labels_of(case, "label/"), fine_tuning.labels_of(case, "test/")
+        labels, tests = trial.labels_of(case), trial.labels_of(case, "test")
         assert len(labels) == case.info["n_labels"]
         assert len(tests) == weak_labels.Protocol().n_tests
         assert not {member.energy for member in labels} & {member.energy for member in tests}

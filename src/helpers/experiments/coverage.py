@@ -42,7 +42,7 @@ import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -50,14 +50,15 @@ from ase.build import bulk
 
 from helpers import softening
 from helpers.benchmarks import Case, chosen_sets, off_equilibrium, row, table
-from helpers.experiments import fine_tuning, students
 from helpers.potentials.base import Potential, PotentialError, Prediction
-from helpers.training import linear
+from helpers.training import linear, trial
 from helpers.training.fine_tune import Label
 from helpers.training.linear import Capacity, Weights
 
 SETS: dict[str, tuple[str, ...]] = {"silicon": off_equilibrium.single_element_keys("Si"), "teacher": ()}
 LIVE = "teacher"
+KEYS = ("held_out",)
+MODELS = {"chgnet-0.3.0": tuple(SETS)}
 
 # Twenty fits (a case without structures counts as 100 atoms); a process finds the features of all frames once.
 ATOMS_PER_SHARD = 2000
@@ -155,8 +156,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     chosen = chosen_sets(SETS, sets)
     found = []
     for name in chosen:
-        variants = _variants(protocol) if name == "silicon" else _teacher_variants(protocol)
-        for info in variants:
+        for info in (_variants if name == "silicon" else _teacher_variants)(protocol):
             label = "/".join(str(value) for value in info.values() if value != "").replace(" ", "-")
             found.append(Case(f"{name}/{label}", name, "Si", {}, {}, info))
     return found
@@ -226,26 +226,22 @@ def family_of(frame: Case, crystal_ev: float) -> str:
 def silicon(held_out_share: float) -> Pool:
     """Return the frames of silicon by family; which are held out does not depend on anything else."""
     frames = off_equilibrium.single_element("Si")
-    undeformed = (_label(frame) for frame in frames if frame.info["group"] == "Elastic")
+    undeformed = (trial.of_frame(frame) for frame in frames if frame.info["group"] == "Elastic")
     crystal = min(undeformed, key=lambda label: label.energy / len(label.atoms))
     per_atom = crystal.energy / len(crystal.atoms)
     members: dict[str, list[Label]] = {name: [] for name in FAMILIES}
     for frame in frames:
-        members[family_of(frame, per_atom)].append(_label(frame))
+        members[family_of(frame, per_atom)].append(trial.of_frame(frame))
     training, tests = {}, {}
     for name, labels in members.items():
         # Cells strained one way and the other are mirror images: to a potential the same frame. They stay on one side.
         energies = np.round([label.energy for label in labels], 4)
         groups = list(dict.fromkeys(energies.tolist()))
-        held, _ = fine_tuning.held_out(len(groups), round(held_out_share * len(groups)))
+        held, _ = trial.held_out(len(groups), round(held_out_share * len(groups)))
         is_held = np.isin(energies, [groups[k] for k in held])
         training[name] = tuple(label for label, there in zip(labels, is_held, strict=True) if not there)
         tests[name] = tuple(label for label, there in zip(labels, is_held, strict=True) if there)
     return Pool(training, tests, crystal)
-
-
-def _label(frame: Case) -> Label:
-    return Label(frame.structures["frame"], frame.reference["energy"], frame.reference["forces"])
 
 
 @lru_cache(maxsize=2)
@@ -256,14 +252,9 @@ def taught(teacher: Potential) -> Pool:
     perfect = bulk("Si", cubic=True)
     training, tests = {}, {}
     for name, size in _TEACHER_RATTLE_A.items():
-        frames = []
-        for _ in range(2 * _TEACHER_FRAMES):
-            atoms = perfect.copy()
-            atoms.positions += random.normal(scale=size, size=atoms.positions.shape)
-            frames.append(atoms)
-        labels = tuple(students.labelled(teacher, frames))
+        labels = tuple(trial.labelled(teacher, trial.rattled([perfect] * (2 * _TEACHER_FRAMES), size, random)))
         training[name], tests[name] = labels[:_TEACHER_FRAMES], labels[_TEACHER_FRAMES:]
-    return Pool(training, tests, students.labelled(teacher, [perfect])[0])
+    return Pool(training, tests, trial.labelled(teacher, [perfect])[0])
 
 
 def draw(pool: Pool, families: Sequence[str], n_frames: int, share: float, seed: int) -> list[tuple[str, int]]:
@@ -362,15 +353,14 @@ def errors(labels: Sequence[Label], predictions: Sequence[Prediction], crystal: 
     dict
         Property → value; see the module's docstring.
     """
-    reference = np.concatenate([label.forces.ravel() for label in labels])
-    predicted = np.concatenate([prediction.forces.ravel() for prediction in predictions])
+    reference, predicted = trial.forces(labels, predictions)
     found = {
         "force_rmse": float(np.sqrt(np.mean((predicted - reference) ** 2))),
         "force_mae": float(np.abs(predicted - reference).mean()),
     }
     if np.sqrt(np.mean(reference**2)) > _MIN_FORCE:
         fitted = softening.fit(reference, predicted)
-        found |= {"slope": fitted.slope, "inverse_slope": fitted.inverse_slope, "r2": fitted.r2}
+        found |= {name: getattr(fitted, name) for name in ("slope", "inverse_slope", "r2")}
     sizes = np.array([len(label.atoms) for label in labels])
     wanted = np.array([label.energy for label in labels]) / sizes - crystal.energy / len(crystal.atoms)
     given = np.array([prediction.energy for prediction in predictions]) / sizes - crystal_ev / len(crystal.atoms)
@@ -379,13 +369,10 @@ def errors(labels: Sequence[Label], predictions: Sequence[Prediction], crystal: 
     return found
 
 
-_UNITS = {"force_rms": "eV/Å", "force_rmse": "eV/Å", "force_mae": "eV/Å", "energy_rmse": "eV/atom", "seconds": "s"}
-
-
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
     """Fit and test as each case says; a tidy table as the module's docstring says."""
     protocol = protocol or Protocol()
-    rows: list[dict[str, object]] = []
+    rows: trial.Rows = []
     for case in cases:
         teacher = potential if case.set == "teacher" else None
         pool = silicon(protocol.held_out_share) if teacher is None else taught(teacher)
@@ -396,9 +383,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
         else:
             found = _fitted(case, pool, teacher, protocol)
         for held_out, values in found.items():
-            rows += [
-                row(potential.key, case, name, value, np.nan, _UNITS.get(name, "1"), held_out=held_out) for name, value in values.items()
-            ]
+            rows += trial.error_rows(partial(row, potential.key, case), values, held_out=held_out)
     return table(rows)
 
 
@@ -408,12 +393,11 @@ def _untouched(potential: Potential, pool: Pool) -> dict[str, dict[str, float]]:
     found = {}
     for family, labels in pool.tests.items():
         predictions = potential.evaluate([label.atoms for label in labels])
-        bad = next((prediction.error for prediction in predictions if not prediction.ok), None)
-        if bad:
+        if bad := trial.fault(predictions):
             raise PotentialError(f"{potential.key} cannot evaluate a frame of {family}: {bad}")
         found[family] = errors(labels, predictions, pool.crystal, crystal.energy)
-        forces = np.concatenate([label.forces.ravel() for label in labels])
-        found[family] |= {"n_tests": len(labels), "n_training": len(pool.training[family]), "force_rms": float(np.sqrt(np.mean(forces**2)))}
+        force_rms = float(np.sqrt(np.mean(np.concatenate([label.forces for label in labels]) ** 2)))
+        found[family] |= {"n_tests": len(labels), "n_training": len(pool.training[family]), "force_rms": force_rms}
     return found
 
 
@@ -486,7 +470,7 @@ def over_seeds(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """
     good = made[(made["property"] == quantity) & (made["status"] == "ok") & (made["capacity"] != "")]
     by = ["set", "series", "capacity", "families", "n_frames", "penalty", "held_out"]
-    found = good.groupby(by, sort=False)["value"].agg(mean="mean", low="min", high="max", draws="size").reset_index()
+    found = trial.over_seeds(good, by)
     return found.assign(step=found["families"].str.count(r"\+") + 1)
 
 

@@ -37,10 +37,9 @@ import numpy as np
 import pandas as pd
 from ase.build import bulk
 
-from helpers.benchmarks import Case, chosen_sets, migration, off_equilibrium, phonons, row, table
-from helpers.experiments import fine_tuning, mending
+from helpers.benchmarks import Case, chosen_sets, migration, off_equilibrium, phonons
 from helpers.potentials.base import Potential
-from helpers.training import fine_tune
+from helpers.training import trial
 from helpers.training.fine_tune import Label
 
 SETS: dict[str, tuple[str, ...]] = {
@@ -50,6 +49,8 @@ SETS: dict[str, tuple[str, ...]] = {
     "teacher": (),
 }
 LIVE = "teacher"
+KEYS = ("stage", "held_out", "epoch", "q", "branch")
+MODELS = {"chgnet-0.3.0": tuple(SETS)}
 
 # Training amplifies the last digits of float32: a few hundred steps apart, two machines differ by about a per cent.
 TOLERANCES = {
@@ -65,15 +66,13 @@ TOLERANCES = {
     "best_epoch": 100,
 }
 
-_TEACHER_SCALE = 1.25
-_TEACHER_EPOCHS = 6
 _KEPT = ("omega_max", "omega_mean", "omega_max_static", "omega_mean_static", "band", "barrier", "vacancy_energy")
 # Columns of the inner benchmarks that are kept.
 _COLUMNS = ("q", "branch", "distance", "label")
 
 
 @dataclass(frozen=True)
-class Protocol(fine_tuning.Training):
+class Protocol(trial.PaperRecipe):
     """Settings.
 
     Attributes
@@ -92,8 +91,6 @@ class Protocol(fine_tuning.Training):
         One draw of labels each in set ``displacements``.
     hop_seeds : tuple of int
         The same in set ``vacancy-hops``, where training takes longer.
-    epochs, learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight, batch_size
-        See :class:`helpers.training.fine_tune.Recipe`.
     """
 
     n_labels: int = 10
@@ -103,13 +100,6 @@ class Protocol(fine_tuning.Training):
     elements: tuple[str, ...] = ("Cu",)
     seeds: tuple[int, ...] = (0,)
     hop_seeds: tuple[int, ...] = (0,)
-    epochs: int = 100
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-5
-    energy_weight: float = 0.1
-    force_weight: float = 100.0
-    stress_weight: float = 0.1
-    batch_size: int = 1
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -137,8 +127,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         found.append(_case("csf", "CsF", 0, labels, {csf.material: csf.structures["unit_cell"]}))
     for seed in protocol.hop_seeds:
         for element, labels in frames.items():
-            drawn = np.sort(np.random.default_rng(seed + 1).choice(len(labels), protocol.n_labels, replace=False))
-            found.append(_case("vacancy-hops", element, seed, [labels[number] for number in drawn], {}))
+            found.append(_case("vacancy-hops", element, seed, trial.draw(labels, protocol.n_labels, seed), {}))
     if "teacher" in chosen:
         found.append(Case("teacher/Al/seed-0", "teacher", "Al", {}, {}, {"seed": 0}))
     return found
@@ -174,88 +163,49 @@ def _displaced(compound: Case, number: int) -> Label:
 def _vacancy_frames(protocol: Protocol) -> dict[str, list[Label]]:
     frames = off_equilibrium.cases(sets=["single-element-md"])
     return {
-        element: [
-            Label(case.structures["frame"], *(case.reference[name] for name in ("energy", "forces", "stress")))
-            for case in frames
-            if case.material == element and case.info["group"] == "Vacancy"
-        ]
+        element: [trial.of_frame(frame) for frame in frames if (frame.material, frame.info["group"]) == (element, "Vacancy")]
         for element in protocol.elements
     }
 
 
 def _case(name: str, material: str, seed: int, labels: Sequence[Label], held: dict[str, ase.Atoms]) -> Case:
     case = Case(f"{name}/{material}/seed-{seed}".replace(" ", "-"), name, material, {}, {}, {"seed": seed})
-    fine_tuning.put(case, "label", labels)
+    trial.put(case, label=labels)
     case.structures.update({f"held/{key}": cell for key, cell in held.items()})
     return case
 
 
+def _teach(potential: Potential, case: Case) -> None:
+    """Give the teacher's case its labels, Al with small displacements of all atoms, and the forces that its phonons are to have."""
+    teacher = trial.stiffer(potential)
+    frames = trial.rattled([bulk("Al").repeat(2)] * 4, 0.02, np.random.default_rng(0))
+    trial.put(case, label=trial.labelled(teacher, frames, stress=True))
+    supercells = [atoms for role, atoms in _aluminium().structures.items() if role != "unit_cell"]
+    case.reference["phonons"] = np.array([label.forces for label in trial.labelled(teacher, supercells)])
+
+
+def _aluminium() -> Case:
+    return next(case for case in phonons.cases(sets=["prototypes"]) if case.material == "Al")
+
+
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
-    """Fine-tune on each case's labels and evaluate before and after; a tidy table as the module's docstring says.
-
-    Training writes a checkpoint after every epoch, so that a killed run goes on where it stopped; it is removed when the case is done.
-    """
-    protocol = protocol or Protocol()
-    rows: list[dict[str, object]] = []
-    for case in cases:
-        recipe = protocol.recipe(case.info["seed"])
-        if case.set == "teacher":
-            case = _teacher_case(potential, case)
-            recipe = protocol.recipe(case.info["seed"], epochs=_TEACHER_EPOCHS, learning_rate=3e-4)
-        labels = fine_tuning.labels_of(case, "label/")
-        checkpoint = mending.checkpoint_path(potential, case, recipe, labels)
-        tuned = fine_tune.fine_tune(potential, labels, recipe, checkpoint=checkpoint, progress=progress)
-        if case.info["seed"] == 0:
-            rows += _evaluate(potential, potential, case, "before", progress)
-        rows += _evaluate(tuned.potential, potential, case, "after", progress)
-        rows += fine_tuning.training_rows(potential.key, case, tuned)
-        checkpoint.unlink(missing_ok=True)
-    made = fine_tuning.filled(table(rows))
-    return made.fillna({"label": ""}) if "label" in made else made
+    """Fine-tune on each case's labels and evaluate before and after; a tidy table as the module's docstring says."""
+    return trial.before_and_after(potential, cases, protocol or Protocol(), _teach, _test, progress)
 
 
-def _evaluate(potential: Potential, original: Potential, case: Case, stage: str, progress: bool) -> list[dict[str, object]]:
+def _test(potential: Potential, case: Case, record: trial.Record) -> trial.Rows:
     """Return the rows of what is held out."""
     if case.set == "vacancy-hops":
-        inner = [hop for hop in migration.cases(sets=["elements"]) if hop.material == case.material]
-        made = migration.run(potential, inner, migration.Protocol(), progress)
+        hops = [hop for hop in migration.cases(sets=["elements"]) if hop.material == case.material]
+        made = migration.run(potential, hops, migration.Protocol())
     elif case.set == "teacher":
-        inner = [_teacher_phonons(original)]
-        made = phonons.run(potential, inner, phonons.Protocol(relax=False), progress)
+        known = _aluminium()
+        known = replace(known, reference={**known.reference, "forces": case.reference["phonons"]})
+        made = phonons.run(potential, [known], phonons.Protocol(relax=False))
     else:
-        inner = [phonons.compound(role.removeprefix("held/")) for role in case.structures if role.startswith("held/")]
-        made = phonons.run(potential, inner, phonons.Protocol(), progress)
-    made = made[made["property"].isin(_KEPT)]
-    extra = [column for column in _COLUMNS if column in made]
-    rows = []
-    for _, entry in made.iterrows():
-        values = entry["property"], entry["value"], entry["reference"], entry["unit"]
-        more = {column: entry[column] for column in extra}
-        found = row(original.key, case, *values, error=entry["reason"] or None, stage=stage, held_out=entry["case"], **more)
-        rows.append(found)
-    return rows
-
-
-def _teacher_case(potential: Potential, case: Case) -> Case:
-    """Return the teacher's case with its labels: Al with small displacements of all atoms, labelled by the stiffer potential."""
-    rng = np.random.default_rng(0)
-    frames = []
-    for _ in range(4):
-        atoms = bulk("Al").repeat(2)
-        atoms.positions += rng.normal(0, 0.02, atoms.positions.shape)
-        frames.append(atoms)
-    answers = potential.scaled(_TEACHER_SCALE).evaluate(frames, stress=True)
-    labels = [Label(atoms, p.energy, p.forces, p.stress) for atoms, p in zip(frames, answers, strict=True)]
-    made = _case("teacher", "Al", 0, labels, {})
-    return Case(case.name, case.set, case.material, made.structures, made.reference, case.info)
-
-
-def _teacher_phonons(potential: Potential) -> Case:
-    """Return Al with the teacher's forces on its displaced supercell as reference."""
-    aluminium = next(case for case in phonons.cases(sets=["prototypes"]) if case.material == "Al")
-    supercells = [atoms for role, atoms in aluminium.structures.items() if role != "unit_cell"]
-    answers = potential.scaled(_TEACHER_SCALE).evaluate(supercells)
-    return replace(aluminium, reference={**aluminium.reference, "forces": np.array([answer.forces for answer in answers])})
+        held = [phonons.compound(role.removeprefix("held/")) for role in case.structures if role.startswith("held/")]
+        made = phonons.run(potential, held, phonons.Protocol())
+    return trial.rows_of(record, made[made["property"].isin(_KEPT)], _COLUMNS)
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """How much does each label buy? Errors against the number of labels, by method and kind of label, and what is forgotten.
 
 :mod:`helpers.experiments.fine_tuning` repeats the paper's ten labels. Here the number of labels goes from one to a hundred, labels are of
-one kind only, less than all weights are trained, and the mended potential is asked about materials that no label shows.
+one kind only, less than all weights are trained, and the potential is asked afterwards about materials that no label shows.
 
 Labels are drawn one after the other, so that those of a small number are among those of every larger one with the same seed. All of them
 are trained on and the last epoch is kept: with one or two labels there is nothing to validate with. The number of gradient steps hardly
@@ -39,8 +39,8 @@ one frame may be far worse than all others: ``frame_mae`` (eV/Å, the median ove
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 
 import ase
 import numpy as np
@@ -49,14 +49,15 @@ from ase.build import bulk
 
 from helpers import softening, structures
 from helpers.benchmarks import Case, chosen_sets, off_equilibrium, row, table
-from helpers.experiments import fine_tuning, students
 from helpers.potentials.base import Potential, PotentialError, Prediction, StructureError
-from helpers.training import fine_tune
+from helpers.training import fine_tune, trial
 from helpers.training.fine_tune import Label, Recipe
 
 _FRAMES = tuple(dict.fromkeys(off_equilibrium.SETS["single-element-md"] + off_equilibrium.SETS["mptrj-1k"]))
 SETS: dict[str, tuple[str, ...]] = {"curve": _FRAMES, "kinds": _FRAMES, "parts": _FRAMES, "teacher": ()}
 LIVE = "teacher"
+KEYS = ("held_out",)
+MODELS = {"chgnet-0.3.0": tuple(SETS)}
 
 # Each training is a piece of work of its own.
 ATOMS_PER_SHARD = 1
@@ -77,7 +78,6 @@ KINDS = ("cold", "molten", "vacancy", "strained", "slab", "largest")
 OWN = ("all", "cold", "molten", "vacancy", "strained", "slab")
 ELEMENTS = ("Si", "Mo", "Li", "Cu", "Ni")
 
-_TEACHER_SCALE = 1.25
 _TEACHER_STEPS = 8
 # Forces below this (eV/Å) vanish by symmetry: they determine no slope.
 _NO_FORCE = 1e-3
@@ -157,15 +157,12 @@ class Protocol:
         return self.scratch_steps if method == "scratch" else min(self.steps_per_label * n_labels, self.max_steps)
 
     def recipe(self, method: str, n_labels: int, seed: int, steps: int | None = None) -> Recipe:
-        """Return the recipe of a training; ``Recipe.trained`` is left to :func:`mend`, which knows the network."""
+        """Return the recipe of a training; ``Recipe.trained`` is left to :func:`train`, which knows the network."""
         rates = {"all": self.learning_rate, "scratch": self.scratch_learning_rate}
-        return Recipe(
+        return trial.recipe(
+            self,
             epochs=max(1, round((steps or self.steps(n_labels, method)) / n_labels)),
             learning_rate=rates.get(method, self.part_learning_rate),
-            final_learning_rate=self.final_learning_rate,
-            energy_weight=self.energy_weight,
-            force_weight=self.force_weight,
-            stress_weight=self.stress_weight,
             max_gradient_norm=10.0 if method == "scratch" else None,
             validation_fraction=0.0,
             keep="last",
@@ -184,11 +181,6 @@ class Pool:
 
     labels: dict[str, list[Label]]
     tests: dict[str, list[Label]]
-
-
-def label_of(frame: Case) -> Label:
-    """Return a frame of :mod:`helpers.benchmarks.off_equilibrium` as a label."""
-    return Label(frame.structures["frame"], frame.reference["energy"], frame.reference["forces"], frame.reference["stress"])
 
 
 def kind_of(frame: Case, temperatures_k: tuple[float, float]) -> str:
@@ -211,15 +203,13 @@ def pool(material: str, frames: Sequence[Case], compounds: Sequence[Case], proto
     labels: dict[str, list[Label]] = {}
     tests: dict[str, list[Label]] = {}
 
-    held, free = fine_tuning.held_out(len(thermal), protocol.n_held_out)
-    for target, numbers in ((tests, held), (labels, free)):
-        target["all" if target is tests else "any"] = [label_of(thermal[k]) for k in numbers]
+    held, free = trial.divide(thermal, protocol.n_held_out)
+    for target, every, members in ((tests, "all", held), (labels, "any", free)):
+        target[every] = [trial.of_frame(frame) for frame in members]
         for kind in ("cold", "molten", "vacancy"):
-            target[kind] = [label_of(thermal[k]) for k in numbers if kind_of(thermal[k], ends) == kind]
+            target[kind] = [trial.of_frame(frame) for frame in members if kind_of(frame, ends) == kind]
     for kind, n_held in (("strained", protocol.n_held_out_strained), ("slab", protocol.n_held_out_slabs)):
-        found = [frame for frame in own if kind_of(frame, ends) == kind]
-        held, free = fine_tuning.held_out(len(found), n_held)
-        tests[kind], labels[kind] = [label_of(found[k]) for k in held], [label_of(found[k]) for k in free]
+        tests[kind], labels[kind] = trial.divide([trial.of_frame(frame) for frame in own if kind_of(frame, ends) == kind], n_held)
     by_force = sorted(labels["any"], key=lambda label: -float(np.sqrt(np.mean(label.forces**2))))
     labels["largest"] = by_force[: max(protocol.n_kind, len(by_force) // 5)]
 
@@ -229,27 +219,13 @@ def pool(material: str, frames: Sequence[Case], compounds: Sequence[Case], proto
     without = [frame for frame in small if material not in frame.structures["frame"].get_chemical_symbols()]
     for name, found, number in (("other-chemistry", without, protocol.n_other), ("compounds", with_it, protocol.n_compounds)):
         chosen = np.sort(rng.choice(len(found), min(number, len(found)), replace=False))
-        tests[name] = [label_of(found[k]) for k in chosen]
+        tests[name] = [trial.of_frame(found[k]) for k in chosen]
     for element in ELEMENTS:
         if element != material:
             found = [frame for frame in frames if frame.material == element and frame.info["group"] in ("AIMD-NVT", "Vacancy")]
             chosen = np.sort(rng.choice(len(found), protocol.n_element, replace=False))
-            tests[element] = [label_of(found[k]) for k in chosen]
+            tests[element] = [trial.of_frame(found[k]) for k in chosen]
     return Pool(labels, tests)
-
-
-def draw(labels: Sequence[Label], n_labels: int, seed: int) -> list[Label]:
-    """Draw labels one after the other: with one seed, the first few are the same whatever the number.
-
-    Raises
-    ------
-    ValueError
-        If there are not enough.
-    """
-    if n_labels > len(labels):
-        raise ValueError(f"{n_labels} labels are asked for, but there are {len(labels)}")
-    order = np.random.default_rng(seed + 1).permutation(len(labels))
-    return [labels[k] for k in order[:n_labels]]
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -277,7 +253,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
                 made = Case(f"{name}/{material}/{method}/{kind}/n-{n_labels}/seed-{seed}", name, material, {}, {}, info)
                 if name != "teacher":
                     source = pools[material]
-                    _fill(made, draw(source.labels[kind], n_labels, seed), source.tests)
+                    trial.put(made, label=trial.draw_nested(source.labels[kind], n_labels, seed), **source.tests)
                 found.append(made)
     return found
 
@@ -295,29 +271,17 @@ def _variants(name: str, protocol: Protocol) -> list[tuple[str, str, int, int]]:
     return [("none", "any", 0, 0), *[(method, "any", n, seed) for seed in protocol.seeds for method in counts for n in counts[method]]]
 
 
-def _fill(case: Case, labels: Sequence[Label], tests: Mapping[str, Sequence[Label]]) -> None:
-    """Put labels and test frames into a case."""
-    for name, members in {"label": labels, **tests}.items():
-        fine_tuning.put(case, name, members)
-
-
 def tests_of(case: Case) -> dict[str, list[Label]]:
     """Return the test frames of a case by test set."""
     names = dict.fromkeys(role.rsplit("/", 1)[0] for role in case.structures)
-    return {name: fine_tuning.labels_of(case, f"{name}/") for name in names if name != "label"}
+    return {name: trial.labels_of(case, name) for name in names if name != "label"}
 
 
-def _teacher_case(potential: Potential, case: Case) -> Case:
-    """Return the teacher's case with its frames: rattled MgO as labels and tests, rattled Si as the other chemistry."""
-    rng = np.random.default_rng(0)
-    frames = [bulk("MgO", "rocksalt", a=4.21) for _ in range(4)] + [bulk("Si", a=5.43) for _ in range(2)]
-    for atoms in frames:
-        atoms.positions += rng.normal(0, 0.1, atoms.positions.shape)
-    answers = potential.scaled(_TEACHER_SCALE).evaluate(frames, stress=True)
-    made = [Label(atoms, p.energy, p.forces, p.stress) for atoms, p in zip(frames, answers, strict=True)]
-    full = Case(case.name, case.set, case.material, {}, {}, case.info)
-    _fill(full, made[: case.info["n_labels"]], {"all": made[2:4], "other-chemistry": made[4:]})
-    return full
+def _teach(potential: Potential, case: Case) -> None:
+    """Give the teacher's case its frames: rattled MgO as labels and tests, rattled Si as the other chemistry."""
+    crystals = [bulk("MgO", "rocksalt", a=4.21)] * 4 + [bulk("Si", a=5.43)] * 2
+    made = trial.labelled(trial.stiffer(potential), trial.rattled(crystals, 0.1, np.random.default_rng(0)), stress=True)
+    trial.put(case, label=made[: case.info["n_labels"]], all=made[2:4], **{"other-chemistry": made[4:]})
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -325,7 +289,7 @@ def _teacher_case(potential: Potential, case: Case) -> Case:
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
-    """Mend the potential as each case says and test it; a tidy table as the module's docstring says.
+    """Train the potential as each case says and test it; a tidy table as the module's docstring says.
 
     What cannot be done is a failed row.
     """
@@ -333,36 +297,36 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
     rows: list[dict[str, object]] = []
     for case in cases:
         if case.set == "teacher":
-            case = _teacher_case(potential, case)
+            case = replace(case, structures={}, reference={})
+            _teach(potential, case)
+        record = partial(row, potential.key, case)
         try:
-            rows += _case_rows(potential, case, protocol, progress)
+            rows += _case_rows(potential, case, record, protocol, progress)
         except (PotentialError, StructureError, ValueError) as error:
-            rows.append(row(potential.key, case, "force_mae", np.nan, np.nan, "eV/Å", error=str(error), held_out="all"))
+            rows.append(record("force_mae", np.nan, np.nan, "eV/Å", error=str(error), held_out="all"))
     return table(rows)
 
 
-def _case_rows(potential: Potential, case: Case, protocol: Protocol, progress: bool) -> list[dict[str, object]]:
+def _case_rows(potential: Potential, case: Case, record: trial.Record, protocol: Protocol, progress: bool) -> trial.Rows:
     tests = tests_of(case)
     before = untouched(potential, tests)
-    labels = fine_tuning.labels_of(case, "label/")
-    method = case.info["method"]
-    rows: list[dict[str, object]] = []
+    labels, method = trial.labels_of(case), case.info["method"]
     if method == "none":
-        after = before
-    elif method == "scalar":
-        c = fine_tune.linear_correction(potential, labels, "least_squares").scale / potential.scale
-        after = {name: [_scaled(prediction, c) for prediction in members] for name, members in before.items()}
-        rows.append(row(potential.key, case, "n_trained", 1, np.nan, "1", held_out=""))
+        return _error_rows(record, tests, before, before)
+    if method == "scalar":
+        factor = fine_tune.linear_correction(potential, labels, "least_squares").scale / potential.scale
+        n_trained = 1
+        after = {name: [Prediction(factor * p.energy, factor * p.forces, error=p.error) for p in part] for name, part in before.items()}
     else:
         steps = _TEACHER_STEPS if case.set == "teacher" else None
-        outcome = mend(potential, labels, method, protocol, case.info["seed"], steps=steps, progress=progress)
-        rows.append(row(potential.key, case, "n_trained", outcome.n_trained, np.nan, "1", held_out=""))
+        trained = train(potential, labels, method, protocol, case.info["seed"], steps=steps, progress=progress)
+        n_trained = trained.n_trained
         known = {name: members for name, members in tests.items() if method != "scratch" or name in OWN}
-        after = {name: outcome.potential.evaluate([label.atoms for label in members]) for name, members in known.items()}
-    return rows + _error_rows(potential.key, case, tests, before, after)
+        after = {name: trained.potential.evaluate([label.atoms for label in members]) for name, members in known.items()}
+    return [record("n_trained", n_trained, np.nan, "1", held_out=""), *_error_rows(record, tests, before, after)]
 
 
-def mend(
+def train(
     potential: Potential,
     labels: Sequence[Label],
     method: str,
@@ -383,9 +347,9 @@ def mend(
     start = potential
     if method == "scratch":
         architecture = "mace" if potential.describe()["family"] == "MACE" else "chgnet"
-        start = students.untaught(labels, architecture, protocol.scratch_channels, seed)
+        start = trial.untaught(labels, architecture, protocol.scratch_channels, seed)
     elif method in ("readout", "last-layer"):
-        recipe = Recipe(**{**recipe.__dict__, "trained": fine_tune.part(potential, method)})
+        recipe = replace(recipe, trained=fine_tune.part(potential, method))
     elif method not in ("all", "low-rank"):
         raise PotentialError(f"no method {method!r}; there are: all, scratch, readout, last-layer, low-rank")
     return fine_tune.fine_tune(start, labels, recipe, progress=progress)
@@ -411,55 +375,45 @@ def _predicted(potential: Potential, frames: _Frames) -> tuple[Prediction, ...]:
     return tuple(potential.evaluate(list(frames.atoms)))
 
 
-def _scaled(prediction: Prediction, c: float) -> Prediction:
-    return Prediction(c * prediction.energy, c * prediction.forces, error=prediction.error)
-
-
 def _error_rows(
-    key: str,
-    case: Case,
+    record: trial.Record,
     tests: Mapping[str, Sequence[Label]],
     before: Mapping[str, Sequence[Prediction]],
     after: Mapping[str, Sequence[Prediction]],
-) -> list[dict[str, object]]:
-    rows: list[dict[str, object]] = []
-    shift = float(np.mean(_energy_errors(tests["all"], after["all"])))
+) -> trial.Rows:
+    rows: trial.Rows = []
+    shift = float(np.mean(trial.energy_errors(tests["all"], after["all"])))
     for name, predictions in after.items():
-        wrong = next((prediction.error for prediction in predictions if not prediction.ok), None)
-        if wrong:
-            rows.append(row(key, case, "force_mae", np.nan, np.nan, "eV/Å", error=wrong, held_out=name))
+        if wrong := trial.fault(predictions):
+            rows.append(record("force_mae", np.nan, np.nan, "eV/Å", error=wrong, held_out=name))
             continue
         found = errors(tests[name], predictions)
         if name in OWN:
-            found["energy_mae"] = float(np.abs(_energy_errors(tests[name], predictions) - shift).mean())
+            found["energy_mae"] = float(np.abs(trial.energy_errors(tests[name], predictions) - shift).mean())
         else:
             by_frame = [np.abs(a.forces - label.forces).mean() for label, a in zip(tests[name], predictions, strict=True)]
             found["frame_mae"] = float(np.median(by_frame))
             changes = [(a.energy - b.energy) / len(b.forces) for a, b in zip(predictions, before[name], strict=True)]
             found["energy_drift"] = float(np.abs(changes).mean())
-        units = {"force_mae": "eV/Å", "cmae": "eV/Å", "frame_mae": "eV/Å", "energy_mae": "eV/atom", "energy_drift": "eV/atom"}
-        rows += [row(key, case, quantity, value, np.nan, units.get(quantity, "1"), held_out=name) for quantity, value in found.items()]
+        rows += trial.error_rows(record, found, held_out=name)
     return rows
-
-
-def _energy_errors(labels: Sequence[Label], predictions: Sequence[Prediction]) -> np.ndarray:
-    """Return prediction minus label, eV/atom."""
-    return np.array([(p.energy - label.energy) / len(label.atoms) for label, p in zip(labels, predictions, strict=True)])
 
 
 def errors(labels: Sequence[Label], predictions: Sequence[Prediction]) -> dict[str, float]:
     """Return ``force_mae`` (eV/Å) and, unless all forces vanish, ``slope``, ``inverse_slope`` and ``cmae`` (eV/Å)."""
-    reference = np.concatenate([label.forces.ravel() for label in labels])
-    predicted = np.concatenate([prediction.forces.ravel() for prediction in predictions])
+    reference, predicted = trial.forces(labels, predictions)
     found = {"force_mae": float(np.abs(predicted - reference).mean())}
-    if np.abs(reference).max() > _NO_FORCE and np.abs(predicted).max() > _NO_FORCE:
+    if min(np.abs(reference).max(), np.abs(predicted).max()) > _NO_FORCE:
         fitted = softening.fit(reference, predicted)
-        found |= {"slope": fitted.slope, "inverse_slope": fitted.inverse_slope, "cmae": fitted.cmae}
+        found |= {name: getattr(fitted, name) for name in ("slope", "inverse_slope", "cmae")}
     return found
 
 
 # ---------------------------------------------------------------------------------------------------
 # Analysis
+
+
+_KIND = ["model", "set", "material", "method", "kind", "n_labels"]
 
 
 def over_seeds(made: pd.DataFrame, quantity: str, held_out: str = "all") -> pd.DataFrame:
@@ -470,12 +424,10 @@ def over_seeds(made: pd.DataFrame, quantity: str, held_out: str = "all") -> pd.D
     DataFrame
         Columns ``model, set, material, method, kind, n_labels``, then ``before``, ``mean``, ``low``, ``high`` and ``draws``.
     """
-    good = made[(made["property"] == quantity) & (made["held_out"] == held_out) & (made["status"] == "ok")]
-    # Before is computed once for all sets of DFT frames.
-    plain = good[good["method"] == "none"].groupby(["model", "material"])["value"].first().rename("before")
-    by = ["model", "set", "material", "method", "kind", "n_labels"]
-    spread = good[good["method"] != "none"].groupby(by, sort=False)["value"].agg(mean="mean", low="min", high="max", draws="size")
-    return spread.reset_index().merge(plain.reset_index(), on=["model", "material"], how="left")
+    each = over_each(made, quantity, held_out)
+    return trial.over_seeds(each, _KIND).merge(
+        each[["model", "material", "before"]].drop_duplicates(), on=["model", "material"], how="left"
+    )
 
 
 def forgotten(made: pd.DataFrame) -> pd.DataFrame:
@@ -494,15 +446,15 @@ def forgotten(made: pd.DataFrame) -> pd.DataFrame:
         parts.append(part.assign(elsewhere="other-elements" if name in ELEMENTS else name))
     ratios = pd.concat(parts)
     ratios["log"] = np.log(ratios["value"] / ratios["before"])
-    by = ["model", "set", "material", "method", "kind", "n_labels", "elsewhere"]
+    by = [*_KIND, "elsewhere"]
     each = ratios.groupby([*by, "seed"], sort=False)["log"].mean().reset_index()
-    each["ratio"] = np.exp(each["log"])
-    return each.groupby(by, sort=False)["ratio"].agg(mean="mean", low="min", high="max").reset_index()
+    return trial.over_seeds(each.assign(ratio=np.exp(each["log"])), by, "ratio").drop(columns="draws")
 
 
 def over_each(made: pd.DataFrame, quantity: str, held_out: str = "all") -> pd.DataFrame:
     """Return a property on a test set, one row per case, with the column ``before``."""
     good = made[(made["property"] == quantity) & (made["held_out"] == held_out) & (made["status"] == "ok")]
+    # Before is computed once for all sets of DFT frames.
     plain = good[good["method"] == "none"].groupby(["model", "material"])["value"].first().rename("before")
     return good[good["method"] != "none"].merge(plain.reset_index(), on=["model", "material"], how="left")
 
@@ -543,10 +495,9 @@ def reached(made: pd.DataFrame, error: float, material: str, method: str) -> flo
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Return force errors, slopes and energy errors on the held-out frames, mean and range over the draws of each kind of case."""
-    by = ["model", "set", "material", "method", "kind", "n_labels"]
     found = None
     for quantity in ("force_mae", "slope", "inverse_slope", "cmae", "energy_mae"):
-        part = over_seeds(table, quantity).set_index([*by, "draws"])[["before", "mean", "low", "high"]]
+        part = over_seeds(table, quantity).set_index([*_KIND, "draws"])[["before", "mean", "low", "high"]]
         part.columns = [f"{quantity}_before", quantity, f"{quantity}_low", f"{quantity}_high"]
         found = part if found is None else found.join(part)
     return found.reset_index()

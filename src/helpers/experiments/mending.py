@@ -33,26 +33,23 @@ What does not depend on the draw (stage ``before``) is there for the first seed 
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ase
 import numpy as np
 import pandas as pd
 from ase.build import bulk
 
-from helpers import registry, results, softening, structures
-from helpers.benchmarks import Case, chosen_sets, defects, off_equilibrium, row, surfaces, table
-from helpers.experiments import fine_tuning
+from helpers import softening
+from helpers.benchmarks import Case, chosen_sets, defects, off_equilibrium
 from helpers.potentials.base import Potential, Prediction
-from helpers.training import fine_tune
-from helpers.training.fine_tune import Label, Recipe
+from helpers.sources import snap
+from helpers.training import trial
+from helpers.training.fine_tune import Label
 
 _ALLOYS = {"Nb-Mo": "NbMo", "Ta-W": "TaW"}
-_SNAP = "materialsvirtuallab/snap/NbMoTaW/training"
+_SNAP = f"{snap.SNAP}/NbMoTaW/training"
 
 SETS: dict[str, tuple[str, ...]] = {
     "vacancy-frames": tuple(dict.fromkeys(off_equilibrium.SETS["single-element-md"] + defects.SETS["vacancies"])),
@@ -63,6 +60,8 @@ SETS: dict[str, tuple[str, ...]] = {
     "teacher": (),
 }
 LIVE = "teacher"
+KEYS = ("stage", "held_out", "epoch", "atom", "component")
+MODELS = {"chgnet-0.3.0": tuple(SETS)}
 
 # Training amplifies the last digits of float32: a few hundred steps apart, two machines differ by about a per cent.
 TOLERANCES = {
@@ -74,12 +73,9 @@ TOLERANCES = {
     "best_epoch": 100,
 }
 
-_TEACHER_SCALE = 1.25
-_TEACHER_EPOCHS = 6
-
 
 @dataclass(frozen=True)
-class Protocol(fine_tuning.Training):
+class Protocol(trial.PaperRecipe):
     """Settings.
 
     Attributes
@@ -94,8 +90,6 @@ class Protocol(fine_tuning.Training):
         Relaxed orderings evaluated, none of which is a relaxed label.
     seeds : tuple of int
         One draw of labels each.
-    epochs, learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight, batch_size
-        See :class:`helpers.training.fine_tune.Recipe`.
     """
 
     elements: tuple[str, ...] = ("Si", "Mo", "Li", "Cu", "Ni")
@@ -104,13 +98,6 @@ class Protocol(fine_tuning.Training):
     n_held_out: int = 12
     n_held_out_orderings: int = 100
     seeds: tuple[int, ...] = (0,)
-    epochs: int = 100
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 1e-5
-    energy_weight: float = 0.1
-    force_weight: float = 100.0
-    stress_weight: float = 0.1
-    batch_size: int = 1
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -133,7 +120,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     if "orderings" in chosen:
         sources["orderings"] = {alloy: _orderings(alloy, protocol) for alloy in protocol.alloys}
     found = [
-        _draw(f"{name}/{material}", name, material, seed, source, protocol.n_labels)
+        _draw(Case(f"{name}/{material}/seed-{seed}", name, material, {}, {}, {"seed": seed}), source, protocol.n_labels)
         for seed in protocol.seeds
         for name, materials in sources.items()
         for material, source in materials.items()
@@ -152,140 +139,83 @@ class _Pool:
     crystals: dict[str, tuple[ase.Atoms, float]]
 
 
-def _draw(name: str, set_name: str, material: str, seed: int, source: _Pool, n_labels: int) -> Case:
-    drawn = np.sort(np.random.default_rng(seed + 1).choice(len(source.pool), n_labels, replace=False))
-    labelled = {f"label/{k}": source.pool[i] for k, i in enumerate(drawn)} | {f"held/{k}": x for k, x in enumerate(source.held)}
-    reference: dict[str, object] = {}
-    for role, label in labelled.items():
-        reference |= {f"energy/{role}": label.energy, f"forces/{role}": label.forces, f"stress/{role}": label.stress}
-    atoms = {role: label.atoms for role, label in labelled.items()}
+def _draw(case: Case, source: _Pool, n_labels: int) -> Case:
+    """Return a case with labels drawn by its seed, what is held out, and the pure crystals."""
+    trial.put(case, label=trial.draw(source.pool, n_labels, case.info["seed"]), held=source.held)
     for element, (crystal, energy) in source.crystals.items():
-        atoms[f"crystal/{element}"] = crystal
-        reference[f"energy/crystal/{element}"] = energy
-    return Case(f"{name}/seed-{seed}", set_name, material, atoms, reference, {"seed": seed})
+        case.structures[f"crystal/{element}"] = crystal
+        case.reference[f"energy/crystal/{element}"] = energy
+    return case
 
 
 def _vacancy_frames(element: str, frames: Sequence[Case], protocol: Protocol) -> _Pool:
-    by_group = {
-        group: [case for case in frames if case.material == element and case.info["group"] == group] for group in ("Vacancy", "Elastic")
-    }
-    labels = [
-        Label(case.structures["frame"], case.reference["energy"], case.reference["forces"], case.reference["stress"])
-        for case in by_group["Vacancy"]
-    ]
-    crystal = min(by_group["Elastic"], key=lambda case: np.abs(case.reference["stress"]).max())
-    held, pool = fine_tuning.held_out(len(labels), protocol.n_held_out)
-    pure = {element: (crystal.structures["frame"], crystal.reference["energy"])}
-    return _Pool([labels[k] for k in pool], [labels[k] for k in held], pure)
+    vacancy, elastic = ([case for case in frames if (case.material, case.info["group"]) == (element, g)] for g in ("Vacancy", "Elastic"))
+    crystal = min(elastic, key=lambda case: np.abs(case.reference["stress"]).max())
+    held, pool = trial.divide([trial.of_frame(frame) for frame in vacancy], protocol.n_held_out)
+    return _Pool(pool, held, {element: (crystal.structures["frame"], crystal.reference["energy"])})
 
 
 def _orderings(alloy: str, protocol: Protocol) -> _Pool:
-    records = json.loads(registry.fetch(f"{_SNAP}/{_ALLOYS[alloy]}_SS.json").read_text())
-    labels = {tag: [_snap_label(r) for r in records if r["tags"] == [tag]] for tag in ("relax", "unrelax")}
+    frames = snap.frames([f"{_SNAP}/{_ALLOYS[alloy]}_SS.json"])
+    labels = {tag: [Label(x.atoms, x.energy, x.forces, x.stress) for x in frames if tag in x.info["notes"]] for tag in ("relax", "unrelax")}
     crystals = {}
     for element in alloy.split("-"):
-        frame = surfaces.undeformed(json.loads(registry.fetch(f"{_SNAP}/{element}_Elastic.json").read_text()))
-        crystals[element] = (structures.from_dict(frame["structure"]), frame["outputs"]["energy"])
+        frame = snap.undeformed(snap.frames([f"{_SNAP}/{element}_Elastic.json"]))
+        crystals[element] = (frame.atoms, frame.energy)
     # Symmetry leaves some orderings without forces: they teach nothing.
     pool = [label for label in labels["unrelax"] if np.abs(label.forces).max() > 1e-3]
     order = np.random.default_rng(0).permutation(len(labels["relax"]))[: protocol.n_held_out_orderings]
     return _Pool(pool, [labels["relax"][k] for k in np.sort(order)], crystals)
 
 
-def _snap_label(record: dict) -> Label:
-    outputs = record["outputs"]
-    stress = off_equilibrium.stress_from_kbar(outputs["stress"], swapped=False)
-    return Label(structures.from_dict(record["structure"]), outputs["energy"], np.asarray(outputs["forces"], dtype=float), stress)
-
-
-def _teacher_case(potential: Potential, case: Case) -> Case:
-    """Return the teacher's case with its structures: rattled cells with a vacancy, labelled by the stiffer potential."""
+def _teach(potential: Potential, case: Case) -> None:
+    """Give the teacher's case its labels: rattled cells with a vacancy."""
     rng = np.random.default_rng(0)
     crystal = bulk("Al", cubic=True)
-    frames = []
-    for _ in range(6):
-        atoms = crystal.repeat((2, 2, 1))
-        del atoms[int(rng.integers(len(atoms)))]
-        atoms.positions += rng.normal(0, 0.12, atoms.positions.shape)
-        frames.append(atoms)
-    *answers, pure = potential.scaled(_TEACHER_SCALE).evaluate([*frames, crystal], stress=True)
-    labels = [Label(atoms, p.energy, p.forces, p.stress) for atoms, p in zip(frames, answers, strict=True)]
-    made = _draw("teacher/Al", "teacher", "Al", 0, _Pool(labels[:4], labels[4:], {"Al": (crystal, pure.energy)}), 4)
-    return Case(case.name, case.set, case.material, made.structures, made.reference, case.info)
+
+    def with_vacancy() -> Iterator[ase.Atoms]:
+        for _ in range(6):
+            atoms = crystal.repeat((2, 2, 1))
+            del atoms[int(rng.integers(len(atoms)))]
+            yield atoms
+
+    *labels, pure = trial.labelled(trial.stiffer(potential), [*trial.rattled(with_vacancy(), 0.12, rng), crystal], stress=True)
+    _draw(case, _Pool(labels[:4], labels[4:], {"Al": (crystal, pure.energy)}), 4)
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
-    """Fine-tune on each case's labels and evaluate before and after; a tidy table as the module's docstring says.
-
-    Training writes a checkpoint after every epoch, so that a killed run goes on where it stopped; it is removed when the case is done.
-    """
-    protocol = protocol or Protocol()
-    rows: list[dict[str, object]] = []
-    for case in cases:
-        recipe = protocol.recipe(case.info["seed"])
-        if case.set == "teacher":
-            case = _teacher_case(potential, case)
-            recipe = protocol.recipe(case.info["seed"], epochs=_TEACHER_EPOCHS, learning_rate=3e-4)
-        labels = fine_tuning.labels_of(case, "label")
-        checkpoint = checkpoint_path(potential, case, recipe, labels)
-        tuned = fine_tune.fine_tune(potential, labels, recipe, checkpoint=checkpoint, progress=progress)
-        if case.info["seed"] == protocol.seeds[0]:
-            rows += _evaluate(potential, potential.key, case, "before")
-        rows += _evaluate(tuned.potential, potential.key, case, "after")
-        rows += fine_tuning.training_rows(potential.key, case, tuned)
-        checkpoint.unlink(missing_ok=True)
-    return fine_tuning.filled(table(rows))
+    """Fine-tune on each case's labels and evaluate before and after; a tidy table as the module's docstring says."""
+    return trial.before_and_after(potential, cases, protocol or Protocol(), _teach, _test, progress)
 
 
-def checkpoint_path(potential: Potential, case: Case, recipe: Recipe, labels: Sequence[Label]) -> Path:
-    """Return where the training of a case is saved: a name that follows from weights, labels and recipe."""
-    digest = hashlib.sha256(json.dumps([potential.describe(), recipe.record()], sort_keys=True, default=str).encode())
-    for label in labels:
-        digest.update(structures.content(label.atoms) + np.round(label.forces, 6).tobytes())
-    return results.runs_dir() / "mending" / "checkpoints" / f"{case.name.replace('/', '_')}-{digest.hexdigest()[:16]}.pt"
-
-
-def _evaluate(potential: Potential, key: str, case: Case, stage: str) -> list[dict[str, object]]:
-    held = fine_tuning.labels_of(case, "held")
-    elements = [role.removeprefix("crystal/") for role in case.structures if role.startswith("crystal/")]
-    crystals = [case.structures[f"crystal/{element}"] for element in elements]
-    predictions = potential.evaluate([*[label.atoms for label in held], *crystals])
-    rows = fine_tuning.force_rows(key, case, held, predictions[: len(held)], stage)
-    rows += _difference_rows(key, case, held, predictions, elements, crystals, stage)
+def _test(potential: Potential, case: Case, record: trial.Record) -> trial.Rows:
+    held = trial.labels_of(case, "held")
+    crystals = {role.removeprefix("crystal/"): atoms for role, atoms in case.structures.items() if role.startswith("crystal/")}
+    predictions = potential.evaluate([*[label.atoms for label in held], *crystals.values()])
+    predictions, pure = predictions[: len(held)], dict(zip(crystals, predictions[len(held) :], strict=True))
+    rows = trial.force_rows(record, trial.numbered(held), predictions)
+    rows += _difference_rows(record, case, predictions, crystals, pure)
     if case.set == "vacancy-frames":
-        made = defects.run(potential, _published(case.material), defects.Protocol())
-        for _, entry in made[made["property"] == "relaxed"].iterrows():
-            values = entry["value"], entry["reference"], entry["unit"]
-            rows.append(row(key, case, "vacancy_energy", *values, error=entry["reason"] or None, stage=stage, held_out=entry["case"]))
+        # Published vacancy energies of this element in its ground state.
+        published = [one for one in defects.cases(sets=["vacancies", "bcc-vacancies"]) if one.material == case.material]
+        made = defects.run(potential, published, defects.Protocol())
+        rows += trial.rows_of(record, made[made["property"] == "relaxed"], name="vacancy_energy")
     return rows
 
 
 def _difference_rows(
-    key: str,
-    case: Case,
-    held: Sequence[Label],
-    predictions: Sequence[Prediction],
-    elements: Sequence[str],
-    crystals: Sequence[ase.Atoms],
-    stage: str,
-) -> list[dict[str, object]]:
+    record: trial.Record, case: Case, predictions: Sequence[Prediction], crystals: dict[str, ase.Atoms], pure: dict[str, Prediction]
+) -> trial.Rows:
     """Return the energy of each held-out frame above the pure crystals, model and DFT."""
-    pure = predictions[len(held) :]
-    wrong = next((p.error for p in pure if not p.ok), None)
+    wrong = trial.fault(pure.values())
     rows = []
-    for number, (label, prediction) in enumerate(zip(held, predictions, strict=False)):
-        counts = [label.atoms.symbols.count(element) for element in elements]
-        shares = [count / len(crystal) for count, crystal in zip(counts, crystals, strict=True)]
-        reference = label.energy - sum(s * case.reference[f"energy/crystal/{e}"] for s, e in zip(shares, elements, strict=True))
+    for (columns, label), prediction in zip(trial.numbered(trial.labels_of(case, "held")), predictions, strict=True):
+        shares = {element: label.atoms.symbols.count(element) / len(crystal) for element, crystal in crystals.items()}
+        reference = label.energy - sum(share * case.reference[f"energy/crystal/{element}"] for element, share in shares.items())
         error = wrong or prediction.error
-        value = np.nan if error else prediction.energy - sum(s * p.energy for s, p in zip(shares, pure, strict=True))
-        rows.append(row(key, case, "energy_difference", value, reference, "eV", error=error, stage=stage, held_out=f"{number:03d}"))
+        value = np.nan if error else prediction.energy - sum(share * pure[element].energy for element, share in shares.items())
+        rows.append(record("energy_difference", value, reference, "eV", error=error, **columns))
     return rows
-
-
-def _published(element: str) -> list[Case]:
-    """Return the cases of :mod:`helpers.benchmarks.defects` with a published vacancy energy of this element in its ground state."""
-    return [case for case in defects.cases(sets=["vacancies", "bcc-vacancies"]) if case.material == element]
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -296,9 +226,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     their mean?); ``vacancy_energy`` and ``vacancy_reference`` (eV, NaN where there is no published value).
     """
     records = []
-    staged = table[table["stage"].isin(["before", "after"]) & (table["status"] == "ok")]
-    for (model, chosen, material, case, stage), part in staged.groupby(["model", "set", "material", "case", "stage"], sort=False):
-        record: dict[str, object] = {"model": model, "set": chosen, "material": material, "case": case, "stage": stage}
+    for record, part in trial.per_stage(table):
         for name, prefix in (("force", "force"), ("energy_difference", "energy")):
             rows = part[part["property"] == name]
             record[f"{prefix}_slope"] = softening.softening_scale(rows["reference"], rows["value"])
@@ -313,5 +241,5 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def before_and_after(table: pd.DataFrame, chosen: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Return, per material of a set, some columns of :func:`summarise` before and after; see :func:`fine_tuning.compare_stages`."""
-    return fine_tuning.compare_stages(summarise(table[table["set"] == chosen]), columns)
+    """Return, per material of a set, some columns of :func:`summarise` before and after; see :func:`trial.compare_stages`."""
+    return trial.compare_stages(summarise(table[table["set"] == chosen]), columns)

@@ -39,9 +39,10 @@ the training data; ``value`` and ``reference`` are equal), ``training_mae`` and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import ase
 import ase.build
@@ -56,13 +57,14 @@ from ase.optimize import FIRE
 
 from helpers import softening
 from helpers.benchmarks import Case, chosen_sets, phonons, row, surfaces, table
-from helpers.potentials import untrained
 from helpers.potentials.base import GraphPotential, Potential, StructureError
-from helpers.training import fine_tune
-from helpers.training.fine_tune import Label, Recipe
+from helpers.training import fine_tune, trial
+from helpers.training.fine_tune import Label
 
 SETS: dict[str, tuple[str, ...]] = {"copper": (), "magnesia": (), "small": ()}
 LIVE = "small"
+KEYS = ("stage", "frame", "atom", "component", "displacement", "quantile")
+MODELS = {"ase:ase.calculators.emt.EMT": ("copper", "small"), "tensornet-matpes-pbe-2025.1": ("magnesia",)}
 
 # Each student is a piece of work of its own.
 ATOMS_PER_SHARD = 1
@@ -115,7 +117,7 @@ class Protocol:
     learning_rate, final_learning_rate, energy_weight, force_weight
         See :class:`helpers.training.fine_tune.Recipe`.
     mending_epochs : int
-        Steps of the fine-tuning on one frame.
+        Of the fine-tuning on one frame.
     mending_learning_rate : float
     """
 
@@ -140,10 +142,6 @@ class Protocol:
     force_weight: float = 10.0
     mending_epochs: int = 100
     mending_learning_rate: float = 1e-3
-
-    def recipe(self, n_frames: int, steps: int, seed: int) -> Recipe:
-        """Return the recipe of a training from random weights."""
-        return recipe(self, n_frames, steps, seed=seed, energy_weight=self.energy_weight, force_weight=self.force_weight)
 
 
 @dataclass(frozen=True)
@@ -264,16 +262,16 @@ def relaxation_frames(teacher: Potential, material: str, n_frames: int, start_a:
     """
     rng = np.random.default_rng([seed, 0])
     frames: list[Label] = []
-    for start in _in_turn(polymorphs(material)):
+    for start in itertools.cycle(polymorphs(material)):
         if len(frames) >= n_frames:
-            return frames[:n_frames]
+            break
         atoms = start.copy()
         change = rng.uniform(-strain, strain, (3, 3)) / 2
         change = (change + change.T) / 2 + np.eye(3) * rng.uniform(-strain, strain)
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + change), scale_atoms=True)
         atoms.positions += rng.normal(0, start_a, atoms.positions.shape)
         frames += descent(teacher, atoms, 8, 60)
-    raise AssertionError("unreachable: the starts never end")
+    return frames[:n_frames]
 
 
 def descent(teacher: Potential, start: ase.Atoms, n_frames: int, steps: int, cell: type = FrechetCellFilter) -> list[Label]:
@@ -285,16 +283,16 @@ def descent(teacher: Potential, start: ase.Atoms, n_frames: int, steps: int, cel
     moves.attach(lambda: passed.append(atoms.copy()))
     moves.run(fmax=0.02, steps=steps)
     chosen = np.unique(np.linspace(0, len(passed) - 1, n_frames).round().astype(int))
-    return labelled(teacher, [passed[number] for number in chosen])
+    return trial.labelled(teacher, [passed[number] for number in chosen])
 
 
 def broad_frames(teacher: Potential, material: str, n_frames: int, seed: int) -> list[Label]:
     """Return frames of the teacher's molecular dynamics: crystals, strained crystals, crystals with vacancies, and slabs, 300 to 2500 K."""
     rng = np.random.default_rng([seed, 1])
     frames: list[Label] = []
-    kinds = _in_turn(("perfect", "vacancy", "strained", "slab"))
-    shapes = _in_turn(polymorphs(material))
-    facets = _in_turn(_FACETS[material])
+    kinds = itertools.cycle(("perfect", "vacancy", "strained", "slab"))
+    shapes = itertools.cycle(polymorphs(material))
+    facets = itertools.cycle(_FACETS[material])
     while len(frames) < n_frames:
         kind, atoms = next(kinds), next(shapes).copy()
         if kind == "vacancy":
@@ -331,28 +329,7 @@ def dynamics(
     passed: list[ase.Atoms] = []
     run.attach(lambda: passed.append(moving.copy()), interval=every)
     run.run(n_frames * every)
-    return labelled(teacher, passed[-n_frames:])
-
-
-def labelled(teacher: Potential, structures: Sequence[ase.Atoms]) -> list[Label]:
-    """Let the teacher label structures.
-
-    Raises
-    ------
-    StructureError
-        If it cannot.
-    """
-    plain = [ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True) for atoms in structures]
-    predictions = teacher.evaluate(plain)
-    for atoms, prediction in zip(plain, predictions, strict=True):
-        if not prediction.ok:
-            raise StructureError(f"the teacher cannot label {atoms.get_chemical_formula()}: {prediction.error}")
-    return [Label(atoms, prediction.energy, prediction.forces) for atoms, prediction in zip(plain, predictions, strict=True)]
-
-
-def _in_turn(things: Sequence) -> Iterator:
-    while True:
-        yield from things
+    return trial.labelled(teacher, passed[-n_frames:])
 
 
 @lru_cache(maxsize=12)
@@ -401,79 +378,45 @@ def hot_frames(teacher: Potential, material: str, small: bool = False) -> tuple[
 # Running
 
 
-def reference_energies(labels: Sequence[Label]) -> dict[str, float]:
-    """Return energies of the elements (eV/atom) that sum up to the labels' energies as nearly as can be.
-
-    In a compound of fixed composition only their sum matters; the smallest solution is taken.
-    """
-    elements = sorted({symbol for label in labels for symbol in label.atoms.get_chemical_symbols()})
-    counts = np.array([[label.atoms.symbols.count(element) for element in elements] for label in labels], dtype=float)
-    solution, *_ = np.linalg.lstsq(counts, np.array([label.energy for label in labels]), rcond=None)
-    return dict(zip(elements, solution.tolist(), strict=True))
-
-
-def recipe(protocol: object, n_frames: int, steps: int, **settings: object) -> Recipe:
-    """Return the recipe of a training from random weights; batch size and learning rates are the protocol's."""
-    n_train = n_frames - max(1, round(Recipe().validation_fraction * n_frames))
-    return Recipe(
-        epochs=max(1, round(steps * protocol.batch_size / n_train)),
-        learning_rate=protocol.learning_rate,
-        final_learning_rate=protocol.final_learning_rate,
-        stress_weight=0.0,
-        batch_size=protocol.batch_size,
-        max_gradient_norm=10.0,
-        **settings,
-    )
-
-
-def untaught(frames: Sequence[Label], architecture: str, channels: int, seed: int, **options: object) -> GraphPotential:
-    """Return a network with random weights, its energies and the size of its forces set for these frames (:func:`untrained.build`)."""
-    force_rms = float(np.sqrt(np.mean(np.concatenate([label.forces for label in frames]) ** 2)))
-    return untrained.build(architecture, reference_energies(frames), channels=channels, force_rms=force_rms, seed=seed, **options)
-
-
 def train(teacher: Potential, material: str, student: Student, protocol: Protocol) -> tuple[fine_tune.FineTuned, list[Label]]:
     """Train a student from random weights; return it and the frames it saw."""
     frames = training_frames(teacher, material, student, protocol)
-    network = untaught(frames, student.architecture, student.channels, student.seed)
-    return fine_tune.fine_tune(network, frames, protocol.recipe(len(frames), student.steps, student.seed)), frames
+    network = trial.untaught(frames, student.architecture, student.channels, student.seed)
+    recipe = trial.student_recipe(protocol, len(frames), student.steps, seed=student.seed)
+    return fine_tune.fine_tune(network, frames, recipe), frames
 
 
 def run(teacher: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
     """Train each student on the teacher's labels and compare it with the teacher; a tidy table as the module's docstring says."""
     protocol = protocol or Protocol()
-    rows: list[dict[str, object]] = []
+    rows: trial.Rows = []
     for case in cases:
-        small = case.set == "small"
-        student = Student(**case.info)
+        small, student = case.set == "small", Student(**case.info)
+        record = partial(row, teacher.key, case, stage="trained")
         try:
             trained, frames = train(teacher, case.material, student, protocol)
         except StructureError as error:
-            rows.append(row(teacher.key, case, "training_mae", np.nan, np.nan, "eV/Å", error=str(error), stage="trained"))
+            rows.append(record("training_mae", np.nan, np.nan, "eV/Å", error=str(error)))
             continue
-        best = trained.history[trained.best_epoch]
-        for name, value in (("training_mae", best["train_force_mae"]), ("validation_mae", best["validation_force_mae"])):
-            rows.append(row(teacher.key, case, name, value, np.nan, "eV/Å", stage="trained"))
+        rows += trial.mae_rows(record, trained)
         sizes = np.quantile(np.abs(np.concatenate([label.forces.ravel() for label in frames])), _QUANTILES)
-        for quantile, value in zip(_QUANTILES, sizes, strict=True):
-            rows.append(row(teacher.key, case, "training_force", value, value, "eV/Å", stage="trained", quantile=round(float(quantile), 2)))
+        rows += [record("training_force", v, v, "eV/Å", quantile=round(float(q), 2)) for q, v in zip(_QUANTILES, sizes, strict=True)]
         rows += examine(teacher, trained.potential, case, "trained")
         if student.share == 0 and not small:
-            rows += examine(teacher, mended(teacher, trained.potential, case.material, student, protocol), case, "mended")
-    return filled(table(rows))
+            rows += examine(teacher, fine_tuned(teacher, trained.potential, case.material, student, protocol), case, "mended")
+    return trial.filled(table(rows))
 
 
-def mended(teacher: Potential, soft: GraphPotential, material: str, student: Student, protocol: Protocol) -> GraphPotential:
+def fine_tuned(teacher: Potential, soft: GraphPotential, material: str, student: Student, protocol: Protocol) -> GraphPotential:
     """Fine-tune all weights of a student on one hot frame that it is not tested on."""
     rng = np.random.default_rng([student.seed, 2])
     (label,) = dynamics(teacher, conventional(crystal(material)) * (2, 2, 1), 2000.0, 1, rng, every=80)
-    recipe = Recipe(
+    recipe = trial.recipe(
+        protocol,
         epochs=protocol.mending_epochs,
         learning_rate=protocol.mending_learning_rate,
-        final_learning_rate=protocol.final_learning_rate,
-        energy_weight=protocol.energy_weight,
-        force_weight=protocol.force_weight,
         stress_weight=0.0,
+        batch_size=1,
         max_gradient_norm=10.0,
         seed=student.seed,
         keep="last",
@@ -481,33 +424,19 @@ def mended(teacher: Potential, soft: GraphPotential, material: str, student: Stu
     return fine_tune.fine_tune(soft, [label], recipe).potential
 
 
-def examine(teacher: Potential, student: Potential, case: Case, stage: str) -> list[dict[str, object]]:
+def examine(teacher: Potential, student: Potential, case: Case, stage: str) -> trial.Rows:
     """Return the student's answers beside the teacher's."""
-    small = case.set == "small"
-    hot = hot_frames(teacher, case.material, small)
-    frames = [({"stage": stage, "temperature_k": t, "frame": f"{t:g}K/{number}"}, label) for t, number, label in hot]
-    rows = force_rows(teacher.key, case, frames, student)
+    small, record = case.set == "small", partial(row, teacher.key, case, stage=stage)
+    frames = [({"temperature_k": t, "frame": f"{t:g}K/{number}"}, label) for t, number, label in hot_frames(teacher, case.material, small)]
+    rows = trial.force_rows(record, frames, student.evaluate([label.atoms for _, label in frames]))
     answers = zip(_scalars(teacher, teacher, case.material), _scalars(student, teacher, case.material), strict=True)
     for (name, unit, extra, wanted), (_, _, _, value) in answers:
         error = None if np.isfinite(value) else f"{name}: the student's answer is not a number"
-        rows.append(row(teacher.key, case, name, value, wanted, unit, error=error, stage=stage, **extra))
+        rows.append(record(name, value, wanted, unit, error=error, **extra))
     if not small:
         wanted, reason = highest_frequency(teacher, case.material)
         value, error = highest_frequency(student, case.material)
-        rows.append(row(teacher.key, case, "omega_max", value, wanted, "THz", error=error or reason, stage=stage))
-    return rows
-
-
-def force_rows(key: str, case: Case, frames: Sequence[tuple[dict[str, object], Label]], student: Potential) -> list[dict[str, object]]:
-    """Return a row per force component of labelled frames, each with further columns; one failed row if a frame cannot be evaluated."""
-    rows = []
-    for (where, label), answer in zip(frames, student.evaluate([label.atoms for _, label in frames]), strict=True):
-        if not answer.ok:
-            rows.append(row(key, case, "force", np.nan, np.nan, "eV/Å", error=answer.error, **where))
-            continue
-        for (atom, axis), wanted in np.ndenumerate(label.forces):
-            values = round(float(answer.forces[atom, axis]), 4), round(float(wanted), 4)
-            rows.append(row(key, case, "force", *values, "eV/Å", **where, atom=atom, component="xyz"[axis]))
+        rows.append(record("omega_max", value, wanted, "THz", error=error or reason))
     return rows
 
 
@@ -568,17 +497,6 @@ def highest_frequency(potential: Potential, material: str) -> tuple[float, str |
     return float(found["value"]), found["reason"] or None
 
 
-def filled(made: pd.DataFrame) -> pd.DataFrame:
-    """Give columns that some rows lack their type: −1 for numbers, empty text."""
-    for name in ("temperature_k", "displacement", "quantile", "atom"):
-        if name in made:
-            made[name] = made[name].fillna(-1).astype("int32" if name == "atom" else "float64")
-    for name in ("frame", "component"):
-        if name in made:
-            made[name] = made[name].fillna("")
-    return made
-
-
 # ---------------------------------------------------------------------------------------------------
 # Analysis
 
@@ -600,11 +518,12 @@ def scales(made: pd.DataFrame, by: Sequence[str] = ("model", "set", "stage", "te
     forces = made[(made["property"] == "force") & (made["status"] == "ok")]
     records = []
     for key, group in forces.groupby(list(by), observed=True):
-        x, y = group["reference"].to_numpy(dtype=float), group["value"].to_numpy(dtype=float)
-        slope, inverse = softening.softening_scale(x, y), softening.inverse_slope(x, y)
-        found = {"slope": slope, "inverse_slope": inverse, "r2": slope * inverse, "mae": np.abs(y - x).mean()}
-        records.append(dict(zip(by, key, strict=True)) | found | {"cmae": np.abs(y / slope - x).mean()})
+        fitted = softening.fit(group["reference"], group["value"])
+        records.append(dict(zip(by, key, strict=True)) | {name: getattr(fitted, name) for name in _NUMBERS})
     return pd.DataFrame(records)
+
+
+_NUMBERS = ("slope", "inverse_slope", "r2", "mae", "cmae")
 
 
 def ratios(made: pd.DataFrame) -> pd.DataFrame:
@@ -617,8 +536,7 @@ def ratios(made: pd.DataFrame) -> pd.DataFrame:
 def over_seeds(frame: pd.DataFrame, value: str) -> pd.DataFrame:
     """Return mean, lowest and highest over seeds of a column, one row per student that differs by more than the seed."""
     keys = [column for column in ("model", "set", "stage", "property", "temperature_k", *STUDENT[:-1]) if column in frame]
-    grouped = frame.groupby(keys, observed=True)[value]
-    return grouped.agg(mean="mean", low="min", high="max", n="size").reset_index()
+    return trial.over_seeds(frame, keys, value, sort=True)
 
 
 def standard(rows: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
@@ -629,12 +547,13 @@ def standard(rows: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFra
 
 
 def overview(made: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
-    """Return student over teacher for every quantity: the standard student of near frames, the same mended, and that of broad frames.
+    """Return student over teacher for every quantity: the standard student of near frames, the same fine-tuned, and that of broad frames.
 
     Returns
     -------
     DataFrame
-        One row per seed: ``model, set, quantity, student`` (``near``, ``mended``, ``broad``), ``seed``, ``ratio`` (of forces: the slope).
+        One row per seed: ``model, set, quantity, student`` (``near``, ``mended``: fine-tuned, ``broad``), ``seed``,
+        ``ratio`` (of forces: the slope).
     """
     slopes = scales(made)
     slopes = slopes.assign(quantity="forces at " + slopes["temperature_k"].map("{:.0f} K".format), ratio=slopes["slope"])
@@ -659,7 +578,7 @@ def curves(values: pd.DataFrame, column: str, protocol: Protocol | None = None) 
     Returns
     -------
     DataFrame
-        Columns ``model, set, panel, kind, x, mean, low, high, n``. Panels are ``share`` (percent; kind ``mixed``), ``start_a``,
+        Columns ``model, set, panel, kind, x, mean, low, high, draws``. Panels are ``share`` (percent; kind ``mixed``), ``start_a``,
         ``n_frames``, ``steps`` (kind ``near``) and ``channels`` (kinds ``near`` and ``broad``).
     """
     protocol = protocol or Protocol()
@@ -676,11 +595,10 @@ def curves(values: pd.DataFrame, column: str, protocol: Protocol | None = None) 
         kind = "mixed" if panel == "share" else np.where(chosen["share"] == 0, "near", "broad")
         x = 100 * chosen["share"] if panel == "share" else chosen[panel]
         parts.append(chosen.assign(panel=panel, kind=kind, x=x))
-    grouped = pd.concat(parts).groupby(["model", "set", "panel", "kind", "x"], observed=True)[column]
-    return grouped.agg(mean="mean", low="min", high="max", n="size").reset_index()
+    return trial.over_seeds(pd.concat(parts), ["model", "set", "panel", "kind", "x"], column, sort=True)
 
 
-def mended_by_one_factor(made: pd.DataFrame) -> pd.DataFrame:
+def corrected_by_one_factor(made: pd.DataFrame) -> pd.DataFrame:
     """Correct the near-equilibrium students' forces with the factor of one hot frame, for every choice of the frame.
 
     Returns
@@ -690,7 +608,7 @@ def mended_by_one_factor(made: pd.DataFrame) -> pd.DataFrame:
     """
     forces = made[(made["property"] == "force") & (made["stage"] == "trained") & (made["share"] == 0)]
     forces = forces[forces["temperature_k"] == forces["temperature_k"].max()]
-    # A student is what a material is elsewhere: what one factor is meant to mend.
+    # A student is what a material is elsewhere: what one factor is meant for.
     found = softening.one_label_corrections(forces.assign(material=forces["case"], case=forces["frame"]))
     who = forces[["case", *STUDENT]].drop_duplicates().rename(columns={"case": "material"})
     return found.merge(who, on="material")

@@ -24,7 +24,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import ase
 import numpy as np
@@ -38,11 +38,13 @@ from ase.filters import UnitCellFilter
 from helpers.benchmarks import Case, chosen_sets, row, table
 from helpers.experiments import students
 from helpers.potentials.base import Potential
-from helpers.training import fine_tune
+from helpers.training import fine_tune, trial
 from helpers.training.fine_tune import Label
 
 SETS: dict[str, tuple[str, ...]] = {"single": (), "combined": (), "small": ()}
 LIVE = "small"
+KEYS = ("frame", "atom", "component")
+MODELS = {"ase:ase.calculators.emt.EMT": tuple(SETS)}
 ATOMS_PER_SHARD = 1
 
 # Training amplifies the last digits of float32.
@@ -192,27 +194,27 @@ def shear_moduli(potential: Potential, cell: ase.Atoms, shear: float) -> dict[st
 def run(teacher: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
     """Train each student on the teacher's labels and compare it with the teacher; a tidy table as the module's docstring says."""
     protocol = protocol or Protocol()
-    rows: list[dict[str, object]] = []
+    rows: trial.Rows = []
     for case in cases:
         student, seed = Student(**{field.name: case.info[field.name] for field in fields(Student)}), case.info["seed"]
         seen = frames(teacher, student.diet, protocol.n_small_frames if case.set == LIVE else protocol.n_frames, protocol, seed)
         options = {"max_l": student.max_l, "dtype": getattr(torch, student.precision)}
-        network = students.untaught(seen, student.architecture, protocol.channels, seed, **options)
+        network = trial.untaught(seen, student.architecture, protocol.channels, seed, **options)
         settings = {"loss": student.loss, "energy_weight": student.energy_weight, "force_weight": student.force_weight}
-        trained = fine_tune.fine_tune(network, seen, students.recipe(protocol, len(seen), student.steps, seed=seed, **settings))
-        best = trained.history[trained.best_epoch]
-        for name, value in (("training_mae", best["train_force_mae"]), ("validation_mae", best["validation_force_mae"])):
-            rows.append(row(teacher.key, case, name, value, np.nan, "eV/Å"))
+        trained = fine_tune.fine_tune(network, seen, trial.student_recipe(protocol, len(seen), student.steps, seed=seed, **settings))
+        rows += trial.mae_rows(partial(row, teacher.key, case), trained)
         rows += examine(teacher, trained.potential, case, protocol)
-    return students.filled(table(rows))
+    return trial.filled(table(rows))
 
 
-def examine(teacher: Potential, student: Potential, case: Case, protocol: Protocol) -> list[dict[str, object]]:
+def examine(teacher: Potential, student: Potential, case: Case, protocol: Protocol) -> trial.Rows:
     """Return the student's forces and shear moduli beside the teacher's."""
-    rows = students.force_rows(teacher.key, case, asked(teacher, case.info["diet"] != "copper", case.set == LIVE), student)
+    record = partial(row, teacher.key, case)
+    frames = asked(teacher, case.info["diet"] != "copper", case.set == LIVE)
+    rows = trial.force_rows(record, frames, student.evaluate([label.atoms for _, label in frames]))
     cell = students.conventional(students.teacher_cell(teacher, "Cu"))
     wanted, found = (shear_moduli(potential, cell, protocol.shear) for potential in (teacher, student))
-    return rows + [row(teacher.key, case, "shear_modulus", found[name], wanted[name], "GPa", asked="Cu", frame=name) for name in wanted]
+    return rows + [record("shear_modulus", found[name], wanted[name], "GPa", asked="Cu", frame=name) for name in wanted]
 
 
 def scales(made: pd.DataFrame) -> pd.DataFrame:

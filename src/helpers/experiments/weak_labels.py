@@ -25,8 +25,8 @@ PITC's residual on the first labels after training, at the step of the case or, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import numpy as np
 import pandas as pd
@@ -35,14 +35,16 @@ from ase.build import bulk
 
 from helpers import softening
 from helpers.benchmarks import Case, chosen_sets, row, table
-from helpers.experiments import coverage, fine_tuning, learning_curve, students
+from helpers.experiments import coverage
 from helpers.potentials.base import GraphPotential, Potential
-from helpers.training import fine_tune, weak_supervision
+from helpers.training import fine_tune, trial, weak_supervision
 from helpers.training.fine_tune import Label, Recipe
 from helpers.training.weak_supervision import Weak
 
 SETS: dict[str, tuple[str, ...]] = {"labels": coverage.SETS["silicon"], "steps": coverage.SETS["silicon"], "teacher": ()}
 LIVE = "teacher"
+KEYS: tuple[str, ...] = ()
+MODELS = {"chgnet-0.3.0": tuple(SETS)}
 
 # Every case is a training.
 ATOMS_PER_SHARD = 500
@@ -50,7 +52,6 @@ ATOMS_PER_SHARD = 500
 # Training amplifies the last digits of float32.
 TOLERANCES = {"slope": 0.02, "inverse_slope": 0.02, "r2": 0.01, "force_mae": 0.01, "energy_mae": 0.01, "residual": 1e-4}
 
-_TEACHER_SCALE = 1.25
 _TEACHER_STEPS = 6
 _N_RESIDUALS = 3  # labels whose residual is recorded
 _METHODS = ("plain", "taylor", "spatial")
@@ -106,11 +107,9 @@ class Protocol:
         if info["method"] in ("taylor", "spatial"):
             weights = {f"{info['method']}_weight": info["weight"]}
             weak = Weak(**weights, step_a=info["step_a"], direction=info["direction"], seed=info["seed"])
-        return Recipe(
+        return trial.recipe(
+            self,
             epochs=max(1, round(steps / n_labels)),
-            learning_rate=self.learning_rate,
-            final_learning_rate=self.final_learning_rate,
-            energy_weight=self.energy_weight,
             force_weight=self.force_weight if info["labels"] == "energy and forces" else 0.0,
             stress_weight=0.0,
             validation_fraction=0.0,
@@ -176,7 +175,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
             case = Case(f"{name}/Si/{text}", name, "Si", {}, {}, info)
             if name != "teacher":
                 free, held = _crystals(protocol.n_tests)
-                _fill(case, learning_curve.draw(free, info["n_labels"], info["seed"]), held)
+                trial.put(case, label=trial.draw_nested(free, info["n_labels"], info["seed"]), test=held)
             found.append(case)
     return found
 
@@ -185,52 +184,39 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
 def _crystals(n_tests: int) -> tuple[tuple[Label, ...], tuple[Label, ...]]:
     """Return frames of the crystal in molecular dynamics: those that labels are drawn from, and those held out."""
     pool = coverage.silicon(coverage.Protocol().held_out_share)
-    labels = (*pool.training["vibrations"], *pool.tests["vibrations"])
-    held, free = fine_tuning.held_out(len(labels), n_tests)
-    return tuple(labels[k] for k in free), tuple(labels[k] for k in held)
-
-
-def _fill(case: Case, labels: Sequence[Label], tests: Sequence[Label]) -> None:
-    for name, members in (("label", labels), ("test", tests)):
-        fine_tuning.put(case, name, members, ("energy", "forces"))
+    labels = [replace(label, stress=None) for label in (*pool.training["vibrations"], *pool.tests["vibrations"])]
+    held, free = trial.divide(labels, n_tests)
+    return tuple(free), tuple(held)
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
     """Train and test as each case says; a tidy table as the module's docstring says."""
     protocol = protocol or Protocol()
-    rows: list[dict[str, object]] = []
+    rows: trial.Rows = []
     for case in cases:
         info, steps = case.info, protocol.gradient_steps
         if case.set == "teacher":
-            case, steps = _teacher_case(potential, case), _TEACHER_STEPS
-        labels, tests = fine_tuning.labels_of(case, "label/"), fine_tuning.labels_of(case, "test/")
-        mended = potential
+            case, steps = replace(case, structures={}, reference={}), _TEACHER_STEPS
+            _teach(potential, case)
+        labels, tests = trial.labels_of(case), trial.labels_of(case, "test")
+        changed = potential
         if info["method"] == "scalar":
-            mended = potential.scaled(_scalar(potential, labels, info, protocol))
+            changed = potential.scaled(_factor(potential, labels, info, protocol))
         elif info["method"] != "none":
-            mended = fine_tune.fine_tune(potential, labels, protocol.recipe(info, len(labels), steps), progress=progress).potential
-        for name, value in _errors(mended, tests).items():
-            rows.append(row(potential.key, case, name, value, np.nan, _UNITS.get(name, "1")))
+            changed = fine_tune.fine_tune(potential, labels, protocol.recipe(info, len(labels), steps), progress=progress).potential
+        found = _errors(changed, tests)
         if info["method"] not in ("none", "scalar"):
-            residuals = taylor_residuals(mended, labels[:_N_RESIDUALS], info["step_a"] or protocol.step_a, seed=0)
-            rows.append(row(potential.key, case, "residual", float(np.sqrt(np.mean(residuals**2))), np.nan, "eV/atom"))
+            residuals = taylor_residuals(changed, labels[:_N_RESIDUALS], info["step_a"] or protocol.step_a, seed=0)
+            found["residual"] = float(np.sqrt(np.mean(residuals**2)))
+        rows += trial.error_rows(partial(row, potential.key, case), found)
     return table(rows)
-
-
-_UNITS = {"force_mae": "eV/Å", "energy_mae": "eV/atom"}
 
 
 def _errors(potential: Potential, tests: Sequence[Label]) -> dict[str, float]:
     predictions = potential.evaluate([label.atoms for label in tests])
-    fitted = softening.fit(np.concatenate([label.forces for label in tests]), np.concatenate([p.forces for p in predictions]))
-    energy = [abs(p.energy - label.energy) / len(label.atoms) for p, label in zip(predictions, tests, strict=True)]
-    return {
-        "slope": fitted.slope,
-        "inverse_slope": fitted.inverse_slope,
-        "r2": fitted.r2,
-        "force_mae": fitted.mae,
-        "energy_mae": float(np.mean(energy)),
-    }
+    fitted = softening.fit(*trial.forces(tests, predictions))
+    found = {name: getattr(fitted, name) for name in ("slope", "inverse_slope", "r2")}
+    return found | {"force_mae": fitted.mae, "energy_mae": float(np.abs(trial.energy_errors(tests, predictions)).mean())}
 
 
 def taylor_residuals(potential: GraphPotential, labels: Sequence[Label], step_a: float, seed: int, draws: int = 1) -> np.ndarray:
@@ -247,7 +233,7 @@ def taylor_residuals(potential: GraphPotential, labels: Sequence[Label], step_a:
     return found
 
 
-def _scalar(potential: GraphPotential, labels: Sequence[Label], info: dict, protocol: Protocol) -> float:
+def _factor(potential: GraphPotential, labels: Sequence[Label], info: dict, protocol: Protocol) -> float:
     """Return the best factor under the loss of a case; PITC's residuals are averaged over a few directions."""
     residuals = np.zeros(len(labels))
     if info["weight"]:
@@ -257,22 +243,14 @@ def _scalar(potential: GraphPotential, labels: Sequence[Label], info: dict, prot
     return weak_supervision.best_scale([label.forces for label in labels], forces, residuals, **weights)
 
 
-def _teacher_case(potential: Potential, case: Case) -> Case:
-    """Return the teacher's case with its frames."""
-    random = np.random.RandomState(7)
-    frames = []
-    for _ in range(4):
-        atoms = bulk("Si", cubic=True)
-        atoms.positions += random.normal(scale=0.08, size=atoms.positions.shape)
-        frames.append(atoms)
-    *plain, rest = students.labelled(potential, [*frames, bulk("Si", cubic=True)])
-    # Stiffer, but with the same energy at rest.
-    labels = [
-        Label(label.atoms, rest.energy + _TEACHER_SCALE * (label.energy - rest.energy), _TEACHER_SCALE * label.forces) for label in plain
-    ]
-    full = Case(case.name, case.set, case.material, {}, {}, case.info)
-    _fill(full, labels[:2], labels[2:])
-    return full
+def _teach(potential: Potential, case: Case) -> None:
+    """Give the teacher's case its frames; the teacher is stiffer, but has the same energy at rest."""
+    crystal = bulk("Si", cubic=True)
+    frames = trial.rattled([crystal] * 4, 0.08, np.random.RandomState(7))
+    *labels, rest = trial.labelled(trial.stiffer(potential), [*frames, crystal])
+    excess = rest.energy * (1 - 1 / trial.STIFFER)
+    labels = [replace(label, energy=label.energy - excess) for label in labels]
+    trial.put(case, label=labels[:2], test=labels[2:])
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -290,8 +268,8 @@ def over_seeds(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
     good = made[(made["property"] == quantity) & (made["status"] == "ok")]
     before = good.loc[(good["method"] == "none") & (good["set"] != "teacher"), "value"]
     by = ["set", "method", "labels", "n_labels", "weight", "step_a", "direction"]
-    found = good[good["method"] != "none"].groupby(by, sort=False)["value"].agg(mean="mean", low="min", high="max", draws="size")
-    return found.reset_index().assign(before=float(before.iloc[0]) if len(before) else np.nan)
+    found = trial.over_seeds(good[good["method"] != "none"], by)
+    return found.assign(before=float(before.iloc[0]) if len(before) else np.nan)
 
 
 def differences(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
