@@ -1,0 +1,133 @@
+"""The house has one direction: rooms know the rooms below them, and ``book/architecture.md`` shows all of them."""
+
+import ast
+import re
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "book" / "architecture.md").read_text()
+
+
+def rooms(page):
+    """Return the rooms of the page's table, the lowest first, each with its modules (none: it is one module)."""
+    found = re.findall(r"^\| `(\w+)` \| (.*?) \|", page, re.M)
+    return {room: re.findall(r"`(\w+)`", modules) for room, modules in found}
+
+
+def floors(page):
+    """Return the floor, counted from the top, of each room in the page's picture."""
+    return {room: int(y) for y, room in re.findall(r'<text class="room" x="\d+" y="(\d+)">(\w+)</text>', page)}
+
+
+def read(folder):
+    """Return the source of every module below a folder, by dotted name."""
+    names = {path: path.relative_to(folder).with_suffix("").as_posix().replace("/", ".") for path in folder.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path.read_text() for path, name in names.items()}
+
+
+def room_of(module):
+    return module.split(".")[1]
+
+
+class Module:
+    """What a module imports from its neighbours, also within functions and for types only, and which private names it touches."""
+
+    def __init__(self, source, known):
+        self.imports, self.own, self.touched = set(), set(), set()
+        tree, from_others = ast.parse(source), set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                self.imports |= {alias.name for alias in node.names} & known
+            elif isinstance(node, ast.ImportFrom) and (node.level or node.module in known):
+                assert not node.level, f"line {node.lineno}: imports are absolute"
+                self.imports |= {full if (full := f"{node.module}.{alias.name}") in known else node.module for alias in node.names}
+                from_others |= {alias.asname or alias.name for alias in node.names}
+                self.touched |= {(alias.name, True) for alias in node.names if private(alias.name)}
+            elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+                self.own.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                self.own.add(node.id)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and private(node.attr):
+                owner = node.value.id if isinstance(node.value, ast.Name) else None
+                if owner not in ("self", "cls"):
+                    self.touched.add((node.attr, owner in from_others))
+                elif isinstance(node.ctx, ast.Store):
+                    self.own.add(node.attr)
+
+
+def private(name):
+    return name.startswith("_") and not name.endswith("_")
+
+
+def faults(sources, order):
+    """Return what is wrong with the imports of modules, given the order of their rooms."""
+    modules = {name: Module(source, set(sources)) for name, source in sources.items() if "." in name}
+    found = []
+    for name, module in modules.items():
+        for target in module.imports - {name, "helpers"}:
+            if order.index(room_of(target)) > order.index(room_of(name)):
+                found.append(f"{name} imports {target}, which is above it")
+        elsewhere = {each for other, it in modules.items() if other != name for each in it.own} - module.own
+        found += [f"{name} uses the private {attribute}" for attribute, sure in sorted(module.touched) if sure or attribute in elsewhere]
+    try:
+        TopologicalSorter({name: module.imports for name, module in modules.items()}).prepare()
+    except CycleError as error:
+        found.append(f"a circle: {' → '.join(reversed(error.args[1]))}")
+    return found
+
+
+SOURCES = read(ROOT / "src")
+
+
+def test_imports_run_one_way_and_private_names_stay_at_home():
+    assert faults(SOURCES, [*rooms(PAGE)]) == []
+
+
+def test_the_page_lists_every_module():
+    there = {}
+    for name in SOURCES:
+        if "." in name:
+            there.setdefault(room_of(name), []).extend(name.split(".")[2:])
+    assert {room: sorted(modules) for room, modules in rooms(PAGE).items()} == {room: sorted(modules) for room, modules in there.items()}
+
+
+def test_the_picture_is_the_house():
+    """Every room stands in it, in the order of the table from the ground up, and none rests on one of its own floor."""
+    drawn, order = floors(PAGE), [*rooms(PAGE)]
+    assert sorted(order, key=lambda room: -drawn[room]) == order
+    assert set(drawn) == set(order)
+    for name, source in SOURCES.items():
+        for target in Module(source, set(SOURCES)).imports - {"helpers"} if "." in name else ():
+            assert room_of(target) == room_of(name) or drawn[room_of(target)] > drawn[room_of(name)], f"{name} imports {target}"
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "complaint"),
+    [
+        ("helpers.low", "from helpers import high", "helpers.low imports helpers.high, which is above it"),
+        ("helpers.low", "def f():\n    from helpers.high.inner import g", "helpers.low imports helpers.high.inner, which is above it"),
+        ("helpers.high.inner", "import helpers.high.outer", "a circle: helpers.high.inner → helpers.high.outer → helpers.high.inner"),
+        (
+            "helpers.high.inner",
+            "if TYPE_CHECKING:\n    from helpers.high.outer import X",
+            "a circle: helpers.high.inner → helpers.high.outer → helpers.high.inner",
+        ),
+        ("helpers.high.outer", "from helpers.low import _hidden", "helpers.high.outer uses the private _hidden"),
+        ("helpers.high.outer", "from helpers import low as floor\nfloor._anything", "helpers.high.outer uses the private _anything"),
+        ("helpers.high.outer", "def f(thing):\n    return thing._inside", "helpers.high.outer uses the private _inside"),
+    ],
+)
+def test_planted_faults_are_found(module, line, complaint):
+    sources = {
+        "helpers": "",
+        "helpers.low": "class Thing:\n    def __init__(self):\n        self._inside = 1\n\ndef _hidden(): ...",
+        "helpers.high": "",
+        "helpers.high.inner": "from helpers import low\nlow.Thing().__class__",
+        "helpers.high.outer": "from helpers.high import inner\nfrom collections import namedtuple\nnamedtuple('P', 'x')(1)._replace(x=2)",
+    }
+    assert faults(sources, ["low", "high"]) == []
+    assert complaint in faults(sources | {module: sources[module] + "\n" + line}, ["low", "high"])
