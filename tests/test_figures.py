@@ -963,9 +963,9 @@ def test_parity_without_fit_has_no_slope():
 
 
 def test_with_interval_formats_numbers():
-    frame = pd.DataFrame({"s": [0.8, 0.9], "s_low": [0.7, np.nan], "s_high": [0.87, np.nan]})
-    assert figures.with_interval(frame, "s") == ["0.80\u00a0[0.70,\u00a00.87]", "0.90"]
-    assert figures.with_interval(frame, "s", 0, scale=100) == ["80\u00a0[70,\u00a087]", "90"]
+    frame = pd.DataFrame({"s": [0.8, 0.9, np.nan], "s_low": [0.7, np.nan, np.nan], "s_high": [0.87, np.nan, np.nan]})
+    assert figures.with_interval(frame, "s") == ["0.80\u00a0[0.70,\u00a00.87]", "0.90", "–"]
+    assert figures.with_interval(frame, "s", 0, scale=100) == ["80\u00a0[70,\u00a087]", "90", "–"]
 
 
 def test_steps_are_drawn_for_every_panel_and_refuse_what_is_missing():

@@ -239,6 +239,9 @@ def _cells(table: pd.DataFrame, column: str, digits: int, scale: float) -> list[
 def with_interval(
     table: pd.DataFrame, column: str, digits: int = 2, low: str = "_low", high: str = "_high", scale: float = 1.0
 ) -> list[str]:
-    """Return a column as text with its interval, ``0.80 [0.70, 0.87]``, from the columns with the endings ``low`` and ``high``."""
+    """Return a column as text with its interval, ``0.80 [0.70, 0.87]``, from the columns with the endings ``low`` and ``high``.
+
+    What is no number is a dash.
+    """
     numbers = table[[column, column + low, column + high]].astype(float).to_numpy() * scale
-    return [f"{value:.{digits}f}" + style.interval(lower, upper, digits) for value, lower, upper in numbers]
+    return ["–" if np.isnan(x) else f"{x:.{digits}f}" + style.interval(lower, upper, digits) for x, lower, upper in numbers]
