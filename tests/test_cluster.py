@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from helpers import benchmarks, cli, results, runner
 from helpers.benchmarks import surfaces
-from helpers.runner import cluster
+from helpers.runner import cluster, worker
 
 EMT = "ase:ase.calculators.emt.EMT"
 GATED = "ase:gated.Gated"
@@ -425,7 +425,7 @@ def test_the_slurm_example_starts_jobs_and_replaces_one_that_dies(slurm, tmp_pat
 @pytest.fixture
 def job():
     potential = runner.potentials.load(EMT)
-    return runner.Job("surfaces", EMT, "cpu", False, surfaces.Protocol(), potential.describe(), runner._versions())
+    return runner.Job("surfaces", EMT, "cpu", False, surfaces.Protocol(), potential.describe(), worker.versions())
 
 
 def changed(job, **fields):
@@ -433,7 +433,7 @@ def changed(job, **fields):
 
 
 def test_a_worker_that_would_compute_something_else_refuses_and_names_itself(job, few_cases, quick, monkeypatch):
-    monkeypatch.setattr(runner.platform, "node", lambda: "node17")
+    monkeypatch.setattr(worker.platform, "node", lambda: "node17")
     cases = few_cases()[:1]
     assert len(runner.compute_here(job, cases))
     with pytest.raises(runner.RunError, match=r"node17 has torch .* instead of 0.1"):
@@ -444,7 +444,7 @@ def test_a_worker_that_would_compute_something_else_refuses_and_names_itself(job
         runner.compute_here(changed(job, potential=job.potential | {"weights_sha256": "0" * 64}), cases)
     with pytest.raises(runner.RunError, match=r"node17 cannot load ase:no.such.Thing"):
         runner.compute_here(changed(job, key="ase:no.such.Thing"), cases)
-    with runner._busy, pytest.raises(runner.RunError, match=r"node17 has several threads"):
+    with worker._busy, pytest.raises(runner.RunError, match=r"node17 has several threads"):
         runner.compute_here(job, cases)
 
 
@@ -502,7 +502,7 @@ def test_a_killed_command_leaves_no_processes_behind(tmp_path):
         from concurrent.futures import ProcessPoolExecutor
         from multiprocessing import get_context
 
-        from helpers import cluster
+        from helpers.runner import cluster
 
         if __name__ == "__main__":
             pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=cluster.end_with_parent)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import Future
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
@@ -17,6 +19,7 @@ import torch
 from helpers import potentials, registry, results, runner
 from helpers.benchmarks import surfaces
 from helpers.potentials.ase import ASEPotential
+from helpers.runner import worker
 
 EMT = "ase:ase.calculators.emt.EMT"
 METALS = ("Cu", "Au", "Ni", "Al", "Pd", "Ag", "Pt")
@@ -80,7 +83,7 @@ def test_the_network_may_be_compiled(data, few_cases, monkeypatch):
         return potential
 
     monkeypatch.setattr(potentials, "load", loaded)
-    runner._potential_here.cache_clear()
+    worker._potential_here.cache_clear()
     plain = runner.run("surfaces", EMT, processes=1, progress=False)
     assert results.provenance("surfaces", EMT)["compiled"] is False
     # Results are the same but for rounding, so a complete table stays, and so would shards.
@@ -92,10 +95,37 @@ def test_the_network_may_be_compiled(data, few_cases, monkeypatch):
     with runner.workers("cpu", 2) as pool:
         # A worker compiles too; EMT, which cannot be compiled, shows that it is told to.
         monkeypatch.undo()
-        job = ("surfaces", EMT, "cpu", False, surfaces.Protocol(), potentials.load(EMT).describe(), runner._versions())
+        job = ("surfaces", EMT, "cpu", False, surfaces.Protocol(), potentials.load(EMT).describe(), worker.versions())
         job = runner.Job(*job, compiled=True)
         with pytest.raises(runner.RunError, match="cannot be compiled"):
             pool.submit(runner.compute_here, job, []).result()
+
+
+def test_the_code_of_every_room_is_what_workers_must_share(tmp_path, monkeypatch):
+    rooms = tmp_path / "helpers"
+    (rooms / "runner").mkdir(parents=True)
+    monkeypatch.setattr(worker, "__file__", str(rooms / "runner" / "worker.py"))
+    found = set()
+    for line in ("FMAX = 0.05", "FMAX = 0.01"):
+        (rooms / "surfaces.py").write_text(line)
+        found.add(worker.versions.__wrapped__()["helpers"])
+    assert len(found) == 2
+
+
+def test_processes_may_load_what_the_user_trusts(data, few_cases, monkeypatch):
+    """A worker loads the potential anew, and must be told that its file is trusted."""
+    told = []
+
+    class Here:
+        def submit(self, function, job, cases):
+            told.append((job.trust, job.device))
+            done = Future()
+            done.set_result(function(job, cases))
+            return done
+
+    monkeypatch.setattr(runner, "workers", lambda *_: nullcontext(Here()))
+    runner.run("surfaces", EMT, trust=True, progress=False)
+    assert told == [(True, "cpu")] * 6
 
 
 def test_the_same_command_twice_changes_nothing(data, few_cases, monkeypatch):

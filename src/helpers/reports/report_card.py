@@ -666,18 +666,8 @@ def make(
             cases, total = _cases(benchmark, sets, protocol, seed)
             limits = runner.Limits(None if budget_minutes is None else time.time() + 60 * budget_minutes, keep_going=True)
             size = None if full else min(_ATOMS_PER_SHARD, 1 + _n_atoms(cases) // _MIN_SHARDS)
-            done = runner.run_cases(
-                benchmark,
-                potential,
-                cases,
-                protocol,
-                base=out,
-                atoms_per_shard=size,
-                limits=limits,
-                pool=pool,
-                trust=trust,
-                progress=progress,
-            )
+            where = runner.Where(pool, trust=trust, atoms_per_shard=size)
+            done = runner.run_cases(benchmark, potential, cases, protocol, where=where, limits=limits, base=out, progress=progress)
             tables[benchmark] = done.table
             made[benchmark] = {**done.made, "of": total, "atoms": _n_atoms(cases, done.missing)}
             not_run += _overdue(benchmark, done.missing)

@@ -10,25 +10,18 @@ that decides their content (weights, protocol, cases), so results of different s
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import errno
-import functools
 import hashlib
 import json
 import math
 import os
-import platform
-import sys
-import threading
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -40,9 +33,10 @@ from tqdm.auto import tqdm
 
 from helpers import benchmarks, potentials, registry, results
 from helpers.benchmarks import Case
-from helpers.potentials import OutOfTimeError, Potential
+from helpers.potentials import Potential
 from helpers.runner import cluster
 from helpers.runner.cluster import RunError
+from helpers.runner.worker import Job, Limits, compute_here, compute_shard, keep_memory, versions
 
 __all__ = [
     "ROW_KEYS",
@@ -51,6 +45,7 @@ __all__ = [
     "LiveCheckError",
     "Run",
     "RunError",
+    "Where",
     "compute_here",
     "compute_shard",
     "fingerprint",
@@ -101,162 +96,6 @@ def shards(cases: Sequence[Case], atoms_per_shard: int = _ATOMS_PER_SHARD) -> li
 ROW_KEYS = ("stage", "held_out", "epoch", "frame", "atom", "component", "displacement", "quantile", "q", "branch", "frequency_thz", "image")
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How far a run may go.
-
-    Attributes
-    ----------
-    deadline : float or None
-        Time (:func:`time.time`, s) after which nothing more is evaluated; None for no limit.
-    keep_going : bool
-        A case that breaks the benchmark's code becomes a failed row with the exception as its reason, instead of ending the run.
-    """
-
-    deadline: float | None = None
-    keep_going: bool = False
-
-
-@dataclass(frozen=True)
-class Job:
-    """What all shards of a run have in common. It travels to the worker with each of them.
-
-    ``potential`` is the description and ``versions`` the software of the process that asked; a worker that has others must not answer.
-    """
-
-    benchmark: str
-    key: str
-    device: str
-    trust: bool
-    protocol: object
-    potential: dict[str, object]
-    versions: dict[str, str]
-    limits: Limits = Limits()
-    compiled: bool = False
-
-
-def compute_shard(
-    benchmark: str, potential: Potential, cases: Sequence[Case], protocol: object, limits: Limits | None = None
-) -> pd.DataFrame | None:
-    """Return the table of one shard; ``attrs`` say how many seconds it took, where, and on what device. None if there was no time."""
-    limits = limits or Limits()
-    keep_memory()
-    start = time.perf_counter()
-    if limits.deadline is not None and time.time() > limits.deadline:
-        return None
-    potential.deadline = limits.deadline
-    try:
-        table = _table(benchmark, potential, cases, protocol, limits.keep_going)
-    except OutOfTimeError:
-        return None
-    finally:
-        potential.deadline = None
-    table.attrs = {
-        "seconds": time.perf_counter() - start,
-        "process": f"{platform.node()}/{os.getpid()}",
-        "device": results.device_name(str(potential.device)),
-        "compiled": getattr(potential, "is_compiled", False),
-    }
-    return table
-
-
-@functools.cache
-def keep_memory() -> bool:
-    """Let this process keep the memory that one evaluation frees for the next one. Return whether the C library can be told so.
-
-    Glibc gives large arrays back to the system and asks for them again, and the first touch of each page then costs a fault: up to a
-    seventh of the time of small batches. Only glibc has these two settings; elsewhere nothing is changed.
-    """
-    if sys.platform != "linux":
-        return False
-    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of mallopt(3)
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        return False
-    # 32 MiB is the largest that the second one takes. More than 1 GiB of free memory, as after one very large cell, is given back.
-    return bool(mallopt(mmap_threshold, 32 * 2**20) and mallopt(trim_threshold, 2**30))
-
-
-def _table(benchmark: str, potential: Potential, cases: Sequence[Case], protocol: object, keep_going: bool) -> pd.DataFrame:
-    """Return the rows of some cases. If asked to keep going, a case whose computation raises is one failed row."""
-    try:
-        return benchmarks.module(benchmark).run(potential, cases, protocol)
-    except (OutOfTimeError, OSError):
-        # A full disk is no fault of a case.
-        raise
-    except Exception as error:
-        if not keep_going:
-            raise
-        if len(cases) == 1:
-            reason = f"{type(error).__name__}: {error}"
-            return benchmarks.table([benchmarks.row(potential.key, cases[0], "", math.nan, math.nan, "", error=reason)])
-    return pd.concat([_table(benchmark, potential, [case], protocol, keep_going) for case in cases], ignore_index=True)
-
-
-def compute_here(job: Job, cases: Sequence[Case]) -> pd.DataFrame | None:
-    """Compute a shard in a worker, on this machine or another: the potential is loaded once and kept.
-
-    Raises
-    ------
-    RunError
-        If this worker would compute something else than the process that asked.
-    """
-    here, wanted = _versions(), job.versions
-    different = [f"{name} {here.get(name, 'missing')} instead of {wanted[name]}" for name in wanted if here.get(name) != wanted[name]]
-    if different:
-        raise RunError(
-            f"the worker on {platform.node()} has {', '.join(different)}. "
-            "Let client and workers use one environment and one copy of the project, then restart the workers."
-        )
-    if not _busy.acquire(blocking=False):
-        raise RunError(f"the worker on {platform.node()} has several threads, and a potential serves one. Start it with --nthreads 1.")
-    try:
-        return compute_shard(job.benchmark, _same_potential(job), cases, job.protocol, job.limits)
-    finally:
-        _busy.release()
-
-
-_busy = threading.Lock()
-
-
-def _same_potential(job: Job) -> Potential:
-    """Load the potential of a job and make sure that it is the one meant."""
-    try:
-        potential = _potential_here(job.key, job.device, job.trust, job.compiled)
-    except Exception as error:
-        raise RunError(f"the worker on {platform.node()} cannot load {job.key}: {error}") from error
-    # As the description will look on arrival: a tuple may have become a list.
-    mine, theirs = (json.loads(json.dumps(about, default=str)) for about in (potential.describe(), job.potential))
-    different = sorted(name for name in mine | theirs if mine.get(name) != theirs.get(name))
-    if different:
-        raise RunError(
-            f"the worker on {platform.node()} has another potential under the name {job.key}: its {', '.join(different)} differ(s) "
-            f"(weights there: {mine.get('weights_sha256')}, here: {theirs.get('weights_sha256')}). "
-            "Let client and workers read the same weight files (SOFTENING_CACHE, SOFTENING_MIRROR), then restart the workers."
-        )
-    return potential
-
-
-@functools.lru_cache(maxsize=1)
-def _potential_here(key: str, device: str, trust: bool, compiled: bool) -> Potential:
-    """Load the potential once per process; one thread each, because the processes fill the cores."""
-    torch.set_num_threads(1)
-    return potentials.load(key, device, trust=trust, compiled=compiled)
-
-
-@functools.cache
-def _versions() -> dict[str, str]:
-    """Return the software that decides a result: packages (without the build's tag, such as +cpu) and the code of the helpers."""
-    code = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        code.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
-    packages = results.package_versions() | {name: version(name) for name in ("pandas", "pyarrow")}
-    packages = {name: found.split("+")[0] for name, found in packages.items()}
-    return {**packages, "python": "{}.{}".format(*sys.version_info), "helpers": f"(source {code.hexdigest()[:12]})"}
-
-
 @contextmanager
 def workers(device: str | torch.device, processes: int | None = None) -> Iterator[Executor | None]:
     """Yield processes for one or several runs; None where one is enough, which is then this one.
@@ -280,6 +119,37 @@ def workers(device: str | torch.device, processes: int | None = None) -> Iterato
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where and how shards are computed; by default in this process.
+
+    Attributes
+    ----------
+    pool : Executor, optional
+        Processes of this machine, from :func:`workers`.
+    scheduler : str, optional
+        A Dask cluster instead, as for :func:`run`.
+    processes : int, optional
+        Its number of workers.
+    device : str, optional
+        For the workers; by default that of the potential.
+    trust : bool
+        Workers may load a model file whose checksum is not known.
+    compiled : bool
+        Workers compile the network, as the potential that is given is.
+    atoms_per_shard : int, optional
+        Size of the pieces; by default the benchmark's own.
+    """
+
+    pool: Executor | None = None
+    scheduler: str | None = None
+    processes: int | None = None
+    device: str | None = None
+    trust: bool = False
+    compiled: bool = False
+    atoms_per_shard: int | None = None
 
 
 @dataclass(frozen=True)
@@ -361,9 +231,8 @@ def run(
     potential = potentials.load(key, "cpu" if scheduler and not key.startswith("ase:") else device, trust=trust, compiled=compiled)
     cases = module.cases(protocol, None if sets is None else list(sets))
     with workers(potential.device, 1 if scheduler else processes) as pool:
-        cluster_options = {"scheduler": scheduler, "processes": processes, "device": device, "trust": trust} if scheduler else {}
-        options = {"compiled": compiled, "force": force, "progress": progress, **cluster_options}
-        return run_cases(benchmark, potential, cases, protocol, pool=pool, **options).table
+        where = Where(pool, scheduler, processes, device if scheduler else None, trust, compiled)
+        return run_cases(benchmark, potential, cases, protocol, where=where, force=force, progress=progress).table
 
 
 def run_cases(
@@ -372,15 +241,9 @@ def run_cases(
     cases: Sequence[Case],
     protocol: object | None = None,
     *,
-    base: Path | None = None,
-    atoms_per_shard: int | None = None,
+    where: Where | None = None,
     limits: Limits | None = None,
-    pool: Executor | None = None,
-    scheduler: str | None = None,
-    processes: int | None = None,
-    device: str | None = None,
-    trust: bool = False,
-    compiled: bool = False,
+    base: Path | None = None,
     force: bool = False,
     progress: bool = True,
 ) -> Run:
@@ -395,23 +258,13 @@ def run_cases(
         All, or some.
     protocol : dataclass, optional
         The benchmark's ``Protocol``; its default if None.
+    where : Where, optional
+        By default everything is computed in this process.
+    limits : Limits, optional
+        By default there are none.
     base : Path, optional
         Folder for ``results`` and ``runs``; by default the data folder. Where it is another one, a complete table of the same run
         in the data folder is used as it is, and nothing is written there.
-    atoms_per_shard : int, optional
-        Size of the pieces; by default the benchmark's own.
-    limits : Limits, optional
-        By default there are none.
-    pool : Executor, optional
-        From :func:`workers`; by default everything is computed in this process.
-    scheduler, processes
-        A Dask cluster and its number of workers, as for :func:`run`, instead of a pool.
-    device : str, optional
-        For the workers; by default that of the potential.
-    trust : bool
-        Workers may load a model file whose checksum is not known.
-    compiled : bool
-        Workers compile the network, as the potential given here is.
     force : bool
         Compute again what is complete.
     progress : bool
@@ -422,7 +275,8 @@ def run_cases(
     RunError
         As for :func:`run`.
     """
-    protocol = benchmarks.module(benchmark).Protocol() if protocol is None else protocol
+    module, where = benchmarks.module(benchmark), where or Where()
+    protocol = module.Protocol() if protocol is None else protocol
     mark = fingerprint(benchmark, potential, protocol, cases)
     for place in dict.fromkeys((base, None)):
         if not force and (complete := _complete(benchmark, potential.key, mark, place)):
@@ -439,18 +293,30 @@ def run_cases(
             job = Job(
                 benchmark,
                 potential.key,
-                device or str(potential.device),
-                trust,
+                where.device or str(potential.device),
+                where.trust,
                 protocol,
                 potential.describe(),
-                _versions(),
+                versions(),
                 limits or Limits(),
-                compiled,
+                where.compiled,
             )
-            pieces = shards(cases, atoms_per_shard or getattr(benchmarks.module(benchmark), "ATOMS_PER_SHARD", _ATOMS_PER_SHARD))
-            return _run_locked(job, potential, pieces, mark, folder, base, pool, scheduler, processes, progress)
+            pieces = shards(cases, where.atoms_per_shard or getattr(module, "ATOMS_PER_SHARD", _ATOMS_PER_SHARD))
+            return _run_locked(_Plan(job, potential, pieces, mark, folder, base), where, progress)
     except Timeout:
         raise RunError(f"{benchmark} with {potential.key} is already running (lock {lock.lock_file}); wait for it, or stop it.") from None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One run: what is asked, in which pieces, and where they are kept until its table is complete."""
+
+    job: Job
+    potential: Potential
+    pieces: list[list[Case]]
+    mark: str
+    folder: Path
+    base: Path | None
 
 
 def _folder(benchmark: str, key: str, mark: str, base: Path | None) -> Path:
@@ -477,9 +343,9 @@ def _is_done(shard: Path) -> bool:
         return False
 
 
-def _run_locked(job, potential, pieces, mark, folder, base, pool, scheduler, processes, progress) -> Run:
-    benchmark, key = job.benchmark, job.key
-    paths = [folder / f"{number:05d}.parquet" for number in range(len(pieces))]
+def _run_locked(plan: _Plan, where: Where, progress: bool) -> Run:
+    benchmark, key, pieces = plan.job.benchmark, plan.job.key, plan.pieces
+    paths = [plan.folder / f"{number:05d}.parquet" for number in range(len(pieces))]
     todo = [number for number, path in enumerate(paths) if not _is_done(path)]
     # The largest first: one that is begun last would hold up everything.
     todo.sort(key=lambda number: -_n_atoms(pieces[number]))
@@ -487,7 +353,7 @@ def _run_locked(job, potential, pieces, mark, folder, base, pool, scheduler, pro
     try:
         total, left = sum(map(len, pieces)), sum(len(pieces[number]) for number in todo)
         with tqdm(total=total, initial=total - left, disable=not progress, unit="case", desc=f"{benchmark} {key}") as bar:
-            for number, table in _compute(job, potential, pieces, todo, pool, scheduler, processes, bar.write if progress else None):
+            for number, table in _compute(plan, todo, where, bar.write if progress else None):
                 if table is not None:
                     took_part.add(table.attrs["process"])
                     results.write_parquet(table, paths[number])
@@ -498,11 +364,11 @@ def _run_locked(job, potential, pieces, mark, folder, base, pool, scheduler, pro
         computed, missing = (
             [case for piece, there in zip(pieces, done, strict=True) if there is which for case in piece] for which in (True, False)
         )
-        made = _provenance(benchmark, potential, job.protocol, computed, mark, tables, took_part)
+        made = _provenance(plan, computed, tables, took_part)
         table = pd.concat(tables, ignore_index=True) if tables else benchmarks.table([])
         table.attrs = {}
         if not missing:
-            results.write(benchmark, key, table, made, base)
+            results.write(benchmark, key, table, made, plan.base)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -511,7 +377,7 @@ def _run_locked(job, potential, pieces, mark, folder, base, pool, scheduler, pro
         what = "a process died, perhaps for want of memory (--processes takes fewer)." if isinstance(error, BrokenProcessPool) else error
         raise RunError(f"{what} {_kept(paths)} The same command goes on from there.") from error
     if not missing:
-        _clear(folder)
+        _clear(plan.folder)
     return Run(table, missing, {"benchmark": benchmark, "model": key, **made})
 
 
@@ -523,21 +389,25 @@ def _kept(paths: Sequence[Path]) -> str:
     return f"{sum(path.is_file() for path in paths)} of {len(paths)} shards are done and kept."
 
 
-def _compute(job, potential, pieces, todo, pool, scheduler, processes, tell) -> Iterator[tuple[int, pd.DataFrame | None]]:
+def _compute(
+    plan: _Plan, todo: Sequence[int], where: Where, tell: Callable[[str], None] | None
+) -> Iterator[tuple[int, pd.DataFrame | None]]:
     """Compute shards here, in several processes or on a cluster; yield the number and the table of each as it is done."""
     if not todo:
         return
-    if scheduler is not None:
-        if processes is None and scheduler == "local":
+    job, pieces, pool = plan.job, plan.pieces, where.pool
+    if where.scheduler is not None:
+        processes = where.processes
+        if processes is None and where.scheduler == "local":
             processes = 1 if potentials.resolve_device(job.device).type == "cuda" else os.cpu_count() or 1
         names = [f"{pieces[number][0].name} to {pieces[number][-1].name}" for number in todo]
         tasks = [(job, pieces[number]) for number in todo]
-        for position, table in cluster.each(compute_here, tasks, names, scheduler=scheduler, workers=processes, tell=tell):
+        for position, table in cluster.each(compute_here, tasks, names, scheduler=where.scheduler, workers=processes, tell=tell):
             yield todo[position], table
         return
     if pool is None or len(todo) == 1:
         for number in todo:
-            yield number, compute_shard(job.benchmark, potential, pieces[number], job.protocol, job.limits)
+            yield number, compute_shard(job.benchmark, plan.potential, pieces[number], job.protocol, job.limits)
         return
     jobs = {pool.submit(compute_here, job, pieces[number]): number for number in todo}
     try:
@@ -557,14 +427,14 @@ def _clear(folder: Path) -> None:
         folder.rmdir()
 
 
-def _provenance(benchmark, potential, protocol, cases, mark, tables, took_part) -> dict[str, object]:
+def _provenance(plan: _Plan, cases: Sequence[Case], tables: Sequence[pd.DataFrame], took_part: set[str]) -> dict[str, object]:
     counts = Counter(case.set for case in cases)
-    sources = [name for chosen in counts for name in benchmarks.module(benchmark).SETS[chosen]]
-    here = results.device_name(str(potential.device))
+    sources = [name for chosen in counts for name in benchmarks.module(plan.job.benchmark).SETS[chosen]]
+    here = results.device_name(str(plan.potential.device))
     return {
-        "fingerprint": mark,
-        "potential": potential.describe(),
-        "protocol": asdict(protocol),
+        "fingerprint": plan.mark,
+        "potential": plan.job.potential,
+        "protocol": asdict(plan.job.protocol),
         "cases": dict(counts),
         "data_sha256": {name: registry.expected_sha256(registry.lookup(name)) for name in sources},
         "rows": sum(len(table) for table in tables),
