@@ -356,5 +356,5 @@ def test_one_label_is_a_label_and_the_rest_is_the_test():
     assert len(made) == 6
     for case in made:
         assert len(case.structures) == 10
-        assert case.reference["forces/label"].shape == case.structures["label"].positions.shape
+        assert case.reference["forces/label/0"].shape == case.structures["label/0"].positions.shape
         assert case.reference["lattice_parameter/MgO"] < case.reference["lattice_parameter/CaO"]

@@ -60,7 +60,7 @@ def test_a_stiffer_teacher_labels_with_larger_forces(emt):
 
 def test_a_recipe_takes_what_it_knows_from_a_protocol():
     @dataclass(frozen=True)
-    class Protocol(trial.PaperRecipe):
+    class Protocol(trial.PaperProtocol):
         seeds: tuple[int, ...] = (0, 1)
         epochs: int = 7
 

@@ -40,8 +40,8 @@ from helpers import engine, softening
 from helpers.benchmarks import Case, chosen_sets, elasticity, off_equilibrium, row, table
 from helpers.benchmarks.solid_solutions import mixing_energy
 from helpers.potentials.base import Potential, StructureError
-from helpers.training import alchemy, fine_tune
-from helpers.training.fine_tune import Label, Recipe
+from helpers.training import alchemy, fine_tune, trial
+from helpers.training.fine_tune import Recipe
 
 SETS: dict[str, tuple[str, ...]] = {
     "rocksalt": (),
@@ -49,6 +49,8 @@ SETS: dict[str, tuple[str, ...]] = {
     "one-label": (*off_equilibrium.SETS["mattersim-tp"], *elasticity.SETS["binaries"]),
 }
 LIVE = "rocksalt"
+KEYS = ("stage", "held_out")
+MODELS = {"chgnet-0.3.0": tuple(SETS)}
 
 # Rounding of single precision; slopes and moduli are differences of stresses that are small themselves.
 TOLERANCES = {
@@ -215,7 +217,7 @@ def _one_label(protocol: Protocol) -> list[Case]:
             continue
         structures, values = {}, dict(reference)
         for other, case in enumerate(frames):
-            role = "label" if other == number else f"other/{other}"
+            role = "label/0" if other == number else f"other/{other}"
             structures[role] = case.structures["frame"]
             values |= {f"{quantity}/{role}": case.reference[quantity] for quantity in ("energy", "forces", "stress")}
         name = frame.name.split("/")[-1]
@@ -317,12 +319,8 @@ def _run_explicit(potential: Potential, case: Case, protocol: Protocol, ends: di
     return rows
 
 
-def _label(case: Case, role: str) -> Label:
-    return Label(case.structures[role], *(case.reference[f"{quantity}/{role}"] for quantity in ("energy", "forces", "stress")))
-
-
 def _run_one_label(potential: Potential, case: Case, protocol: Protocol, _: object) -> list[dict[str, object]]:
-    label = _label(case, "label")
+    (label,) = trial.labels_of(case)
     (before,) = potential.evaluate([label.atoms])
     if not before.ok:
         return [_row(potential, case, "label_slope", np.nan, error=before.error)]
@@ -341,7 +339,7 @@ def _run_one_label(potential: Potential, case: Case, protocol: Protocol, _: obje
 
 def _properties(original: Potential, model: Potential, case: Case, stage: str, protocol: Protocol) -> list[dict[str, object]]:
     """Return the rows of one potential: end members, mixtures at x = ½, and forces."""
-    others = [_label(case, role) for role in case.structures if role != "label"]
+    others = trial.labels_of(case, "other")
     predictions = model.evaluate([other.atoms for other in others])
     errors = [np.abs(one.forces - other.forces).mean() for one, other in zip(predictions, others, strict=True)]
     rows = [_row(original, case, "force_mae", np.mean(errors), stage=stage, held_out="other frames")]

@@ -48,37 +48,27 @@ TOLERANCES = {"force": 0.05, "surface_energy": 2e-3, "validation_force_mae": 0.0
 
 
 @dataclass(frozen=True)
-class Protocol(trial.PaperRecipe):
-    """Settings.
+class Protocol(trial.PaperProtocol):
+    """Settings, besides those of :class:`helpers.training.trial.PaperProtocol`.
 
     Attributes
     ----------
     materials : tuple of str
         Elements of the single-element sets.
-    n_labels : int
-        Labelled frames per draw; a tenth of them (at least one) selects the epoch.
     n_held_out : int
         Frames never trained on.
-    seeds : tuple of int
-        One draw of labels each.
     """
 
     materials: tuple[str, ...] = ("Si", "Mo", "Li")
-    n_labels: int = 10
     n_held_out: int = 100
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return one case per material and draw of labels.
+    """Return one case per material and draw of labels; KeyError if a set is unknown.
 
     ``structures`` holds the labels (``label/0`` …), the held-out frames (``held/0`` …) under those roles;
     ``reference`` their forces, energies and stresses under ``forces/<role>`` and so on.
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
     """
     protocol = protocol or Protocol()
     chosen = chosen_sets(SETS, sets)

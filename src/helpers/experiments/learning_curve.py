@@ -63,16 +63,8 @@ MODELS = {"chgnet-0.3.0": tuple(SETS)}
 ATOMS_PER_SHARD = 1
 
 # Training amplifies the last digits of float32.
-TOLERANCES = {
-    "force_mae": 0.01,
-    "cmae": 0.01,
-    "frame_mae": 0.01,
-    "slope": 0.02,
-    "inverse_slope": 0.02,
-    "energy_mae": 0.01,
-    "energy_drift": 0.02,
-    "n_trained": 0,
-}
+TOLERANCES = dict.fromkeys(("force_mae", "cmae", "frame_mae", "energy_mae"), 0.01)
+TOLERANCES |= {"slope": 0.02, "inverse_slope": 0.02, "energy_drift": 0.02, "n_trained": 0}
 
 KINDS = ("cold", "molten", "vacancy", "strained", "slab", "largest")
 OWN = ("all", "cold", "molten", "vacancy", "strained", "slab")
@@ -229,15 +221,10 @@ def pool(material: str, frames: Sequence[Case], compounds: Sequence[Case], proto
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return one case per material, method, kind and number of labels, and seed.
+    """Return one case per material, method, kind and number of labels, and seed; KeyError if a set is unknown.
 
     ``structures`` holds the labels (``label/0`` …) and the test frames (``<test set>/0`` …); ``reference`` their energies (eV), forces
     (eV/Å) and stresses (eV/Å³) under ``energy/<role>`` and so on. The frames of ``teacher`` are made when the case is run.
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
     """
     protocol = protocol or Protocol()
     chosen = chosen_sets(SETS, sets)

@@ -64,52 +64,35 @@ KEYS = ("stage", "held_out", "epoch", "atom", "component")
 MODELS = {"chgnet-0.3.0": tuple(SETS)}
 
 # Training amplifies the last digits of float32: a few hundred steps apart, two machines differ by about a per cent.
-TOLERANCES = {
-    "force": 0.05,
-    "energy_difference": 0.05,
-    "vacancy_energy": 0.05,
-    "validation_force_mae": 0.02,
-    "loss": 0.5,
-    "best_epoch": 100,
-}
+TOLERANCES = dict.fromkeys(("force", "energy_difference", "vacancy_energy"), 0.05)
+TOLERANCES |= {"validation_force_mae": 0.02, "loss": 0.5, "best_epoch": 100}
 
 
 @dataclass(frozen=True)
-class Protocol(trial.PaperRecipe):
-    """Settings.
+class Protocol(trial.PaperProtocol):
+    """Settings, besides those of :class:`helpers.training.trial.PaperProtocol`.
 
     Attributes
     ----------
     elements, alloys : tuple of str
         Materials of the two sets.
-    n_labels : int
-        Labelled frames per draw; a tenth of them (at least one) selects the epoch.
     n_held_out : int
         Vacancy frames never trained on.
     n_held_out_orderings : int
         Relaxed orderings evaluated, none of which is a relaxed label.
-    seeds : tuple of int
-        One draw of labels each.
     """
 
     elements: tuple[str, ...] = ("Si", "Mo", "Li", "Cu", "Ni")
     alloys: tuple[str, ...] = ("Nb-Mo", "Ta-W")
-    n_labels: int = 10
     n_held_out: int = 12
     n_held_out_orderings: int = 100
-    seeds: tuple[int, ...] = (0,)
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return one case per material and draw of labels, first draws first.
+    """Return one case per material and draw of labels, first draws first; KeyError if a set is unknown.
 
     ``structures`` holds the labels (``label/0`` …), the held-out frames (``held/0`` …) and the pure crystals (``crystal/Nb`` …);
     ``reference`` energies (eV), forces (eV/Å) and stresses (eV/Å³) under ``energy/<role>`` and so on.
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
     """
     protocol = protocol or Protocol()
     chosen = chosen_sets(SETS, sets)

@@ -70,16 +70,8 @@ MODELS = {"ase:ase.calculators.emt.EMT": ("copper", "small"), "tensornet-matpes-
 ATOMS_PER_SHARD = 1
 
 # Training amplifies the last digits of float32.
-TOLERANCES = {
-    "force": 0.1,
-    "surface_energy": 5e-3,
-    "vacancy_energy": 0.1,
-    "omega_max": 0.3,
-    "pull": 0.1,
-    "training_force": 1e-3,
-    "training_mae": 0.02,
-    "validation_mae": 0.02,
-}
+TOLERANCES = {"force": 0.1, "surface_energy": 5e-3, "vacancy_energy": 0.1, "omega_max": 0.3, "pull": 0.1}
+TOLERANCES |= {"training_force": 1e-3, "training_mae": 0.02, "validation_mae": 0.02}
 
 _FACETS = {"Cu": ("111", "100", "110"), "MgO": ("100", "110")}
 _PHONON_REPEATS = 3
@@ -175,13 +167,7 @@ def students(protocol: Protocol) -> list[Student]:
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return one case per student. The frames are made, and labelled by the teacher, when the case is run.
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
-    """
+    """Return one case per student; KeyError if a set is unknown. Frames are made, and labelled by the teacher, when the case is run."""
     protocol = protocol or Protocol()
     found = []
     for name in chosen_sets(SETS, sets):
@@ -245,7 +231,8 @@ def slab(cell: ase.Atoms, facet: str) -> ase.Atoms:
     return made
 
 
-def relaxation_frames(teacher: Potential, material: str, n_frames: int, start_a: float, strain: float, seed: int) -> list[Label]:
+@lru_cache(maxsize=12)
+def relaxation_frames(teacher: Potential, material: str, n_frames: int, start_a: float, strain: float, seed: int) -> tuple[Label, ...]:
     """Return frames along the teacher's relaxations from wrong cells and positions.
 
     Parameters
@@ -271,7 +258,7 @@ def relaxation_frames(teacher: Potential, material: str, n_frames: int, start_a:
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + change), scale_atoms=True)
         atoms.positions += rng.normal(0, start_a, atoms.positions.shape)
         frames += descent(teacher, atoms, 8, 60)
-    return frames[:n_frames]
+    return tuple(frames[:n_frames])
 
 
 def descent(teacher: Potential, start: ase.Atoms, n_frames: int, steps: int, cell: type = FrechetCellFilter) -> list[Label]:
@@ -286,7 +273,8 @@ def descent(teacher: Potential, start: ase.Atoms, n_frames: int, steps: int, cel
     return trial.labelled(teacher, [passed[number] for number in chosen])
 
 
-def broad_frames(teacher: Potential, material: str, n_frames: int, seed: int) -> list[Label]:
+@lru_cache(maxsize=12)
+def broad_frames(teacher: Potential, material: str, n_frames: int, seed: int) -> tuple[Label, ...]:
     """Return frames of the teacher's molecular dynamics: crystals, strained crystals, crystals with vacancies, and slabs, 300 to 2500 K."""
     rng = np.random.default_rng([seed, 1])
     frames: list[Label] = []
@@ -304,7 +292,7 @@ def broad_frames(teacher: Potential, material: str, n_frames: int, seed: int) ->
         elif kind == "slab":
             atoms = slab(conventional(crystal(material)), next(facets))
         frames += dynamics(teacher, atoms, float(rng.choice([300, 800, 1500, 2500])), 5, rng)
-    return frames[:n_frames]
+    return tuple(frames[:n_frames])
 
 
 def without_vacancy_sites(atoms: ase.Atoms, site: int) -> ase.Atoms:
@@ -332,25 +320,15 @@ def dynamics(
     return trial.labelled(teacher, passed[-n_frames:])
 
 
-@lru_cache(maxsize=12)
-def _relaxation_pool(teacher: Potential, material: str, n_frames: int, start_a: float, strain: float, seed: int) -> tuple[Label, ...]:
-    return tuple(relaxation_frames(teacher, material, n_frames, start_a, strain, seed))
-
-
-@lru_cache(maxsize=12)
-def _broad_pool(teacher: Potential, material: str, n_frames: int, seed: int) -> tuple[Label, ...]:
-    return tuple(broad_frames(teacher, material, n_frames, seed))
-
-
 def training_frames(teacher: Potential, material: str, student: Student, protocol: Protocol) -> list[Label]:
     """Return what a student sees: relaxation frames, of which a share has been replaced by broad ones."""
     n_broad = round(student.share * student.n_frames)
     frames: list[Label] = []
     if n_broad < student.n_frames:
-        near = _relaxation_pool(teacher, material, student.n_frames, student.start_a, protocol.start_strain, student.seed)
+        near = relaxation_frames(teacher, material, student.n_frames, student.start_a, protocol.start_strain, student.seed)
         frames += _spread(near, student.n_frames - n_broad)
     if n_broad:
-        frames += _spread(_broad_pool(teacher, material, student.n_frames, student.seed), n_broad)
+        frames += _spread(broad_frames(teacher, material, student.n_frames, student.seed), n_broad)
     return frames
 
 
@@ -533,12 +511,6 @@ def ratios(made: pd.DataFrame) -> pd.DataFrame:
     return scalars.groupby(["model", "set", "stage", "property", *STUDENT], observed=True, as_index=False)["ratio"].mean()
 
 
-def over_seeds(frame: pd.DataFrame, value: str) -> pd.DataFrame:
-    """Return mean, lowest and highest over seeds of a column, one row per student that differs by more than the seed."""
-    keys = [column for column in ("model", "set", "stage", "property", "temperature_k", *STUDENT[:-1]) if column in frame]
-    return trial.over_seeds(frame, keys, value, sort=True)
-
-
 def standard(rows: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
     """Return the rows of the standard student, whatever its share of broad frames and its seed."""
     protocol = protocol or Protocol()
@@ -619,4 +591,5 @@ def summarise(made: pd.DataFrame) -> pd.DataFrame:
     found = scales(made)
     if found.empty:
         return found
-    return over_seeds(found[found["temperature_k"] == found["temperature_k"].max()], "slope")
+    hottest = found[found["temperature_k"] == found["temperature_k"].max()]
+    return trial.over_seeds(hottest, ["model", "set", "stage", "temperature_k", *STUDENT[:-1]], "slope", sort=True)

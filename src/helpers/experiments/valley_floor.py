@@ -153,7 +153,7 @@ def ordered(sites: Sequence[str]) -> ase.Atoms:
 def frames(teacher: Potential, diet: str, n_frames: int, protocol: Protocol, seed: int) -> tuple[Label, ...]:
     """Return what a student sees: ``n_frames`` of a diet, labelled by the teacher."""
     if diet == "copper":
-        return tuple(students.relaxation_frames(teacher, "Cu", n_frames, protocol.start_a, protocol.start_strain, seed))
+        return students.relaxation_frames(teacher, "Cu", n_frames, protocol.start_a, protocol.start_strain, seed)
     rng = np.random.default_rng([seed, 3])
     found: list[Label] = []
     for start, on_sites in itertools.cycle(compounds()):

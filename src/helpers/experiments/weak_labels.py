@@ -119,16 +119,12 @@ class Protocol:
         )
 
 
-def _info(method: str, labels: str, n_labels: int, seed: int, weight: float = 0.0, step_a: float = 0.0, direction: str = "random") -> dict:
-    return {
-        "method": method,
-        "labels": labels,
-        "n_labels": n_labels,
-        "weight": weight,
-        "step_a": step_a,
-        "direction": direction,
-        "seed": seed,
-    }
+def _info(method: str, labels: str, n_labels: int, seed: int, **weak: object) -> dict:
+    return (
+        {"method": method, "labels": labels, "n_labels": n_labels, "weight": 0.0, "step_a": 0.0, "direction": "random"}
+        | weak
+        | {"seed": seed}
+    )
 
 
 def _variants(name: str, protocol: Protocol) -> list[dict]:
@@ -146,26 +142,21 @@ def _variants(name: str, protocol: Protocol) -> list[dict]:
                 for method in _METHODS:
                     found += [_info(method, kind, n, seed, **({} if method == "plain" else weak)) for n in protocol.counts]
                 continue
-            heavy = ("taylor", kind, protocol.n_labels, seed, protocol.heavy_weight)
+            heavy = partial(_info, "taylor", kind, protocol.n_labels, seed, weight=protocol.heavy_weight)
             if kind == "energy":
-                found.append(_info(*heavy, protocol.largest_step_a))
+                found.append(heavy(step_a=protocol.largest_step_a))
                 continue
-            found += [_info(*heavy, step) for step in protocol.steps_a]
-            found.append(_info(*heavy, protocol.largest_step_a, "adversarial"))
+            found += [heavy(step_a=step) for step in protocol.steps_a]
+            found.append(heavy(step_a=protocol.largest_step_a, direction="adversarial"))
         if name == "steps":
             for step in (0.0, *protocol.steps_a):
-                found.append(_info("scalar", kinds[1], protocol.n_labels, seed, protocol.heavy_weight if step else 0.0, step))
+                weight = protocol.heavy_weight if step else 0.0
+                found.append(_info("scalar", kinds[1], protocol.n_labels, seed, weight=weight, step_a=step))
     return found
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return one case per training. Frames are in it as ``label/0`` … and ``test/0`` …; those of ``teacher`` are made when it is run.
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
-    """
+    """Return one case per training, with its frames as ``label/0`` … and ``test/0`` …; KeyError if a set is unknown."""
     protocol = protocol or Protocol()
     chosen = chosen_sets(SETS, sets)
     found = []

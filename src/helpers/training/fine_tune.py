@@ -1,6 +1,6 @@
-"""Mending a soft potential: the linear correction and fine-tuning.
+"""What labels do to a soft potential: one factor, or fine-tuning of the weights.
 
-Two cures, both from Deng et al., npj Comput. Mater. 11, 9 (2025):
+Both are from Deng et al., npj Comput. Mater. 11, 9 (2025):
 
 * :func:`linear_correction` multiplies the energy by one constant fitted to the forces of one or more labels.
   It is what gradient descent finds when a single scalar is trained and everything else is frozen.
@@ -111,7 +111,7 @@ class FineTuned:
     Attributes
     ----------
     potential : GraphPotential
-        The mended potential; the original is not changed.
+        The fine-tuned potential; the original is not changed.
     history : list of dict
         Per epoch: ``epoch``, ``learning_rate``, ``loss`` (training), ``train_force_mae`` and ``validation_force_mae`` (eV/Å).
     best_epoch : int

@@ -65,24 +65,18 @@ def labels_of(case: Case, part: str = "label") -> list[Label]:
 # Draws
 
 
-def held_out(n_frames: int, n_held_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """Divide frames into those held out and those that labels may be drawn from; the same at every call.
-
-    Returns
-    -------
-    held, pool : int arrays
-        Sorted frame numbers.
-    """
-    if n_frames <= n_held_out:
-        raise ValueError(f"{n_frames} frames do not suffice to hold {n_held_out} out")
-    order = np.random.default_rng(0).permutation(n_frames)
-    return np.sort(order[:n_held_out]), np.sort(order[n_held_out:])
-
-
 def divide(frames: Sequence, n_held_out: int) -> tuple[list, list]:
-    """Return the frames held out and the others; see :func:`held_out`."""
-    held, pool = held_out(len(frames), n_held_out)
-    return [frames[k] for k in held], [frames[k] for k in pool]
+    """Divide frames into those held out and those that labels may be drawn from; the same at every call, and in order.
+
+    Raises
+    ------
+    ValueError
+        If nothing is left to draw from.
+    """
+    if len(frames) <= n_held_out:
+        raise ValueError(f"{len(frames)} frames do not suffice to hold {n_held_out} out")
+    order = np.random.default_rng(0).permutation(len(frames))
+    return tuple([frames[k] for k in np.sort(part)] for part in (order[:n_held_out], order[n_held_out:]))
 
 
 def draw(pool: Sequence, number: int, seed: int) -> list:
@@ -149,9 +143,21 @@ def recipe(protocol: object, **changes: object) -> Recipe:
 
 
 @dataclass(frozen=True)
-class PaperRecipe:
-    """Fields of protocols that fine-tune as the paper does; see :class:`helpers.training.fine_tune.Recipe`."""
+class PaperProtocol:
+    """What protocols share that fine-tune on a few labels as the paper does.
 
+    Attributes
+    ----------
+    n_labels : int
+        Labelled frames per draw; a tenth of them (at least one) selects the epoch.
+    seeds : tuple of int
+        One draw of labels each.
+    epochs, learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight, batch_size
+        See :class:`helpers.training.fine_tune.Recipe`.
+    """
+
+    n_labels: int = 10
+    seeds: tuple[int, ...] = (0,)
     epochs: int = 100
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
@@ -192,7 +198,7 @@ def untaught(labels: Sequence[Label], architecture: str, channels: int, seed: in
 def before_and_after(
     potential: Potential,
     cases: Sequence[Case],
-    protocol: PaperRecipe,
+    protocol: PaperProtocol,
     teach: Callable[[Potential, Case], None],
     test: Callable[[Potential, Case, Record], Rows],
     progress: bool = False,
@@ -206,8 +212,7 @@ def before_and_after(
     potential : Potential
     cases : sequence of Case
         With labels under ``label``, and their ``seed``. What is there before is tested with the first seed only.
-    protocol : PaperRecipe
-        With ``seeds``.
+    protocol : PaperProtocol
     teach : callable
         Puts labels into a case of set ``teacher``.
     test : callable
@@ -255,10 +260,7 @@ def training_rows(record: Record, tuned: FineTuned) -> Rows:
 def mae_rows(record: Record, trained: FineTuned) -> Rows:
     """Return ``training_mae`` and ``validation_mae`` of the epoch that was kept."""
     best = trained.history[trained.best_epoch]
-    return [record(f"{part}_mae", best[name], np.nan, "eV/Å") for part, name in _PARTS]
-
-
-_PARTS = (("training", "train_force_mae"), ("validation", "validation_force_mae"))
+    return error_rows(record, {"training_mae": best["train_force_mae"], "validation_mae": best["validation_force_mae"]})
 
 
 def numbered(labels: Iterable[Label]) -> list[tuple[dict[str, object], Label]]:
