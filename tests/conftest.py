@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 
@@ -13,7 +14,7 @@ from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from helpers import potentials, registry
+from helpers import potentials, registry, results
 from helpers.potentials.ase import ASEPotential
 from helpers.potentials.mace import contained
 
@@ -128,6 +129,28 @@ def data(tmp_path, monkeypatch):
         (folder / name).symlink_to(registry.data_dir() / name)
     monkeypatch.setenv(registry.DATA_VARIABLE, str(folder))
     return folder
+
+
+@pytest.fixture
+def killed_after(monkeypatch):
+    """Within ``with killed_after(n) as kept:`` a training dies once it has kept its state n times, in the files ``kept``."""
+
+    @contextlib.contextmanager
+    def killed(n: int):
+        write, kept = results.write_bytes, []
+
+        def write_and_die(content, path):
+            write(content, path)
+            kept.extend([path] if path.suffix == ".pt" else [])
+            if len(kept) == n:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(results, "write_bytes", write_and_die)
+            with pytest.raises(KeyboardInterrupt):
+                yield kept
+
+    return killed
 
 
 @pytest.fixture(scope="session", params=GRAPH_MODELS)

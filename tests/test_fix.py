@@ -159,28 +159,14 @@ def test_other_files_are_never_overwritten(tmp_path, labels_file):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
-def test_an_interrupted_training_goes_on(tmp_path, labels_file, monkeypatch, full):
-    class StopError(Exception):
-        """Stands for a killed job."""
-
-    save = fine_tune._save
-    calls = []
-
-    def stop(state, path):
-        save(state, path)
-        calls.append(path)
-        if len(calls) == 3:
-            raise StopError
-
+def test_an_interrupted_training_goes_on(tmp_path, labels_file, killed_after, full):
     arguments = {"method": "full", "recipe": Recipe(epochs=8, learning_rate=3e-4), "out": tmp_path / "fix", "device": "cpu"}
-    monkeypatch.setattr(fine_tune, "_save", stop)
-    with pytest.raises(StopError):
+    with killed_after(3):
         fix.fix("chgnet-0.3.0", [labels_file], **arguments)
     with pytest.raises(PotentialError, match="interrupted"):
         potentials.load(f"file:{tmp_path / 'fix'}", "cpu")
     with pytest.raises(PotentialError, match="holds another fix"):
         fix.fix("chgnet-0.3.0", [labels_file], out=tmp_path / "fix", device="cpu")
-    monkeypatch.setattr(fine_tune, "_save", save)
     resumed = fix.fix("chgnet-0.3.0", [labels_file], **arguments)
     assert len(fixes.record(resumed.folder)["history"]) == 8
     pd.testing.assert_frame_equal(resumed.scores, full.scores, rtol=1e-3, atol=1e-4)
@@ -602,8 +588,7 @@ def test_a_second_fix_in_the_same_folder_is_told_so(tmp_path, two_ways, monkeypa
 @pytest.mark.parametrize("name", ["started.json", "training.pt", "report.html", "weights.pt", "mended.json"])
 def test_a_full_disk_loses_nothing(tmp_path, labels_file, monkeypatch, name):
     """Whatever file it is that does not fit any more: the same call goes on, and does not train again what has been trained."""
-    write_, epochs = Path.write_bytes, []
-    real = fine_tune._save
+    write_, real, epochs = Path.write_bytes, results.write_bytes, []
 
     def full(path, content):
         if name in path.name and (name != "training.pt" or len(epochs) == 2):
@@ -611,11 +596,12 @@ def test_a_full_disk_loses_nothing(tmp_path, labels_file, monkeypatch, name):
             raise OSError(errno.ENOSPC, "No space left on device")
         return write_(path, content)
 
-    def save(state, path):
-        real(state, path)
-        epochs.append(state["epoch"])
+    def write_and_note(content, path):
+        real(content, path)
+        if path.name == "training.pt":
+            epochs.append(torch.load(path, weights_only=True)["epoch"])
 
-    monkeypatch.setattr(fine_tune, "_save", save)
+    monkeypatch.setattr(results, "write_bytes", write_and_note)
     options = {"method": "full", "recipe": Recipe(epochs=3, learning_rate=3e-4), "out": tmp_path / "fix", "device": "cpu"}
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)

@@ -10,7 +10,7 @@ from ase.build import bulk
 from helpers import potentials, registry
 from helpers.benchmarks import Case, row
 from helpers.experiments import mending
-from helpers.training import fine_tune, trial
+from helpers.training import trial
 from helpers.training.fine_tune import Label
 
 needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
@@ -83,26 +83,16 @@ def test_the_loop_learns_the_energies_of_a_stiffer_teacher(taught):
     assert np.isnan(summary["vacancy_energy"]).all()
 
 
-def test_a_killed_training_goes_on_from_its_checkpoint(taught, monkeypatch, tmp_path):
+def test_a_killed_training_goes_on_from_its_checkpoint(taught, monkeypatch, killed_after, tmp_path):
     table, potential = taught
     monkeypatch.setattr(trial.results, "runs_dir", lambda: tmp_path)
     protocol = mending.Protocol()
     [case] = mending.cases(sets=["teacher"])
-    real, calls = fine_tune._save, []
-
-    def stop_after_three(state, path):
-        real(state, path)
-        calls.append(path)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fine_tune, "_save", stop_after_three)
-        with pytest.raises(KeyboardInterrupt):
-            mending.run(potential, [case], protocol)
-    assert calls[0].is_file()
+    with killed_after(3) as kept:
+        mending.run(potential, [case], protocol)
+    assert kept[0].is_file()
     resumed = mending.run(potential, [case], protocol)
-    assert not calls[0].is_file()
+    assert not kept[0].is_file()
     errors = [t.loc[t["property"] == "validation_force_mae", "value"].to_numpy() for t in (table, resumed)]
     assert errors[1] == pytest.approx(errors[0], abs=1e-4)
 

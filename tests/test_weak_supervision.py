@@ -140,22 +140,12 @@ def test_training_with_the_loss_makes_the_surface_flatter():
     assert found["weak"][1] < found["plain"][1]
 
 
-def test_a_training_cut_off_goes_on_with_the_same_directions(tmp_path, monkeypatch):
+def test_a_training_cut_off_goes_on_with_the_same_directions(tmp_path, killed_after):
     potential, one = label()
     recipe = dataclasses.replace(RECIPE, weak=Weak(spatial_weight=1e5, step_a=0.02))
     whole = fine_tune.fine_tune(potential, [one], recipe)
-    save, saved = fine_tune._save, []
-
-    def save_and_die(state, path):
-        save(state, path)
-        saved.append(path)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(fine_tune, "_save", save_and_die)
-    with pytest.raises(KeyboardInterrupt):
+    with killed_after(2):
         fine_tune.fine_tune(potential, [one], recipe, checkpoint=tmp_path / "state.pt")
-    monkeypatch.setattr(fine_tune, "_save", save)
     resumed = fine_tune.fine_tune(potential, [one], recipe, checkpoint=tmp_path / "state.pt")
     assert [entry["loss"] for entry in resumed.history] == pytest.approx([entry["loss"] for entry in whole.history], rel=1e-4)
     with pytest.raises(PotentialError, match="another recipe"):
