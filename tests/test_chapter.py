@@ -122,4 +122,4 @@ def test_another_word_is_refused(run):
 
 @pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (50, "50 s"), (150, "2.5 min"), (3000, "50 min"), (9000, "2.5 h")])
 def test_durations_are_readable(seconds, words):
-    assert chapter._time(seconds) == words
+    assert chapter.duration(seconds) == words

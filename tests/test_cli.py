@@ -244,11 +244,11 @@ def test_every_summary_fits_a_terminal_of_80_columns(benchmark, monkeypatch, cap
     model = results.models(benchmark)[0]
     table, summarise = results.read(benchmark, model), benchmarks.module(benchmark).summarise
     monkeypatch.setenv("COLUMNS", "80")
-    cli._summary(summarise, table)
+    cli.print_summary(summarise, table)
     narrow = capsys.readouterr().out
     assert max(map(len, narrow.splitlines())) <= 80
     monkeypatch.delenv("COLUMNS")
-    cli._summary(summarise, table)
+    cli.print_summary(summarise, table)
     wide = capsys.readouterr().out
     assert len(wide.splitlines()) == len(summarise(table)) + 1
     assert set(narrow.split()) == set(wide.split())

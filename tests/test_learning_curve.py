@@ -70,7 +70,7 @@ def test_one_wild_frame_does_not_decide_what_is_forgotten():
     case = Case("x", "curve", "Si", {}, {}, {"method": "all"})
     after = {name: [Prediction(0.0, x.forces + 0.03) for x in members] for name, members in tests.items()}
     after["other-chemistry"][1].forces = label().forces + 50.0
-    rows = pd.DataFrame(learning_curve._error_rows(functools.partial(row, "model", case), tests, after, after)).set_index(
+    rows = pd.DataFrame(learning_curve.error_rows(functools.partial(row, "model", case), tests, after, after)).set_index(
         ["property", "held_out"]
     )["value"]
     assert rows["frame_mae", "other-chemistry"] == pytest.approx(0.03)
@@ -84,7 +84,7 @@ def test_energies_are_compared_after_one_constant_for_the_element():
     before = {name: [Prediction(x.energy, x.forces) for x in members] for name, members in tests.items()}
     after = {name: [Prediction(x.energy + 2 * 0.7, x.forces) for x in members] for name, members in tests.items()}
     after["slab"] = [Prediction(5.0 + 2 * 0.7 + 2 * 0.1, tests["slab"][0].forces)]
-    rows = pd.DataFrame(learning_curve._error_rows(functools.partial(row, "model", case), tests, before, after)).set_index(
+    rows = pd.DataFrame(learning_curve.error_rows(functools.partial(row, "model", case), tests, before, after)).set_index(
         ["property", "held_out"]
     )["value"]
     assert rows["energy_mae", "all"] == pytest.approx(0, abs=1e-12)
@@ -94,7 +94,7 @@ def test_energies_are_compared_after_one_constant_for_the_element():
     assert ("frame_mae", "all") not in rows
     # A frame that fails fails its test set alone.
     after["slab"] = [Prediction.failed(2, "no")]
-    rows = pd.DataFrame(learning_curve._error_rows(functools.partial(row, "model", case), tests, before, after))
+    rows = pd.DataFrame(learning_curve.error_rows(functools.partial(row, "model", case), tests, before, after))
     assert rows.loc[rows["held_out"] == "slab", ["status", "reason"]].to_numpy().tolist() == [["failed", "no"]]
     assert (rows.loc[rows["held_out"] != "slab", "status"] == "ok").all()
 

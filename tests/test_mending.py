@@ -20,11 +20,11 @@ def toy_pool(n=14, held=3):
     """Return labels that can be told apart by their energy, and two pure crystals."""
     labels = [Label(bulk("NaCl", "rocksalt", a=5.6), float(k), np.full((2, 3), float(k)), np.zeros((3, 3))) for k in range(n)]
     crystals = {"Na": (bulk("Na", "bcc", a=4.2, cubic=True), -2.6), "Cl": (bulk("Cl", "sc", a=4.0), -1.8)}
-    return mending._Pool(labels[held:], labels[:held], crystals)
+    return mending.Pool(labels[held:], labels[:held], crystals)
 
 
 def toy_case(seed=0):
-    return mending._draw(Case("set/NaCl", "set", "NaCl", {}, {}, {"seed": seed}), toy_pool(), 10)
+    return mending.draw(Case("set/NaCl", "set", "NaCl", {}, {}, {"seed": seed}), toy_pool(), 10)
 
 
 def test_draws_differ_by_seed_and_never_touch_what_is_held_out():
@@ -59,7 +59,7 @@ class _Constant:
 def test_an_energy_difference_is_taken_from_the_pure_crystals():
     """A sum of atomic energies has no energy of mixing, and what is left of DFT is what its crystals leave."""
     case = toy_case()
-    rows = pd.DataFrame(mending._test(_Constant(Na=-1.3, Cl=-2.4), case, functools.partial(row, "constant", case)))
+    rows = pd.DataFrame(mending.test(_Constant(Na=-1.3, Cl=-2.4), case, functools.partial(row, "constant", case)))
     made = rows[rows["property"] == "energy_difference"]
     assert made["value"].to_numpy() == pytest.approx(0, abs=1e-12)
     # NaCl holds one Na, half of the cubic cell's -2.6 eV, and one Cl of -1.8 eV.

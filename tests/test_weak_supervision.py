@@ -44,7 +44,7 @@ def test_displaced_energies_are_those_of_the_displaced_structure(chgnet64):
     moved = atoms.copy()
     moved.positions += d.numpy()
     graph = graph_of(chgnet64, atoms)
-    found = weak_supervision._energies(chgnet64, weak_supervision.displaced(graph, d))
+    found = weak_supervision.energies_alone(chgnet64, weak_supervision.displaced(graph, d))
     assert found.item() == pytest.approx(chgnet64.evaluate([moved])[0].energy, abs=1e-4)
 
 

@@ -69,7 +69,7 @@ class Chapter:
         if self.run != "results":
             start = time.perf_counter()
             checked = runner.live_check(benchmark, key, sets=sets, protocol=protocol, limit=limit)
-            print(f"recomputed: {checked['case'].nunique()} cases, {len(checked)} values, {_time(time.perf_counter() - start)}")
+            print(f"recomputed: {checked['case'].nunique()} cases, {len(checked)} values, {duration(time.perf_counter() - start)}")
             return checked
         table = results.read(benchmark, key)
         module = benchmarks.module(benchmark)
@@ -235,11 +235,11 @@ def _cost(name: str, key: str) -> str:
     live = made["cases"].get(benchmarks.module(name).LIVE, 0)
     cores = os.cpu_count() or 1
     # Shards keep all cores busy; the time of the live part does not follow from the table, because cases differ in size.
-    whole = f"{_time(made['core_seconds'] / cores)} on {cores} cores such as made the table ({made['device']})"
+    whole = f"{duration(made['core_seconds'] / cores)} on {cores} cores such as made the table ({made['device']})"
     return f"{name}: live part some of {live} cases, in the time that stands above; everything, {total} cases, {whole}"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a duration in the unit that suits it."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:

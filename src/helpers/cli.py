@@ -61,7 +61,7 @@ def _folder(out: Path | None) -> Path | None:
     return out
 
 
-def _summary(summarise: Callable[[pd.DataFrame], pd.DataFrame], table: pd.DataFrame) -> None:
+def print_summary(summarise: Callable[[pd.DataFrame], pd.DataFrame], table: pd.DataFrame) -> None:
     """Print what a benchmark says of its table, or why it says nothing."""
     try:
         summary = summarise(table)
@@ -182,7 +182,7 @@ def run(
     if len(failed) == len(table):
         typer.echo(f"No summary: {'every row failed' if len(table) else 'there were no cases'}.")
         raise typer.Exit(1)
-    _summary(module.summarise, table)
+    print_summary(module.summarise, table)
 
 
 @app.command()

@@ -299,7 +299,7 @@ def _case_rows(potential: Potential, case: Case, record: trial.Record, protocol:
     before = untouched(potential, tests)
     labels, method = trial.labels_of(case), case.info["method"]
     if method == "none":
-        return _error_rows(record, tests, before, before)
+        return error_rows(record, tests, before, before)
     if method == "scalar":
         factor = fine_tune.linear_correction(potential, labels, "least_squares").scale / potential.scale
         n_trained = 1
@@ -310,7 +310,7 @@ def _case_rows(potential: Potential, case: Case, record: trial.Record, protocol:
         n_trained = trained.n_trained
         known = {name: members for name, members in tests.items() if method != "scratch" or name in OWN}
         after = {name: trained.potential.evaluate([label.atoms for label in members]) for name, members in known.items()}
-    return [record("n_trained", n_trained, np.nan, "1", held_out=""), *_error_rows(record, tests, before, after)]
+    return [record("n_trained", n_trained, np.nan, "1", held_out=""), *error_rows(record, tests, before, after)]
 
 
 def train(
@@ -362,12 +362,13 @@ def _predicted(potential: Potential, frames: _Frames) -> tuple[Prediction, ...]:
     return tuple(potential.evaluate(list(frames.atoms)))
 
 
-def _error_rows(
+def error_rows(
     record: trial.Record,
     tests: Mapping[str, Sequence[Label]],
     before: Mapping[str, Sequence[Prediction]],
     after: Mapping[str, Sequence[Prediction]],
 ) -> trial.Rows:
+    """Return the errors on each test set, after one constant per atom that all energies of the element share."""
     rows: trial.Rows = []
     shift = float(np.mean(trial.energy_errors(tests["all"], after["all"])))
     for name, predictions in after.items():

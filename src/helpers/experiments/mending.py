@@ -96,14 +96,14 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     """
     protocol = protocol or Protocol()
     chosen = chosen_sets(SETS, sets)
-    sources: dict[str, dict[str, _Pool]] = {}
+    sources: dict[str, dict[str, Pool]] = {}
     if "vacancy-frames" in chosen:
         frames = off_equilibrium.cases(sets=["single-element-md"])
         sources["vacancy-frames"] = {element: _vacancy_frames(element, frames, protocol) for element in protocol.elements}
     if "orderings" in chosen:
         sources["orderings"] = {alloy: _orderings(alloy, protocol) for alloy in protocol.alloys}
     found = [
-        _draw(Case(f"{name}/{material}/seed-{seed}", name, material, {}, {}, {"seed": seed}), source, protocol.n_labels)
+        draw(Case(f"{name}/{material}/seed-{seed}", name, material, {}, {}, {"seed": seed}), source, protocol.n_labels)
         for seed in protocol.seeds
         for name, materials in sources.items()
         for material, source in materials.items()
@@ -114,7 +114,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
 
 
 @dataclass(frozen=True)
-class _Pool:
+class Pool:
     """What labels are drawn from, what is held out, and the pure crystals with their energies (eV)."""
 
     pool: list[Label]
@@ -122,7 +122,7 @@ class _Pool:
     crystals: dict[str, tuple[ase.Atoms, float]]
 
 
-def _draw(case: Case, source: _Pool, n_labels: int) -> Case:
+def draw(case: Case, source: Pool, n_labels: int) -> Case:
     """Return a case with labels drawn by its seed, what is held out, and the pure crystals."""
     trial.put(case, label=trial.draw(source.pool, n_labels, case.info["seed"]), held=source.held)
     for element, (crystal, energy) in source.crystals.items():
@@ -131,14 +131,14 @@ def _draw(case: Case, source: _Pool, n_labels: int) -> Case:
     return case
 
 
-def _vacancy_frames(element: str, frames: Sequence[Case], protocol: Protocol) -> _Pool:
+def _vacancy_frames(element: str, frames: Sequence[Case], protocol: Protocol) -> Pool:
     vacancy, elastic = ([case for case in frames if (case.material, case.info["group"]) == (element, g)] for g in ("Vacancy", "Elastic"))
     crystal = min(elastic, key=lambda case: np.abs(case.reference["stress"]).max())
     held, pool = trial.divide([trial.of_frame(frame) for frame in vacancy], protocol.n_held_out)
-    return _Pool(pool, held, {element: (crystal.structures["frame"], crystal.reference["energy"])})
+    return Pool(pool, held, {element: (crystal.structures["frame"], crystal.reference["energy"])})
 
 
-def _orderings(alloy: str, protocol: Protocol) -> _Pool:
+def _orderings(alloy: str, protocol: Protocol) -> Pool:
     frames = snap.frames([f"{_SNAP}/{_ALLOYS[alloy]}_SS.json"])
     labels = {tag: [Label(x.atoms, x.energy, x.forces, x.stress) for x in frames if tag in x.info["notes"]] for tag in ("relax", "unrelax")}
     crystals = {}
@@ -148,7 +148,7 @@ def _orderings(alloy: str, protocol: Protocol) -> _Pool:
     # Symmetry leaves some orderings without forces: they teach nothing.
     pool = [label for label in labels["unrelax"] if np.abs(label.forces).max() > 1e-3]
     order = np.random.default_rng(0).permutation(len(labels["relax"]))[: protocol.n_held_out_orderings]
-    return _Pool(pool, [labels["relax"][k] for k in np.sort(order)], crystals)
+    return Pool(pool, [labels["relax"][k] for k in np.sort(order)], crystals)
 
 
 def _teach(potential: Potential, case: Case) -> None:
@@ -163,15 +163,16 @@ def _teach(potential: Potential, case: Case) -> None:
             yield atoms
 
     *labels, pure = trial.labelled(trial.stiffer(potential), [*trial.rattled(with_vacancy(), 0.12, rng), crystal], stress=True)
-    _draw(case, _Pool(labels[:4], labels[4:], {"Al": (crystal, pure.energy)}), 4)
+    draw(case, Pool(labels[:4], labels[4:], {"Al": (crystal, pure.energy)}), 4)
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
     """Fine-tune on each case's labels and evaluate before and after; a tidy table as the module's docstring says."""
-    return trial.before_and_after(potential, cases, protocol or Protocol(), _teach, _test, progress)
+    return trial.before_and_after(potential, cases, protocol or Protocol(), _teach, test, progress)
 
 
-def _test(potential: Potential, case: Case, record: trial.Record) -> trial.Rows:
+def test(potential: Potential, case: Case, record: trial.Record) -> trial.Rows:
+    """Return the rows of a potential on a case: forces on what is held out, and the energy difference that counts there."""
     held = trial.labels_of(case, "held")
     crystals = {role.removeprefix("crystal/"): atoms for role, atoms in case.structures.items() if role.startswith("crystal/")}
     predictions = potential.evaluate([*[label.atoms for label in held], *crystals.values()])

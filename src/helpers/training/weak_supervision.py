@@ -80,7 +80,7 @@ def adversarial(potential: GraphPotential, graph: Graph, start: torch.Tensor, st
     return step_a * slope / torch.linalg.norm(slope, dim=1, keepdim=True).clamp_min(1e-12)
 
 
-def _energies(potential: GraphPotential, graph: Graph) -> torch.Tensor:
+def energies_alone(potential: GraphPotential, graph: Graph) -> torch.Tensor:
     """Return energies without forces, which would double the time."""
     centre, neighbour = graph.edge_index
     offset = torch.einsum("es,esx->ex", graph.shifts, graph.cells[graph.edge_system])
@@ -113,7 +113,7 @@ def taylor_residual(
     """
     energies, forces = known or potential.compute(graph, training=training)[:2]
     with torch.set_grad_enabled(training):
-        there = _energies(potential, displaced(graph, displacement))
+        there = energies_alone(potential, displaced(graph, displacement))
     work = torch.zeros_like(energies).index_add(0, graph.system, (displacement * forces).sum(dim=1))
     return there - energies + work
 
