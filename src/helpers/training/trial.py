@@ -129,7 +129,7 @@ def labelled(teacher: Potential, frames: Sequence[ase.Atoms], *, stress: bool = 
     for atoms, answer in zip(plain, answers, strict=True):
         if not answer.ok:
             raise StructureError(f"the teacher cannot label {atoms.get_chemical_formula()}: {answer.error}")
-    return [Label(a, answer.energy, answer.forces, answer.stress if stress else None) for a, answer in zip(plain, answers, strict=True)]
+    return [Label(atoms, answer.energy, answer.forces, answer.stress) for atoms, answer in zip(plain, answers, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------
