@@ -22,6 +22,17 @@ from helpers.potentials.mace import contained
 torch.set_num_threads(1)
 
 
+EMT_KEY = "ase:ase.calculators.emt.EMT"
+EMT_METALS = frozenset({13, 28, 29, 46, 47, 78, 79})
+
+needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
+
+
+def emt() -> ASEPotential:
+    """Return EMT, which says that it knows its seven metals only."""
+    return ASEPotential("emt", EMT(), elements=EMT_METALS)
+
+
 def _can_run(key: str) -> bool:
     """Whether a catalogue model needs neither a download nor trust in an unknown file."""
     known = all(registry.lookup(name).sha256 for name in potentials.CATALOGUE[key].weights)

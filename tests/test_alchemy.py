@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from ase.build import bulk
+from conftest import needs_mirror
 
 from helpers import potentials
 from helpers.benchmarks import elasticity
@@ -337,21 +338,15 @@ def test_a_failure_is_a_row_with_its_reason(chgnet):
     assert "no equilibrium" in failed["reason"]
 
 
+@needs_mirror
 def test_a_compound_of_the_elasticity_source_by_name():
-    from helpers import registry
-
-    if registry.mirror_dir() is None:
-        pytest.skip("needs the data mirror (SOFTENING_MIRROR)")
     assert elasticity.compound("mp-1265").info["formula"] == "MgO"
     with pytest.raises(KeyError, match="mp-0"):
         elasticity.compound("mp-0")
 
 
+@needs_mirror
 def test_one_label_is_a_label_and_the_rest_is_the_test():
-    from helpers import registry
-
-    if registry.mirror_dir() is None:
-        pytest.skip("needs the data mirror (SOFTENING_MIRROR)")
     made = benchmark.cases(sets=["one-label"])
     assert len(made) == 6
     for case in made:

@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from ase.build import bulk
+from conftest import needs_mirror
 from typer.testing import CliRunner
 
-from helpers import benchmarks, cli, potentials, registry, results
+from helpers import benchmarks, cli, potentials, results
 from helpers.benchmarks import Case
 from helpers.speed import compare, roofline, routes, variants
 from helpers.speed.routes import ROUTES, Task
@@ -95,7 +96,7 @@ def test_a_calculator_computes_anew_what_it_computed_last(frames, monkeypatch):
     assert len(counted) == 2
 
 
-@pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
+@needs_mirror
 def test_tasks_are_the_same_every_time():
     protocol = compare.Protocol(materials=2, frames=2, relaxed=1)
     first, again = compare.tasks(protocol), compare.tasks(protocol)
@@ -236,7 +237,7 @@ def test_a_variant_that_fails_is_a_row(frames, monkeypatch):
     assert rows[0][-1] == "RuntimeError: no compiler here"
 
 
-@pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
+@needs_mirror
 def test_a_small_measurement_in_processes_of_their_own():
     protocol = dataclasses.replace(compare.QUICK, materials=1, frames=1, relaxed=1, steps=1, supercell=1, scaling=(), rounds=1, variants=())
     table = compare.measure(MODEL, protocol, routes=["ase"])

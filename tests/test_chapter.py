@@ -1,11 +1,10 @@
 """The switch of the chapters: committed results, a live sample, or everything; on a few surfaces and an analytic potential."""
 
 import pytest
+from conftest import EMT_KEY as EMT
 
 from helpers import chapter, registry, results, runner
 from helpers.benchmarks import surfaces
-
-EMT = "ase:ase.calculators.emt.EMT"
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import EMT_KEY as EMT
 from typer.testing import CliRunner
 
 from helpers import benchmarks, cli, registry, results, runner
@@ -71,7 +72,6 @@ def test_fetch_knows_what_a_benchmark_reads_of_another_ones_files(no_data):
     assert "Nb_Elastic.json" in outcome.stderr
 
 
-EMT = "ase:ase.calculators.emt.EMT"
 RUN = ["run", "surfaces", "-m", "chgnet-0.3.0"]
 MISTAKES = [
     (["run", "surface", "-m", "chgnet-0.3.0"], r"there are: surfaces, .*Did you mean surfaces\?"),
@@ -268,15 +268,15 @@ def test_run_and_status(data, monkeypatch):
     """A benchmark from the command line to its table."""
     whole = surfaces.cases
     monkeypatch.setattr(surfaces, "cases", lambda protocol=None, sets=None: [c for c in whole(protocol, sets) if c.material == "Cu"])
-    command = ["run", "surfaces", "-m", "ase:ase.calculators.emt.EMT", "--sets", "tran-rebuilt", "--processes", "1"]
+    command = ["run", "surfaces", "-m", EMT, "--sets", "tran-rebuilt", "--processes", "1"]
     run = CliRunner().invoke(cli.app, command)
     assert run.exit_code == 0, run.output
     assert "0 failed" in run.output
     assert "Nothing to do" not in run.output
     assert "Nothing to do: the table is complete" in CliRunner().invoke(cli.app, command).output
-    assert len(results.read("surfaces", "ase:ase.calculators.emt.EMT")) > 0
+    assert len(results.read("surfaces", EMT)) > 0
     status = CliRunner().invoke(cli.app, ["status"])
-    assert "ase:ase.calculators.emt.EMT" in status.output
+    assert EMT in status.output
 
 
 def test_every_benchmark_keeps_the_contract():

@@ -18,13 +18,13 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from conftest import EMT_KEY as EMT
 from typer.testing import CliRunner
 
 from helpers import benchmarks, cli, results, runner
 from helpers.benchmarks import surfaces
 from helpers.runner import cluster, worker
 
-EMT = "ase:ase.calculators.emt.EMT"
 GATED = "ase:gated.Gated"
 PATIENCE = 400  # seconds, for a busy machine
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "slurm-gpu.yaml"

@@ -6,14 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase.build import bulk
+from conftest import needs_mirror
 
-from helpers import potentials, registry, results
+from helpers import potentials, results
 from helpers.benchmarks import Case, off_equilibrium
 from helpers.experiments import coverage
 from helpers.potentials.base import Prediction
 from helpers.training.fine_tune import Label
-
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
 
 def frame(group, energy_per_atom):

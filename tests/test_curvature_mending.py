@@ -4,14 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase.build import bulk
+from conftest import needs_mirror
 
-from helpers import potentials, registry
+from helpers import potentials
 from helpers.experiments import curvature_mending as mending
 from helpers.training import fine_tune
 from helpers.training.fine_tune import Label, Recipe
 from helpers.training.trial import labels_of
-
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
 
 @needs_mirror

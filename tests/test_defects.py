@@ -10,6 +10,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.morse import MorsePotential
 from ase.neighborlist import neighbor_list
 from ase.optimize import BFGS
+from conftest import emt, needs_mirror
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
@@ -17,15 +18,8 @@ from helpers import benchmarks, engine, potentials, registry, results, structure
 from helpers.benchmarks import Case, defects, surfaces
 from helpers.potentials.ase import ASEPotential
 
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
-
 STATIC = defects.Protocol(relax=False)
-EMT_METALS = frozenset({13, 28, 29, 46, 47, 78, 79})
 SMALL = {"fcc": 32, "hcp": 36, "bcc": 54}
-
-
-def emt() -> ASEPotential:
-    return ASEPotential("emt", EMT(), elements=EMT_METALS)
 
 
 def bonds(distance: float) -> ASEPotential:

@@ -8,24 +8,17 @@ from ase import units
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.optimize import BFGS
+from conftest import emt, needs_mirror
 from pymatgen.analysis.elasticity import ElasticTensor, Strain, Stress
 
 from helpers import benchmarks, engine, potentials, registry, structures
 from helpers.benchmarks import Case, elasticity
 from helpers.benchmarks.off_equilibrium import has_u_metal_with_o_or_f
-from helpers.potentials.ase import ASEPotential
 from helpers.potentials.base import Prediction
 
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
-
-EMT_METALS = frozenset({13, 28, 29, 46, 47, 78, 79})
 PROTOCOL = elasticity.Protocol()
 HCP = bulk("Cu", "hcp", a=2.55, c=4.15)
 L1_0 = ase.Atoms("CuAu", scaled_positions=[[0, 0, 0], [0.5, 0.5, 0.5]], cell=[2.85, 2.85, 3.7], pbc=True)
-
-
-def emt() -> ASEPotential:
-    return ASEPotential("emt", EMT(), elements=EMT_METALS)
 
 
 def own_case(name: str, crystal: ase.Atoms, **reference: float) -> Case:

@@ -18,6 +18,7 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import write
+from conftest import EMT_KEY
 from filelock import FileLock
 from pymatgen.core import Lattice, Structure
 from typer.testing import CliRunner
@@ -77,9 +78,6 @@ def full(tmp_path_factory, images):
     write(folder / "labels.extxyz", images)
     recipe = Recipe(epochs=8, learning_rate=3e-4)
     return fix.fix("chgnet-0.3.0", [folder / "labels.extxyz"], method="full", recipe=recipe, out=folder / "fix", device="cpu")
-
-
-EMT_KEY = "ase:ase.calculators.emt.EMT"
 
 
 def copper(n: int, scale: float = 1.25) -> list[ase.Atoms]:
@@ -363,19 +361,19 @@ def test_matgl(tmp_path, key):
 
 
 def test_labels_in_memory_and_any_ase_calculator(tmp_path):
-    emt = potentials.load("ase:ase.calculators.emt.EMT")
+    emt = potentials.load(EMT_KEY)
     frames = [bulk("Cu", cubic=True) for _ in range(3)]
     for number, atoms in enumerate(frames):
         atoms.rattle(0.1, seed=number)
     sources = [Label(atoms, None, 1.1 * p.forces) for atoms, p in zip(frames, emt.evaluate(frames), strict=True)]
-    fixed = fix.fix("ase:ase.calculators.emt.EMT", sources, out=tmp_path / "fix")
+    fixed = fix.fix(EMT_KEY, sources, out=tmp_path / "fix")
     assert fixed.potential.scale == pytest.approx(1.1)
     assert np.isnan(row(fixed, "before")["energy_mae"])
     with pytest.raises(PotentialError, match="pass trust=True"):
         potentials.load(fixed.key)
     assert potentials.load(fixed.key, trust=True).evaluate(frames[:1])[0].forces == pytest.approx(sources[0].forces)
     with pytest.raises(PotentialError, match="no weights to train"):
-        fix.fix("ase:ase.calculators.emt.EMT", sources, method="full", out=tmp_path / "full")
+        fix.fix(EMT_KEY, sources, method="full", out=tmp_path / "full")
 
 
 @pytest.fixture
@@ -525,7 +523,7 @@ def test_what_wrong_frames_hide_is_found_when_they_are_out(tmp_path):
     for atoms in images[1::2]:
         atoms.calc.results["forces"] = atoms.calc.results["forces"][:, [0, 2, 1]]
     write(tmp_path / "labels.extxyz", images)
-    fixed = fix.fix("ase:ase.calculators.emt.EMT", tmp_path / "labels.extxyz", out=tmp_path / "out", skip_bad=True)
+    fixed = fix.fix(EMT_KEY, tmp_path / "labels.extxyz", out=tmp_path / "out", skip_bad=True)
     assert fixed.potential.scale == pytest.approx(1.25, rel=1e-4)
 
 
@@ -715,6 +713,6 @@ def test_a_long_complaint_is_cut(tmp_path):
         atoms.positions[1] = [0.1 + 0.01 * number, 0, 0]  # Å, each another distance: lines that cannot be joined
         made.append(Label(atoms, None, np.ones((4, 3))))
     with pytest.raises(LabelError, match="more lines like these") as told:
-        fix.fix("ase:ase.calculators.emt.EMT", made, out=tmp_path / "out")
+        fix.fix(EMT_KEY, made, out=tmp_path / "out")
     assert len(str(told.value).splitlines()) < 25
     assert "No frame is left" in str(told.value)

@@ -14,8 +14,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io import write
 from ase.stress import voigt_6_to_full_3x3_stress
+from conftest import needs_mirror
 
-from helpers import potentials, registry
+from helpers import potentials
 from helpers.benchmarks import off_equilibrium
 from helpers.potentials.ase import ASEPotential
 from helpers.training import fine_tune, labels
@@ -205,7 +206,7 @@ def test_forces_that_do_not_add_up_to_zero_are_noted():
     assert "0.xyz, frames 0–11: the forces add up to as much as 0.50 eV/Å per atom" in " ".join(notes)
 
 
-@pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
+@needs_mirror
 def test_real_data_raise_no_alarm_and_hide_none():
     """14 compounds of one to four frames under pressure, softness 0.53 to 1.14, with DFT's answers and CHGNet's."""
     cases = off_equilibrium.cases(sets=["wbm-21"])

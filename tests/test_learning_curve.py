@@ -6,15 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase.build import bulk
+from conftest import needs_mirror
 
-from helpers import figures, potentials, registry, runner
+from helpers import figures, potentials, runner
 from helpers.benchmarks import Case, off_equilibrium, row
 from helpers.experiments import learning_curve
 from helpers.potentials.base import Prediction
 from helpers.training import trial
 from helpers.training.fine_tune import Label
-
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
 
 def label(energy=0.0, forces=((1.0, 0.0, 0.0), (-1.0, 0.0, 0.0)), n=2):

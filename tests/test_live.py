@@ -3,9 +3,9 @@
 import itertools
 
 import pytest
-from conftest import RUNNABLE
+from conftest import RUNNABLE, needs_mirror
 
-from helpers import benchmarks, potentials, registry, results, runner
+from helpers import benchmarks, potentials, results, runner
 from helpers.benchmarks import off_equilibrium, surfaces
 
 FAMILIES = ("surfaces", "defects", "solid_solutions", "off_equilibrium")
@@ -34,7 +34,7 @@ def test_curvatures_and_barriers_give_the_committed_numbers(benchmark, key):
     assert checked["value"].notna().all()
 
 
-@pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
+@needs_mirror
 @pytest.mark.parametrize("key", [key for key in RUNNABLE if key in potentials.CATALOGUE])
 def test_dft_frames_give_the_committed_numbers(key):
     assert len(runner.live_check("off_equilibrium", key, sets=["wbm-21", "mattersim-tp"], limit=5)) > 100

@@ -8,6 +8,7 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk
+from conftest import needs_mirror
 from matgl.apps.pes import Potential as MatGLModel
 from matgl.ext.pymatgen import Structure2Graph
 from matgl.models import M3GNet, TensorNet
@@ -22,8 +23,6 @@ from helpers.potentials.base import Graph, System
 
 ELEMENTS = ("O", "Mg", "Si", "Ga", "As")
 GPA = 160.21766208  # in one eV/Å³
-
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
 
 def rattled(atoms: Atoms, amplitude: float = 0.1, seed: int = 1) -> Atoms:

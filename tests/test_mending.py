@@ -6,14 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from ase.build import bulk
+from conftest import needs_mirror
 
-from helpers import potentials, registry
+from helpers import potentials
 from helpers.benchmarks import Case, row
 from helpers.experiments import mending
 from helpers.training import trial
 from helpers.training.fine_tune import Label
-
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
 
 def toy_pool(n=14, held=3):

@@ -14,21 +14,15 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 from ase.mep import NEB
 from ase.optimize import FIRE
+from conftest import emt, needs_mirror
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from helpers import benchmarks, engine, registry, structures
 from helpers.benchmarks import Case, migration
 from helpers.potentials.ase import ASEPotential
 
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
-
-EMT_METALS = frozenset({13, 28, 29, 46, 47, 78, 79})
 HCP = bulk("Cu", "hcp", a=2.55)
 PROTOCOL = migration.Protocol()
-
-
-def emt() -> ASEPotential:
-    return ASEPotential("emt", EMT(), elements=EMT_METALS)
 
 
 def own_case(name: str, images: list[ase.Atoms], **changes) -> Case:

@@ -18,14 +18,13 @@ from ase.build import bulk
 from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from conftest import needs_mirror
 
 from helpers import figures, registry, results, softening
 from helpers.benchmarks import COLUMNS, Case
 from helpers.benchmarks import off_equilibrium as off
 from helpers.potentials.ase import ASEPotential
 from helpers.potentials.base import Prediction
-
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
 # Softness of EMT against the made-up reference of these tests.
 SOFT = 0.8

@@ -14,14 +14,13 @@ from ase.constraints import FixAtoms
 from ase.neighborlist import neighbor_list
 from ase.spacegroup import crystal as build_crystal
 from ase.spacegroup.symmetrize import check_symmetry
+from conftest import emt, needs_mirror
 from pymatgen.io.ase import AseAtomsAdaptor
 
 from helpers import benchmarks, registry
 from helpers.benchmarks import Case, phonons
 from helpers.engine import symmetric
 from helpers.potentials.ase import ASEPotential
-
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
 STATIC = phonons.Protocol(relax=False)
 K, REST = 2.0, 2.8  # eV/Å², Å
@@ -46,10 +45,6 @@ class Springs(Calculator):
 
 def springs() -> ASEPotential:
     return ASEPotential("springs", Springs(), elements=frozenset({13}))
-
-
-def emt() -> ASEPotential:
-    return ASEPotential("emt", EMT(), elements=frozenset({13, 28, 29, 46, 47, 78, 79}))
 
 
 def layered(z: float = 0.335, a: float = 2.9, c: float = 9.0) -> ase.Atoms:

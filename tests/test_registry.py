@@ -19,6 +19,7 @@ from pathlib import Path
 import pooch
 import pytest
 import torch
+from conftest import needs_mirror
 from typer.testing import CliRunner
 
 from helpers import cli, registry
@@ -463,7 +464,7 @@ def test_addresses_of_repository_files_name_a_commit(project_registry):
         assert file.size, file.key
 
 
-@pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
+@needs_mirror
 def test_every_mirrored_file_is_the_registered_one(project_registry):
     mirror = registry.mirror_dir()
     here = [file for file in registry.files() if (mirror / file.mirror_path).is_file()]

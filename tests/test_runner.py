@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import EMT_KEY as EMT
 
 from helpers import potentials, registry, results, runner
 from helpers.benchmarks import surfaces
 from helpers.potentials.ase import ASEPotential
 from helpers.runner import worker
 
-EMT = "ase:ase.calculators.emt.EMT"
 METALS = ("Cu", "Au", "Ni", "Al", "Pd", "Ag", "Pt")
 
 

@@ -10,13 +10,12 @@ from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.neighborlist import neighbor_list
+from conftest import emt, needs_mirror
 
 from helpers import benchmarks, potentials, registry
 from helpers.benchmarks import Case
 from helpers.benchmarks import solid_solutions as solutions
 from helpers.potentials.ase import ASEPotential
-
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
 STATIC = solutions.Protocol(relax=False)
 RADII = {"Mg": 0.72, "Ca": 1.00, "O": 1.40}
@@ -54,10 +53,6 @@ class Springs(Calculator):
 
 def springs() -> ASEPotential:
     return ASEPotential("springs", Springs(), elements=frozenset({8, 12, 20}))
-
-
-def emt() -> ASEPotential:
-    return ASEPotential("emt", EMT(), elements=frozenset({13, 28, 29, 46, 47, 78, 79}))
 
 
 def copper_gold(name: str = "alloy", set_name: str = "nb-mo", **changes) -> Case:

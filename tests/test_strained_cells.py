@@ -6,13 +6,12 @@ import pytest
 from ase import units
 from ase.build import bulk
 from ase.calculators.emt import EMT
+from conftest import needs_mirror
 from pymatgen.analysis.elasticity import Strain
 
-from helpers import registry, structures
+from helpers import structures
 from helpers.benchmarks import strained_cells as cells
 from helpers.potentials.ase import ASEPotential
-
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
 
 def emt():

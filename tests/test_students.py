@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from ase.build import bulk
+from conftest import EMT_KEY as EMT
 
 from helpers import potentials
 from helpers.experiments import students
@@ -12,8 +13,6 @@ from helpers.experiments.students import Protocol, Student
 from helpers.potentials import PotentialError, untrained
 from helpers.training import fine_tune, trial
 from helpers.training.fine_tune import Label, Recipe
-
-EMT = "ase:ase.calculators.emt.EMT"
 
 
 @pytest.fixture(scope="module")

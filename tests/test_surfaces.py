@@ -8,19 +8,13 @@ from ase import units
 from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.neighborlist import neighbor_list
+from conftest import emt, needs_mirror
 
 from helpers import benchmarks, potentials, registry
 from helpers.benchmarks import Case, surfaces
 from helpers.potentials.ase import ASEPotential
 
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
-
 STATIC = surfaces.Protocol(relax=False)
-EMT_METALS = frozenset({13, 28, 29, 46, 47, 78, 79})
-
-
-def emt() -> ASEPotential:
-    return ASEPotential("emt", EMT(), elements=EMT_METALS)
 
 
 def own_case(name: str, element: str = "Cu", facet: tuple[int, ...] = (1, 0, 0), rattle: float = 0.0, **changes) -> Case:

@@ -7,15 +7,14 @@ import pandas as pd
 import pytest
 import torch
 from ase.build import bulk
+from conftest import needs_mirror
 
-from helpers import potentials, registry, results
+from helpers import potentials, results
 from helpers.experiments import weak_labels
 from helpers.potentials.base import PotentialError
 from helpers.training import fine_tune, trial, weak_supervision
 from helpers.training.fine_tune import Label, Recipe
 from helpers.training.weak_supervision import Weak
-
-needs_mirror = pytest.mark.skipif(registry.mirror_dir() is None, reason="needs the data mirror (SOFTENING_MIRROR)")
 
 
 def rattled(seed=0, size=0.05):
