@@ -392,7 +392,7 @@ def slurm(tmp_path, monkeypatch):
 
 def test_the_slurm_example_starts_jobs_and_replaces_one_that_dies(slurm, tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    cluster._slurm_cluster()  # the import wants the main thread
+    cluster.import_slurm_cluster()  # the import wants the main thread
     assert signal.getsignal(signal.SIGINT) is before, "Ctrl-C must stay what it is"
     settings = yaml.safe_load(EXAMPLE.read_text())
     # Of the example, only what this machine lacks: a network interface by name, and a module system.
@@ -444,7 +444,7 @@ def test_a_worker_that_would_compute_something_else_refuses_and_names_itself(job
         runner.compute_here(changed(job, potential=job.potential | {"weights_sha256": "0" * 64}), cases)
     with pytest.raises(runner.RunError, match=r"node17 cannot load ase:no.such.Thing"):
         runner.compute_here(changed(job, key="ase:no.such.Thing"), cases)
-    with worker._busy, pytest.raises(runner.RunError, match=r"node17 has several threads"):
+    with worker.busy, pytest.raises(runner.RunError, match=r"node17 has several threads"):
         runner.compute_here(job, cases)
 
 

@@ -153,7 +153,7 @@ def test_out_of_memory_halves_the_batch(chgnet, structures, monkeypatch):
         return compute(self, graph, **kwargs)
 
     monkeypatch.setattr(type(chgnet), "compute", small_memory)
-    monkeypatch.setattr(batched, "_memory_limit", lambda potential: 1e4)
+    monkeypatch.setattr(batched, "memory_limit", lambda potential: 1e4)
     results = engine.relax(chgnet, structures, fmax=0.05)
     assert max(largest) <= 2
     assert [r.energy for r in results] == pytest.approx([r.energy for r in plain], abs=4e-3)
@@ -166,7 +166,7 @@ def test_unknown_cell_mode(chgnet, structures):
 
 def test_held_coordinates_equal_ase_constraints(monkeypatch):
     """Each structure has other coordinates held, and they leave a small batch at different times."""
-    monkeypatch.setattr(batched, "_memory_limit", lambda potential: 600.0)
+    monkeypatch.setattr(batched, "memory_limit", lambda potential: 600.0)
     potential = ASEPotential("emt", EMT())
     metals = ("Cu", "Al", "Au", "Ag")
     given = [rattled(bulk(metal, cubic=True), seed, 0.1) for seed, metal in enumerate(metals)]
@@ -314,7 +314,7 @@ def test_a_cpu_without_memory_halves_the_batch_and_goes_on(chgnet, structures, m
         return compute(self, graph, **kwargs)
 
     monkeypatch.setattr(type(chgnet), "compute", memory_shrinks)
-    monkeypatch.setattr(batched, "_memory_limit", lambda potential: 1e4)
+    monkeypatch.setattr(batched, "memory_limit", lambda potential: 1e4)
     results = engine.relax(chgnet, structures, fmax=0.05)
     assert [result.error for result in results] == [None] * 4
     assert [r.energy for r in results] == pytest.approx([r.energy for r in plain], abs=6e-3)

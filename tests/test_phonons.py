@@ -671,13 +671,13 @@ def test_a_relaxation_that_rattles_is_accepted_below_its_limit():
 def test_a_relaxation_that_fails_begins_again_with_shorter_steps(monkeypatch):
     start, protocol, begun = layered(), phonons.Protocol(), []
     expected = phonons.relax(emt(), start, protocol)
-    descend = symmetric._descend
+    descend = symmetric.descend
 
     def first_without_success(free, curvature, *thresholds):
         begun.append(curvature)
         return descend(free, curvature, *thresholds) if len(begun) > 1 else np.inf
 
-    monkeypatch.setattr(symmetric, "_descend", first_without_success)
+    monkeypatch.setattr(symmetric, "descend", first_without_success)
     found = phonons.relax(emt(), start, protocol)
     assert len(begun) == 2
     assert begun[0] < begun[1]

@@ -148,7 +148,7 @@ def relax(
     steps = np.zeros(len(given), dtype=int)
     with tqdm(total=len(given), disable=not progress, unit="structure", desc="relaxation") as bar:
         bar.update(len(given) - len(waiting))
-        limit = _memory_limit(potential)
+        limit = memory_limit(potential)
         while waiting:
             try:
                 for index, relaxed in _relax_all(potential, given, moving, waiting, free, steps, cell, fmax, smax, max_steps, limit):
@@ -223,7 +223,7 @@ def _memory_metric(atoms: ase.Atoms) -> float:
     return len(atoms) ** 2 / (atoms.get_volume() * _NM3_PER_A3)
 
 
-def _memory_limit(potential: Potential) -> float:
+def memory_limit(potential: Potential) -> float:
     """Return the largest sum of the memory metric in a batch, from the memory that is free now."""
     if not isinstance(potential, GraphPotential):
         return np.inf

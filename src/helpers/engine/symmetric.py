@@ -62,7 +62,7 @@ def relax_symmetric(
             with warnings.catch_warnings():
                 # SciPy's logarithm of the deformation reports errors of 1e-13.
                 warnings.filterwarnings("ignore", message="logm result may be inaccurate", category=RuntimeWarning)
-                force = _descend(_FreeCell(atoms, cell_factor), curvature, fmax, accepted, max_steps)
+                force = descend(_FreeCell(atoms, cell_factor), curvature, fmax, accepted, max_steps)
         except PropertyNotImplementedError:
             raise ValueError(NO_STRESS) from None
         except RuntimeError as error:
@@ -96,7 +96,7 @@ class _FreeCell(FrechetCellFilter):
         return self._known[1].copy()
 
 
-def _descend(free: FrechetCellFilter, curvature: float, fmax: float, accepted: float, max_steps: int) -> float:
+def descend(free: FrechetCellFilter, curvature: float, fmax: float, accepted: float, max_steps: int) -> float:
     """Relax until converged, out of steps, or good enough without progress; return the largest force (eV/Å)."""
     smallest, when = np.inf, 0
     optimiser = BFGS(free, logfile=None, alpha=curvature)

@@ -112,7 +112,7 @@ def _local(workers: int):
     )
 
 
-def _slurm_cluster():
+def import_slurm_cluster():
     """Import dask-jobqueue. That changes what Ctrl-C does in the whole program; undo it."""
     before = signal.getsignal(signal.SIGINT)
     from dask_jobqueue import SLURMCluster
@@ -125,7 +125,7 @@ def _slurm_cluster():
 def _slurm(path: Path, jobs: int | None):
     import yaml
 
-    slurm_cluster = _slurm_cluster()
+    slurm_cluster = import_slurm_cluster()
 
     try:
         settings = dict(yaml.safe_load(path.read_text()))

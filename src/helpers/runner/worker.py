@@ -134,21 +134,21 @@ def compute_here(job: Job, cases: Sequence[Case]) -> pd.DataFrame | None:
             f"the worker on {platform.node()} has {', '.join(different)}. "
             "Let client and workers use one environment and one copy of the project, then restart the workers."
         )
-    if not _busy.acquire(blocking=False):
+    if not busy.acquire(blocking=False):
         raise RunError(f"the worker on {platform.node()} has several threads, and a potential serves one. Start it with --nthreads 1.")
     try:
         return compute_shard(job.benchmark, _same_potential(job), cases, job.protocol, job.limits)
     finally:
-        _busy.release()
+        busy.release()
 
 
-_busy = threading.Lock()
+busy = threading.Lock()  # held while this process computes
 
 
 def _same_potential(job: Job) -> Potential:
     """Load the potential of a job and make sure that it is the one meant."""
     try:
-        potential = _potential_here(job.key, job.device, job.trust, job.compiled)
+        potential = potential_here(job.key, job.device, job.trust, job.compiled)
     except Exception as error:
         raise RunError(f"the worker on {platform.node()} cannot load {job.key}: {error}") from error
     # As the description will look on arrival: a tuple may have become a list.
@@ -164,7 +164,7 @@ def _same_potential(job: Job) -> Potential:
 
 
 @functools.lru_cache(maxsize=1)
-def _potential_here(key: str, device: str, trust: bool, compiled: bool) -> Potential:
+def potential_here(key: str, device: str, trust: bool, compiled: bool) -> Potential:
     """Load the potential once per process; one thread each, because the processes fill the cores."""
     torch.set_num_threads(1)
     return potentials.load(key, device, trust=trust, compiled=compiled)
