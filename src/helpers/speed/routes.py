@@ -188,7 +188,7 @@ def in_double_precision(key: str, task: Task) -> tuple[Answer, Answer]:
 # Other packages
 
 
-def _package_calculator(key: str, *, stress: bool = True) -> ase.calculators.calculator.Calculator:
+def package_calculator(key: str, *, stress: bool = True) -> ase.calculators.calculator.Calculator:
     """Return the ASE calculator of the model's own package, with weights that require gradients, as the packages leave them."""
     family = potentials.CATALOGUE[key].family if key in potentials.CATALOGUE else "mace"
     potential = reference(key)
@@ -232,11 +232,11 @@ def _one_by_one(calculator, task: Task) -> Answer:
 
 
 def _ase(key: str, cores: int) -> Compute:
-    return functools.partial(_one_by_one, _package_calculator(key))
+    return functools.partial(_one_by_one, package_calculator(key))
 
 
 def _ase_without_stress(key: str, cores: int) -> Compute:
-    return functools.partial(_one_by_one, _package_calculator(key, stress=False))
+    return functools.partial(_one_by_one, package_calculator(key, stress=False))
 
 
 def _matcalc(key: str, cores: int) -> Compute:
@@ -247,7 +247,7 @@ def _matcalc(key: str, cores: int) -> Compute:
     from pymatgen.io.ase import AseAtomsAdaptor
 
     logging.getLogger("matcalc").setLevel(logging.ERROR)
-    calculator = _package_calculator(key)
+    calculator = package_calculator(key)
     prepared: dict[int, SofteningBenchmark] = {}  # reading its file is not timed: it happens in the turn that warms up
 
     def ready(task: Task) -> SofteningBenchmark:
