@@ -51,7 +51,7 @@ def test_imports_are_followed_through_the_helpers():
 def test_a_changed_helper_or_table_executes_the_chapter_again(monkeypatch, tmp_path):
     """The fingerprint follows what a chapter uses, and nothing else."""
     root = tmp_path
-    for folder in ("src/helpers/benchmarks", "data/results/surfaces", "data/paper", "data/reference", "notebooks"):
+    for folder in ("src/helpers/benchmarks", "src/helpers/engine", "data/results/surfaces", "data/paper", "data/reference", "notebooks"):
         (root / folder).mkdir(parents=True)
     (root / "src/helpers/__init__.py").write_text("")
     (root / "src/helpers/benchmarks/__init__.py").write_text("")
