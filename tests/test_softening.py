@@ -5,6 +5,8 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from helpers import softening
@@ -52,6 +54,18 @@ def force_table(scales, model="m", set_="wbm", n_frames=4, n_atoms=5, noise=0.2,
             )
         )
     return pd.concat(parts, ignore_index=True)
+
+
+@st.composite
+def points(draw, most=30):
+    """Reference and prediction that have both slopes, with an intercept and without. Whole numbers, so that sums are exact."""
+    n = draw(st.integers(3, most))
+    x, y = (np.array(draw(st.lists(st.integers(-50, 50), min_size=n, max_size=n)), dtype=float) for _ in range(2))
+    assume(x @ y != 0 and n * (x @ y) != x.sum() * y.sum() and np.ptp(x) > 0 and np.ptp(y) > 0)
+    return x, y
+
+
+identity = settings(max_examples=40, derandomize=True, deadline=None)
 
 
 # --- one cloud of points
@@ -123,22 +137,42 @@ def test_both_lines_agree_for_forces_that_sum_to_zero(seed):
     )
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("intercept", [False, True])
-def test_product_of_slopes_is_r_squared(seed, intercept):
-    x, y = cloud(seed, n=50, noise=1.0)
-    product = softening.softening_scale(x, y, intercept) * softening.inverse_slope(x, y, intercept)
-    assert softening.r_squared(x, y, intercept) == pytest.approx(product)
-    assert 0 <= product <= 1
+@identity
+@given(points(), st.booleans())
+def test_product_of_slopes_is_r_squared(xy, intercept):
+    slope, inverse = softening.softening_scale(*xy, intercept), softening.inverse_slope(*xy, intercept)
+    fitted = softening.fit(*xy, intercept)
+    assert softening.r_squared(*xy, intercept) == pytest.approx(slope * inverse)
+    assert 0 <= slope * inverse <= 1 + 1e-12
+    assert (fitted.slope, fitted.inverse_slope, fitted.r2) == pytest.approx((slope, inverse, slope * inverse))
+    assert fitted.r * fitted.amplitude == pytest.approx(slope)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_scaling_the_prediction(seed):
-    x, y = cloud(seed, n=200)
-    one, two = softening.fit(x, y), softening.fit(x, 1.7 * y)
-    assert two.slope == pytest.approx(1.7 * one.slope)
-    assert two.inverse_slope == pytest.approx(one.inverse_slope / 1.7)
+@identity
+@given(points(), st.booleans())
+def test_exchanging_the_sides_exchanges_the_slopes(xy, intercept):
+    one, two = softening.fit(*xy, intercept), softening.fit(*reversed(xy), intercept)
+    assert (two.slope, two.inverse_slope, two.r2) == pytest.approx((one.inverse_slope, one.slope, one.r2))
+    assert (two.mae, two.rmse) == pytest.approx((one.mae, one.rmse))
+
+
+@identity
+@given(points(), st.floats(0.1, 10))
+def test_scaling_the_prediction(xy, c):
+    x, y = xy
+    one, two = softening.fit(x, y), softening.fit(x, c * y)
+    assert two.slope == pytest.approx(c * one.slope)
+    assert two.inverse_slope == pytest.approx(one.inverse_slope / c)
     assert (two.r2, two.cmae) == pytest.approx((one.r2, one.cmae))
+    assert softening.robust_slope(x, c * y) == pytest.approx(c * softening.robust_slope(x, y))
+
+
+@identity
+@given(points(), st.randoms(use_true_random=False))
+def test_the_order_of_the_points_does_not_matter(xy, random):
+    order = random.sample(range(xy[0].size), xy[0].size)
+    for function in (softening.softening_scale, softening.inverse_slope, softening.r_squared, softening.robust_slope):
+        assert function(*(side[order] for side in xy)) == pytest.approx(function(*xy)), function
 
 
 def test_calibrated_predictor_has_slope_r2_and_inverse_slope_one():
@@ -269,16 +303,16 @@ def test_robust_slope_takes_the_middle_of_a_tie():
 # --- decomposition
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("s", [0.5, 0.9, 1.0, 1.3])
-def test_parts_add_up(seed, s):
-    fitted = softening.fit(*cloud(seed, n=500, s=s))
+@identity
+@given(points())
+def test_parts_add_up(xy):
+    fitted = softening.fit(*xy)
+    assume(fitted.slope > 0)
     parts = softening.decompose(fitted)
     assert parts.r * parts.amplitude == pytest.approx(fitted.slope)
     assert parts.from_correlation + parts.from_amplitude == pytest.approx(1 - fitted.slope)
     assert parts.from_regression + parts.from_miscalibration == pytest.approx(1 - fitted.slope)
-    assert parts.r == pytest.approx(fitted.r)
-    assert parts.amplitude == pytest.approx(fitted.amplitude)
+    assert (parts.r, parts.amplitude) == pytest.approx((fitted.r, fitted.amplitude))
 
 
 def test_parts_of_pure_cases():
@@ -446,6 +480,19 @@ def test_pooled_is_fit_of_all():
         assert total[name] == pytest.approx(getattr(fitted, name)), name
         assert total[f"{name}_low"] < total[name] < total[f"{name}_high"]
     assert total["n_clusters"] == 25
+
+
+@settings(identity, max_examples=10)
+@given(st.lists(st.floats(0.4, 1.4), min_size=2, max_size=5), st.integers(0, 99))
+def test_every_material_twice_says_the_same_more_surely(scales, seed):
+    table = force_table(scales, seed=seed)
+    twice = pd.concat([table, table.assign(material=table["material"] + "'", case=table["case"] + "'")])
+    names = ["slope", "inverse_slope", "r2", "mae", "cmae", "rmse"]
+    one, two = (softening.pooled(rows, n_resamples=200).iloc[0] for rows in (table, twice))
+    assert two[names].tolist() == pytest.approx(one[names].tolist())
+    assert two["n_clusters"] == 2 * one["n_clusters"]
+    fits = softening.per_material(twice)
+    np.testing.assert_allclose(fits[names][0::2], fits[names][1::2])
 
 
 def test_tabulated_cmae_matches_a_direct_bootstrap():
