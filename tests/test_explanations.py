@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from helpers import explanations, figures, results, softening
+from helpers.benchmarks import Family
 
 R2 = 0.7
 
@@ -60,7 +61,7 @@ def test_slopes_need_two_values_and_one_material_has_no_interval():
 # ---------------------------------------------------------------------------------------------------
 # What is left
 
-FAMILY = explanations.Family("made up", "made up", "none", lambda table: table, "scalar", 0, "static", "selected")
+FAMILY = Family("made up", "made up", "none", "energy", lambda table: table, "static", "selected")
 
 
 def made_up(soft=0.8, relaxation=0.9, functional=0.95, off=0.5, n=400, noise=0.0):

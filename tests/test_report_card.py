@@ -18,11 +18,11 @@ from ase.calculators.emt import EMT
 from typer.testing import CliRunner
 
 from helpers import benchmarks, cli, explanations, registry, results, runner, softening
-from helpers.benchmarks import Case
+from helpers.benchmarks import Case, Sample
 from helpers.potentials import PotentialError
 from helpers.potentials.ase import ASEPotential
 from helpers.reports import report_card, report_card_page
-from helpers.reports.report_card import AGAINST_DFT, QUICK, STAND_INS, Sample
+from helpers.reports.report_card import AGAINST_DFT
 
 # What EMT knows, and needs no file.
 TINY = {
@@ -75,33 +75,27 @@ CASES = [invented(f"{material}/{number}", material, 2 * number + 2) for material
 
 
 def test_the_sample_is_the_same_every_time_and_grows_with_its_size():
-    names = [[case.name for case in report_card.draw("surfaces", CASES, Sample(n))] for n in (6, 6, 10)]
+    names = [[case.name for case in benchmarks.draw("surfaces", CASES, Sample(n))] for n in (6, 6, 10)]
     assert names[0] == names[1]
     assert set(names[0]) < set(names[2])
     assert len({name[0] for name in names[0]}) == 6, "every material once before any twice"
-    other = [case.name for case in report_card.draw("surfaces", CASES, Sample(6), seed=1)]
+    other = [case.name for case in benchmarks.draw("surfaces", CASES, Sample(6), seed=1)]
     assert other != names[0]
     assert names[0] == sorted(names[0]), "in the order in which they were given"
 
 
 def test_materials_are_drawn_whole_and_large_cases_left_out():
-    whole = report_card.draw("surfaces", CASES, Sample(2, whole=True))
+    whole = benchmarks.draw("surfaces", CASES, Sample(2, whole=True))
     assert len(whole) == 8
     assert len({case.material for case in whole}) == 2
-    small = report_card.draw("surfaces", CASES, Sample(99, max_atoms=4))
+    small = benchmarks.draw("surfaces", CASES, Sample(99, max_atoms=4))
     assert {len(case.structures["crystal"]) for case in small} == {2, 4}
-    assert report_card.draw("surfaces", CASES, Sample(9, max_atoms=1)) == []
+    assert benchmarks.draw("surfaces", CASES, Sample(9, max_atoms=1)) == []
 
 
-def test_the_quick_sample_covers_every_family():
-    assert tuple(QUICK) == tuple(name for name in report_card.BENCHMARKS if name in QUICK)
-    assert set(QUICK) == set(report_card.BENCHMARKS)
-    for benchmark, sets in QUICK.items():
-        assert set(sets) <= set(benchmarks.module(benchmark).SETS)
-    # Every benchmark has a lane against DFT, and one that needs no file.
-    assert {family.benchmark for family in AGAINST_DFT.values()} == set(report_card.BENCHMARKS)
-    free = {name for name in QUICK if any(not benchmarks.module(name).SETS[one] for one in QUICK[name])}
-    assert free | set(STAND_INS) == set(report_card.BENCHMARKS)
+def test_the_card_has_the_families_in_the_order_of_the_book():
+    energies, curvatures = ("surfaces", "defects", "solid_solutions", "migration"), ("phonons", "elasticity")
+    assert (*energies, *curvatures, "off_equilibrium") == report_card.BENCHMARKS
 
 
 def test_without_data_the_sets_that_need_no_file_take_their_place(no_data):
@@ -115,7 +109,7 @@ def test_without_data_the_sets_that_need_no_file_take_their_place(no_data):
 
 def test_end_members_are_not_drawn():
     cases = benchmarks.module("solid_solutions").cases(sets=["ca-mg-o"])
-    assert all(0 < case.info["x"] < 1 for case in report_card.draw("solid_solutions", cases, Sample(1000)))
+    assert all(0 < case.info["x"] < 1 for case in benchmarks.draw("solid_solutions", cases, Sample(1000)))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -384,9 +378,8 @@ SLOW = """
 
 COMMAND = """
     import sys
-    from helpers import report_card
-    from helpers.benchmarks import surfaces
-    from helpers.reports.report_card import Sample
+    from helpers.benchmarks import Sample, surfaces
+    from helpers.reports import report_card
 
     whole = surfaces.cases
     surfaces.cases = lambda protocol=None, sets=None: [c for c in whole(protocol, sets) if c.material in ("Cu", "Al", "Ni", "Pd")]

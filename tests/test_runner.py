@@ -42,10 +42,45 @@ def ordered(table):
     return table.sort_values(["case", "property"]).reset_index(drop=True)
 
 
+def tidy(model, *sets):
+    """Return a table with a row for each set."""
+    told = {
+        "material": "Cu",
+        "case": "Cu",
+        "property": "force",
+        "value": 1.0,
+        "reference": 1.0,
+        "unit": "eV/Å",
+        "status": "ok",
+        "reason": "",
+    }
+    return pd.DataFrame([{"model": model, "set": name, **told} for name in sets])
+
+
+WRONG = {
+    "lacks unit": lambda table: table.drop(columns="unit"),
+    "neither ok nor failed": lambda table: table.assign(status="perhaps"),
+    "ok without a finite value": lambda table: table.assign(value=np.inf),
+    "failed without one": lambda table: table.assign(status="failed"),
+    "ok with a reason": lambda table: table.assign(reason="it is late"),
+    "several units in one set": lambda table: pd.concat([table, table.assign(case="Al", unit="eV/atom")]),
+    r"of the same thing \(told apart by atom\)": lambda table: pd.concat([table, table]),
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_table_that_is_not_tidy_is_not_written(data, words):
+    table = tidy("model", "a", "b")
+    results.write("surfaces", "model", pd.concat([table.assign(atom=atom) for atom in (0, 1)]), {}, keys=["atom"])
+    with pytest.raises(results.ResultsError, match=words):
+        results.write("surfaces", "other", WRONG[words](table.assign(atom=0)), {}, keys=["atom"])
+    assert results.models("surfaces") == ["model"]
+
+
 def test_a_model_of_which_a_set_is_missing_is_left_out(data, capsys):
-    whole = pd.DataFrame({"model": "whole", "set": ["a", "b"], "value": [1.0, 2.0]})
+    whole = tidy("whole", "a", "b")
     results.write("surfaces", "whole", whole, {})
-    results.write("surfaces", "part", whole[:1].assign(model="part"), {})
+    results.write("surfaces", "part", tidy("part", "a"), {})
     assert set(results.read("surfaces")["model"]) == {"whole", "part"}
     assert set(results.read("surfaces", sets=["a"])["model"]) == {"whole", "part"}
     assert capsys.readouterr().out == ""
@@ -83,7 +118,7 @@ def test_the_network_may_be_compiled(data, few_cases, monkeypatch):
         return potential
 
     monkeypatch.setattr(potentials, "load", loaded)
-    worker._potential_here.cache_clear()
+    worker.potential_here.cache_clear()
     plain = runner.run("surfaces", EMT, processes=1, progress=False)
     assert results.provenance("surfaces", EMT)["compiled"] is False
     # Results are the same but for rounding, so a complete table stays, and so would shards.
@@ -213,7 +248,7 @@ def test_a_damaged_table_is_computed_again_and_named_by_who_reads_it(data, few_c
 def test_results_have_the_rights_that_the_user_gives_to_files(data, umask, mode):
     before = os.umask(umask)
     try:
-        results.write("surfaces", "model", pd.DataFrame({"value": [1.0]}), {})
+        results.write("surfaces", "model", tidy("model", "a"), {})
     finally:
         os.umask(before)
     path = results.table_path("surfaces", "model")

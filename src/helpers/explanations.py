@@ -31,184 +31,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from helpers import results, softening
-from helpers.benchmarks import defects, elasticity, migration, off_equilibrium, phonons, solid_solutions, strained_cells, surfaces
+from helpers import benchmarks, results, softening
+from helpers.benchmarks import Family
 
 _KEYS = ["model", "material", "case"]
+COLUMNS = [*_KEYS, "value", "reference", "static", "kept", "functional_ratio"]
+"""Of :func:`rows`; further ones tell the values of a case apart."""
+
+FAMILIES: dict[str, Family] = benchmarks.families("", "control")
 
 
-# ---------------------------------------------------------------------------------------------------
-# Families
-
-
-@dataclass(frozen=True)
-class Family:
-    """One quantity on one set of systems.
-
-    Attributes
-    ----------
-    key, name : str
-        For code, and for the reader.
-    benchmark : str
-        Whose table.
-    read : callable
-        From that table to the columns of :func:`rows`, failed rows included.
-    kind : {"force", "scalar"}
-        Forces vary about zero; scalars have mostly one sign.
-    order : int
-        Of the energy's derivative: 0 energy, 1 force or stress, 2 curvature.
-    geometry, selection : str
-        What ``static`` and ``kept`` mean; empty if there is no such thing.
-    functional : bool
-        Whether the reference has another functional than the training data.
-    """
-
-    key: str
-    name: str
-    benchmark: str
-    read: Callable[[pd.DataFrame], pd.DataFrame]
-    kind: str
-    order: int
-    geometry: str = ""
-    selection: str = ""
-    functional: bool = False
-
-
-def _of(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    """Return the reader of the forces of one set."""
-
-    def read(table: pd.DataFrame) -> pd.DataFrame:
-        chosen = table[(table["set"] == name) & (table["property"] == "force")]
-        return _forces(off_equilibrium.headline(chosen))
-
-    return read
-
-
-def _forces(chosen: pd.DataFrame) -> pd.DataFrame:
-    return chosen.assign(kept=~chosen["has_u_metal_with_o_or_f"].astype(bool))
-
-
-def _cold(table: pd.DataFrame) -> pd.DataFrame:
-    return off_equilibrium.crystals(table)
-
-
-def _beside(chosen: pd.DataFrame, moved: str, fixed: str, extra: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the rows of the property ``moved``, with the value of ``fixed`` for the same case as ``static``."""
-    keys = ["model", "set", "case", *extra]
-    static = chosen[(chosen["property"] == fixed) & (chosen["status"] == "ok")]
-    static = static[[*keys, "value"]].rename(columns={"value": "static"})
-    return chosen[chosen["property"] == moved].merge(static, on=keys, how="left", validate="one_to_one")
-
-
-def _surfaces(table: pd.DataFrame) -> pd.DataFrame:
-    found = _beside(table[table["set"] == "slabs-109"], "gamma_relaxed", "gamma_static")
-    return found.assign(kept=~found["magnetic"].astype(bool))
-
-
-def _defects(table: pd.DataFrame) -> pd.DataFrame:
-    found = _beside(defects.pooled(table), "relaxed", "unrelaxed")
-    return found.assign(kept=~found["magnetic"].astype(bool))
-
-
-def _sic_aln(table: pd.DataFrame) -> pd.DataFrame:
-    found = _beside(table[table["set"] == "sic-aln"], "mixing_energy", "mixing_energy_static")
-    # Errors at one composition have a common part: compositions are resampled, as in that benchmark's summary.
-    return found[found["x"].between(0, 1, inclusive="neither")].assign(material=lambda part: part["x"].round(6).astype(str))
-
-
-def _bcc_alloys(table: pd.DataFrame) -> pd.DataFrame:
-    chosen = table[table["set"].isin(["nb-mo", "ta-w"]) & (table["property"] == "mixing_energy_static")]
-    chosen = chosen[chosen["x"].between(0, 1, inclusive="neither")]
-    return chosen.assign(material=chosen["set"].astype(str) + chosen["x"].round(6).astype(str))
-
-
-def _elements(table: pd.DataFrame) -> pd.DataFrame:
-    return table[(table["set"] == "elements") & (table["property"] == "barrier")]
-
-
-def _hops(table: pd.DataFrame) -> pd.DataFrame:
-    chosen = table[(table["set"] == "hops") & (table["property"] == "barrier_bent")]
-    return chosen.assign(kept=~chosen["has_u_metal_with_o_or_f"].astype(bool))
-
-
-def _path(table: pd.DataFrame) -> pd.DataFrame:
-    chosen = table[(table["set"] == "livpo4f") & table["property"].isin(["image_energy_relaxed", "image_energy_static"])]
-    return _beside(chosen[chosen["image"] != 0], "image_energy_relaxed", "image_energy_static", ["image"])
-
-
-def _phonons(power: int) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    def read(table: pd.DataFrame) -> pd.DataFrame:
-        found = _beside(table[table["set"] == "phonondb"], "omega_max", "omega_max_static")
-        pairs = phonons.functionals(table)[["model", "material", "pbe_over_pbesol"]]
-        pairs = pairs.rename(columns={"pbe_over_pbesol": "functional_ratio"})
-        found = found.merge(pairs, on=["model", "material"], how="left")
-        numbers = ["value", "reference", "static", "functional_ratio"]
-        found[numbers] = np.sign(found[numbers]) * found[numbers].abs() ** power
-        return found.assign(kept=found["dft_stable"].eq(True) & ~found["magnetic"].astype(bool))
-
-    return read
-
-
-def _phonons_pbe(table: pd.DataFrame) -> pd.DataFrame:
-    return table[(table["set"] == "phonondb-pbe") & (table["property"] == "omega_max")]
-
-
-def _modulus(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    return lambda table: table[(table["set"] == "binaries") & (table["property"] == name)]
-
-
-def _strained(kinds: Sequence[str]) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    return lambda table: table[(table["set"] == "four-elements") & table["kind"].isin(kinds)]
-
-
-_NO_U, _NO_MAGNET = "without O or F beside a +U metal", "without magnetic metals"
-
-FAMILIES: dict[str, Family] = {
-    family.key: family
-    for family in (
-        Family("forces-wbm", "forces: WBM-21", "off_equilibrium", _of("wbm-21"), "force", 1, selection=_NO_U),
-        Family("forces-tp", "forces: MatterSim-TP", "off_equilibrium", _of("mattersim-tp"), "force", 1, selection=_NO_U),
-        Family("forces-md", "forces: dynamics of elements", "off_equilibrium", _of("single-element-md"), "force", 1),
-        Family("forces-cold", "forces: crystals below melting", "off_equilibrium", _cold, "force", 1),
-        Family("forces-control", "forces: MPtrj (control)", "off_equilibrium", _of("mptrj-1k"), "force", 1, selection=_NO_U),
-        Family("surfaces", "surface energies", "surfaces", _surfaces, "scalar", 0, geometry="slab of DFT, unrelaxed", selection=_NO_MAGNET),
-        Family("defects", "defect energies", "defects", _defects, "scalar", 0, geometry="ideal lattice", selection=_NO_MAGNET),
-        Family("sic-aln", "mixing: SiC–AlN", "solid_solutions", _sic_aln, "scalar", 0, geometry="cell and atoms of DFT"),
-        Family("bcc-alloys", "mixing: Nb–Mo, Ta–W", "solid_solutions", _bcc_alloys, "scalar", 0),
-        Family("barriers-metals", "barriers: metals", "migration", _elements, "scalar", 0),
-        Family("barriers-ions", "barriers: ions", "migration", _hops, "scalar", 0, selection=_NO_U),
-        Family("path-livpo4f", "barrier: path in LiVPO₄F", "migration", _path, "scalar", 0, geometry="images of DFT"),
-        Family("stress-stretch", "stress: stretched cells", "strained_cells", _strained(["stretch", "volume"]), "force", 1),
-        Family("stress-shear", "stress: sheared cells", "strained_cells", _strained(["shear"]), "force", 1),
-        Family(
-            "phonons",
-            "phonons: ω, PBEsol",
-            "phonons",
-            _phonons(1),
-            "scalar",
-            2,
-            geometry="cell of DFT",
-            selection="stable in DFT, not magnetic",
-            functional=True,
-        ),
-        Family("phonons-pbe", "phonons: ω, PBE", "phonons", _phonons_pbe, "scalar", 2),
-        Family("bulk-modulus", "bulk modulus", "elasticity", _modulus("bulk_modulus"), "scalar", 2),
-        Family("shear-modulus", "shear modulus", "elasticity", _modulus("shear_modulus"), "scalar", 2),
-    )
-}
-
-# A frequency is the root of a curvature: this is the same family on the footing of the others.
-CURVATURE = Family("curvature", "phonons: ω², PBEsol", "phonons", _phonons(2), "scalar", 2, functional=True)
-
-_BENCHMARKS = (defects, elasticity, migration, off_equilibrium, phonons, solid_solutions, strained_cells, surfaces)
-
-
-def rows(family: Family, table: pd.DataFrame | None = None) -> pd.DataFrame:
+def rows(family: Family, table: pd.DataFrame | None = None, *, as_energy: bool = False) -> pd.DataFrame:
     """Return the values of a family for every model that has a table, with the columns of the module's text.
 
     Failed rows and rows that hold no number are left out; ``attrs["n_failed"]`` counts them per model.
@@ -218,23 +55,32 @@ def rows(family: Family, table: pd.DataFrame | None = None) -> pd.DataFrame:
     family : Family
     table : DataFrame, optional
         The benchmark's table; by default what is on disk. Without any the result has no rows.
+    as_energy : bool
+        On the footing of quantities that go with the energy: ω², with its sign, in place of ω.
     """
-    columns = [*_KEYS, "value", "reference", "static", "kept", "functional_ratio"]
     if table is None:
         if not results.models(family.benchmark):
-            return pd.DataFrame(columns=columns)
+            return pd.DataFrame(columns=COLUMNS)
         table = results.read(family.benchmark)
     found = family.read(table)
     for name, default in (("static", np.nan), ("kept", True), ("functional_ratio", np.nan)):
         if name not in found:
             found = found.assign(**{name: default})
+    if as_energy:
+        numbers = ["value", "reference", "static", "functional_ratio"]
+        found = found.assign(**{name: np.sign(found[name]) * found[name].abs() ** (1 / family.power) for name in numbers})
     good = (found["status"] == "ok") & np.isfinite(found[["value", "reference"]].astype(float)).all(axis=1)
     # Components of one atom stay apart when two models are compared.
-    detail = [name for name in ("atom", "component", "image") if name in found]
-    kept = found.loc[good, [*columns, *detail]].reset_index(drop=True)
+    detail = [name for name in benchmarks.module(family.benchmark).KEYS if name in found and found[name].notna().any()]
+    kept = found.loc[good, [*COLUMNS, *detail]].reset_index(drop=True)
     kept[_KEYS] = kept[_KEYS].astype(str)
     kept.attrs["n_failed"] = {str(model): int(count) for model, count in (~good).groupby(found["model"].astype(str)).sum().items()}
     return kept
+
+
+def places(table: pd.DataFrame) -> list[str]:
+    """Return the columns of :func:`rows` that tell one model's values apart."""
+    return ["case", *[name for name in table if name not in COLUMNS]]
 
 
 def read(families: Mapping[str, Family] = FAMILIES) -> dict[str, pd.DataFrame]:
@@ -478,7 +324,7 @@ def pair(table: pd.DataFrame, first: str, second: str, n_resamples: int = 2000, 
         ``n``, ``n_materials``, and with intervals ``slope_first``, ``slope_second``, ``slope_gain`` (second − first), and the same of
         ``inverse`` = 1/s'. None if fewer than two cases are common to both.
     """
-    keys = [*_KEYS[1:], *[name for name in ("atom", "component", "image") if name in table]]
+    keys = ["material", *places(table)]
     sides = [table[table["model"] == model][[*keys, "value", "reference"]] for model in (first, second)]
     both = sides[0].merge(sides[1].drop(columns="reference"), on=keys, suffixes=("", "_second"), validate="one_to_one")
     if len(both) < 2:
@@ -617,7 +463,7 @@ def label_noise(families: Mapping[str, pd.DataFrame], noise: Sequence[float], mo
     found = []
     for key, table in families.items():
         part = table[table["model"] == model]
-        if key not in FAMILIES or FAMILIES[key].benchmark != "off_equilibrium" or len(part) < 2:
+        if key not in FAMILIES or FAMILIES[key].quantity != "force" or len(part) < 2:
             continue
         x, y = _numbers(part, "reference", "value")
         rms, slope = float(np.sqrt(np.mean(x * x))), softening.softening_scale(x, y)

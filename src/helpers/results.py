@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import ase
+import numpy as np
 import pandas as pd
 
 from helpers.registry import data_dir
@@ -184,8 +185,51 @@ def read_table(path: Path) -> pd.DataFrame:
         raise ResultsError(f"{path} is missing or damaged ({error}): give the command again that made it.") from error
 
 
-def write(benchmark: str, model: str, table: pd.DataFrame, provenance: Mapping[str, object], base: Path | None = None) -> Path:
-    """Write a table and its provenance; the provenance last, so that it vouches for a complete table."""
+def check(table: pd.DataFrame, keys: Collection[str] = ()) -> None:
+    """Check that a table is tidy.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of one benchmark.
+    keys : collection of str
+        Columns that, beside model, set, case and property, tell its rows apart; one of which no set here makes use may be missing.
+
+    Raises
+    ------
+    ResultsError
+        If a standard column is missing, a property has several units in one set (in another set it may count by another measure), a row is
+        neither ok with a finite value and no reason nor failed with a reason, or two rows are of the same thing.
+    """
+    if missing := [name for name in COLUMNS if name not in table]:
+        raise ResultsError(f"a table needs the columns {', '.join(COLUMNS)}; this one lacks {', '.join(missing)}")
+    ok, told = table["status"] == "ok", table["reason"].astype(str) != ""
+    units = table.groupby(["set", "property"], observed=True)["unit"].transform("nunique")
+    for wrong, words in (
+        (~table["status"].isin(["ok", "failed"]), "have a status that is neither ok nor failed"),
+        (ok & ~np.isfinite(table["value"].astype(float)), "are ok without a finite value"),
+        (ok == told, "are ok with a reason, or failed without one"),
+        (units > 1, "are of a property that has several units in one set"),
+        (
+            table.duplicated(["model", "set", "case", "property", *[name for name in keys if name in table]], keep=False),
+            f"are of the same thing (told apart by {', '.join(keys) or 'case and property'})",
+        ),
+    ):
+        if wrong.any():
+            raise ResultsError(f"{int(wrong.sum())} of {len(table)} rows {words}:\n{table.loc[wrong, COLUMNS].head(5).to_string()}")
+
+
+def write(
+    benchmark: str,
+    model: str,
+    table: pd.DataFrame,
+    provenance: Mapping[str, object],
+    base: Path | None = None,
+    *,
+    keys: Collection[str] = (),
+) -> Path:
+    """Write a table that passes :func:`check` with its provenance; the provenance last, so that it vouches for a complete table."""
+    check(table, keys)
     path = table_path(benchmark, model, base)
     write_parquet(table, path)
     write_json({"benchmark": benchmark, "model": model, **provenance}, path.with_suffix(".json"))

@@ -1,4 +1,4 @@
-"""The benchmarks: one module per family of the paper, all with the same four names.
+"""The benchmarks: one module per family of the paper, all with the same names.
 
 ``Protocol``
     frozen dataclass; every setting, with its unit in the name or the comment.
@@ -9,22 +9,64 @@
 ``summarise(table)``
     the numbers that the chapter quotes, one row per model and set.
 
-Each module also has ``SETS`` (name of each reference set → the registry keys it needs; an empty tuple for
-a set that needs no external file), ``LIVE`` (the set that the book recomputes while it builds) and ``TOLERANCES``
-(largest accepted difference between the live values and the committed ones, by property). One that evaluates each structure very often
-sets ``ATOMS_PER_SHARD``, the size of the pieces in which :mod:`helpers.runner` computes it.
+With constants a module says what everything else must know of it:
+
+``SETS``
+    name of each reference set → the registry keys it needs; an empty tuple for a set that needs no external file.
+``LIVE``, ``TOLERANCES``
+    the set that the book recomputes while it builds, and the largest accepted difference from the committed values, by property.
+``KEYS``
+    the columns that, beside set, case and property, tell the rows of a model apart.
+``FAMILIES``
+    how its table is read as softness (:class:`Family`).
+``QUICK``, ``STAND_IN``
+    what a sample of it is (:class:`Sample`): how much of which set, and how much of ``LIVE`` if none of these sets' files is here. With an
+    empty ``QUICK`` it is on no report card. ``usable(cases)``, if there is one, says which cases of a set a sample is drawn from.
+``MODELS``
+    of experiments, which have no ``FAMILIES`` and no ``QUICK``: the potentials that its committed tables are made with → their sets.
+
+One that evaluates each structure very often sets ``ATOMS_PER_SHARD``, the size of the pieces in which :mod:`helpers.runner` computes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
+from typing import Literal, TypeVar
 
+import numpy as np
+import pandas as pd
+
+from helpers import registry
 from helpers.registry import nearest
 from helpers.results import COLUMNS, Case, row, table
 
-__all__ = ["CATALOGUE", "COLUMNS", "EXPERIMENTS", "Case", "chosen_sets", "module", "row", "table"]
+__all__ = [
+    "CATALOGUE",
+    "COLUMNS",
+    "EXPERIMENTS",
+    "NO_MAGNET",
+    "NO_U",
+    "Case",
+    "Family",
+    "Sample",
+    "at_hand",
+    "beside",
+    "chosen_sets",
+    "draw",
+    "drawn",
+    "families",
+    "module",
+    "of",
+    "row",
+    "runs",
+    "sample",
+    "table",
+    "without",
+]
 
 EXPERIMENTS = (
     "fine_tuning",
@@ -78,3 +120,187 @@ def chosen_sets(known: Collection[str], sets: str | Iterable[str] | None) -> lis
         what = f"unknown set(s) {', '.join(unknown)}" if unknown else "no set is given"
         raise KeyError(f"{what}; there are: {', '.join(known)}.{''.join(nearest(name, known) for name in unknown)}")
     return names
+
+
+def runs(models: Iterable[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yield all runs of the book, as benchmark, potential, sets: benchmarks with each of the models, experiments with their own."""
+    models = list(models)
+    for name in CATALOGUE:
+        known = module(name)
+        own = known.MODELS if name in EXPERIMENTS else dict.fromkeys(models, tuple(known.SETS))
+        yield from ((name, model, sets) for model, sets in own.items())
+
+
+# ---------------------------------------------------------------------------------------------------
+# How a table is read as softness
+
+# Which derivative of the energy a quantity is, and p in: E → c E multiplies it by c^p. In the order in which pages show them.
+_QUANTITIES = {"force": (1, 1.0), "energy": (0, 1.0), "barrier": (0, 1.0), "stress": (1, 1.0), "frequency": (2, 0.5), "curvature": (2, 1.0)}
+
+NO_U, NO_MAGNET = "without O or F beside a +U metal", "without magnetic metals"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One quantity on one set of systems.
+
+    Attributes
+    ----------
+    key, name : str
+        For code, and for the reader.
+    benchmark : str
+        Whose table.
+    quantity : str
+        ``force``, ``energy``, ``barrier``, ``stress``, ``frequency`` or ``curvature``.
+    read : callable
+        From that table to the columns of :func:`helpers.explanations.rows`, failed rows included.
+    geometry, selection : str
+        What ``static`` and ``kept`` mean; empty if there is no such thing.
+    functional : bool
+        Whether the reference has another functional than the training data.
+    role : str
+        ``control``: frames like the training data, which say whether a model works at all, not how soft it is. ``card``: on report cards
+        only. ``stand-in``: on report cards only, with a model of the book in the place of DFT, which has no values there.
+    """
+
+    key: str
+    name: str
+    benchmark: str
+    quantity: str
+    read: Callable[[pd.DataFrame], pd.DataFrame]
+    geometry: str = ""
+    selection: str = ""
+    functional: bool = False
+    role: Literal["", "control", "card", "stand-in"] = ""
+
+    @property
+    def order(self) -> int:
+        """Of the energy's derivative: 0 energy, 1 force or stress, 2 curvature."""
+        return _QUANTITIES[self.quantity][0]
+
+    @property
+    def kind(self) -> str:
+        """``force`` or ``scalar``: forces and stresses vary about zero; scalars have mostly one sign."""
+        return "force" if self.order == 1 else "scalar"
+
+    @property
+    def power(self) -> float:
+        """Return p in: E → c E multiplies the quantity by c^p. It is ½ for frequencies, 1 for all else."""
+        return _QUANTITIES[self.quantity][1]
+
+
+def families(*roles: str) -> dict[str, Family]:
+    """Return the families of these roles by key, forces first, then energies, barriers, stresses and curvatures."""
+    found = [family for name in CATALOGUE if name not in EXPERIMENTS for family in module(name).FAMILIES if family.role in roles]
+    return {family.key: family for family in sorted(found, key=lambda family: list(_QUANTITIES).index(family.quantity))}
+
+
+def of(sets: str | Collection[str], name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Return the reader of one property of one set, or of some sets."""
+    chosen = [sets] if isinstance(sets, str) else sets
+    return lambda table: table[table["set"].isin(chosen) & (table["property"] == name)]
+
+
+def beside(chosen: pd.DataFrame, moved: str, fixed: str, extra: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the rows of the property ``moved``, with the value of ``fixed`` for the same case as ``static``.
+
+    ``extra`` names columns that tell the rows of a case apart.
+    """
+    keys = ["model", "set", "case", *extra]
+    static = chosen[(chosen["property"] == fixed) & (chosen["status"] == "ok")]
+    static = static[[*keys, "value"]].rename(columns={"value": "static"})
+    return chosen[chosen["property"] == moved].merge(static, on=keys, how="left", validate="one_to_one")
+
+
+def without(found: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return rows with ``kept``: all but those for which a column of truth values is true."""
+    return found.assign(kept=~found[column].astype(bool))
+
+
+# ---------------------------------------------------------------------------------------------------
+# A sample
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How many cases of a set are drawn.
+
+    Attributes
+    ----------
+    n : int
+        Cases; materials if these are taken whole.
+    max_atoms : int or None
+        Cases with more atoms in all their structures together are not drawn: they take too long.
+    whole : bool
+        Take all cases of a material, where a number belongs to a material.
+    """
+
+    n: int
+    max_atoms: int | None = None
+    whole: bool = False
+
+
+Wanted = TypeVar("Wanted")
+
+
+def at_hand(name: str, wanted: Mapping[str, Wanted]) -> dict[str, Wanted | Sample]:
+    """Return those of the wanted sets of a benchmark whose files are here; if none is, what stands in for them, if anything does."""
+    known = module(name)
+    here = {chosen: size for chosen, size in wanted.items() if registry.available(known.SETS[chosen])}
+    return here or ({known.LIVE: known.STAND_IN} if getattr(known, "STAND_IN", None) else {})
+
+
+def draw(name: str, cases: Sequence[Case], size: Sample, seed: int = 0) -> list[Case]:
+    """Draw cases of one set, from their names and DFT values alone, never from a prediction.
+
+    Materials come in random order, and each gives one case before any gives a second one. For one seed a larger sample holds the
+    smaller one. Cases that no number would be made of (``usable`` of the benchmark) are not drawn.
+
+    Parameters
+    ----------
+    name : str
+        A benchmark.
+    cases : sequence of Case
+        Of one set.
+    size : Sample
+    seed : int
+
+    Returns
+    -------
+    list of Case
+        In the order in which they were given.
+    """
+    usable = getattr(module(name), "usable", list)(cases)
+    if size.max_atoms is not None:
+        usable = [case for case in usable if sum(len(atoms) for atoms in case.structures.values()) <= size.max_atoms]
+    materials: dict[str, list[Case]] = {}
+    for case in usable:
+        materials.setdefault(case.material, []).append(case)
+    if not materials:
+        return []
+    # A sum of the letters is the same in every process, unlike hash().
+    rng = np.random.default_rng([seed, zlib.crc32(f"{name}/{usable[0].set}".encode())])
+    order = [sorted(materials)[position] for position in rng.permutation(len(materials))]
+    if size.whole:
+        chosen = {case.name for material in order[: size.n] for case in materials[material]}
+    else:
+        shuffled = [[materials[material][position].name for position in rng.permutation(len(materials[material]))] for material in order]
+        rounds = max(map(len, shuffled))
+        chosen = set([names[turn] for turn in range(rounds) for names in shuffled if turn < len(names)][: size.n])
+    return [case for case in cases if case.name in chosen]
+
+
+def drawn(name: str, sets: Mapping[str, Sample | None], seed: int = 0) -> tuple[list[Case], int]:
+    """Return the cases that are drawn from some sets (None: all of a set), and how many there are in these sets."""
+    known, chosen, total = module(name), [], 0
+    for one, size in sets.items():
+        everything = known.cases(known.Protocol(), [one])
+        total += len(everything)
+        chosen += everything if size is None else draw(name, everything, size, seed)
+    return chosen, total
+
+
+def sample(name: str, seed: int = 0) -> list[Case]:
+    """Return a quick sample of a benchmark: ``QUICK`` of the sets whose files are here, else the stand-in; all of ``LIVE`` if neither."""
+    known = module(name)
+    return drawn(name, at_hand(name, getattr(known, "QUICK", {})) or {known.LIVE: None}, seed)[0]

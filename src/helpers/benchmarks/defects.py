@@ -62,7 +62,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from helpers import engine, registry, softening, structures
-from helpers.benchmarks import Case, chosen_sets, row, surfaces, table
+from helpers.benchmarks import NO_MAGNET, Case, Family, Sample, beside, chosen_sets, row, surfaces, table, without
 from helpers.potentials.base import Potential
 
 _ANGSTEN = "atomind-ai/mlip-arena/benchmarks/vacancy_migration"
@@ -178,6 +178,8 @@ SETS: dict[str, tuple[str, ...]] = {
     "cell-size": tuple(_TABLES.values()),
 }
 LIVE = "bcc-vacancies"
+KEYS: tuple[str, ...] = ()
+QUICK = {"vacancies": Sample(5), "bcc-vacancies": Sample(3)}
 
 # How far a recomputed value (eV) may lie from the committed one. Unrelaxed: rounding of some 64 energies per atom in single precision,
 # to which legacy M3GNet adds up to 3e-5 eV/atom. Relaxed: which step is the first below the force threshold may differ as well.
@@ -842,3 +844,14 @@ def _cut(element: str, miller: str) -> tuple[float, float, float]:
     full = structures.neighbours(crystal, cutoff)[0]
     lost = 1 - structures.neighbours(slab, cutoff) / full
     return float(lost[lost > 0].mean()), surfaces.broken_bonds(slab, crystal) / 2, surfaces.area(slab)
+
+
+# ---------------------------------------------------------------------------------------------------
+# As softness
+
+
+def _relaxed_and_not(table: pd.DataFrame) -> pd.DataFrame:
+    return without(beside(pooled(table), "relaxed", "unrelaxed"), "magnetic")
+
+
+FAMILIES = (Family("defects", "defect energies", "defects", "energy", _relaxed_and_not, "ideal lattice", NO_MAGNET),)

@@ -48,7 +48,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from helpers import engine, registry, softening, structures
-from helpers.benchmarks import Case, chosen_sets, row, table
+from helpers.benchmarks import Case, Family, Sample, chosen_sets, of, row, table
 from helpers.benchmarks.off_equilibrium import has_u_metal_with_o_or_f
 from helpers.potentials.base import Potential, Prediction
 
@@ -56,6 +56,9 @@ _MODULI = "materialsvirtuallab/matcalc/benchmark_data/mp-binary-pbe-elasticity-2
 
 SETS: dict[str, tuple[str, ...]] = {"binaries": (_MODULI,), "prototypes": ()}
 LIVE = "prototypes"
+KEYS: tuple[str, ...] = ()
+QUICK = {"binaries": Sample(20)}
+STAND_IN = Sample(6)
 ATOMS_PER_SHARD = 60  # each crystal is relaxed, strained some twenty times and relaxed again: hundreds of evaluations
 
 # Ends of the names of properties: sizes of the normal and of the shear strains. A shear strain in Voigt's notation is twice the component.
@@ -542,3 +545,15 @@ def summarise_transfer(transfer: pd.DataFrame) -> pd.DataFrame:
         error_after=("error_after", "median"),
         helps=("helps", "mean"),
     )
+
+
+# ---------------------------------------------------------------------------------------------------
+# As softness
+
+
+FAMILIES = (
+    Family("bulk-modulus", "bulk modulus", "elasticity", "curvature", of("binaries", "bulk_modulus")),
+    Family("shear-modulus", "shear modulus", "elasticity", "curvature", of("binaries", "shear_modulus")),
+    Family("live-bulk", "bulk modulus, simple crystals", "elasticity", "curvature", of(LIVE, "bulk_modulus"), role="stand-in"),
+    Family("live-shear", "shear modulus, simple crystals", "elasticity", "curvature", of(LIVE, "shear_modulus"), role="stand-in"),
+)

@@ -63,7 +63,7 @@ import pandas as pd
 from ase.geometry import find_mic
 
 from helpers import engine, registry, softening, structures
-from helpers.benchmarks import Case, chosen_sets, defects, row, table
+from helpers.benchmarks import NO_U, Case, Family, Sample, beside, chosen_sets, defects, of, row, table, without
 from helpers.benchmarks.off_equilibrium import has_u_metal_with_o_or_f
 from helpers.potentials import CATALOGUE
 from helpers.potentials.base import Potential
@@ -89,6 +89,9 @@ SETS: dict[str, tuple[str, ...]] = {
     "fcc-metals": (),
 }
 LIVE = "fcc-metals"
+KEYS = ("image",)
+QUICK = {"elements": Sample(3), "hops": Sample(3, 250)}
+STAND_IN = Sample(2)
 ATOMS_PER_SHARD = 600  # images are relaxed, some of them twice
 
 # Properties of a path: its barrier and its images.
@@ -905,3 +908,24 @@ def authors(table: pd.DataFrame) -> pd.DataFrame:
     hops = hops[hops["model"] == hops["model"].iloc[0]] if len(hops) else hops
     unknown = dict.fromkeys(("highest_image", "end_difference_ev", "ion_shift_a"), np.nan)
     return hops.assign(model="MACE (Devi et al.)", value=hops["authors_mace"], status="ok", reason="", **unknown)
+
+
+# ---------------------------------------------------------------------------------------------------
+# As softness
+
+
+def _hops_without_u(table: pd.DataFrame) -> pd.DataFrame:
+    return without(of("hops", "barrier_bent")(table), "has_u_metal_with_o_or_f")
+
+
+def _path(table: pd.DataFrame) -> pd.DataFrame:
+    chosen = table[(table["set"] == "livpo4f") & (table["image"] != 0)]
+    return beside(chosen, "image_energy_relaxed", "image_energy_static", ["image"])
+
+
+FAMILIES = (
+    Family("barriers-metals", "barriers: metals", "migration", "barrier", of("elements", "barrier")),
+    Family("barriers-ions", "barriers: ions", "migration", "barrier", _hops_without_u, selection=NO_U),
+    Family("path-livpo4f", "barrier: path in LiVPO₄F", "migration", "barrier", _path, "images of DFT"),
+    Family("live-barriers", "barriers: Al, Cu", "migration", "barrier", of(LIVE, "barrier"), role="stand-in"),
+)

@@ -42,7 +42,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,7 @@ from ase.formula import Formula
 from scipy import stats
 
 from helpers import registry, softening, structures
-from helpers.benchmarks import COLUMNS, Case, chosen_sets
+from helpers.benchmarks import COLUMNS, NO_U, Case, Family, Sample, chosen_sets, of, without
 from helpers.potentials.base import Potential, Prediction
 
 _MATTERSIM = "microsoft/mattersim/data/benchmarks"
@@ -79,6 +79,9 @@ SETS: dict[str, tuple[str, ...]] = {
 }
 
 LIVE = "rattled-crystals"
+KEYS = ("atom", "component")
+QUICK = {"wbm-21": Sample(21), "mattersim-tp": Sample(40, whole=True), "single-element-md": Sample(40), "mptrj-1k": Sample(40)}
+STAND_IN = Sample(18)
 
 # Largest accepted difference from the committed table: float32 networks on other processors, with room to spare.
 TOLERANCES = {"force": 2e-3, "energy_per_atom": 1e-4, "stress": 1e-4, "virial": 0.05}
@@ -789,3 +792,30 @@ def _statistics(rows: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     fitted = [name for name in own if name not in (*by, "n_materials") and not name.startswith("mae")]
     own.loc[few, fitted] = np.nan
     return summary.merge(own, on=by, how="left")
+
+
+# ---------------------------------------------------------------------------------------------------
+# As softness
+
+
+def usable(cases: Sequence[Case]) -> list[Case]:
+    """Return the cases that a sample is drawn from: of sets with DFT values those that :func:`headline` keeps."""
+    if not cases or cases[0].set == LIVE:
+        return list(cases)
+    listed = pd.DataFrame([{"set": case.set, "material": case.material, "case": case.name, **case.info} for case in cases])
+    kept = set(headline(listed)["case"])
+    return [case for case in cases if case.name in kept]
+
+
+def _forces(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda table: without(headline(of(name, "force")(table)), "has_u_metal_with_o_or_f")
+
+
+FAMILIES = (
+    Family("forces-wbm", "forces: WBM-21", "off_equilibrium", "force", _forces("wbm-21"), selection=NO_U),
+    Family("forces-tp", "forces: MatterSim-TP", "off_equilibrium", "force", _forces("mattersim-tp"), selection=NO_U),
+    Family("forces-md", "forces: dynamics of elements", "off_equilibrium", "force", _forces("single-element-md")),
+    Family("forces-cold", "forces: crystals below melting", "off_equilibrium", "force", crystals),
+    Family("forces-control", "forces: MPtrj (control)", "off_equilibrium", "force", _forces("mptrj-1k"), selection=NO_U, role="control"),
+    Family("live-forces", "forces: rattled crystals", "off_equilibrium", "force", of(LIVE, "force"), role="stand-in"),
+)

@@ -72,7 +72,7 @@ from scipy.linalg import sqrtm
 from tqdm.auto import tqdm
 
 from helpers import engine, registry, softening, structures
-from helpers.benchmarks import Case, chosen_sets, row, table
+from helpers.benchmarks import Case, Family, Sample, beside, chosen_sets, of, row, table
 from helpers.potentials.base import Potential, check_structure
 
 UNIT = "THz"
@@ -97,6 +97,9 @@ SETS: dict[str, tuple[str, ...]] = {
     "prototypes": (),
 }
 LIVE = "prototypes"
+KEYS = ("atom", "displacement", "q", "branch", "frequency_thz")
+QUICK = {"phonondb": Sample(6, 1500), "phonondb-pbe": Sample(6)}
+STAND_IN = Sample(5)
 
 # How far a recomputed value may lie from the committed one: what the thresholds of the relaxation leave open.
 TOLERANCES = {
@@ -1144,3 +1147,21 @@ def functionals(table: pd.DataFrame) -> pd.DataFrame:
             "max_over_pbe": both["ratio_max_pbe"],
         }
     )
+
+
+# ---------------------------------------------------------------------------------------------------
+# As softness
+
+
+def _pbesol(table: pd.DataFrame) -> pd.DataFrame:
+    found = beside(table[table["set"] == "phonondb"], "omega_max", "omega_max_static")
+    pairs = functionals(table)[["model", "material", "pbe_over_pbesol"]].rename(columns={"pbe_over_pbesol": "functional_ratio"})
+    found = found.merge(pairs, on=["model", "material"], how="left")
+    return found.assign(kept=found["dft_stable"].eq(True) & ~found["magnetic"].astype(bool))
+
+
+FAMILIES = (
+    Family("phonons", "phonons: ω, PBEsol", "phonons", "frequency", _pbesol, "cell of DFT", "stable in DFT, not magnetic", functional=True),
+    Family("phonons-pbe", "phonons: ω, PBE", "phonons", "frequency", of("phonondb-pbe", "omega_max")),
+    Family("live-phonons", "phonons: ω, simple crystals", "phonons", "frequency", of(LIVE, "omega_max"), role="stand-in"),
+)

@@ -51,7 +51,7 @@ from scipy import special
 from scipy.spatial import ConvexHull
 
 from helpers import engine, potentials, registry, softening, structures
-from helpers.benchmarks import Case, chosen_sets, row, surfaces, table
+from helpers.benchmarks import Case, Family, Sample, beside, chosen_sets, of, row, surfaces, table
 from helpers.potentials.base import Potential, Prediction
 
 _SNAP = "materialsvirtuallab/snap/NbMoTaW/training"
@@ -66,6 +66,9 @@ SETS: dict[str, tuple[str, ...]] = {
     },
 }
 LIVE = "ca-mg-o"
+KEYS = ("atom", "component")
+QUICK = {"sic-aln": Sample(12), "nb-mo": Sample(12), "ta-w": Sample(12)}
+STAND_IN = Sample(6)
 
 # How far a recomputed value may lie from the committed one: rounding for statics, the thresholds for relaxed alloys. M3GNet's old weights
 # jump a little as bonds cross the cutoff, so that two relaxations of one alloy were seen to end 3 meV apart.
@@ -981,3 +984,31 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
             record |= {} if own.empty else own.iloc[0].drop(["source", "n"]).to_dict()
         records.append(record)
     return pd.DataFrame(records)
+
+
+# ---------------------------------------------------------------------------------------------------
+# As softness
+
+
+def usable(cases: Sequence[Case]) -> list[Case]:
+    """Return the cases that a sample is drawn from: no end members, whose mixing energy is zero by definition."""
+    return [case for case in cases if 0 < case.info["x"] < 1]
+
+
+def _carbide_nitride(table: pd.DataFrame) -> pd.DataFrame:
+    found = beside(table[table["set"] == "sic-aln"], "mixing_energy", "mixing_energy_static")
+    # Errors at one composition have a common part: compositions are resampled, as in the summary.
+    return found[found["x"].between(0, 1, inclusive="neither")].assign(material=lambda part: part["x"].round(6).astype(str))
+
+
+def _bcc_alloys(table: pd.DataFrame) -> pd.DataFrame:
+    chosen = of(("nb-mo", "ta-w"), "mixing_energy_static")(table)
+    chosen = chosen[chosen["x"].between(0, 1, inclusive="neither")]
+    return chosen.assign(material=chosen["set"].astype(str) + chosen["x"].round(6).astype(str))
+
+
+FAMILIES = (
+    Family("sic-aln", "mixing: SiC–AlN", "solid_solutions", "energy", _carbide_nitride, "cell and atoms of DFT"),
+    Family("bcc-alloys", "mixing: Nb–Mo, Ta–W", "solid_solutions", "energy", _bcc_alloys),
+    Family("live-mixing", "mixing: Ca–Mg–O", "solid_solutions", "energy", of(LIVE, "formation_energy"), role="stand-in"),
+)

@@ -15,7 +15,7 @@ Sets
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import ase
@@ -26,11 +26,13 @@ from ase.build import bulk
 from pymatgen.analysis.elasticity import Strain
 
 from helpers import softening, structures
-from helpers.benchmarks import Case, chosen_sets, off_equilibrium, row, table
+from helpers.benchmarks import Case, Family, Sample, chosen_sets, off_equilibrium, row, table
 from helpers.potentials.base import Potential
 
 SETS: dict[str, tuple[str, ...]] = {"four-elements": off_equilibrium.SETS["single-element-md"], "al-shear": ()}
 LIVE = "al-shear"
+KEYS = ("component",)
+QUICK: dict[str, Sample] = {}  # on no card: frames of the four elements that off_equilibrium draws
 TOLERANCES = {"stress_change": 0.05}  # GPa
 
 _ELEMENTS = ("Si", "Mo", "Cu", "Ni")
@@ -213,3 +215,17 @@ def from_shear_to_stretch(table: pd.DataFrame) -> pd.DataFrame:
             for c in group["c"]
         ]
     return pd.DataFrame(records)
+
+
+# ---------------------------------------------------------------------------------------------------
+# As softness
+
+
+def _strained(*kinds: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda table: table[(table["set"] == "four-elements") & table["kind"].isin(kinds)]
+
+
+FAMILIES = (
+    Family("stress-stretch", "stress: stretched cells", "strained_cells", "stress", _strained("stretch", "volume")),
+    Family("stress-shear", "stress: sheared cells", "strained_cells", "stress", _strained("shear")),
+)

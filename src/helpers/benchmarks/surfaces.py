@@ -51,7 +51,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from helpers import engine, registry, softening, structures
-from helpers.benchmarks import Case, chosen_sets, row, table
+from helpers.benchmarks import NO_MAGNET, Case, Family, Sample, beside, chosen_sets, of, row, table, without
 from helpers.potentials.base import Potential
 
 # 1 eV/Å² in J/m²: the elementary charge over (1e-10 m)².
@@ -94,6 +94,8 @@ SETS: dict[str, tuple[str, ...]] = {
     "jarvis-binaries": (),
 }
 LIVE = "tran-rebuilt"
+KEYS = ("atom", "component")
+QUICK = {"slabs-109": Sample(24, 60), "tran-rebuilt": Sample(8)}
 
 # How far a recomputed value may lie from the committed one: rounding for statics, the force threshold for relaxed slabs.
 TOLERANCES = {"gamma_static": 5e-4, "gamma_relaxed": 2e-3, "force": 2e-3}
@@ -756,3 +758,17 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     slopes = [column for column in found if column.startswith(("slope", "inverse_slope", "r2"))]
     found.loc[found["set"].isin(_NO_SLOPE), slopes] = np.nan
     return found
+
+
+# ---------------------------------------------------------------------------------------------------
+# As softness
+
+
+def _relaxed_and_static(table: pd.DataFrame) -> pd.DataFrame:
+    return without(beside(table[table["set"] == "slabs-109"], "gamma_relaxed", "gamma_static"), "magnetic")
+
+
+FAMILIES = (
+    Family("surfaces", "surface energies", "surfaces", "energy", _relaxed_and_static, "slab of DFT, unrelaxed", NO_MAGNET),
+    Family("surfaces-built", "surface energies, built", "surfaces", "energy", of("tran-rebuilt", "gamma_relaxed"), role="card"),
+)

@@ -8,9 +8,9 @@ The folder that comes out holds ``report.html`` (one page, :mod:`helpers.reports
 tables in ``results``, laid out like ``data/results``. A card can be interrupted: the same call goes on where it stopped, and does nothing
 once all is done. Nothing but that folder is ever written to.
 
-Which cases? Without ``full`` a sample is drawn (:data:`QUICK`), from the names of cases and the DFT values alone, never from
-a prediction. Only sets whose files are on this machine are run; where a family has none of these, a set without DFT values takes its
-place, and the model is compared with a model of the book instead (:data:`STAND_INS`).
+Which cases? Without ``full`` a sample is drawn (:func:`helpers.benchmarks.drawn`), as each benchmark declares it. Only sets whose files
+are on this machine are run; where a family has none of these, a set without DFT values takes its place, and the model is compared with
+a model of the book instead.
 
 A bad calculator makes bad rows, not a crash: what raises, returns values that are not numbers, or lacks the stress is counted with its
 reason, and a time limit for each family (``budget_minutes``) keeps a slow one from taking all day.
@@ -21,22 +21,29 @@ from __future__ import annotations
 import json
 import re
 import time
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from helpers import benchmarks, explanations, figures, potentials, registry, results, runner, softening
-from helpers.benchmarks import Case, off_equilibrium
-from helpers.explanations import Family
+from helpers import benchmarks, explanations, figures, potentials, results, runner, softening
+from helpers.benchmarks import Case, Family, Sample, off_equilibrium
 from helpers.potentials import Potential, PotentialError, exam
 from helpers.potentials.base import GraphPotential
 from helpers.reports import report_card_page
+from helpers.reports.report_card_page import Card
 
-BENCHMARKS = ("surfaces", "defects", "solid_solutions", "migration", "phonons", "elasticity", "off_equilibrium")
+AGAINST_DFT = benchmarks.families("", "control", "card")
+AGAINST_BOOK = benchmarks.families("stand-in")
+
+# Scalars before forces, energies before curvatures.
+_ORDERED = sorted(AGAINST_DFT.values(), key=lambda family: (family.kind == "force", family.order))
+BENCHMARKS = tuple(name for name in dict.fromkeys(family.benchmark for family in _ORDERED) if benchmarks.module(name).QUICK)
+
+QUICK: dict[str, dict[str, Sample]] = {name: benchmarks.module(name).QUICK for name in BENCHMARKS}
+"""The sample of a quick card: benchmark → set → how many."""
 
 STARTED, RECORD = "started.json", "report.json"
 _VERSION = 1
@@ -55,176 +62,23 @@ _SAME_ENERGY = 1e-3
 # Which cases
 
 
-@dataclass(frozen=True)
-class Sample:
-    """How many cases of a set are drawn.
-
-    Attributes
-    ----------
-    n : int
-        Cases; materials if these are taken whole.
-    max_atoms : int or None
-        Cases with more atoms in all their structures together are not drawn: they take too long.
-    whole : bool
-        Take all cases of a material, where a number belongs to a material.
-    """
-
-    n: int
-    max_atoms: int | None = None
-    whole: bool = False
-
-
-QUICK: dict[str, dict[str, Sample]] = {
-    "surfaces": {"slabs-109": Sample(24, 60), "tran-rebuilt": Sample(8)},
-    "defects": {"vacancies": Sample(5), "bcc-vacancies": Sample(3)},
-    "solid_solutions": {"sic-aln": Sample(12), "nb-mo": Sample(12), "ta-w": Sample(12)},
-    "migration": {"elements": Sample(3), "hops": Sample(3, 250)},
-    "phonons": {"phonondb": Sample(6, 1500), "phonondb-pbe": Sample(6)},
-    "elasticity": {"binaries": Sample(20)},
-    "off_equilibrium": {
-        "wbm-21": Sample(21),
-        "mattersim-tp": Sample(40, whole=True),
-        "single-element-md": Sample(40),
-        "mptrj-1k": Sample(40),
-    },
-}
-"""The sample of a quick card: benchmark → set → how many."""
-
-STAND_INS: dict[str, Sample] = {
-    "solid_solutions": Sample(6),
-    "migration": Sample(2),
-    "phonons": Sample(5),
-    "elasticity": Sample(6),
-    "off_equilibrium": Sample(18),
-}
-"""What is drawn from a benchmark's ``LIVE`` set, which needs no file but has no DFT values here, if none of the others is here."""
-
-
-def draw(benchmark: str, cases: Sequence[Case], sample: Sample, seed: int = 0) -> list[Case]:
-    """Draw cases of one set.
-
-    Materials come in random order, and each gives one case before any gives a second one. For one seed a larger sample holds the
-    smaller one. Cases that no number of the card would be made of (end members of alloys, frames that
-    :func:`helpers.benchmarks.off_equilibrium.headline` leaves out) are not drawn.
-
-    Parameters
-    ----------
-    benchmark : str
-    cases : sequence of Case
-        Of one set.
-    sample : Sample
-    seed : int
-
-    Returns
-    -------
-    list of Case
-        In the order in which they were given.
-    """
-    usable = _usable(benchmark, cases)
-    if sample.max_atoms is not None:
-        usable = [case for case in usable if sum(len(atoms) for atoms in case.structures.values()) <= sample.max_atoms]
-    of: dict[str, list[Case]] = {}
-    for case in usable:
-        of.setdefault(case.material, []).append(case)
-    if not of:
-        return []
-    # A sum of the letters is the same in every process, unlike hash().
-    rng = np.random.default_rng([seed, zlib.crc32(f"{benchmark}/{usable[0].set}".encode())])
-    names = [sorted(of)[position] for position in rng.permutation(len(of))]
-    if sample.whole:
-        chosen = {case.name for name in names[: sample.n] for case in of[name]}
-    else:
-        shuffled = {name: [of[name][position].name for position in rng.permutation(len(of[name]))] for name in names}
-        rounds = max(map(len, shuffled.values()))
-        chosen = set([shuffled[name][turn] for turn in range(rounds) for name in names if turn < len(shuffled[name])][: sample.n])
-    return [case for case in cases if case.name in chosen]
-
-
-def _usable(benchmark: str, cases: Sequence[Case]) -> list[Case]:
-    if benchmark == "solid_solutions":
-        return [case for case in cases if 0 < case.info["x"] < 1]
-    if benchmark == "off_equilibrium" and cases and cases[0].set != off_equilibrium.LIVE:
-        listed = pd.DataFrame([{"set": case.set, "material": case.material, "case": case.name, **case.info} for case in cases])
-        kept = set(off_equilibrium.headline(listed)["case"])
-        return [case for case in cases if case.name in kept]
-    return list(cases)
-
-
 def _plan(full: bool, quick: Mapping[str, Mapping[str, Sample]] | None) -> tuple[dict[str, dict[str, Sample | None]], list[dict[str, str]]]:
     """Return what is to be run, set by set (None: all of it), and what cannot be run, with the reason."""
     plan: dict[str, dict[str, Sample | None]] = {}
     absent = []
     sample = QUICK if quick is None else quick
     for benchmark in BENCHMARKS if full else sample:
-        module = benchmarks.module(benchmark)
-        wanted = dict.fromkeys(module.SETS) if full else dict(sample[benchmark])
-        here = {name: number for name, number in wanted.items() if registry.available(module.SETS[name])}
+        wanted = dict.fromkeys(benchmarks.module(benchmark).SETS) if full else dict(sample[benchmark])
+        plan[benchmark] = benchmarks.at_hand(benchmark, wanted)
         for name in wanted:
-            if name not in here:
-                reason = "its files are not on this machine"
-                absent.append({"benchmark": benchmark, "set": name, "cases": "all", "reason": reason, "command": _fetch(benchmark)})
-        if not here and benchmark in STAND_INS:
-            here = {module.LIVE: STAND_INS[benchmark]}
-        plan[benchmark] = here
+            if name not in plan[benchmark]:
+                reason, command = "its files are not on this machine", f"softening fetch {benchmark}"
+                absent.append({"benchmark": benchmark, "set": name, "cases": "all", "reason": reason, "command": command})
     return plan, absent
-
-
-def _fetch(benchmark: str) -> str:
-    return f"softening fetch {benchmark}"
-
-
-def _cases(benchmark: str, sets: Mapping[str, Sample | None], protocol: object, seed: int) -> tuple[list[Case], int]:
-    """Return the cases to run, and how many there are in these sets."""
-    chosen: list[Case] = []
-    total = 0
-    for name, sample in sets.items():
-        everything = benchmarks.module(benchmark).cases(protocol, [name])
-        total += len(everything)
-        chosen += everything if sample is None else draw(benchmark, everything, sample, seed)
-    return chosen, total
 
 
 # ---------------------------------------------------------------------------------------------------
 # What is judged
-
-
-def _built(table: pd.DataFrame) -> pd.DataFrame:
-    return table[(table["set"] == "tran-rebuilt") & (table["property"] == "gamma_relaxed")]
-
-
-AGAINST_DFT: dict[str, Family] = {
-    **{key: family for key, family in explanations.FAMILIES.items() if family.benchmark in BENCHMARKS},
-    "surfaces-built": Family("surfaces-built", "surface energies, built", "surfaces", _built, "scalar", 0),
-}
-
-# Near-equilibrium frames of the training data: they say whether the model works at all, not how soft it is elsewhere.
-CONTROLS = ("forces-control",)
-
-
-def _live(name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    def read(table: pd.DataFrame) -> pd.DataFrame:
-        module = benchmarks.module(str(table.attrs["benchmark"]))
-        return table[(table["set"] == module.LIVE) & (table["property"] == name)]
-
-    return read
-
-
-AGAINST_BOOK: dict[str, Family] = {
-    family.key: family
-    for family in (
-        Family("live-forces", "forces: rattled crystals", "off_equilibrium", _live("force"), "force", 1),
-        Family("live-mixing", "mixing: Ca–Mg–O", "solid_solutions", _live("formation_energy"), "scalar", 0),
-        Family("live-barriers", "barriers: Al, Cu", "migration", _live("barrier"), "scalar", 0),
-        Family("live-phonons", "phonons: ω, simple crystals", "phonons", _live("omega_max"), "scalar", 2),
-        Family("live-bulk", "bulk modulus, simple crystals", "elasticity", _live("bulk_modulus"), "scalar", 2),
-        Family("live-shear", "shear modulus, simple crystals", "elasticity", _live("shear_modulus"), "scalar", 2),
-    )
-}
-
-
-def power(family: Family) -> float:
-    """Return p in: E → c E multiplies the quantity by c^p. It is ½ for frequencies, 1 for all else."""
-    return 0.5 if family.benchmark == "phonons" else 1.0
 
 
 def _joined(benchmark: str, own: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -236,13 +90,7 @@ def _joined(benchmark: str, own: pd.DataFrame, key: str) -> pd.DataFrame:
             table = results.read(benchmark, model)
             table = table[table["case"].isin(wanted)]
             parts.append(table.astype({name: object for name in table.select_dtypes("category")}))
-    joined = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    joined.attrs["benchmark"] = benchmark
-    return joined
-
-
-def _detail(rows: pd.DataFrame) -> list[str]:
-    return ["case", *[name for name in ("atom", "component", "image") if name in rows]]
+    return pd.concat([part for part in parts if len(part)], ignore_index=True)
 
 
 def beside(rows: pd.DataFrame, key: str, n_resamples: int = 2000) -> pd.DataFrame:
@@ -264,7 +112,7 @@ def beside(rows: pd.DataFrame, key: str, n_resamples: int = 2000) -> pd.DataFram
         One row per model: ``model``, ``rank`` (1 is the smallest MAE), ``mae``, and the columns of
         :func:`helpers.explanations.slopes`. Empty if there is nothing to compare.
     """
-    names = _detail(rows)
+    names = explanations.places(rows)
     places = {str(model): pd.MultiIndex.from_frame(part[names]) for model, part in rows.groupby("model", observed=True)}
     if key not in places:
         return pd.DataFrame()
@@ -314,7 +162,7 @@ def judge(
     if len(own) < 2:
         return None
     slopes = explanations.slopes(own, n_resamples)
-    s, p = slopes["slope"], power(family)
+    s, p = slopes["slope"], family.power
     others = beside(rows, key, n_resamples) if against == "DFT" else pd.DataFrame()
     ranked = others.set_index("model") if len(others) else None
     mae = _mae(own)
@@ -358,14 +206,13 @@ def _verdict(slopes: Mapping[str, float]) -> str:
     return word if borne_out[word] else "unclear"
 
 
-def _against_book(joined: pd.DataFrame, key: str) -> pd.DataFrame:
+def _against_book(benchmark: str, joined: pd.DataFrame, key: str) -> pd.DataFrame:
     """Return the model's rows of the ``LIVE`` set with the values of the book's model as reference."""
-    live = joined[joined["set"] == benchmarks.module(joined.attrs["benchmark"]).LIVE]
-    keys = ["set", "case", "property", *[name for name in runner.ROW_KEYS if name in live]]
+    module = benchmarks.module(benchmark)
+    live = joined[joined["set"] == module.LIVE]
+    keys = ["set", "case", "property", *[name for name in module.KEYS if name in live]]
     book = live[(live["model"] == BOOK_MODEL) & (live["status"] == "ok")][[*keys, "value"]].rename(columns={"value": "reference"})
-    own = live[live["model"] == key].drop(columns="reference").merge(book, on=keys, how="left", validate="one_to_one")
-    own.attrs = joined.attrs
-    return own
+    return live[live["model"] == key].drop(columns="reference").merge(book, on=keys, how="left", validate="one_to_one")
 
 
 def _judged(key: str, benchmark: str, table: pd.DataFrame, n_resamples: int) -> Iterator[tuple[dict, pd.DataFrame, pd.DataFrame]]:
@@ -376,7 +223,7 @@ def _judged(key: str, benchmark: str, table: pd.DataFrame, n_resamples: int) -> 
     for families, against in ((AGAINST_DFT, "DFT"), (AGAINST_BOOK, BOOK_MODEL)):
         if against == key:
             continue
-        source = joined if against == "DFT" else _against_book(joined, key)
+        source = joined if against == "DFT" else _against_book(benchmark, joined, key)
         for family in families.values():
             if family.benchmark == benchmark:
                 rows = explanations.rows(family, source)
@@ -412,7 +259,11 @@ def with_common_factor(lanes: pd.DataFrame, points: Mapping[str, pd.DataFrame]) 
 
 def _counted(lanes: pd.DataFrame) -> pd.DataFrame:
     """Return the lines that the advice rests on: against DFT, of three values or more, no control."""
-    return lanes[(lanes["against"] == "DFT") & ~lanes["lane"].isin(CONTROLS) & (lanes["n"] >= 3)] if len(lanes) else lanes
+    return (
+        lanes[(lanes["against"] == "DFT") & ~lanes["lane"].isin(benchmarks.families("control")) & (lanes["n"] >= 3)]
+        if len(lanes)
+        else lanes
+    )
 
 
 def _by_benchmark(lanes: pd.DataFrame) -> pd.DataFrame:
@@ -551,45 +402,6 @@ def _words(benchmark: str) -> str:
 # The card
 
 
-@dataclass(frozen=True)
-class Card:
-    """What :func:`make` found.
-
-    Attributes
-    ----------
-    folder : Path
-    about : dict
-        ``model``, ``name`` (to be shown), ``mode``, ``seed``, ``date``, ``cases`` and ``failed_cases``, ``common_factor``,
-        ``atoms_per_second`` (of one process, energies and forces of single frames; None if not measured), ``trainable``, and
-        ``benchmarks``: for each its provenance, with the number of cases there are (``of``) and seconds.
-    lanes : DataFrame
-        One row per family: ``lane, name, benchmark, against`` (``DFT``, or the model of the book that stands in), ``unit, power``, the
-        columns of :func:`helpers.explanations.slopes`, ``mae``, ``verdict`` (:func:`helpers.softening.verdict`), ``factor`` (that
-        brings s to one), ``removed_own`` and ``removed_common`` (share of the MAE that this factor, and one for all families, removes),
-        ``rank`` among ``n_ranked`` models by MAE on ``n_common`` values that all have.
-    beside : DataFrame
-        :func:`beside` of each lane.
-    failures : DataFrame
-        From :func:`failures`.
-    not_run : DataFrame
-        ``benchmark, set, cases, reason, command``.
-    recommendation, reasons
-        From :func:`advise`.
-    points : dict of str to DataFrame
-        By lane, the values behind it; empty for a card read from disk.
-    """
-
-    folder: Path
-    about: dict[str, object]
-    lanes: pd.DataFrame
-    beside: pd.DataFrame
-    failures: pd.DataFrame
-    not_run: pd.DataFrame
-    recommendation: str
-    reasons: list[str]
-    points: dict[str, pd.DataFrame] = field(default_factory=dict)
-
-
 _FAILURES = ["benchmark", "cases", "reason", "kinds", "example"]
 _NOT_RUN = ["benchmark", "set", "cases", "reason", "command"]
 _NO_TIME = "no time left"
@@ -663,7 +475,7 @@ def make(
     with runner.workers(potential.device, number) as pool:
         for benchmark, sets in plan.items():
             protocol = benchmarks.module(benchmark).Protocol()
-            cases, total = _cases(benchmark, sets, protocol, seed)
+            cases, total = benchmarks.drawn(benchmark, sets, seed)
             limits = runner.Limits(None if budget_minutes is None else time.time() + 60 * budget_minutes, keep_going=True)
             size = None if full else min(_ATOMS_PER_SHARD, 1 + _n_atoms(cases) // _MIN_SHARDS)
             where = runner.Where(pool, trust=trust, atoms_per_shard=size)
@@ -809,8 +621,10 @@ def _card(
     trainable = isinstance(potential, GraphPotential)
     if advice == "fine-tuning" and not trainable:
         reasons.insert(0, "This potential has no weights that softening fix could train: train it with its own code.")
-    statics = made.get("off_equilibrium")
-    speed = statics["atoms"] / statics["core_seconds"] if statics and statics["core_seconds"] > 0 else None
+    # Where forces are what is measured, single frames are evaluated.
+    single = [made[name] for name in {family.benchmark for family in AGAINST_DFT.values() if family.quantity == "force"} if name in made]
+    seconds = sum(entry["core_seconds"] for entry in single)
+    speed = sum(entry["atoms"] for entry in single) / seconds if seconds > 0 else None
     about = {
         "request": request,
         "model": potential.key,

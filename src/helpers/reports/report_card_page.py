@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -13,11 +14,48 @@ from matplotlib.figure import Figure
 from helpers import explanations, figures, potentials
 from helpers.reports import page
 
-if TYPE_CHECKING:
-    from helpers.reports.report_card import Card
-
 VERDICTS = {word: word for word in ("soft", "stiff", "wrong sign")}
 VERDICTS |= {"calibrated": "calibrated (shrunken)", "right": "right size", "unclear": "not clear"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What :func:`helpers.reports.report_card.make` found.
+
+    Attributes
+    ----------
+    folder : Path
+    about : dict
+        ``model``, ``name`` (to be shown), ``mode``, ``seed``, ``date``, ``cases`` and ``failed_cases``, ``common_factor``,
+        ``atoms_per_second`` (of one process, energies and forces of single frames; None if not measured), ``trainable``, and
+        ``benchmarks``: for each its provenance, with the number of cases there are (``of``) and seconds.
+    lanes : DataFrame
+        One row per family: ``lane, name, benchmark, against`` (``DFT``, or the model of the book that stands in), ``unit, power``, the
+        columns of :func:`helpers.explanations.slopes`, ``mae``, ``verdict`` (:func:`helpers.softening.verdict`), ``factor`` (that
+        brings s to one), ``removed_own`` and ``removed_common`` (share of the MAE that this factor, and one for all families, removes),
+        ``rank`` among ``n_ranked`` models by MAE on ``n_common`` values that all have.
+    beside : DataFrame
+        :func:`helpers.reports.report_card.beside` of each lane.
+    failures : DataFrame
+        From :func:`helpers.reports.report_card.failures`.
+    not_run : DataFrame
+        ``benchmark, set, cases, reason, command``.
+    recommendation, reasons
+        From :func:`helpers.reports.report_card.advise`.
+    points : dict of str to DataFrame
+        By lane, the values behind it; empty for a card read from disk.
+    """
+
+    folder: Path
+    about: dict[str, object]
+    lanes: pd.DataFrame
+    beside: pd.DataFrame
+    failures: pd.DataFrame
+    not_run: pd.DataFrame
+    recommendation: str
+    reasons: list[str]
+    points: dict[str, pd.DataFrame] = field(default_factory=dict)
+
 
 _HEADLINES = {
     "scalar fix": "Recommendation: a scalar fix. One factor on the energy mends most of the error.",

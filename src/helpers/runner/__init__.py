@@ -39,7 +39,6 @@ from helpers.runner.cluster import RunError
 from helpers.runner.worker import Job, Limits, compute_here, compute_shard, keep_memory, versions
 
 __all__ = [
-    "ROW_KEYS",
     "Job",
     "Limits",
     "LiveCheckError",
@@ -90,10 +89,6 @@ def shards(cases: Sequence[Case], atoms_per_shard: int = _ATOMS_PER_SHARD) -> li
         pieces[-1].append(case)
         size += n_atoms
     return pieces
-
-
-# Columns that, where a benchmark has them, tell the rows of one case and property apart.
-ROW_KEYS = ("stage", "held_out", "epoch", "frame", "atom", "component", "displacement", "quantile", "q", "branch", "frequency_thz", "image")
 
 
 @contextmanager
@@ -368,7 +363,7 @@ def _run_locked(plan: _Plan, where: Where, progress: bool) -> Run:
         table = pd.concat(tables, ignore_index=True) if tables else benchmarks.table([])
         table.attrs = {}
         if not missing:
-            results.write(benchmark, key, table, made, plan.base)
+            results.write(benchmark, key, table, made, plan.base, keys=benchmarks.module(benchmark).KEYS)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -487,7 +482,7 @@ def live_check(
     if not cases:
         raise LiveCheckError(f"nothing of {benchmark} was compared: {', '.join(chosen)} has no cases.")
     now = module.run(potentials.load(key), cases, protocol)
-    keys = ["set", "case", "property", *[column for column in ROW_KEYS if column in now]]
+    keys = ["set", "case", "property", *[column for column in module.KEYS if column in now]]
     committed = results.read(benchmark, key).rename(columns={"value": "committed", "status": "was"})
     committed = committed.loc[committed["set"].isin(chosen), [*keys, "committed", "was"]]
     both = now.merge(committed, on=keys, how="left", validate="one_to_one")

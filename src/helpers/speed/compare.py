@@ -498,7 +498,7 @@ def record(
         "packages": results.package_versions() | _version_of("matcalc"),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    return results.write(NAME, key, table, provenance, out)
+    return results.write(NAME, key, table, provenance, out, keys=("route", "round"))
 
 
 def _data_sha256() -> dict[str, str]:

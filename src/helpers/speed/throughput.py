@@ -219,7 +219,7 @@ def record(key: str = "chgnet-0.3.0", protocol: Protocol | None = None) -> Path:
         "packages": results.package_versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }
-    return results.write(NAME, key, table, provenance)
+    return results.write(NAME, key, table, provenance, keys=("n_atoms",))
 
 
 @dataclass(frozen=True)
