@@ -9,7 +9,7 @@ LABS   ?= lab1 lab2 lab3 lab4
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint format serve browser lab labs autograde pdf results bench hero new-chapter lock check clean
+.PHONY: help book test test-fast coverage lint format serve browser lab labs autograde pdf results bench hero new-chapter lock check clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -45,6 +45,12 @@ check: $(VENV)/.core  ## Check the built book: pages, figures, links, nothing fe
 
 test: $(VENV)/.dev  ## Run the tests
 	$(BIN)/python -m pytest -n 2
+
+test-fast: $(VENV)/.dev  ## Run the tests that take no longer than a second: something of every module, in two minutes
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+coverage: $(VENV)/.dev  ## Run the tests and list the lines of src that none of them reaches
+	$(BIN)/python -m pytest -n 2 --cov=helpers --cov-report=term-missing:skip-covered
 
 lint: $(VENV)/.dev  ## Check style, and that notebooks are stored without outputs
 	$(BIN)/ruff check src tests notebooks book
