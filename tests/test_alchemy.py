@@ -42,6 +42,7 @@ def same(one, other, tolerance=1e-9):
     assert one.stress == pytest.approx(other.stress, abs=tolerance)
 
 
+@pytest.mark.slow
 def test_with_one_weight_the_mixture_is_the_plain_potential(network):
     potential, first, second = network
     for pure in (first, second):
@@ -135,6 +136,7 @@ def test_a_scaled_potential_gives_a_scaled_mixture(network):
     assert potential.scale == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("block", "options"),
     [
@@ -246,6 +248,7 @@ def test_the_search_for_an_equilibrium_says_why_it_fails(chgnet, load_model):
         alchemy.equilibrium(chgnet, bulk("Po", "sc", a=3.3))
 
 
+@pytest.mark.slow
 def test_the_slope_of_the_lattice_parameter_is_that_of_its_curve(chgnet):
     h, start = 2e-3, bulk("MgO", "rocksalt", a=4.5)
 
@@ -261,6 +264,7 @@ def test_the_slope_of_the_lattice_parameter_is_that_of_its_curve(chgnet):
         alchemy.length_slope(mixed, atoms, "Sr", "Mg")
 
 
+@pytest.mark.slow
 def test_a_composition_is_designed_for_a_lattice_parameter(chgnet):
     start = bulk("MgO", "rocksalt", a=4.5)
     found = alchemy.design(chgnet, start, gained="Ca", lost="Mg", target=4.6)
@@ -299,6 +303,7 @@ def test_orderings_are_close_to_random_and_differ_between_seeds():
         benchmark.cases(sets=["nosuch"])
 
 
+@pytest.mark.slow
 def test_the_mixed_crystal_joins_the_end_members(load_model):
     protocol = dataclasses.replace(benchmark.Protocol(), intervals=2)
     table = benchmark.run(load_model("chgnet-0.3.0"), benchmark.cases(protocol, ["rocksalt"]), protocol)
@@ -345,6 +350,7 @@ def test_a_compound_of_the_elasticity_source_by_name():
         elasticity.compound("mp-0")
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_one_label_is_a_label_and_the_rest_is_the_test():
     made = benchmark.cases(sets=["one-label"])

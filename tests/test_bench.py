@@ -42,6 +42,7 @@ def test_ways_agree_on_chgnet(name, frames):
     assert_same(ROUTES[name].make(MODEL, 1)(task), routes.in_double_precision(MODEL, task)[1], [8, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not potentials.runnable("m3gnet-mp-2021.2.8"), reason="needs the weights of M3GNet")
 @pytest.mark.parametrize("name", ["ase", "ase-no-stress"])
 def test_matgl_agrees_in_its_own_convention(name, frames):
@@ -53,6 +54,7 @@ def test_matgl_agrees_in_its_own_convention(name, frames):
     assert abs(as_used.energies[0] - in_matgl.energies[0]) > 1, "what is timed has the convention that the weights were trained in"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ours", "ase", "torch-sim"])
 def test_ways_agree_on_mace(name, mace_file):
     rng = np.random.default_rng(1)
@@ -63,6 +65,7 @@ def test_ways_agree_on_mace(name, mace_file):
     assert_same(ROUTES[name].make(key, 1)(task), routes.in_double_precision(key, task)[1], [8, 8])
 
 
+@pytest.mark.slow
 def test_the_random_mace_is_a_potential_for_all_elements(tmp_path):
     compare.random_mace(tmp_path / "random.model", channels=4)
     potential = potentials.load(f"file:{tmp_path / 'random.model'}", "cpu", trust=True)
@@ -96,6 +99,7 @@ def test_a_calculator_computes_anew_what_it_computed_last(frames, monkeypatch):
     assert len(counted) == 2
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_tasks_are_the_same_every_time():
     protocol = compare.Protocol(materials=2, frames=2, relaxed=1)
@@ -216,6 +220,7 @@ def test_operations_are_counted():
     assert traffic.others == 4 * (300 + 300)
 
 
+@pytest.mark.slow
 def test_variants_do_not_change_forces(frames):
     names = compare.QUICK.variants
     assert set(variants.VARIANTS) - set(names) == {"torch.compile"}, "which takes minutes"
@@ -237,6 +242,7 @@ def test_a_variant_that_fails_is_a_row(frames, monkeypatch):
     assert rows[0][-1] == "RuntimeError: no compiler here"
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_a_small_measurement_in_processes_of_their_own():
     protocol = dataclasses.replace(compare.QUICK, materials=1, frames=1, relaxed=1, steps=1, supercell=1, scaling=(), rounds=1, variants=())

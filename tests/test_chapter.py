@@ -19,6 +19,7 @@ def data(data, monkeypatch):
     return data
 
 
+@pytest.mark.slow
 def test_everything_writes_the_table_that_the_chapters_read(data, capsys):
     here = chapter.begin("everything", "surfaces", EMT, device="cpu", processes=1)
     table = results.read("surfaces", EMT)
@@ -97,6 +98,7 @@ def test_results_of_nothing_are_refused(data):
         here.live_check("surfaces", EMT, sets=["nosuch"])
 
 
+@pytest.mark.slow
 def test_a_sample_that_differs_is_refused(data, monkeypatch):
     runner.run("surfaces", EMT, device="cpu", processes=1, progress=False)
     work = surfaces.run

@@ -55,6 +55,7 @@ def test_models_lists_the_catalogue(no_data):
     assert any(line.startswith("sevennet-0") and ("make env-sevennet" in line or "ready" in line) for line in lines)
 
 
+@pytest.mark.slow
 def test_fetch_offline_says_what_is_missing(no_data):
     outcome = softening("fetch", "weights")
     assert outcome.returncode == 1
@@ -64,6 +65,7 @@ def test_fetch_offline_says_what_is_missing(no_data):
     assert "Traceback" not in outcome.stderr
 
 
+@pytest.mark.slow
 def test_fetch_knows_what_a_benchmark_reads_of_another_ones_files(no_data):
     """The pure metals of the alloys are listed in the registry under the surfaces."""
     outcome = softening("fetch", "solid_solutions")
@@ -139,6 +141,7 @@ def test_a_mirror_that_does_not_exist_is_one_line(no_data, monkeypatch, capsys):
 SEEDS = [[command, "-m", EMT, "-o", "out", "--seed", seed] for command, seed in (("fix", "-1"), ("report", "-1"), ("report", str(2**32)))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["modles"], ["run"], [*RUN, "--procesess", "2"], [*RUN, "--processes", "0"], ["status", "x"], *SEEDS]
 )
@@ -149,6 +152,7 @@ def test_mistakes_of_form_have_no_traceback(arguments):
     assert "Traceback" not in outcome.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["helpers.registry", "helpers.potentials", "helpers.reports.report_card", "helpers.potentials.exam"])
 def test_an_interruption_is_one_line_wherever_it_comes(where, tmp_path):
     """Ctrl-C while modules are imported, before and in main, and while a command works; the process really gets the signal."""

@@ -76,6 +76,7 @@ def test_the_benchmark_that_is_shown_runs(monkeypatch):
     assert module.LIVE in module.SETS
 
 
+@pytest.mark.slow
 def test_what_the_readme_shows_mends_frames_of_all_kinds(tmp_path, monkeypatch):
     """Frames of different sizes, one with atoms that are held and one that cannot be evaluated; labels are 1.25 times the forces."""
     frames = [bulk("Cu", cubic=True), bulk("Cu", cubic=True) * (2, 1, 1), bulk("Au", cubic=True), bulk("Cu")]

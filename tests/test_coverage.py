@@ -115,6 +115,7 @@ def live():
     return coverage.run(potential, cases, protocol)
 
 
+@pytest.mark.slow
 def test_the_teacher_agrees_with_itself(live):
     own = live[live["series"] == "potential"].pivot_table(index="held_out", columns="property", values="value")
     assert own["force_rmse"].max() < 1e-4

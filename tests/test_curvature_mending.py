@@ -13,6 +13,7 @@ from helpers.training.fine_tune import Label, Recipe
 from helpers.training.trial import labels_of
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_labels_never_come_from_a_compound_that_is_held_out():
     cases = mending.cases(mending.Protocol(seeds=(0, 1)), sets=["displacements"])
@@ -32,6 +33,7 @@ def test_labels_never_come_from_a_compound_that_is_held_out():
     assert {label.atoms.get_chemical_formula() for label in first} != {label.atoms.get_chemical_formula() for label in second}
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_csf_and_the_metals_have_the_labels_there_are():
     protocol = mending.Protocol(elements=("Cu", "Ni"))
@@ -59,6 +61,7 @@ def taught():
     return mending.run(potential, mending.cases(sets=["teacher"]), mending.Protocol())
 
 
+@pytest.mark.slow
 def test_phonons_follow_a_stiffer_teacher(taught):
     """E → c E makes the frequencies √c times as high, and a few epochs go some of the way."""
     summary = mending.summarise(taught).set_index(["stage", "property"])

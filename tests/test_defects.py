@@ -369,6 +369,7 @@ def test_failures_are_rows_with_reasons():
     pd.testing.assert_series_equal(result.loc["good", "value"], alone.loc["good", "value"], atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("structure", "a", "stable"), [("fcc", 3.6, True), ("bcc", 2.87, False)])
 def test_a_host_that_is_no_minimum_is_found(structure, a, stable):
     """With a pair potential fcc is stable; bcc is held by its symmetry alone, and any shake lets it fall."""
@@ -568,6 +569,7 @@ def test_by_default_all_sets_are_wanted(monkeypatch, tmp_path):
     assert len(defects.cases(sets=["bcc-vacancies"])) == 7
 
 
+@pytest.mark.slow
 def test_chgnet_is_soft_on_bcc_metals():
     """What is missing is not relaxation: even the ideal lattice lies below DFT's relaxed value."""
     chosen = [case for case in defects.cases(sets=["bcc-vacancies"]) if case.material in ("Mo", "Nb", "W")]

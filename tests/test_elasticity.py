@@ -157,6 +157,7 @@ def test_symmetry_tells_which_strains_are_the_same(crystal, n_computed):
         np.testing.assert_allclose(rotation @ twelve[first] @ rotation.T, twelve[number], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crystal", [bulk("Cu"), HCP, bulk("CuAu", "rocksalt", a=5.2), L1_0], ids=["fcc", "hcp", "rocksalt", "L1_0"])
 def test_strains_left_out_by_symmetry_change_nothing(crystal, monkeypatch):
     few = elasticity.run(emt(), [own_case("few", crystal)], PROTOCOL)
@@ -230,6 +231,7 @@ def value(frame: pd.DataFrame, case: str, quantity: str) -> float:
     return frame.set_index(["case", "property"])["value"][case, quantity]
 
 
+@pytest.mark.slow
 def test_table(emt_table):
     assert list(emt_table.columns[: len(benchmarks.COLUMNS)]) == benchmarks.COLUMNS
     moduli = {name + end for name in ("bulk_modulus", "shear_modulus") for end in ("", "_wide", "_1pct", "_025pct")}
@@ -266,6 +268,7 @@ def test_atoms_relax_in_the_strained_crystal():
     assert c66 < 0.95 * curvature(outcome.crystal, shear)
 
 
+@pytest.mark.slow
 def test_atoms_come_to_rest_where_another_minimiser_brings_them():
     starts = [structures.strained(HCP, strain) for strain in elasticity.strains(0.06)]
     before = [elasticity._pull(prediction) for prediction in emt().evaluate(starts)]
@@ -379,6 +382,7 @@ def everything() -> list[Case]:
     return elasticity.cases(elasticity.Protocol(n_compounds=10_000), sets=["binaries"])
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_every_compound_is_a_case_or_left_out_with_a_reason(everything):
     out = elasticity.left_out()
@@ -401,6 +405,7 @@ def test_the_chosen_compounds_are_what_they_should_be(everything):
         assert 2 <= case.reference["shear_modulus"] <= 1.5 * case.reference["bulk_modulus"]
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_first_compounds_are_a_fair_sample(everything):
     """The order is the same whatever the number, it is not that of the file, and it does not follow the moduli."""
@@ -440,6 +445,7 @@ def test_a_bulk_modulus_as_the_label_for_the_shear_modulus():
     )
 
 
+@pytest.mark.slow
 @needs_mirror
 @pytest.mark.parametrize("material", ["MgO", "NaCl", "Cu"])
 def test_stand_in_triples_do_not_decide_the_moduli(material, monkeypatch):

@@ -48,6 +48,7 @@ def in_ase(potential, atoms, cell, fmax):
     return atoms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", ["fixed", "full"])
 def test_batched_relaxation_equals_ase(chgnet, structures, cell):
     relaxed = engine.relax(chgnet, structures, cell=cell, fmax=0.01, smax=1e-4)
@@ -141,6 +142,7 @@ def test_not_converged_says_so(chgnet, structures):
     assert np.isfinite(result.energy)
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_batch(chgnet, structures, monkeypatch):
     plain = engine.relax(chgnet, structures, fmax=0.05)
     compute = type(chgnet).compute
@@ -164,6 +166,7 @@ def test_unknown_cell_mode(chgnet, structures):
         engine.relax(chgnet, structures, cell="isotropic")
 
 
+@pytest.mark.slow
 def test_held_coordinates_equal_ase_constraints(monkeypatch):
     """Each structure has other coordinates held, and they leave a small batch at different times."""
     monkeypatch.setattr(batched, "memory_limit", lambda potential: 600.0)
@@ -301,6 +304,7 @@ def test_structures_of_any_kind_are_relaxed():
 ALLOCATOR = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError(ALLOCATOR), MemoryError("Unable to allocate 9 GiB")])
 def test_a_cpu_without_memory_halves_the_batch_and_goes_on(chgnet, structures, monkeypatch, error):
     plain = engine.relax(chgnet, structures, fmax=0.05)

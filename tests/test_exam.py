@@ -299,6 +299,7 @@ class Scaled(Calculator):
 SLIGHT = [0.96, 0.98, 1.02, 1.03]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c", SLIGHT)
 @pytest.mark.parametrize("make", [EMT, lambda: EMT(asap_cutoff=True), lambda: LennardJones(sigma=2.3, epsilon=0.3, rc=6.0)])
 def test_a_slight_factor_on_forces_or_stress_is_a_note(make, c):
@@ -328,6 +329,7 @@ def test_an_energy_that_jumps_is_no_fault_and_no_note():
         assert " times −dE/dr" not in note
 
 
+@pytest.mark.slow
 def test_networks_pass_behind_their_calculators(load_model):
     from chgnet.model.dynamics import CHGNetCalculator
 
@@ -335,6 +337,7 @@ def test_networks_pass_behind_their_calculators(load_model):
     assert exam.examine(load_model("chgnet-0.3.0")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["m3gnet-mp-2021.2.8", "tensornet-matpes-pbe-2025.1", "mace-small"])
 def test_networks_pass_behind_our_calculators(load_model, key):
     assert exam.examine(foreign(load_model(key).calculator())) == []
@@ -477,6 +480,7 @@ def test_keys_that_do_not_load_say_why_on_one_line(project, name, words):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_fix_and_a_run_by_such_a_key_are_found_elsewhere(project, data, tmp_path, monkeypatch):
     frames = [rattled(seed=seed) for seed in range(10)]
     truth = foreign(EMT(asap_cutoff=True)).evaluate(frames)
@@ -494,6 +498,7 @@ def test_a_fix_and_a_run_by_such_a_key_are_found_elsewhere(project, data, tmp_pa
     assert fixed.potential.scale == pytest.approx(1.25, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_workers_in_another_folder_find_the_file(project, tmp_path):
     key = potentials.load("ase:my_calculator.make").key
     program = f"from helpers import potentials; print(potentials.load({key!r}).key)"

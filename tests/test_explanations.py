@@ -141,6 +141,7 @@ def test_one_at_a_time_takes_away_one_cause():
     assert found.loc["regression", "after"] == pytest.approx(1 / softening.inverse_slope(part["reference"], part["value"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "geometric", "arithmetic"), [("noisy", -0.5, 0.0), ("calibrated", 0.5, 1.0)])
 def test_scatter_moves_mean_ratios_to_second_order(kind, geometric, arithmetic):
     # Truth at 8 standard deviations from zero; R² about the mean of 0.5: the noise has variance 1 (noisy) or 0.5 (calibrated).

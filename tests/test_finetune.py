@@ -43,6 +43,7 @@ def test_linear_correction_finds_the_constant(chgnet, labels, method, n_labels):
     assert scaled.evaluate([labels[4].atoms])[0].forces == pytest.approx(labels[4].forces, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_linear_correction_is_the_limit_of_gradient_descent(chgnet):
     """Training one scalar on a mean squared error ends at the least-squares constant, not at 1/s."""
     rng = np.random.default_rng(1)
@@ -70,6 +71,7 @@ def test_linear_correction_names_the_bad_label(chgnet, labels):
         fine_tune.linear_correction(chgnet, [Label(broken, 0.0, labels[0].forces)])
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_and_leaves_the_original_alone(chgnet, labels):
     before = {name: value.clone() for name, value in chgnet.network.state_dict().items()}
     untouched = chgnet.evaluate([labels[0].atoms])[0].forces
@@ -136,6 +138,7 @@ def test_records_of_the_squared_loss_are_those_from_before_there_were_others():
     assert Recipe(epochs=7, seed=3, loss="huber").record() == old | {"loss": "huber", "huber_delta": 0.1}
 
 
+@pytest.mark.slow
 def test_training_is_reproducible_and_resumes(chgnet, labels, tmp_path, killed_after):
     recipe = Recipe(epochs=4, learning_rate=3e-4)
     whole = fine_tune.fine_tune(chgnet, labels[:3], recipe)
@@ -243,6 +246,7 @@ def test_atoms_that_do_not_count_are_left_out_of_the_factor(chgnet, held):
     assert fine_tune.linear_correction(chgnet, zeros, "least_squares").scale < 0.9
 
 
+@pytest.mark.slow
 def test_atoms_that_do_not_count_are_left_out_of_the_loss(chgnet, held):
     """Each structure counts once, by the components that it has."""
     begun = first_epoch(chgnet, held)
@@ -312,6 +316,7 @@ def test_a_batch_of_structures_is_the_mean_of_its_members(chgnet, labels):
     assert alone[0]["loss"] != pytest.approx(alone[1]["loss"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_training_in_batches_learns(chgnet, labels):
     recipe = Recipe(epochs=10, learning_rate=3e-4, batch_size=2, max_gradient_norm=10.0)
     history = fine_tune.fine_tune(chgnet, labels, recipe).history
@@ -348,6 +353,7 @@ def test_parts_that_do_not_exist_are_refused(chgnet, labels):
         fine_tune.fine_tune(chgnet, labels, Recipe(trained=("head",)))
 
 
+@pytest.mark.slow
 def test_low_rank_corrections_have_low_rank_and_end_up_in_the_weights(chgnet, labels):
     recipe = Recipe(epochs=8, learning_rate=3e-3, rank=2, validation_fraction=0, keep="last")
     untouched = chgnet.evaluate([labels[0].atoms])[0].forces

@@ -95,6 +95,7 @@ def row(fixed: fix.Fixed, stage: str, frames: str = "test") -> pd.Series:
     return scores[(scores["stage"] == stage) & (scores["frames"] == frames)].iloc[0]
 
 
+@pytest.mark.slow
 def test_linear_finds_the_constant(linear, chgnet, images):
     assert linear.potential.scale == pytest.approx(1.25, rel=1e-4)
     assert row(linear, "before")["slope"] == pytest.approx(0.8, rel=1e-4)
@@ -117,6 +118,7 @@ def test_a_mended_potential_is_a_potential(linear, images):
     assert "/" not in results.file_name(again.key)
 
 
+@pytest.mark.slow
 def test_full_lowers_the_error_and_comes_back_the_same(full, images, chgnet):
     before, after = row(full, "before"), row(full, "fine-tuned")
     assert after["mae"] < 0.6 * before["mae"]
@@ -157,6 +159,7 @@ def test_other_files_are_never_overwritten(tmp_path, labels_file):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on(tmp_path, labels_file, killed_after, full):
     arguments = {"method": "full", "recipe": Recipe(epochs=8, learning_rate=3e-4), "out": tmp_path / "fix", "device": "cpu"}
     with killed_after(3):
@@ -319,6 +322,7 @@ def test_a_mended_potential_can_be_mended_again(full, tmp_path, labels_file):
     assert {path: registry.sha256(path) for path in full.folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_mace_file(tmp_path, mace_file):
     base = potentials.load(f"file:{mace_file}", "cpu", trust=True)
     write(tmp_path / "labels.extxyz", labelled(base, 4, "FeO", 4.3))
@@ -345,6 +349,7 @@ def test_mace_file(tmp_path, mace_file):
         potentials.load(fixed.key, "cpu", trust=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", MATGL)
 def test_matgl(tmp_path, key):
     """Weights of an older convention are turned once, when the base is loaded, and not again with the mended weights."""
@@ -387,6 +392,7 @@ def two_ways(tmp_path):
     return tmp_path, frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sources",
     [
@@ -487,6 +493,7 @@ def spoiled(n: int, change) -> list[ase.Atoms]:
     return frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("together", [True, False])
 @pytest.mark.parametrize(
     ("n", "change", "words"),
@@ -517,6 +524,7 @@ def test_two_bad_frames_are_named_and_skipped(tmp_path, n, change, words, togeth
     assert len("".join(fixed.dropped)) > 0
 
 
+@pytest.mark.slow
 def test_what_wrong_frames_hide_is_found_when_they_are_out(tmp_path):
     """y and z exchanged in every second frame: left out in part, the factor would be 1.5."""
     images = copper(20)
@@ -527,6 +535,7 @@ def test_what_wrong_frames_hide_is_found_when_they_are_out(tmp_path):
     assert fixed.potential.scale == pytest.approx(1.25, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_training_leaves_out_what_the_doctor_named(tmp_path, chgnet):
     frames = labelled(chgnet, 10)
     for atoms in frames[4:6]:
@@ -558,6 +567,7 @@ def test_a_calculator_is_examined_before_it_is_mended(tmp_path, monkeypatch):
     assert not (tmp_path / "fix").exists()
 
 
+@pytest.mark.slow
 def test_a_second_fix_in_the_same_folder_is_told_so(tmp_path, two_ways, monkeypatch):
     out = tmp_path / "deep" / "fix"
     real, said = fine_tune.linear_correction, []
@@ -583,6 +593,7 @@ def test_a_second_fix_in_the_same_folder_is_told_so(tmp_path, two_ways, monkeypa
         assert fix.fix(EMT_KEY, two_ways[1], out=out).potential.scale == pytest.approx(1.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["started.json", "training.pt", "report.html", "weights.pt", "mended.json"])
 def test_a_full_disk_loses_nothing(tmp_path, labels_file, monkeypatch, name):
     """Whatever file it is that does not fit any more: the same call goes on, and does not train again what has been trained."""
@@ -613,6 +624,7 @@ def test_a_full_disk_loses_nothing(tmp_path, labels_file, monkeypatch, name):
     assert row(fixed, "fine-tuned")["mae"] < row(fixed, "before")["mae"]
 
 
+@pytest.mark.slow
 def test_damaged_records_are_named(tmp_path, two_ways, copied):
     started = tmp_path / "begun" / "started.json"
     started.parent.mkdir()
@@ -633,6 +645,7 @@ def test_damaged_records_are_named(tmp_path, two_ways, copied):
             potentials.load(f"file:{copied}", "cpu")
 
 
+@pytest.mark.slow
 def test_three_hundred_files_make_a_readable_report(tmp_path):
     """Also with names that are not ASCII, or not even text, and with the line ends of Windows."""
     folder = tmp_path / "Größe 10 Å"
@@ -692,6 +705,7 @@ def test_advice(before, after, words):
     assert words in " ".join(fix.advice(scores, [1.2], "linear"))
 
 
+@pytest.mark.slow
 def test_the_command_line_and_a_benchmark(tmp_path, data, monkeypatch, labels_file):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(cli.app, ["fix", "-m", "chgnet-0.3.0", "--labels", "labels.extxyz", "--out", "my-fix", "--device", "cpu"])

@@ -74,6 +74,7 @@ PERMUTED = {3: lambda f, rng: f[rng.permutation(len(f))], 7: lambda f, rng: np.r
 OTHER_UNIT = {3: lambda f, rng: f / 51.4221, 17: lambda f, rng: f * 23.0605}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [1, 7, 50])
 @pytest.mark.parametrize(
     ("n", "spoilt", "words"),
@@ -110,6 +111,7 @@ def test_a_few_frames_half_of_them_negated(n):
     assert flagged(problems) == set(range(1, n, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.1, 0.3, 0.4])
 def test_a_noisy_model_makes_no_outliers_and_hides_none(noise):
     given = copper(40, noise=noise)
@@ -206,6 +208,7 @@ def test_forces_that_do_not_add_up_to_zero_are_noted():
     assert "0.xyz, frames 0–11: the forces add up to as much as 0.50 eV/Å per atom" in " ".join(notes)
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_real_data_raise_no_alarm_and_hide_none():
     """14 compounds of one to four frames under pressure, softness 0.53 to 1.14, with DFT's answers and CHGNet's."""
@@ -251,6 +254,7 @@ def heated(n: int, share: float = 0.0, seed: int = 4) -> list[Label]:
     return found
 
 
+@pytest.mark.slow
 def test_hot_frames_of_a_soft_model_are_right():
     given = heated(30, share=0.003)
     energies = np.array([label.energy / len(label.atoms) for label in given])
@@ -266,6 +270,7 @@ def test_hot_frames_of_a_soft_model_are_right():
     assert any("Not used by this method" in note and "energy +1.0" in note for note in notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("files", [1, 20])
 @pytest.mark.parametrize("upper", [lambda k: k % 2, lambda k: k < 20], ids=["every other", "the first half"])
 def test_two_groups_of_energies_are_named_as_two(files, upper):
@@ -406,6 +411,7 @@ def test_stresses_that_are_twice_too_large_are_noted():
     assert any("stresses are 0.40 times the labels', forces 0.80 times, energy differences 0.80 times" in note for note in notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "words"), [(-1602.18, "kbar, and of the wrong sign"), (1602177.0, "in bar")])
 def test_two_stresses_of_another_unit_are_told(factor, words):
     problems, _ = judged([with_(label, stress=factor * label.stress) if k in (3, 47) else label for k, label in enumerate(copper(60))])

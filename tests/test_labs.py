@@ -119,6 +119,7 @@ def run(notebook):
     return outcome
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_the_solution_gets_all_points(course, path):
     folder, api = course
@@ -285,6 +286,7 @@ def test_slips_of_displacements_get_their_hints(slip):
     assert slip.hint in str(caught.value)
 
 
+@pytest.mark.slow
 def test_frequencies_at_gamma():
     """By hand and by phonopy the optical mode is the same; the slips get their hints."""
     crystal, potential, step = bulk("CuAu", "cesiumchloride", a=3.05), emt(), 0.01

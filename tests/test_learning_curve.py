@@ -104,6 +104,7 @@ def taught():
     return learning_curve.run(potential, learning_curve.cases(sets=["teacher"]), learning_curve.Protocol())
 
 
+@pytest.mark.slow
 def test_what_a_stiffer_teacher_teaches(taught):
     """One scalar is the whole truth here, and it is right for silicon too; weights learn what they see."""
     assert (taught["status"] == "ok").all()
@@ -231,6 +232,7 @@ def test_unknown_sets_are_refused():
         learning_curve.cases(sets=["curves"])
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_labels_and_tests_have_no_frame_in_common():
     protocol = learning_curve.Protocol()
@@ -256,6 +258,7 @@ def test_labels_and_tests_have_no_frame_in_common():
         assert not any(material in x.atoms.get_chemical_symbols() for x in pool.tests["other-chemistry"])
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_each_training_is_a_shard_of_its_own():
     protocol = learning_curve.Protocol(materials=("Li",))

@@ -58,6 +58,7 @@ def compare(potential, calculator, energy_per_atom: float, force: float, stress:
     assert largest > 0.1, "forces this small would prove nothing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale_shift", [True, False], ids=["ScaleShiftMACE", "MACE"])
 def test_agrees_with_maces_calculator(tmp_path, scale_shift):
     network = build_mace(scale_shift=scale_shift)
@@ -72,6 +73,7 @@ def test_agrees_with_maces_calculator(tmp_path, scale_shift):
     compare(load(path), mace_calculator(network), 1e-9, 1e-9, 1e-10)
 
 
+@pytest.mark.slow
 def test_agrees_in_single_precision(mace_file):
     network = torch.load(mace_file, weights_only=False)
     potential = load(mace_file, torch.float32)
@@ -94,6 +96,7 @@ def test_agrees_with_torch_sims_wrapper(mace_file):
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_default_head_is_used(tmp_path):
     network = build_mace(heads=["pretrained", "Default"])
     path = tmp_path / "heads.model"
@@ -193,6 +196,7 @@ def test_files_that_are_no_mace(tmp_path, mace_file):
             load(path)
 
 
+@pytest.mark.slow
 def test_safe_unpickling_stays_on(mace_file, tmp_path):
     """In a fresh process, where MACE is imported for the first time."""
     bomb = tmp_path / "bomb.pt"
@@ -236,6 +240,7 @@ def test_the_environment_is_put_back(monkeypatch, value):
     assert os.environ.get(name) == value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["low-rank", "last-layer"])
 def test_less_than_all_weights_are_fine_tuned(mace_file, how):
     """Low-rank corrections, those of MACE's package, leave the network as it was built, and equivariant."""

@@ -78,6 +78,7 @@ def matgl_itself(model: MatGLModel, atoms: Atoms) -> tuple[float, np.ndarray, np
     return energy.item(), forces.detach().numpy(), stress.detach().numpy() / GPA
 
 
+@pytest.mark.slow
 def test_current_convention_equals_matgl(small, structures):
     for atoms, prediction in zip(structures, wrap(small).evaluate(structures, stress=True), strict=True):
         energy, forces, stress = matgl_itself(small, atoms)
@@ -169,6 +170,7 @@ def legacy_m3gnet_by_loops(model: MatGLModel, atoms: Atoms) -> float:
     return float(model.data_std * network.final_layer(v).sum() + model.data_mean + model.element_refs.property_offset[rows].sum())
 
 
+@pytest.mark.slow
 def test_legacy_m3gnet_by_loops(structures):
     model = small_model("M3GNet")
     with torch.no_grad():
@@ -394,6 +396,7 @@ def test_released_weights_in_the_wrong_convention_give_nonsense():
         assert registered(key, convention=matgl.CURRENT).evaluate([mgo])[0].energy / 2 == pytest.approx(wrong, abs=1e-3)
 
 
+@pytest.mark.slow
 @needs_mirror
 @pytest.mark.parametrize("key", ["m3gnet-mp-2021.2.8", "m3gnet-matpes-pbe-2025.1", "tensornet-matpes-pbe-2025.1"])
 def test_released_weights_are_nearly_invariant(key):

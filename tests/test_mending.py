@@ -73,6 +73,7 @@ def taught():
     return mending.run(potential, cases, mending.Protocol()), potential
 
 
+@pytest.mark.slow
 def test_the_loop_learns_the_energies_of_a_stiffer_teacher(taught):
     table, _ = taught
     summary = mending.summarise(table).set_index("stage")
@@ -101,6 +102,7 @@ def test_unknown_sets_are_refused():
         mending.cases(sets=["vacancies"])
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_vacancy_frames_cost_what_a_vacancy_costs():
     """Cold frames lie above the crystal by the vacancy and the heat: more than 3/2 kT per atom in excess of a few eV is not a vacancy."""

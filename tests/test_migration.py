@@ -159,6 +159,7 @@ def test_a_sheet_is_read(tmp_path):
 # -- run -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_table_has_the_standard_columns(metals):
     assert list(metals.columns[: len(benchmarks.COLUMNS)]) == benchmarks.COLUMNS
     assert set(metals["property"]) == {"barrier", "image_energy_relaxed"}
@@ -186,6 +187,7 @@ def test_the_constrained_images_find_the_saddle_point_of_neb(metals, crystals, h
     assert values(metals, "barrier")[hop] == pytest.approx(expected, abs=0.015)
 
 
+@pytest.mark.slow
 def test_a_straight_path_is_too_high_where_the_path_bends(metals, crystals):
     """As it does in the basal plane of hcp."""
     path = whole(migration.vacancy_hop(crystals["hcp"], "hcp", "in-plane", 36))
@@ -216,6 +218,7 @@ def test_straight_paths_are_relaxed_once_if_that_is_asked_for(hops):
     assert set(table["property"]) == {"barrier", "image_energy_relaxed"}
 
 
+@pytest.mark.slow
 def test_without_a_second_atom_held_the_crystal_slides(crystals):
     """Why ApproxNEB holds two atoms."""
     path = migration.vacancy_hop(crystals["fcc"], "fcc", "fcc", 32)
@@ -278,6 +281,7 @@ def test_equal_images_are_relaxed_once_and_together(crystals):
     assert calls == [1, 5]
 
 
+@pytest.mark.slow
 def test_failures_are_rows_with_reasons_and_do_not_disturb_others(metals, hops):
     iron = [image.copy() for image in whole([hops["fcc"].structures[f"image-{number}"] for number in range(3)])]
     for image in iron:
@@ -314,6 +318,7 @@ def test_an_ion_that_leaves_its_end_point_is_noticed(crystals):
     assert "left its place on the path" in table["reason"].iloc[0]
 
 
+@pytest.mark.slow
 def test_frames_show_the_whole_path(hops, metals):
     frames = migration.path_frames(emt(), hops["out-of-plane"], PROTOCOL)
     assert [frame.info["path_coordinate"] for frame in frames] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
@@ -478,6 +483,7 @@ def test_the_barriers_of_metals():
     assert sum("vacancy_energy" in case.reference for case in found.values()) == 30
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_the_hops_are_drawn_fairly():
     everything = migration.cases(migration.Protocol(n_mg_hops=10_000, n_other_hops=10_000, max_atoms=10_000), ["hops"])
@@ -516,6 +522,7 @@ def test_the_images_of_a_hop():
 # -- the nudged elastic band, and the paper's path ---------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_band_in_one_batch_finds_the_barrier_of_the_middle_image():
     """For a symmetric hop the climbing image and the image held half-way are the same saddle point."""
     potential = ASEPotential("emt", EMT(), elements=frozenset({13, 28, 29, 46, 47, 78, 79}))
@@ -598,6 +605,7 @@ def test_images_that_are_no_path_are_refused_with_their_atoms(lattice):
     assert (barrier["status"] == "ok").all()
 
 
+@pytest.mark.slow
 def test_a_band_of_pymatgen_structures_with_atoms_that_are_held():
     """Held atoms stay, and what is evaluated are the forces of the energy."""
     images = crossing()

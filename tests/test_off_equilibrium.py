@@ -311,6 +311,7 @@ def test_rattled_crystals_are_crystals():
     assert Counter(case.name.split("/")[-1] for case in exact) == {"-0.030": 6, "+0.000": 6, "+0.030": 6}
 
 
+@pytest.mark.slow
 def test_live_set_with_the_embedded_model(load_model):
     found = off.cases(sets=[off.LIVE])
     table = off.run(load_model("chgnet-0.3.0"), found)
@@ -411,6 +412,7 @@ def test_a_model_without_stress_says_so(emt):
     assert (table.loc[table["property"] == "force", "status"] == "ok").all()
 
 
+@pytest.mark.slow
 def test_joined_shards_give_the_same_numbers(emt, tmp_path):
     """Categories of different shards differ: joined, written and read back, a table must still say the same."""
     found = made_up_cases(emt, "mattersim-tp", pressure_gpa=1.0)
@@ -568,6 +570,7 @@ def test_a_harmonic_crystal_has_the_temperature_it_was_sampled_at(springs):
     assert (other["temperature_k"], other["label_k"]) == (500, row["label_k"])
 
 
+@pytest.mark.slow
 def test_the_ratio_weighs_modes_by_energy_and_the_slope_by_curvature(springs):
     """Where only the stiff modes are soft, s is lower than the ratio, which is the plain mean over modes."""
     frames = springs.frames(300.0, 400, np.random.default_rng(3))
@@ -685,6 +688,7 @@ def heated():
     return off.by_temperature(results.read("off_equilibrium").query("set == 'single-element-md'"))
 
 
+@pytest.mark.slow
 def test_nominal_300_k(heated):
     """What the committed tables say of the frames at 300 K; the same with the table of every model, as DFT's forces are the same."""
     at = heated[heated["temperature_k"] == 300].set_index(["model", "crystal"])
@@ -699,6 +703,7 @@ def test_nominal_300_k(heated):
         assert set(found.index[has_300]) == {"Si", "Cu"}
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_committed_virials_are_those_of_the_frames(everything):
     """Computed here from the sources alone, with sites that are the frames' own means, as far as these are independent of a frame."""
@@ -716,6 +721,7 @@ def test_committed_virials_are_those_of_the_frames(everything):
         assert found[element] == pytest.approx(LABELS[element], abs=sem)
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_committed_tables_are_amended_from_these_frames(everything):
     table = results.read("off_equilibrium", "chgnet-0.3.0").query("set == 'single-element-md'")

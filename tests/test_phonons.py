@@ -86,6 +86,7 @@ def scalars(result: pd.DataFrame, column: str = "value") -> pd.Series:
 # -- physics ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fcc_crystal_of_springs():
     """With springs k between nearest neighbours the highest frequency is √(8k/m), longitudinal, at X and L."""
     result = scalars(phonons.run(springs(), [own_case("Al", bulk("Al", "fcc", a=4.05), 4)], phonons.Protocol()))
@@ -98,6 +99,7 @@ def test_fcc_crystal_of_springs():
     assert 0.5 * expected < result["Al", "omega_mean"] < expected
 
 
+@pytest.mark.slow
 def test_bands_and_dos_of_springs():
     """At X of the fcc crystal the transverse modes have half of the longitudinal one's square, at L a quarter."""
     case = own_case("Al", bulk("Al", "fcc", a=4.05), 4, reference=springs())
@@ -190,6 +192,7 @@ def test_relaxation_keeps_the_symmetry_and_finds_the_minimum():
     assert result.energy < emt().evaluate([start])[0].energy - 0.1
 
 
+@pytest.mark.slow
 def test_primitive_and_conventional_cell_give_the_same_phonons():
     conventional = own_case("conventional", bulk("Cu", cubic=True), 2, np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]))
     primitive = own_case("primitive", bulk("Cu"), 4)
@@ -318,6 +321,7 @@ def test_csf():
         assert forces[atom] @ vector < 0
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_all_of_phonondb_is_there():
     found = phonons.cases(sets=["phonondb"])
@@ -391,6 +395,7 @@ def test_all_supercells_are_evaluated_in_one_call():
     assert calls == [[8, 8, 8, 8]]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:FixSymmetry adjust_cell")
 def test_failures_are_rows_with_reasons_and_do_not_disturb_others():
     good = own_case("good", bulk("Cu"), reference=emt())
@@ -445,6 +450,7 @@ def test_frequencies_instead_of_forces():
 # -- animation -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_softest_optical_mode_at_gamma_moves_the_sublattices_apart():
     case = own_case("CuAu", bulk("CuAu", "cesiumchloride", a=3.1), 3)
     frames = phonons.softest_mode(emt(), case, phonons.Protocol(), amplitude_a=0.3, n_frames=8)
@@ -599,6 +605,7 @@ def own_scalars(potential: ASEPotential, crystal) -> pd.Series:
     return scalars(phonons.run(potential, [phonons.own(crystal, 2)], phonons.Protocol())).droplevel("case")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crystal", [bulk("Cu"), bulk("Au", cubic=True), bulk("Cu", "hcp", a=2.55, c=4.2)], ids=["fcc", "cubic", "hcp"])
 def test_a_left_handed_cell_has_the_phonons_of_a_right_handed_one(crystal):
     left = crystal.copy()
@@ -611,6 +618,7 @@ def test_a_left_handed_cell_has_the_phonons_of_a_right_handed_one(crystal):
     assert mirrored["volume_per_atom"] > 0
 
 
+@pytest.mark.slow
 def test_a_crystal_of_ones_own_comes_in_any_form():
     """As pymatgen's Structure, or with constraints, which must change nothing."""
     crystal = bulk("Cu")

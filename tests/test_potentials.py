@@ -89,6 +89,7 @@ def check_derivatives(potential, atoms: ase.Atoms, step: float = 1e-5) -> None:
     np.testing.assert_allclose(slopes, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["compound", "skewed", "slab"])
 def test_forces_and_stress_are_derivatives_of_the_energy(network64, name):
     assert network64.network_dtype == torch.float64
@@ -648,6 +649,7 @@ def springs():
     return _Springs("springs", torch.nn.Linear(1, 1).double(), **options)
 
 
+@pytest.mark.slow
 def test_a_compiled_potential_gives_the_same(springs):
     frames = [bulk("Al", cubic=True) * (n, 1, 1) for n in (1, 2, 3)]
     for number, atoms in enumerate(frames):

@@ -267,6 +267,7 @@ def test_most_cases_lost_are_no_basis():
     assert reasons[1] == "The 25% of the cases that have values are no basis for advice."
 
 
+@pytest.mark.slow
 def test_fine_tuning_of_what_cannot_be_trained_here_says_so_first(few, tmp_path, monkeypatch):
     monkeypatch.setattr(report_card, "advise", lambda *_: ("fine-tuning", ["5 of 7 families are soft."]))
     card = make(EMT(), tmp_path)
@@ -314,6 +315,7 @@ def test_two_slopes_in_a_word(slopes, word):
 # A whole card
 
 
+@pytest.mark.slow
 def test_a_card_of_emt(few, tmp_path):
     """A potential of factor 0.8 has 0.8 times the slopes, and the failures are counted with their reasons."""
     cards = {c: make(emt() if c == 1 else emt().scaled(c), tmp_path / str(c)) for c in (1, 0.8)}
@@ -339,6 +341,7 @@ def test_a_card_of_emt(few, tmp_path):
     assert (tmp_path / "1" / "report.md").read_text().startswith("# Report card of")
 
 
+@pytest.mark.slow
 def test_json_holds_the_whole_card(few, tmp_path):
     card = make(EMT(), tmp_path)
     again = report_card.read(tmp_path)
@@ -349,6 +352,7 @@ def test_json_holds_the_whole_card(few, tmp_path):
         report_card.read(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 def test_the_same_call_again_does_nothing_and_another_one_is_refused(few, tmp_path, monkeypatch):
     make(EMT(), tmp_path)
     before = (tmp_path / "report.html").stat().st_mtime_ns
@@ -464,6 +468,7 @@ def test_a_calculator_that_breaks_has_a_card_all_the_same(few, tmp_path, calcula
     assert report_card.read(tmp_path).recommendation == card.recommendation
 
 
+@pytest.mark.slow
 def test_with_nothing_measured_the_card_says_what_to_fetch(few, no_data, tmp_path):
     quick = {"phonons": {"phonondb": Sample(2)}, "off_equilibrium": {"wbm-21": Sample(2)}}
     card = report_card.make(emt(), tmp_path, quick=quick, n_resamples=50)
@@ -475,6 +480,7 @@ def test_with_nothing_measured_the_card_says_what_to_fetch(few, no_data, tmp_pat
     assert json.loads((tmp_path / "report.json").read_text())["recommendation"] == card.recommendation
 
 
+@pytest.mark.slow
 def test_with_one_family_measured_the_card_says_what_to_fetch(few, no_data, tmp_path):
     quick = {"surfaces": {"slabs-109": Sample(2), "tran-rebuilt": Sample(4)}, "phonons": {"phonondb": Sample(2)}}
     card = report_card.make(emt(), tmp_path, quick=quick, n_resamples=50)
@@ -499,6 +505,7 @@ def test_a_calculator_that_contradicts_itself_gets_no_card(few, tmp_path):
     assert not (tmp_path / "card").exists()
 
 
+@pytest.mark.slow
 def test_without_stress_only_what_needs_it_fails(few, tmp_path):
     card = make(NoStress(), tmp_path)
     reasons = card.failures.set_index("benchmark")["reason"]
@@ -507,12 +514,14 @@ def test_without_stress_only_what_needs_it_fails(few, tmp_path):
     assert list(card.lanes["lane"]) == ["live-forces"]
 
 
+@pytest.mark.slow
 def test_phonons_without_stress_say_so(tmp_path):
     quick = {"phonons": {"prototypes": Sample(5)}}
     card = report_card.make(ASEPotential("ase:NoStress", NoStress()), tmp_path, quick=quick, n_resamples=50)
     assert card.failures["reason"].str.contains("gives no stress").any()
 
 
+@pytest.mark.slow
 def test_a_slow_calculator_does_not_take_all_day(few, tmp_path, monkeypatch):
     monkeypatch.setattr(report_card, "_ATOMS_PER_SHARD", 1)
     card = make(VerySlow(), tmp_path, budget_minutes=1.5 / 60)
@@ -526,6 +535,7 @@ def test_a_slow_calculator_does_not_take_all_day(few, tmp_path, monkeypatch):
     assert set(card.lanes["benchmark"]) == set(TINY)
 
 
+@pytest.mark.slow
 def test_code_that_breaks_on_a_case_costs_that_case_only(few, tmp_path, monkeypatch):
     module = benchmarks.module("surfaces")
     work = module.run
@@ -574,6 +584,7 @@ def test_reasons_that_differ_in_numbers_and_elements_are_counted_together():
 HOSTILE = '<script>alert("x")</script> $a_{$ & `|`\n# heading'
 
 
+@pytest.mark.slow
 def test_hostile_names_and_reasons_stay_text(few, tmp_path):
     class Hostile(EMT):
         def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
@@ -604,6 +615,7 @@ def test_figures_of_an_empty_card_say_so(few, tmp_path):
             figure(card)
 
 
+@pytest.mark.slow
 def test_the_command(few, tmp_path, monkeypatch):
     monkeypatch.setattr(report_card, "QUICK", TINY)
     arguments = ["report", "-m", "ase:ase.calculators.emt.EMT", "--out", str(tmp_path / "card"), "--processes", "1"]

@@ -90,6 +90,7 @@ def test_a_model_of_which_a_set_is_missing_is_left_out(data, capsys):
         results.read("surfaces", sets=["c"])
 
 
+@pytest.mark.slow
 def test_a_run_writes_a_table_with_its_provenance(data, few_cases):
     table = runner.run("surfaces", EMT, processes=1, progress=False)
     assert (table["status"] == "ok").all()
@@ -104,6 +105,7 @@ def test_a_run_writes_a_table_with_its_provenance(data, few_cases):
     assert not [path for path in results.runs_dir().glob("*/*") if path.is_dir()], "the shards of a finished run are removed"
 
 
+@pytest.mark.slow
 def test_the_network_may_be_compiled(data, few_cases, monkeypatch):
     load = potentials.load
     asked = []
@@ -163,6 +165,7 @@ def test_processes_may_load_what_the_user_trusts(data, few_cases, monkeypatch):
     assert told == [(True, "cpu")] * 6
 
 
+@pytest.mark.slow
 def test_the_same_command_twice_changes_nothing(data, few_cases, monkeypatch):
     runner.run("surfaces", EMT, processes=1, progress=False)
     path = results.table_path("surfaces", EMT)
@@ -172,6 +175,7 @@ def test_the_same_command_twice_changes_nothing(data, few_cases, monkeypatch):
     assert (path.read_bytes(), path.stat().st_mtime_ns, path.with_suffix(".json").read_text()) == before
 
 
+@pytest.mark.slow
 def test_other_settings_are_another_run(data, few_cases):
     runner.run("surfaces", EMT, processes=1, progress=False)
     first = results.provenance("surfaces", EMT)["fingerprint"]
@@ -179,6 +183,7 @@ def test_other_settings_are_another_run(data, few_cases):
     assert results.provenance("surfaces", EMT)["fingerprint"] != first
 
 
+@pytest.mark.slow
 def test_a_failing_shard_loses_only_itself(data, few_cases, monkeypatch):
     work = surfaces.run
     calls = []
@@ -208,6 +213,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_shard_is_computed_again(data, few_cases, monkeypatch, damage):
     work = surfaces.run
@@ -231,6 +237,7 @@ def test_a_damaged_shard_is_computed_again(data, few_cases, monkeypatch, damage)
     pd.testing.assert_frame_equal(ordered(table), ordered(runner.run("surfaces", EMT, processes=1, progress=False, force=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize("ending", [".parquet", ".json"])
 def test_a_damaged_table_is_computed_again_and_named_by_who_reads_it(data, few_cases, damage, ending):
@@ -296,6 +303,7 @@ COMMAND = """
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_finishes_the_rest(data, tmp_path):
     """SIGKILL leaves no chance to tidy up; the same command must still yield the table of an undisturbed run."""
     (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW))
@@ -320,6 +328,7 @@ def test_killed_in_the_middle_it_finishes_the_rest(data, tmp_path):
     pd.testing.assert_frame_equal(ordered(resumed), ordered(results.read("surfaces", "ase:slow.Slow")))
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_are_refused(data, few_cases, monkeypatch):
     work = surfaces.run
 
@@ -340,6 +349,7 @@ def test_shards_keep_every_case_once():
     assert len(pieces) > 1
 
 
+@pytest.mark.slow
 def test_live_check_passes_and_catches_a_change(data, few_cases):
     runner.run("surfaces", EMT, processes=1, progress=False)
     checked = runner.live_check("surfaces", EMT, limit=3)
@@ -373,6 +383,7 @@ def test_writing_is_atomic(data, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == ["model.parquet"]
 
 
+@pytest.mark.slow
 def test_committed_tables_have_complete_provenance():
     """Every table in the project says how it was made, and with which weights and data."""
     for path in sorted(results.results_dir().glob("*/*.parquet")):
@@ -387,6 +398,7 @@ def test_committed_tables_have_complete_provenance():
         assert path.stat().st_size < 4_000_000, path
 
 
+@pytest.mark.slow
 def test_a_benchmark_may_ask_for_smaller_shards(data, few_cases, monkeypatch):
     asked = []
     monkeypatch.setattr(runner, "shards", lambda cases, size: asked.append(size) or [cases])
@@ -396,6 +408,7 @@ def test_a_benchmark_may_ask_for_smaller_shards(data, few_cases, monkeypatch):
     assert asked == [runner._ATOMS_PER_SHARD, 7]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
 def test_a_run_keeps_its_memory():
     """Counted in a process of its own: pages that are touched for the first time while arrays come and go.

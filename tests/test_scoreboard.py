@@ -101,6 +101,7 @@ def test_digitised_errors_agree_with_the_printed_mae():
         assert mae == pytest.approx(scoreboard.printed("2", "a", label, "MAE"), abs=1.5e-3)
 
 
+@pytest.mark.slow
 def test_the_board_is_complete_and_comes_from_the_tables(board):
     labels = {entry.label for entry in potentials.CATALOGUE.values() if entry.paper_label}
     assert labels == set(board["model"])

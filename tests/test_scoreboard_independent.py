@@ -276,6 +276,7 @@ def both(board, recomputed):
     return mine, recomputed.loc[mine.index]
 
 
+@pytest.mark.slow
 def test_values_and_counts_agree_line_by_line(both):
     board, mine = both
     assert (board["n"] == mine["n"]).all(), board.index[board["n"] != mine["n"]].tolist()
@@ -321,6 +322,7 @@ def test_counts_add_up(board):
     assert counted.loc["20 %", "all"].to_dict() == {word: int((board["verdict"] == word).sum()) for word in scoreboard.VERDICTS}
 
 
+@pytest.mark.slow
 def test_one_label_like_for_like_is_near_the_papers_slope():
     """A trained scalar is s', and one run has one temperature; nothing here knows the paper's 0.965."""
     table = scoreboard.one_label().query("material == 'Si'")

@@ -376,6 +376,7 @@ def test_coverage_with_few_groups():
     assert 0.88 < covered / 300 < 0.98
 
 
+@pytest.mark.slow
 def test_coverage_over_materials():
     """About 95 % of intervals hold the true mean scale; an interval over single components would be far too narrow."""
     hits, hits_naive, trials = 0, 0, 300
@@ -532,6 +533,7 @@ def test_distribution():
         softening.distribution(fits.assign(status="failed"))
 
 
+@pytest.mark.slow
 def test_large_table_is_fast():
     rng = np.random.default_rng(0)
     n = 1_000_000

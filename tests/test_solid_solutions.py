@@ -186,6 +186,7 @@ def test_rocksalt_cases(rocksalt):
         assert np.isnan(case.reference["energy"])
 
 
+@pytest.mark.slow
 def test_random_alloy_of_a_bond_model(rocksalt):
     """With an energy w per bond of unlike neighbours, the mean over all configurations of N sites is known: z w x(1 − x) N/(N − 1).
 

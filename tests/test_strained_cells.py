@@ -107,6 +107,7 @@ def test_unknown_set():
         cells.cases(sets=["steel"])
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_the_cells_of_the_source():
     made = cells.cases(sets=["four-elements"])

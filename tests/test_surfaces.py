@@ -176,6 +176,7 @@ def emt_table() -> pd.DataFrame:
     return surfaces.run(emt(), chosen, surfaces.Protocol())
 
 
+@pytest.mark.slow
 def test_built_slabs_from_end_to_end(emt_table):
     assert list(emt_table.columns[: len(benchmarks.COLUMNS)]) == benchmarks.COLUMNS
     assert (emt_table["status"] == "ok").all()
@@ -209,6 +210,7 @@ def test_scaling_the_energy_scales_gamma():
     np.testing.assert_allclose(scaled["value"], 1.3 * plain["value"], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_number_of_layers_does_not_depend_on_the_model(emt_table):
     """EMT's lattice parameters differ from the starting ones by up to one per cent."""
     for case in surfaces.cases(sets=[surfaces.LIVE]):
@@ -339,6 +341,7 @@ def count(found: list[Case]) -> dict[str, int]:
     return pd.Series([case.material for case in found]).value_counts().to_dict()
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_slabs_109_are_complete(slabs_109):
     assert count(slabs_109) == {"Cu": 12, "Ni": 20, "Li": 13, "Mo": 11, "Si": 14, "Nb": 13, "Ta": 13, "W": 13}
@@ -425,6 +428,7 @@ def test_cu_slabs_of_two_sources_are_the_same_geometries(slabs_109, pymatgen_tes
         assert case.reference["gamma"] / theirs[miller].reference["gamma"] == pytest.approx(1.0, abs=0.03)
 
 
+@pytest.mark.slow
 @needs_mirror
 def test_chgnet_is_soft_on_copper_and_tungsten(slabs_109):
     chosen = [case for case in slabs_109 if case.material in ("Cu", "W")]

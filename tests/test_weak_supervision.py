@@ -36,6 +36,7 @@ def unit(n_atoms, seed=0):
     return weak_supervision.directions(n_atoms, torch.Generator().manual_seed(seed), torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_displaced_energies_are_those_of_the_displaced_structure(chgnet64):
     """Bonds are kept, which changes nothing but at the cutoff, where they weigh nothing."""
     atoms = rattled()
@@ -139,6 +140,7 @@ def test_training_with_the_loss_makes_the_surface_flatter():
     assert found["weak"][1] < found["plain"][1]
 
 
+@pytest.mark.slow
 def test_a_training_cut_off_goes_on_with_the_same_directions(tmp_path, killed_after):
     potential, one = label()
     recipe = dataclasses.replace(RECIPE, weak=Weak(spatial_weight=1e5, step_a=0.02))
