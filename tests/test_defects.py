@@ -17,6 +17,7 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 from helpers import benchmarks, engine, potentials, registry, results, structures
 from helpers.benchmarks import Case, defects, surfaces
 from helpers.potentials.ase import ASEPotential
+from helpers.sources import angsten
 
 STATIC = defects.Protocol(relax=False)
 SMALL = {"fcc": 32, "hcp": 36, "bcc": 54}
@@ -28,7 +29,7 @@ def bonds(distance: float) -> ASEPotential:
 
 
 def vacancy(host: ase.Atoms, structure: str, lattice: str = "DFT", name: str = "own", **changes) -> Case:
-    defect = defects.supercell(host, structure, SMALL[structure])
+    defect = structures.supercell(host, structure, SMALL[structure])
     del defect[0]
     z = {"fcc": 12, "hcp": 12, "bcc": 8}[structure]
     case = {
@@ -116,10 +117,10 @@ def test_combinations_are_a_complete_set(compound):
 METALS = {"fcc": "Al", "hcp": "Mg", "bcc": "Mo"}
 
 
-@pytest.mark.parametrize(("structure", "n_sites"), [(structure, n) for structure in METALS for n in defects._SUPERCELLS[structure]])
+@pytest.mark.parametrize(("structure", "n_sites"), [(structure, n) for structure in METALS for n in structures.SUPERCELLS[structure]])
 def test_supercells(structure, n_sites):
     host = bulk(METALS[structure])
-    cell = defects.supercell(host, structure, n_sites)
+    cell = structures.supercell(host, structure, n_sites)
     assert len(cell) == n_sites
     assert cell.get_volume() == pytest.approx(n_sites * host.get_volume() / len(host))
     cutoff = structures.first_shell(host)
@@ -131,13 +132,13 @@ def test_supercells(structure, n_sites):
 
 
 def test_cubic_supercells_are_cubic():
-    assert defects.supercell(bulk("Al", a=4.0), "fcc", 108).cell.cellpar() == pytest.approx([12, 12, 12, 90, 90, 90])
-    assert defects.supercell(bulk("Mo", a=3.0), "bcc", 54).cell.cellpar() == pytest.approx([9, 9, 9, 90, 90, 90])
+    assert structures.supercell(bulk("Al", a=4.0), "fcc", 108).cell.cellpar() == pytest.approx([12, 12, 12, 90, 90, 90])
+    assert structures.supercell(bulk("Mo", a=3.0), "bcc", 54).cell.cellpar() == pytest.approx([9, 9, 9, 90, 90, 90])
 
 
 def test_unknown_supercell_is_named():
     with pytest.raises(ValueError, match="no fcc supercell of 65 sites; there are: 32, 64, 108, 256"):
-        defects.supercell(bulk("Al"), "fcc", 65)
+        structures.supercell(bulk("Al"), "fcc", 65)
     with pytest.raises(ValueError, match="no bcc supercell of 10 sites"):
         defects.cases(defects.Protocol(bcc_sites=10), sets=["bcc-vacancies"])
 
@@ -257,7 +258,7 @@ def test_dft_volume_with_the_models_own_shape():
     a_of = (2.65**3 * 1.60 / ratios) ** (1 / 3)
     energies = [energy_of(bulk("Cu", "hcp", a=a, covera=r)) for a, r in zip(a_of, ratios, strict=True)]
     best = ratios[int(np.argmin(energies))]
-    crystal = defects.supercell(bulk("Cu", "hcp", a=(2.65**3 * 1.60 / best) ** (1 / 3), covera=best), "hcp", 36)
+    crystal = structures.supercell(bulk("Cu", "hcp", a=(2.65**3 * 1.60 / best) ** (1 / 3), covera=best), "hcp", 36)
     e_atom = energy_of(crystal) / 36
     del crystal[0]
     assert result.loc[("own", "unrelaxed"), "value"] == pytest.approx(energy_of(crystal) - 35 * e_atom, abs=2e-3)
@@ -473,10 +474,7 @@ def test_every_row_of_the_tables_is_a_case_or_left_out_with_a_reason():
     out = defects.left_out()
     used = [(case.info["structure"], case.material) for case in found]
     assert len(set(used)) == len(used) == 31 + 27
-    symbols = {
-        structure: pd.read_csv(registry.fetch(f"{defects._ANGSTEN}/{file}"))["symbol"].tolist()
-        for structure, file in (("fcc", "Table-A1-fcc.csv"), ("hcp", "Table-A2-hcp.csv"))
-    }
+    symbols = {structure: pd.read_csv(registry.fetch(key))["symbol"].tolist() for structure, key in angsten.TABLES.items()}
     rows = {(structure, symbol) for structure, names in symbols.items() for symbol in names}
     names = {(structure, f"{element}_mag" if element in ("Ni", "Co") else element) for structure, element in used}
     not_used = set(zip(out["structure"], out["symbol"], strict=True))

@@ -20,11 +20,12 @@ from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import needs_mirror
 
-from helpers import figures, registry, results, softening
+from helpers import figures, registry, results, softening, structures
 from helpers.benchmarks import COLUMNS, Case
 from helpers.benchmarks import off_equilibrium as off
 from helpers.potentials.ase import ASEPotential
 from helpers.potentials.base import Prediction
+from helpers.sources import Frame, snap, trajectories
 
 # Softness of EMT against the made-up reference of these tests.
 SOFT = 0.8
@@ -109,7 +110,7 @@ def made_up_cases(potential, chosen: str = "extreme", n_materials: int = 2, n_fr
     ],
 )
 def test_u_flag(formula, flag):
-    assert off.has_u_metal_with_o_or_f(ase.Atoms(formula).get_chemical_symbols()) is flag
+    assert structures.has_u_metal_with_o_or_f(ase.Atoms(formula).get_chemical_symbols()) is flag
 
 
 def test_pressure_is_positive_under_compression():
@@ -305,7 +306,7 @@ def test_rattled_crystals_are_crystals():
     nearest = {"MgO": 2.106, "Si": 2.352, "Cu": 2.556, "CsCl": 3.571, "CaF2": 2.366, "SrTiO3": 1.9525}
     for case in exact:
         atoms, strain = case.structures["frame"], float(case.name.split("/")[-1])
-        assert off._formula(atoms) == case.material
+        assert trajectories.formula(atoms) == case.material
         distances = atoms.repeat(2).get_all_distances(mic=True)
         assert distances[distances > 0].min() == pytest.approx(nearest[case.material] * (1 + strain), abs=2e-3)
     assert Counter(case.name.split("/")[-1] for case in exact) == {"-0.030": 6, "+0.000": 6, "+0.030": 6}
@@ -865,13 +866,13 @@ def test_single_element_frames(everything):
 @needs_mirror
 def test_shears_of_frames_that_two_sources_share(everything):
     """The Cu test frames are in mlearn and in snap, so their stress must be the same in both, shears included."""
-    path = registry.fetch("materialsvirtuallab/snap/Cu/training/AIMD.json")
-    theirs = [record["outputs"] for record in json.loads(path.read_text())]
+    theirs = snap.frames(["materialsvirtuallab/snap/Cu/training/AIMD.json"])
     ours = [case for case in everything if case.name.startswith("single-element-md/mlearn/Cu") and case.info["group"] == "AIMD-NVT"]
     assert len(ours) == 12
     for case in ours:
-        (same,) = [outputs for outputs in theirs if off._same(outputs, case.reference)]
-        assert case.reference["stress"] == pytest.approx(off.stress_from_kbar(same["stress"], swapped=False), abs=1e-6)
+        ours_as_frame = Frame("", "Cu", case.structures["frame"], *(case.reference[name] for name in ("energy", "forces", "stress")))
+        (twin,) = [frame for frame in theirs if snap.same(frame, ours_as_frame)]
+        assert case.reference["stress"] == pytest.approx(twin.stress, abs=1e-6)
 
 
 @needs_mirror

@@ -13,6 +13,7 @@ from conftest import emt, needs_mirror
 from helpers import benchmarks, potentials, registry
 from helpers.benchmarks import Case, surfaces
 from helpers.potentials.ase import ASEPotential
+from helpers.sources import Frame, snap
 
 STATIC = surfaces.Protocol(relax=False)
 
@@ -101,12 +102,9 @@ def test_polar_surface_is_refused():
 
 
 def test_undeformed_is_the_frame_of_least_stress():
-    frames = [
-        {"outputs": {"energy": -4.2, "stress": [-20.0, 0, 0, 0, 0, 0]}},
-        {"outputs": {"energy": -4.1, "virial_stress": [3.0, 3.0, 3.0, 0, 0, 0]}},
-        {"outputs": {"energy": -4.0, "stress": [0, 0, 0, 9.0, 0, 0]}},
-    ]
-    assert surfaces.undeformed(frames) is frames[1]
+    pressures = ((-4.2, np.diag([0.2, 0, 0])), (-4.1, np.full((3, 3), -0.03)), (-4.0, np.diag([0, 0, 0.09])))
+    frames = [Frame("", "Mo", bulk("Mo"), energy, np.zeros((1, 3)), stress) for energy, stress in pressures]
+    assert snap.undeformed(frames) is frames[1]
 
 
 # -- cases -----------------------------------------------------------------------------------------

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 
 import ase
 import numpy as np
+from ase.build import make_supercell
 from ase.constraints import FixAtoms, FixScaled
+from ase.data import chemical_symbols
 from ase.geometry import find_mic
 from ase.neighborlist import neighbor_list
 from pymatgen.core import IStructure, Structure
+from pymatgen.core.surface import Slab, SlabGenerator
 from pymatgen.electronic_structure.core import Magmom
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
+
+# The Materials Project applies a Hubbard U to these metals in oxides and fluorides (Jain et al., APL Mater. 1, 011002 (2013)).
+_U_METALS = frozenset({"Co", "Cr", "Fe", "Mn", "Mo", "Ni", "V", "W"})
+
+# Elements whose crystals are magnetic, and, wider, those with open d and f shells (58 to 70: Ce to Yb).
+MAGNETIC = frozenset({"Cr", "Mn", "Fe", "Co", "Ni"})
+OPEN_SHELL = MAGNETIC | {"V", "U", "Np", "Pu", *chemical_symbols[58:71]}
+
+# Supercells by structure and number of sites, in lattice vectors of ASE's primitive cell. The fcc and bcc ones are cubic, but for
+# those of 64 sites, which keep the shape of the primitive cell.
+_CUBIC = {"fcc": np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]), "bcc": np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]])}
+SUPERCELLS: dict[str, dict[int, np.ndarray]] = {
+    "fcc": {32: 2 * _CUBIC["fcc"], 64: np.diag([4, 4, 4]), 108: 3 * _CUBIC["fcc"], 256: 4 * _CUBIC["fcc"]},
+    "hcp": {36: np.diag([3, 3, 2]), 64: np.diag([4, 4, 2]), 96: np.diag([4, 4, 3]), 150: np.diag([5, 5, 3])},
+    "bcc": {54: 3 * _CUBIC["bcc"], 64: np.diag([4, 4, 4]), 128: 4 * _CUBIC["bcc"], 250: 5 * _CUBIC["bcc"]},
+}
 
 _WANTED = "give ase.Atoms or an ordered pymatgen Structure, one or several in a list"
 
@@ -119,6 +138,12 @@ def symmetrised(atoms: ase.Atoms, guess: ase.Atoms) -> ase.Atoms:
     return plain(after.get_conventional_standard_structure())
 
 
+def has_u_metal_with_o_or_f(symbols: Iterable[str]) -> bool:
+    """Tell whether the Materials Project would have used DFT+U: O or F together with Co, Cr, Fe, Mn, Mo, Ni, V or W."""
+    elements = set(symbols)
+    return bool(elements & {"O", "F"}) and bool(elements & _U_METALS)
+
+
 def displacements(before: ase.Atoms, after: ase.Atoms) -> np.ndarray:
     """Return how each atom moves, by the shortest way, shape (n_atoms, 3), Å."""
     return find_mic(after.positions - before.positions, before.cell, pbc=True)[0]
@@ -150,3 +175,86 @@ def first_shell(crystal: ase.Atoms) -> float:
     nearest (the next are at 1.155).
     """
     return 1.15 * neighbor_list("d", crystal, 6.0).min()
+
+
+def area(slab: ase.Atoms) -> float:
+    """Return the area of one face of a slab in Å²; the third lattice vector is the one that crosses the vacuum."""
+    return float(np.linalg.norm(np.cross(slab.cell[0], slab.cell[1])))
+
+
+def broken_bonds(slab: ase.Atoms, bulk: ase.Atoms) -> float:
+    """Return how many nearest neighbours the slab's atoms lack, against the bulk's average: twice the broken bonds of both faces."""
+    cutoff = first_shell(bulk)
+    return neighbours(bulk, cutoff).mean() * len(slab) - neighbours(slab, cutoff).sum()
+
+
+def build_slab(bulk: ase.Atoms, miller: Sequence[int], min_slab_a: float, min_vacuum_a: float) -> ase.Atoms:
+    """Cut a stoichiometric slab with two equivalent faces from a bulk crystal.
+
+    Parameters
+    ----------
+    bulk : ase.Atoms
+        Conventional cell, which the Miller index refers to.
+    miller : sequence of three int
+    min_slab_a, min_vacuum_a : float
+        Least thickness of slab and vacuum, Å. A layer counts with the space that belongs to it.
+
+    Returns
+    -------
+    ase.Atoms
+        First two lattice vectors in the surface, third along its normal. Of several cuts, the one that breaks the
+        fewest bonds per area.
+
+    Raises
+    ------
+    ValueError
+        If there is no such slab.
+    """
+    crystal = AseAtomsAdaptor.get_structure(bulk)
+    generator = SlabGenerator(
+        crystal,
+        tuple(miller),
+        min_slab_a,
+        min_vacuum_a,
+        center_slab=True,
+        primitive=True,
+        lll_reduce=True,
+        max_normal_search=1,
+    )
+    possible = [slab.get_orthogonal_c_slab() for slab in generator.get_slabs()]
+    slabs = [
+        plain(slab)
+        for slab in possible
+        if slab.composition.reduced_formula == crystal.composition.reduced_formula and _has_equal_faces(slab)
+    ]
+    if not slabs:
+        raise ValueError(f"no stoichiometric slab with equal faces among the {len(possible)} cuts along ({' '.join(map(str, miller))})")
+    return min(slabs, key=lambda slab: round(broken_bonds(slab, bulk) / area(slab), 6))
+
+
+def _has_equal_faces(slab: Slab) -> bool:
+    """Tell whether a symmetry operation turns the slab over."""
+    operations = SpacegroupAnalyzer(slab, symprec=0.05).get_symmetry_operations()
+    return any(round(operation.rotation_matrix[2][2]) == -1 for operation in operations)
+
+
+def supercell(host: ase.Atoms, structure: str, n_sites: int) -> ase.Atoms:
+    """Return a supercell of a metal.
+
+    Parameters
+    ----------
+    host : ase.Atoms
+        Primitive cell, with lattice vectors as :func:`ase.build.bulk` orients them.
+    structure : {"fcc", "hcp", "bcc"}
+    n_sites : int
+        One of the sizes that are known.
+
+    Raises
+    ------
+    ValueError
+        If there is no such supercell; the message lists those there are.
+    """
+    known = SUPERCELLS[structure]
+    if n_sites not in known:
+        raise ValueError(f"no {structure} supercell of {n_sites} sites; there are: {', '.join(map(str, known))}")
+    return make_supercell(host, known[n_sites])

@@ -45,7 +45,6 @@ Combinations are written with ``X_S`` for an atom X on a site of S and ``vac_S``
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -57,38 +56,19 @@ import ase.build
 import ase.io
 import numpy as np
 import pandas as pd
-from ase.data import atomic_numbers, reference_states
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from helpers import engine, registry, softening, structures
-from helpers.benchmarks import NO_MAGNET, Case, Family, Sample, beside, chosen_sets, row, surfaces, table, without
+from helpers import engine, registry, softening, sources, structures
+from helpers.benchmarks import NO_MAGNET, Case, Family, Sample, beside, chosen_sets, row, table, without
 from helpers.potentials.base import Potential
+from helpers.sources import angsten
 
-_ANGSTEN = "atomind-ai/mlip-arena/benchmarks/vacancy_migration"
-_TABLES = {"fcc": f"{_ANGSTEN}/Table-A1-fcc.csv", "hcp": f"{_ANGSTEN}/Table-A2-hcp.csv"}
-
-_GROUND_STATE = {
-    **dict.fromkeys(("Ac", "Ag", "Al", "Au", "Ca", "Ce", "Cu", "Ir", "Ni", "Pb", "Pd", "Pt", "Rh", "Sr", "Th"), "fcc"),
-    **dict.fromkeys(("Be", "Cd", "Co", "Hf", "La", "Mg", "Os", "Re", "Ru", "Sc", "Tc", "Ti", "Tl", "Y", "Zn", "Zr"), "hcp"),
-}
-# Of these the tables hold a non-magnetic row as well.
-_MAGNETIC_ROW = frozenset({"Co", "Ni"})
-_MAGNETIC = frozenset({"Cr", "Mn", "Fe", "Co", "Ni"})
 _NOTES = {
     ("La", "hcp"): "the ground state is double hcp; the tables have hcp and fcc only",
     ("V", "bcc"): "doubtful: the second-hand value looks low",
 }
-_UNUSED = {
-    **dict.fromkeys(("Ar", "He", "Kr", "Ne", "Xe"), "noble gas: the formation energy is zero within the digits given"),
-    **dict.fromkeys(("Dy", "Er", "Ho", "Pr", "Tb"), "open f shell: which pseudopotential was used is not clear"),
-    **dict.fromkeys(
-        ("Ba", "Bi", "Cr", "Cs", "Fe", "Ga", "Ge", "In", "K", "Li", "Mn", "Mo", "Na", "Nb", "Pa", "Rb", "Si", "Sn", "Te", "V"),
-        "the ground state is neither fcc nor hcp",
-    ),
-    **dict.fromkeys(("Ta", "W"), "the ground state is bcc, and the close-packed host is mechanically unstable"),
-}
-
+_BCC = "ma_dudarev_2019_bcc_vacancies.csv"
 _PYDII = "pydii/pydii"
 _FOLDERS = {"NiAl": ("NiAl_mp-1487", "mp-1487"), "Al3V": ("Al3V_mp-2554", "mp-2554")}
 _NITI = f"{_PYDII}/pydii/tests/mp1048_raw_defect_energies.json"
@@ -166,8 +146,8 @@ def terms(combination: str) -> dict[str, int]:
 
 
 SETS: dict[str, tuple[str, ...]] = {
-    "vacancies": tuple(_TABLES.values()),
-    "polymorphs": tuple(_TABLES.values()),
+    "vacancies": tuple(angsten.TABLES.values()),
+    "polymorphs": tuple(angsten.TABLES.values()),
     "bcc-vacancies": (),
     "intermetallics": tuple(
         dict.fromkeys(
@@ -175,7 +155,7 @@ SETS: dict[str, tuple[str, ...]] = {
             + [_poscar(compound, name) for compound in _FOLDERS for _, text in _COMBINATIONS[compound] for name in terms(text)]
         )
     ),
-    "cell-size": tuple(_TABLES.values()),
+    "cell-size": tuple(angsten.TABLES.values()),
 }
 LIVE = "bcc-vacancies"
 KEYS: tuple[str, ...] = ()
@@ -194,15 +174,6 @@ UNSTABLE_HOSTS = {
 _POOLED = ("vacancies", "bcc-vacancies", "intermetallics")
 _PREFERENCE = "site preference"
 
-# Supercells by structure and number of sites, in lattice vectors of ASE's primitive cell. The fcc and bcc ones are cubic, but for
-# those of 64 sites, which keep the shape of the primitive cell.
-_CUBIC = {"fcc": np.array([[-1, 1, 1], [1, -1, 1], [1, 1, -1]]), "bcc": np.array([[0, 1, 1], [1, 0, 1], [1, 1, 0]])}
-_ONE = np.eye(3, dtype=int)
-_SUPERCELLS: dict[str, dict[int, np.ndarray]] = {
-    "fcc": {32: 2 * _CUBIC["fcc"], 64: 4 * _ONE, 108: 3 * _CUBIC["fcc"], 256: 4 * _CUBIC["fcc"]},
-    "hcp": {36: np.diag([3, 3, 2]), 64: np.diag([4, 4, 2]), 96: np.diag([4, 4, 3]), 150: np.diag([5, 5, 3])},
-    "bcc": {54: 3 * _CUBIC["bcc"], 64: 4 * _ONE, 128: 4 * _CUBIC["bcc"], 250: 5 * _CUBIC["bcc"]},
-}
 _CELL_SIZE = {"Al": "fcc", "Mg": "hcp", "Mo": "bcc"}
 _SPACE_GROUPS = {225: "fcc", 194: "hcp", 229: "bcc"}
 _COORDINATION = {"fcc": 12, "hcp": 12, "bcc": 8}
@@ -279,28 +250,6 @@ def formation_energy(defects: Sequence[tuple[int, ase.Atoms, float]], host: ase.
     return float(sum(number * energy for number, _, energy in defects) - found.sum() / len(host) * e_host)
 
 
-def supercell(host: ase.Atoms, structure: str, n_sites: int) -> ase.Atoms:
-    """Return a supercell of a metal.
-
-    Parameters
-    ----------
-    host : ase.Atoms
-        Primitive cell, with lattice vectors as :func:`ase.build.bulk` orients them.
-    structure : {"fcc", "hcp", "bcc"}
-    n_sites : int
-        One of the sizes that are known.
-
-    Raises
-    ------
-    ValueError
-        If there is no such supercell; the message lists those there are.
-    """
-    known = _SUPERCELLS[structure]
-    if n_sites not in known:
-        raise ValueError(f"no {structure} supercell of {n_sites} sites; there are: {', '.join(map(str, known))}")
-    return ase.build.make_supercell(host, known[n_sites])
-
-
 # ---------------------------------------------------------------------------------------------------
 # Reference cases
 
@@ -335,7 +284,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     makers = {
         "vacancies": lambda: _close_packed("vacancies", protocol),
         "polymorphs": lambda: _close_packed("polymorphs", protocol),
-        "bcc-vacancies": lambda: [_bcc("bcc-vacancies", record, protocol.bcc_sites) for record in _bcc_records()],
+        "bcc-vacancies": lambda: [_bcc("bcc-vacancies", record, protocol.bcc_sites) for record in sources.reference(_BCC)],
         "intermetallics": lambda: [case for compound in _COMBINATIONS for case in _intermetallic(compound, protocol)],
         "cell-size": _cell_size,
     }
@@ -344,62 +293,18 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
 
 def left_out() -> pd.DataFrame:
     """Return the rows of the tables of Angsten et al. that are not cases: columns ``structure, symbol, reason``."""
-    rows = [
-        (structure, record["symbol"], reason)
-        for structure in _TABLES
-        for record in _angsten(structure)
-        if (reason := _use(structure, record)[1])
-    ]
-    return pd.DataFrame(rows, columns=["structure", "symbol", "reason"])
-
-
-def _angsten(structure: str) -> list[dict[str, str]]:
-    with registry.fetch(_TABLES[structure]).open(newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
-def _use(structure: str, record: Mapping[str, str]) -> tuple[str, str]:
-    """Return the set that a row of the tables belongs to, and why it is no case ('' if it is one)."""
-    symbol = record["symbol"]
-    element = symbol.removesuffix("_mag")
-    if element in _GROUND_STATE:
-        if element in _MAGNETIC_ROW and element == symbol:
-            return "", "not spin-polarised; the ferromagnetic row is used"
-        if float(record["e_vacform"]) <= 0:
-            return "", "the formation energy is negative: the host is unstable"
-        return "vacancies" if _GROUND_STATE[element] == structure else "polymorphs", ""
-    if element not in _UNUSED:
-        raise ValueError(f"{_TABLES[structure]} has a row {symbol!r} that is not known here; add it to the cases or to those left out")
-    return "", _UNUSED[element]
+    return pd.DataFrame(angsten.left_out(), columns=["structure", "symbol", "reason"])
 
 
 def _close_packed(name: str, protocol: Protocol) -> list[Case]:
     sizes = {"fcc": protocol.fcc_sites, "hcp": protocol.hcp_sites}
-    return [
-        _from_angsten(name, structure, record, sizes[structure])
-        for structure in _TABLES
-        for record in _angsten(structure)
-        if _use(structure, record)[0] == name
-    ]
+    wanted = [vacancy for vacancy in angsten.vacancies() if vacancy.ground_state == (name == "vacancies")]
+    return [_from_angsten(name, vacancy, sizes[vacancy.structure]) for vacancy in wanted]
 
 
-def _from_angsten(name: str, structure: str, record: Mapping[str, str], n_sites: int) -> Case:
-    element = record["symbol"].removesuffix("_mag")
-    volume = float(record["volume_per_atom"])
-    if structure == "fcc":
-        host = ase.build.bulk(element, "fcc", a=(4 * volume) ** (1 / 3))
-    else:
-        # Where c/a is far from ideal (Zn, Cd) the relaxation starts at the measured one.
-        measured = reference_states[atomic_numbers[element]]
-        c_over_a = measured["c/a"] if measured["symmetry"] == "hcp" else np.sqrt(8 / 3)
-        host = ase.build.bulk(element, "hcp", a=(4 * volume / (np.sqrt(3) * c_over_a)) ** (1 / 3), covera=c_over_a)
-    lattice = "DFT" if structure == "fcc" else "DFT volume"
-    return _vacancy(name, "angsten2014", host, structure, float(record["e_vacform"]), n_sites, lattice=lattice, volume=volume)
-
-
-def _bcc_records() -> list[dict[str, str]]:
-    with (registry.data_dir() / "reference" / "ma_dudarev_2019_bcc_vacancies.csv").open(newline="") as handle:
-        return list(csv.DictReader(handle))
+def _from_angsten(name: str, vacancy: angsten.Vacancy, n_sites: int) -> Case:
+    lattice = {"lattice": "DFT" if vacancy.structure == "fcc" else "DFT volume", "volume": vacancy.volume_per_atom}
+    return _vacancy(name, "angsten2014", vacancy.host, vacancy.structure, vacancy.energy, n_sites, **lattice)
 
 
 def _bcc(name: str, record: Mapping[str, str], n_sites: int) -> Case:
@@ -411,7 +316,7 @@ def _vacancy(
     set_name: str, source: str, host: ase.Atoms, structure: str, energy: float, n_sites: int, *, lattice: str, volume: float
 ) -> Case:
     """Return the case of a vacancy in a metal."""
-    defect = supercell(host, structure, n_sites)
+    defect = structures.supercell(host, structure, n_sites)
     del defect[0]
     element = host.symbols[0]
     name = f"{source}/{element}/{structure}" if set_name != "cell-size" else f"cell-size/{element}/{n_sites}"
@@ -422,7 +327,7 @@ def _vacancy(
         "n_defects": 1,
         "source": source,
         "functional": "PBE",
-        "magnetic": element in _MAGNETIC,
+        "magnetic": element in structures.MAGNETIC,
         "note": _NOTES.get((element, structure), ""),
         "n_sites": n_sites,
         "lattice": lattice,
@@ -436,13 +341,13 @@ def _vacancy(
 def _cell_size() -> list[Case]:
     found = []
     for element, structure in _CELL_SIZE.items():
-        for n_sites in _SUPERCELLS[structure]:
+        for n_sites in structures.SUPERCELLS[structure]:
             if structure == "bcc":
-                record = next(record for record in _bcc_records() if record["element"] == element)
+                record = next(record for record in sources.reference(_BCC) if record["element"] == element)
                 found.append(_bcc("cell-size", record, n_sites))
             else:
-                record = next(record for record in _angsten(structure) if record["symbol"] == element)
-                found.append(_from_angsten("cell-size", structure, record, n_sites))
+                known = next(x for x in angsten.vacancies() if (x.element, x.structure) == (element, structure))
+                found.append(_from_angsten("cell-size", known, n_sites))
     return found
 
 
@@ -732,7 +637,7 @@ def relaxation_field(potential: Potential, host: str | ase.Atoms, protocol: Prot
     if perfect.error is not None:
         raise ValueError(f"bulk: {perfect.error}")
     n_sites = {"fcc": protocol.fcc_sites, "hcp": protocol.hcp_sites, "bcc": protocol.bcc_sites}[structure]
-    ideal = supercell(perfect.atoms, structure, n_sites)
+    ideal = structures.supercell(perfect.atoms, structure, n_sites)
     site = ideal.cell.array.sum(axis=0) / 2
     ideal.positions += site - ideal.positions[0]
     del ideal[0]
@@ -839,11 +744,11 @@ def _compared(line: tuple, kind: str, quantity: str, loss: float, n_bonds: float
 def _cut(element: str, miller: str) -> tuple[float, float, float]:
     """Return coordination loss, broken bonds (of both faces) and area of one face (Å²) of the ideal slab."""
     crystal = ase.build.bulk(element, cubic=True)
-    slab = surfaces.build_slab(crystal, [int(index) for index in miller.split()], surfaces.Protocol())
+    slab = structures.build_slab(crystal, [int(index) for index in miller.split()], 10.0, 10.0)
     cutoff = structures.first_shell(crystal)
     full = structures.neighbours(crystal, cutoff)[0]
     lost = 1 - structures.neighbours(slab, cutoff) / full
-    return float(lost[lost > 0].mean()), surfaces.broken_bonds(slab, crystal) / 2, surfaces.area(slab)
+    return float(lost[lost > 0].mean()), structures.broken_bonds(slab, crystal) / 2, structures.area(slab)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -49,7 +49,6 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from helpers import engine, registry, softening, structures
 from helpers.benchmarks import Case, Family, Sample, chosen_sets, of, row, table
-from helpers.benchmarks.off_equilibrium import has_u_metal_with_o_or_f
 from helpers.potentials.base import Potential, Prediction
 
 _MODULI = "materialsvirtuallab/matcalc/benchmark_data/mp-binary-pbe-elasticity-2025.1.json.gz"
@@ -73,11 +72,6 @@ RANGES: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 # Over a small strain the same error of a stress is a larger one of its slope.
 TOLERANCES = {name + end: 2.0 if end == "_025pct" else 1.0 for name in ("bulk_modulus", "shear_modulus") for end in RANGES}
 TOLERANCES["volume_per_atom"] = 0.02
-
-# Elements with open d and f shells.
-_MAGNETIC = frozenset(
-    {"V", "Cr", "Mn", "Fe", "Co", "Ni", "U", "Np", "Pu"} | {ase.data.chemical_symbols[number] for number in range(58, 71)}  # Ce to Yb
-)
 
 # Below this the Materials Project gives its own values with a warning.
 _LEAST_GPA = 2.0
@@ -198,9 +192,9 @@ def _unfit(record: dict, protocol: Protocol) -> str:
     sites = record["structure"]["sites"]
     elements = {site["species"][0]["element"] for site in sites}
     k, g = record["bulk_modulus_vrh"], record["shear_modulus_vrh"]
-    if magnetic := elements & _MAGNETIC:
+    if magnetic := elements & structures.OPEN_SHELL:
         return f"{', '.join(sorted(magnetic))}: open d or f shell"
-    if has_u_metal_with_o_or_f(elements):
+    if structures.has_u_metal_with_o_or_f(elements):
         return "DFT+U"
     if len(sites) > protocol.max_atoms:
         return f"more than {protocol.max_atoms} atoms"

@@ -34,9 +34,7 @@ not move along the hop either: so at ½ the path may bend within the mirror plan
 need not be the top: in hcp Ti it is a shallow minimum between two saddle points (Shang et al., Phys. Rev. B 83, 224104 (2011)).
 Where ¼ is higher the barrier is a lower bound (column ``highest_image``).
 
-The table of hcp metals has two columns of barriers, and the file does not say which is which. ``e_vacmig_v`` is taken for the hop in the
-basal plane and ``e_vacmig`` for that out of it: mlip-arena, from which the file comes, compares the latter with a hop between the
-two atoms of the primitive cell. The values agree: in Zn and Cd, whose c axis is long, the hop out of the plane is the easy one.
+The table of hcp metals does not say which column belongs to which hop: :mod:`helpers.sources.angsten`.
 
 The files behind ``hops`` do not say whether a barrier counts from the first or from the lower end point. Here it is the lower one
 throughout, and ``end_difference_ev`` tells what that choice is worth. The kinetically resolved barrier, from the mean of the
@@ -45,7 +43,6 @@ end points, is E_m − |``end_difference_ev``|/2.
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import re
@@ -64,9 +61,9 @@ from ase.geometry import find_mic
 
 from helpers import engine, registry, softening, structures
 from helpers.benchmarks import NO_U, Case, Family, Sample, beside, chosen_sets, defects, of, row, table, without
-from helpers.benchmarks.off_equilibrium import has_u_metal_with_o_or_f
 from helpers.potentials import CATALOGUE
 from helpers.potentials.base import Potential
+from helpers.sources import angsten
 
 _LIVPO4F = "materialsproject/emmet/test_files/mobility/test_match_npr_doc.json.gz"
 # Its other hop is marked as failed.
@@ -76,15 +73,12 @@ _DEVI = "sai-mat-group/predicting-migration-barriers"
 _DEVI_PATHS = tuple(f"{_DEVI}/DATA_FILES/MODEL-3-4/RAW/RAW-Em-5-images-{part}.json" for part in ("TRAIN", "TEST"))
 _DEVI_SHEET = f"{_DEVI}/TABULATION-GIT-HUB.xlsx"
 
-_ANGSTEN = dict(zip(("fcc", "hcp"), defects.SETS["vacancies"], strict=True))
-# By structure: hops and the column with the barrier.
-_METAL_HOPS = {"fcc": {"fcc": "e_vacmig"}, "hcp": {"in-plane": "e_vacmig_v", "out-of-plane": "e_vacmig"}}
 # Path coordinate of the images of a symmetric hop; the second half is the mirror image.
 _HALF_PATH = (0.0, 0.25, 0.5)
 
 SETS: dict[str, tuple[str, ...]] = {
     "livpo4f": (_LIVPO4F,),
-    "elements": tuple(_ANGSTEN.values()),
+    "elements": tuple(angsten.TABLES.values()),
     "hops": (*_DEVI_PATHS, _DEVI_SHEET),
     "fcc-metals": (),
 }
@@ -135,7 +129,7 @@ class Protocol:
     max_steps : int
         FIRE steps after which a relaxation counts as failed.
     fcc_sites, hcp_sites : int
-        Sites of the supercells of set ``elements``; see :func:`helpers.benchmarks.defects.supercell`.
+        Sites of the supercells of set ``elements``; see :func:`helpers.structures.supercell`.
     n_mg_hops, n_other_hops : int
         Hops of Mg, and of all other ions, in set ``hops``. More than there are means all.
     max_atoms : int
@@ -236,12 +230,12 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
 def left_out() -> pd.DataFrame:
     """Return the barriers of the sources that no protocol makes a case, with the reason: columns ``set, material, case, reason``."""
     rows = [("livpo4f", "LiVPO4F", "2+1", "the calculation is marked as failed")]
-    for case in _vacancies(Protocol()):
-        rows += [
-            ("elements", case.material, hop, "no barrier in the table")
-            for hop, column in _METAL_HOPS[case.info["structure"]].items()
-            if not _angsten(case.info["structure"], case.material)[column]
-        ]
+    rows += [
+        ("elements", vacancy.element, hop, "no barrier in the table")
+        for vacancy in _vacancies()
+        for hop, energy in vacancy.barriers.items()
+        if energy is None
+    ]
     rows += [("hops", record["formula"], record["name"], record["reason"]) for record in _devi_records() if record["reason"]]
     return pd.DataFrame(rows, columns=["set", "material", "case", "reason"])
 
@@ -258,7 +252,7 @@ def _info(images: Sequence[ase.Atoms], **known: object) -> dict[str, object]:
         "family": "",
         "source": "",
         "functional": "PBE",
-        "has_u_metal_with_o_or_f": has_u_metal_with_o_or_f(images[0].get_chemical_symbols()),
+        "has_u_metal_with_o_or_f": structures.has_u_metal_with_o_or_f(images[0].get_chemical_symbols()),
         "authors_mace": np.nan,
     }
     return {**info, **known}
@@ -285,31 +279,20 @@ def _livpo4f() -> Case:
     return Case("emmet/LiVPO4F", "livpo4f", "LiVPO4F", _roles(images), reference, info)
 
 
-def _vacancies(protocol: Protocol) -> list[Case]:
-    """Return the vacancies in ground-state hosts, from the same tables as the barriers."""
-    return defects.cases(defects.Protocol(fcc_sites=protocol.fcc_sites, hcp_sites=protocol.hcp_sites), ["vacancies"])
-
-
-def _angsten(structure: str, element: str) -> dict[str, str]:
-    """Return the row of an element, the ferromagnetic one if there are two."""
-    with registry.fetch(_ANGSTEN[structure]).open(newline="") as handle:
-        found = {record["symbol"]: record for record in csv.DictReader(handle)}
-    return found.get(f"{element}_mag") or found[element]
+def _vacancies() -> list[angsten.Vacancy]:
+    return [vacancy for vacancy in angsten.vacancies() if vacancy.ground_state]
 
 
 def _elements(protocol: Protocol) -> list[Case]:
     found = []
     sites = {"fcc": protocol.fcc_sites, "hcp": protocol.hcp_sites}
-    for vacancy in _vacancies(protocol):
-        structure = vacancy.info["structure"]
-        record = _angsten(structure, vacancy.material)
+    for metal in _vacancies():
         # Once per element: the vacancy is the same for every hop.
-        energy = {"vacancy_energy": vacancy.reference["energy"]}
-        for hop, column in _METAL_HOPS[structure].items():
-            if record[column]:
-                reference = {"barrier": float(record[column]), **energy}
-                host = vacancy.structures["host"]
-                found.append(_metal_case("elements", "angsten2014", host, structure, hop, sites[structure], reference))
+        energy = {"vacancy_energy": metal.energy}
+        for hop, known in metal.barriers.items():
+            if known is not None:
+                reference = {"barrier": known, **energy}
+                found.append(_metal_case("elements", "angsten2014", metal.host, metal.structure, hop, sites[metal.structure], reference))
                 energy = {}
     return found
 
@@ -325,7 +308,7 @@ def vacancy_hop(host: ase.Atoms, structure: str, hop: str, n_sites: int) -> list
     hop : {"fcc", "in-plane", "out-of-plane"}
         Which of the nearest neighbours hops; ``fcc`` in an fcc metal, the others in an hcp metal.
     n_sites : int
-        Sites of the supercell; see :func:`helpers.benchmarks.defects.supercell`.
+        Sites of the supercell; see :func:`helpers.structures.supercell`.
 
     Returns
     -------
@@ -335,7 +318,7 @@ def vacancy_hop(host: ase.Atoms, structure: str, hop: str, n_sites: int) -> list
     vector = host.positions[1] - host.positions[0] if hop == "out-of-plane" else host.cell.array[0]
     # The vacant site is that of the unit cell's last atom: in hcp the neighbours of the other one lie the other way.
     vacant = host.positions[-1]
-    start = defects.supercell(host, structure, n_sites)
+    start = structures.supercell(host, structure, n_sites)
     del start[_atom_at(start, vacant)]
     ion = _atom_at(start, vacant - vector)
     images = [start.copy() for _ in _HALF_PATH]
@@ -699,7 +682,7 @@ def _vacancy_row(
 ) -> dict[str, object]:
     host = hosts[structures.content(case.structures["host"])]
     error = plan.error or (f"image 0: {outcome[0].error}" if outcome[0].error else None)
-    value = np.nan if error else defects.formation_energy([(1, plan.images[0], outcome[0].energy)], host.atoms, host.energy)
+    value = np.nan if error else outcome[0].energy - len(plan.images[0]) / len(host.atoms) * host.energy
     return row(model, case, "vacancy_energy", value, float(case.reference["vacancy_energy"]), "eV", error=error)
 
 

@@ -40,28 +40,22 @@ Loading keeps every frame; filters belong to the analysis. Pass tables through :
 from __future__ import annotations
 
 import itertools
-import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import ase
-import ase.io
 import numpy as np
 import pandas as pd
 from ase import units
 from ase.build import bulk
-from ase.formula import Formula
 from scipy import stats
 
 from helpers import registry, softening, structures
 from helpers.benchmarks import COLUMNS, NO_U, Case, Family, Sample, chosen_sets, of, without
 from helpers.potentials.base import Potential, Prediction
+from helpers.sources import Frame, snap, trajectories
 
 _MATTERSIM = "microsoft/mattersim/data/benchmarks"
-_MLEARN = "materialsvirtuallab/mlearn/data"
-_SNAP = "materialsvirtuallab/snap"
 
 SETS: dict[str, tuple[str, ...]] = {
     "wbm-21": ("kirk0830/AtomisticSkills/.agents/skills/ml-mace-finetune/examples/mace-wbm-finetune/valid.xyz",),
@@ -69,12 +63,7 @@ SETS: dict[str, tuple[str, ...]] = {
     "mattersim-tp": (f"{_MATTERSIM}/mpf-TP.xyz", f"{_MATTERSIM}/mpf-alkali-TP.xyz"),
     "extreme": (f"{_MATTERSIM}/random-TP.xyz",),
     "mptrj-1k": (f"{_MATTERSIM}/mptrj-random-1k.xyz",),
-    # mlearn before snap: frames that are in both are taken from mlearn, which says at what temperature they were made.
-    "single-element-md": (
-        *[f"{_MLEARN}/{element}/{part}.json" for element in ("Si", "Li", "Mo") for part in ("training", "test")],
-        *[f"{_MLEARN}/{element}/test.json" for element in ("Cu", "Ni")],
-        *[f"{_SNAP}/{name}.json" for name in ("Cu/training/AIMD", "Cu/training/Vacancy", "Ni/training/Vacancy")],
-    ),
+    "single-element-md": snap.SINGLE_ELEMENTS,
     "rattled-crystals": (),
 }
 
@@ -100,9 +89,6 @@ INFO: dict[str, object] = {
 _UNITS = {"force": "eV/Å", "energy_per_atom": "eV/atom", "stress": "eV/Å³", "virial": "eV"}
 _DIGITS = {"force": 4, "energy_per_atom": 6, "stress": 6, "virial": 4}
 _COMPONENTS = ("", "x", "y", "z", "xx", "yy", "zz", "yz", "xz", "xy")
-
-# The Materials Project applies a Hubbard U to these metals in oxides and fluorides (Jain et al., APL Mater. 1, 011002 (2013)).
-_U_METALS = frozenset({"Co", "Cr", "Fe", "Mn", "Mo", "Ni", "V", "W"})
 
 # Melting points, K (CRC Handbook of Chemistry and Physics, 97th ed. (2016)).
 MELTING_K = {"Si": 1687, "Mo": 2895, "Cu": 1358, "Li": 454, "Ni": 1728}
@@ -192,7 +178,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         if name == "rattled-crystals":
             found += _rattled_crystals(protocol)
         else:
-            found += _READERS[name](name, [registry.fetch(key) for key in SETS[name]])
+            found += [_published(name, frame) for frame in _READERS[name](SETS[name])]
     return found
 
 
@@ -207,7 +193,7 @@ def single_element(element: str) -> list[Case]:
     keys = single_element_keys(element)
     if not keys:
         raise KeyError(f"single-element-md has no file of {element!r}")
-    return _read_single_elements("single-element-md", [registry.fetch(key) for key in keys])
+    return [_published("single-element-md", frame) for frame in snap.frames(keys)]
 
 
 def single_element_keys(element: str) -> tuple[str, ...]:
@@ -220,10 +206,9 @@ def pressure_gpa(stress: np.ndarray) -> float:
     return float(-np.trace(stress) / 3 / units.GPa)
 
 
-def has_u_metal_with_o_or_f(symbols: Iterable[str]) -> bool:
-    """Tell whether the Materials Project would have used DFT+U: O or F together with Co, Cr, Fe, Mn, Mo, Ni, V or W."""
-    elements = set(symbols)
-    return bool(elements & {"O", "F"}) and bool(elements & _U_METALS)
+def _published(chosen: str, frame: Frame) -> Case:
+    known = {name: value for name, value in frame.info.items() if name in INFO}
+    return _case(f"{chosen}/{frame.name}", chosen, frame.material, frame.atoms, frame.energy, frame.forces, frame.stress, **known)
 
 
 def _case(name: str, chosen: str, material: str, atoms: ase.Atoms, energy: float, forces, stress, **info: object) -> Case:
@@ -238,144 +223,22 @@ def _case(name: str, chosen: str, material: str, atoms: ase.Atoms, energy: float
         structures={"frame": atoms},
         reference={"energy": float(energy), "forces": forces, "stress": stress},
         info=INFO
-        | {"pressure_gpa": pressure_gpa(stress), "has_u_metal_with_o_or_f": has_u_metal_with_o_or_f(atoms.get_chemical_symbols())}
+        | {
+            "pressure_gpa": pressure_gpa(stress),
+            "has_u_metal_with_o_or_f": structures.has_u_metal_with_o_or_f(atoms.get_chemical_symbols()),
+        }
         | {"volume_a3_per_atom": atoms.get_volume() / len(atoms)}
         | info,
     )
 
 
-def _bare(atoms: ase.Atoms) -> ase.Atoms:
-    """Return a periodic structure without results, magnetic moments and notes."""
-    return ase.Atoms(atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=True)
-
-
-def _formula(atoms: ase.Atoms) -> str:
-    return Formula(atoms.get_chemical_formula()).reduce()[0].format("metal")
-
-
-def _read_wbm_21(chosen: str, paths: Sequence[Path]) -> list[Case]:
-    found = []
-    for path in paths:
-        for number, atoms in enumerate(ase.io.read(path, ":", format="extxyz")):
-            formula, stress = _formula(atoms), np.reshape(atoms.info["REF_stress"], (3, 3))
-            name, answers = f"{chosen}/{number:02d}-{formula}", (atoms.info["REF_energy"], atoms.arrays["REF_forces"], stress)
-            found.append(_case(name, chosen, formula, _bare(atoms), *answers, source_file=path.name))
-    return found
-
-
-def _read_wbm_full(chosen: str, paths: Sequence[Path]) -> list[Case]:
-    """Read material → frame → {structure, vasp_e (eV), vasp_f (eV/Å), vasp_s (kB, positive under compression)}."""
-    found = []
-    for path in paths:
-        for material, frames in json.loads(path.read_text()).items():
-            for frame, record in frames.items():
-                stress = np.full((3, 3), np.nan)
-                if record.get("vasp_s") is not None:
-                    stress = -np.asarray(record["vasp_s"], dtype=float) * 0.1 * units.GPa
-                atoms, name = structures.from_dict(record["structure"]), f"{chosen}/{material}/{frame}"
-                found.append(_case(name, chosen, material, atoms, record["vasp_e"], record["vasp_f"], stress, source_file=path.name))
-    return found
-
-
-def _read_mattersim(chosen: str, paths: Sequence[Path]) -> list[Case]:
-    """Read trajectories. The frames are shuffled in the file; ``internal_id`` counts them in their original order.
-
-    There is no name of the compound: it is a stretch of neighbouring ids with the same reduced formula (a few trajectories mix a
-    primitive cell and its supercell). Polymorphs lie in separate stretches and are numbered.
-    """
-    frames = []
-    for path in paths:
-        in_file = ase.io.read(path, ":", format="extxyz")
-        frames += [(path, atoms) for atoms in sorted(in_file, key=lambda atoms: atoms.info["internal_id"])]
-    materials: list[str] = []
-    stretches: dict[str, int] = {}
-    previous = None
-    for path, atoms in frames:
-        formula = _formula(atoms)
-        if previous != (path, formula):
-            stretches[formula] = stretches.get(formula, 0) + 1
-            previous = (path, formula)
-        materials.append(formula if stretches[formula] == 1 else f"{formula} ({stretches[formula]})")
-    return [
-        _case(f"{chosen}/{atoms.info['internal_id']}", chosen, material, _bare(atoms), *_answers(atoms), source_file=path.name)
-        for (path, atoms), material in zip(frames, materials, strict=True)
-    ]
-
-
-def _answers(atoms: ase.Atoms) -> tuple[float, np.ndarray, np.ndarray]:
-    return atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False), atoms.get_stress(voigt=False, apply_constraint=False)
-
-
-def _read_mptrj(chosen: str, paths: Sequence[Path]) -> list[Case]:
-    return [
-        _case(f"{chosen}/{x.info['mptrj_snapshot_id']}", chosen, x.info["mptrj_traj_id"], _bare(x), *_answers(x), source_file=path.name)
-        for path in paths
-        for x in ase.io.read(path, ":", format="extxyz")
-    ]
-
-
-def stress_from_kbar(six: Sequence[float], *, swapped: bool) -> np.ndarray:
-    """Return a stress (3, 3), eV/Å³, ASE's sign, from VASP's six numbers xx, yy, zz, xy, yz, zx in kbar, positive under compression.
-
-    ``swapped`` says that the last two are in the order zx, yz.
-    """
-    xx, yy, zz, xy, yz, zx = six
-    if swapped:
-        yz, zx = zx, yz
-    return -0.1 * units.GPa * np.array([[xx, xy, zx], [xy, yy, yz], [zx, yz, zz]])
-
-
-def _shears_swapped(element: str, group: str) -> bool:
-    """Tell whether mlearn stores the last two shears of a frame in the order zx, yz.
-
-    Not documented. Cu and Ni frames that mlearn shares with snap have them in the other order than there; for Si, Mo and Li
-    only one of the orders agrees with a model's stress (for Si it differs between strained cells and the rest).
-    """
-    return element != "Li" and (element, group) != ("Si", "Elastic")
-
-
-def _read_single_elements(chosen: str, paths: Sequence[Path]) -> list[Case]:
-    found: list[Case] = []
-    for path in paths:
-        from_mlearn = path.stem in ("training", "test")
-        element = path.parent.name if from_mlearn else path.parents[1].name
-        split = "test" if path.stem == "test" else "train"
-        source = f"mlearn/{element}/{split}" if from_mlearn else f"snap/{element}/{path.stem}"
-        known = [case.reference for case in found if case.material == element]
-        for number, record in enumerate(json.loads(path.read_text())):
-            outputs = record["outputs"]
-            info: dict[str, object] = {"source_file": source, "split": split}
-            if from_mlearn:
-                group = record["group"]
-                stress = stress_from_kbar(outputs["virial_stress"], swapped=_shears_swapped(element, group))
-                temperature = re.search(r"at (\d+) K", record["description"])
-                info["temperature_k"] = float(temperature[1]) if temperature else np.nan
-            else:
-                group = {"AIMD": "AIMD-NVT"}.get(path.stem, path.stem)
-                stress = stress_from_kbar(outputs["stress"], swapped=False)
-                if any(_same(outputs, reference) for reference in known):
-                    continue
-            atoms = structures.from_dict(record["structure"])
-            name = f"{chosen}/{source}/{number:03d}"
-            found.append(_case(name, chosen, element, atoms, outputs["energy"], outputs["forces"], stress, group=group, **info))
-    return found
-
-
-def _same(outputs: dict, reference: dict) -> bool:
-    """Tell whether a record has the energy and the forces of a frame already read."""
-    if abs(outputs["energy"] - reference["energy"]) > 1e-4:
-        return False
-    forces = np.asarray(outputs["forces"], dtype=float)
-    return forces.shape == reference["forces"].shape and np.abs(forces - reference["forces"]).max() < 1e-3
-
-
 _READERS = {
-    "wbm-21": _read_wbm_21,
-    "wbm-full": _read_wbm_full,
-    "mattersim-tp": _read_mattersim,
-    "extreme": _read_mattersim,
-    "mptrj-1k": _read_mptrj,
-    "single-element-md": _read_single_elements,
+    "wbm-21": trajectories.wbm_fine_tuning,
+    "wbm-full": trajectories.wbm,
+    "mattersim-tp": trajectories.mattersim,
+    "extreme": trajectories.mattersim,
+    "mptrj-1k": trajectories.mptrj,
+    "single-element-md": snap.frames,
 }
 
 

@@ -42,7 +42,6 @@ of the two forces, which is subtracted from all. Symmetry leaves some crystals w
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import re
@@ -71,7 +70,7 @@ from pymatgen.core import Composition, IStructure
 from scipy.linalg import sqrtm
 from tqdm.auto import tqdm
 
-from helpers import engine, registry, softening, structures
+from helpers import engine, registry, softening, sources, structures
 from helpers.benchmarks import Case, Family, Sample, beside, chosen_sets, of, row, table
 from helpers.potentials.base import Potential, check_structure
 
@@ -122,11 +121,6 @@ _RATIOS = ("omega_max", "omega_mean", "omega_gamma", *(name + _STATIC for name i
 
 # DFT frequencies above this count as real, THz.
 _STABLE_THZ = -0.1
-
-# Elements with open d and f shells.
-_MAGNETIC = frozenset(
-    {"V", "Cr", "Mn", "Fe", "Co", "Ni", "U"} | {ase.data.chemical_symbols[number] for number in range(58, 71)}  # Ce to Yb
-)
 
 # Crystal structure and measured lattice parameter, Å: only where the relaxation starts.
 _PROTOTYPES = {
@@ -281,11 +275,10 @@ def compound(material: str) -> Case:
 
 def authors() -> pd.DataFrame:
     """Return the authors' own highest frequencies, THz: columns ``material, dft`` (PBEsol) and ``mace_mp_0``."""
-    with (registry.data_dir() / "reference" / "phonondb_omega_max_authors.csv").open(newline="") as handle:
-        rows = [
-            (line["material_id"], float(line["omega_max_dft_pbesol_thz"]), float(line["omega_max_mace_mp0_thz"]))
-            for line in csv.DictReader(handle)
-        ]
+    rows = [
+        (line["material_id"], float(line["omega_max_dft_pbesol_thz"]), float(line["omega_max_mace_mp0_thz"]))
+        for line in sources.reference("phonondb_omega_max_authors.csv")
+    ]
     return pd.DataFrame(rows, columns=["material", "dft", "mace_mp_0"])
 
 
@@ -391,7 +384,7 @@ def _case(
     info = {
         "formula": Composition(atoms.get_chemical_formula()).reduced_formula,
         "functional": functional,
-        "magnetic": not _MAGNETIC.isdisjoint(atoms.get_chemical_symbols()),
+        "magnetic": not structures.OPEN_SHELL.isdisjoint(atoms.get_chemical_symbols()),
         "n_atoms": len(atoms),
         "n_displacements": len(displacements),
         "supercell_atoms": len(perfect),

@@ -31,7 +31,6 @@ than DFT did. A relaxation keeps the symmetry that it starts with.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -51,10 +50,11 @@ from scipy import special
 from scipy.spatial import ConvexHull
 
 from helpers import engine, potentials, registry, softening, structures
-from helpers.benchmarks import Case, Family, Sample, beside, chosen_sets, of, row, surfaces, table
+from helpers.benchmarks import Case, Family, Sample, beside, chosen_sets, of, row, table
 from helpers.potentials.base import Potential, Prediction
+from helpers.sources import snap
 
-_SNAP = "materialsvirtuallab/snap/NbMoTaW/training"
+_SNAP = f"{snap.SNAP}/NbMoTaW/training"
 _METALS = {"nb-mo": ("Nb", "Mo"), "ta-w": ("Ta", "W")}
 
 SETS: dict[str, tuple[str, ...]] = {
@@ -393,25 +393,24 @@ def _sic_aln(name: str) -> list[Case]:
 
 
 def _metals(name: str) -> list[Case]:
-    alloys, *pure = (json.loads(registry.fetch(key).read_text()) for key in SETS[name])
-    undeformed = [surfaces.undeformed(frames) for frames in pure]
-    ends = {role: structures.from_dict(frame["structure"]) for role, frame in zip(("first", "second"), undeformed, strict=True)}
-    e_first, e_second = (frame["outputs"]["energy"] / len(frame["structure"]["sites"]) for frame in undeformed)
+    alloys, *pure = (snap.frames([key]) for key in SETS[name])
+    first, second = map(snap.undeformed, pure)
+    ends = {"first": first.atoms, "second": second.atoms}
+    e_first, e_second = (frame.energy / len(frame.atoms) for frame in (first, second))
     multiplicities = {}
     found = []
     # Unrelaxed frames first: on the ideal sites an ordering's multiplicity can be found.
-    for frame in sorted(alloys, key=lambda frame: frame["tags"] != ["unrelax"]):
-        ((tag, ordering),) = frame["notes"].items()
+    for frame in sorted(alloys, key=lambda frame: "unrelax" not in frame.info["notes"]):
+        ((tag, ordering),) = frame.info["notes"].items()
         relaxed = tag == "relax"
-        alloy = structures.from_dict(frame["structure"])
+        alloy = frame.atoms
         second = alloy.symbols == _METALS[name][1]
         if not relaxed:
             multiplicities[ordering] = _bcc_multiplicity(alloy, second)
         x = float(second.mean())
-        reference: dict[str, object] = {"energy": mixing_energy(frame["outputs"]["energy"], len(alloy), x, e_first, e_second)}
-        forces = np.array(frame["outputs"]["forces"], dtype=float)
-        if not relaxed and np.abs(forces).max() > _NO_FORCE:
-            reference["forces"] = forces
+        reference: dict[str, object] = {"energy": mixing_energy(frame.energy, len(alloy), x, e_first, e_second)}
+        if not relaxed and np.abs(frame.forces).max() > _NO_FORCE:
+            reference["forces"] = frame.forces
         found.append(
             _case(
                 name,

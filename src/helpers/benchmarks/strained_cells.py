@@ -26,10 +26,11 @@ from ase.build import bulk
 from pymatgen.analysis.elasticity import Strain
 
 from helpers import softening, structures
-from helpers.benchmarks import Case, Family, Sample, chosen_sets, off_equilibrium, row, table
+from helpers.benchmarks import Case, Family, Sample, chosen_sets, row, table
 from helpers.potentials.base import Potential
+from helpers.sources import snap
 
-SETS: dict[str, tuple[str, ...]] = {"four-elements": off_equilibrium.SETS["single-element-md"], "al-shear": ()}
+SETS: dict[str, tuple[str, ...]] = {"four-elements": snap.SINGLE_ELEMENTS, "al-shear": ()}
 LIVE = "al-shear"
 KEYS = ("component",)
 QUICK: dict[str, Sample] = {}  # on no card: frames of the four elements that off_equilibrium draws
@@ -82,17 +83,16 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
 
 
 def _four_elements(protocol: Protocol) -> list[Case]:
-    frames = [case for case in off_equilibrium.cases(sets=["single-element-md"]) if case.info["group"] == "Elastic"]
+    frames = snap.frames(snap.SINGLE_ELEMENTS, "Elastic")
     found = []
     for element in _ELEMENTS:
-        own = [case for case in frames if case.material == element]
-        for size in dict.fromkeys(len(case.structures["frame"]) for case in own):
-            same = [case for case in own if len(case.structures["frame"]) == size]
-            # Of the cells of a size the one with the least stress is the undeformed one.
-            rest = min(same, key=lambda case: np.abs(case.reference["stress"]).max())
-            for case in same:
-                change = case.reference["stress"] - rest.reference["stress"]
-                made = _case("four-elements", element, case.name, case.structures["frame"], rest.structures["frame"], change)
+        own = [frame for frame in frames if frame.material == element]
+        for size in dict.fromkeys(len(frame.atoms) for frame in own):
+            same = [frame for frame in own if len(frame.atoms) == size]
+            rest = snap.undeformed(same)
+            for frame in same:
+                name = f"single-element-md/{frame.name}"
+                made = _case("four-elements", element, name, frame.atoms, rest.atoms, frame.stress - rest.stress)
                 if _NO_STRAIN < abs(made.info["strain"]) <= protocol.max_strain:
                     found.append(made)
     return found

@@ -29,7 +29,6 @@ Both are compared with the surface energy of the DFT-relaxed slab.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import re
@@ -46,34 +45,31 @@ import numpy as np
 import pandas as pd
 from ase.neighborlist import neighbor_list
 from pymatgen.core import Structure
-from pymatgen.core.surface import Slab, SlabGenerator
-from pymatgen.io.ase import AseAtomsAdaptor
-from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
-from helpers import engine, registry, softening, structures
+from helpers import engine, registry, softening, sources, structures
 from helpers.benchmarks import NO_MAGNET, Case, Family, Sample, beside, chosen_sets, of, row, table, without
 from helpers.potentials.base import Potential
+from helpers.sources import snap
+from helpers.structures import area
 
 # 1 eV/Å² in J/m²: the elementary charge over (1e-10 m)².
 J_PER_M2 = 16.02176634
 UNIT = "eV/Å²"
 
-_SNAP = "materialsvirtuallab/snap"
-_MLEARN = "materialsvirtuallab/mlearn/data"
 _PYMATGEN = "materialsproject/pymatgen-test-files"
 
 # Per element of slabs-109: files with slabs, files with bulk frames.
 _SLAB_FILES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "Cu": ((f"{_SNAP}/Cu/training/Surface.json",), (f"{_SNAP}/Cu/training/Elastic.json",)),
+    "Cu": ((f"{snap.SNAP}/Cu/training/Surface.json",), (f"{snap.SNAP}/Cu/training/Elastic.json",)),
     "Ni": (
-        (f"{_SNAP}/Ni/training/Surface.json", f"{_SNAP}/Ni/training/Surface_test.json"),
-        (f"{_SNAP}/Ni/training/Elastic.json",),
+        (f"{snap.SNAP}/Ni/training/Surface.json", f"{snap.SNAP}/Ni/training/Surface_test.json"),
+        (f"{snap.SNAP}/Ni/training/Elastic.json",),
     ),
-    **{element: ((f"{_MLEARN}/{element}/training.json", f"{_MLEARN}/{element}/test.json"),) * 2 for element in ("Li", "Mo", "Si")},
+    **{element: ((f"{snap.MLEARN}/{element}/training.json", f"{snap.MLEARN}/{element}/test.json"),) * 2 for element in ("Li", "Mo", "Si")},
     **{
         element: (
-            (f"{_SNAP}/NbMoTaW/training/{element}_Surface.json",),
-            (f"{_SNAP}/NbMoTaW/training/{element}_Elastic.json",),
+            (f"{snap.SNAP}/NbMoTaW/training/{element}_Surface.json",),
+            (f"{snap.SNAP}/NbMoTaW/training/{element}_Elastic.json",),
         )
         for element in ("Nb", "Ta", "W")
     },
@@ -102,8 +98,6 @@ TOLERANCES = {"gamma_static": 5e-4, "gamma_relaxed": 2e-3, "force": 2e-3}
 
 # Sets whose functional is not that of the training data: a slope would mix the two differences.
 _NO_SLOPE = ("jarvis-binaries",)
-
-_MAGNETIC = frozenset({"Cr", "Mn", "Fe", "Co", "Ni"})
 
 # Not confirmed against the original; missing-row reconstructions of the (110) faces cannot be told from bulk-like ones.
 _TRAN_DOUBTFUL = frozenset({("Ag", "110"), ("Au", "110"), ("Pt", "110"), ("Sr", "111")})
@@ -160,11 +154,6 @@ def surface_energy(e_slab: float, n_atoms: int, e_bulk_per_atom: float, area: fl
     return (e_slab - n_atoms * e_bulk_per_atom) / (2 * area)
 
 
-def area(slab: ase.Atoms) -> float:
-    """Return the area of one face of a slab in Å²; the third lattice vector is the one that crosses the vacuum."""
-    return float(np.linalg.norm(np.cross(slab.cell[0], slab.cell[1])))
-
-
 # ---------------------------------------------------------------------------------------------------
 # Reference cases
 
@@ -211,7 +200,7 @@ def left_out() -> pd.DataFrame:
     ]
     rows += [
         ("jarvis-binaries", record["formula"], record["hkl"], reason)
-        for record in _read_reference("jarvis_binary_surfaces.csv")
+        for record in sources.reference("jarvis_binary_surfaces.csv")
         if (reason := _prototype(record)[1])
     ]
     rows += [
@@ -252,46 +241,29 @@ def _dft_case(
         "area_a2": area(slab),
         "source": source,
         "functional": "PBE",
-        "magnetic": material in _MAGNETIC,
+        "magnetic": material in structures.MAGNETIC,
         "reconstructed": reconstructed,
         "geometry": "DFT",
     }
     return Case(name, set_name, material, {"slab": slab, "bulk": bulk}, reference, info)
 
 
-def _stress(frame: dict) -> np.ndarray:
-    outputs = frame["outputs"]
-    return np.abs(outputs["stress"] if "stress" in outputs else outputs["virial_stress"])
-
-
-def undeformed(frames: Sequence[dict]) -> dict:
-    """Return the frame of an "Elastic" group that holds the undeformed crystal: the one of least stress.
-
-    Not the one of lowest energy. For Cu and Ni, whose 108-atom cells scatter by 1 meV/atom, that would be a strained cell, for
-    Mo one with displaced atoms, and the surface energies would agree less well with Tran et al. (2016).
-    """
-    return min(frames, key=lambda frame: _stress(frame).max())
-
-
 def _slabs_109() -> list[Case]:
     found = []
     for element, (slab_files, bulk_files) in _SLAB_FILES.items():
-        slabs = _frames(slab_files, "Surface")
-        frame = undeformed(_frames(bulk_files, "Elastic"))
-        crystal = Structure.from_dict(frame["structure"])
-        e_bulk = frame["outputs"]["energy"] / len(crystal)
-        # The primitive cell is the same crystal with fewer atoms to evaluate.
+        slabs, rest = snap.frames(slab_files, "Surface"), snap.undeformed(snap.frames(bulk_files, "Elastic"))
+        e_bulk = rest.energy / len(rest.atoms)
+        # The primitive cell is the same crystal with fewer atoms to evaluate. Rounding keeps each atom in its periodic image.
+        sites = np.round(rest.atoms.get_scaled_positions(wrap=False), 12)
+        crystal = Structure(rest.atoms.cell.array, rest.atoms.get_chemical_symbols(), sites)
         bulk = structures.plain(crystal.get_primitive_structure(tolerance=0.05))
         centring = "F" if element in ("Cu", "Ni", "Si") else "I"
         n_points = {"F": 4, "I": 2}[centring]
         lattice_a = (bulk.get_volume() / len(bulk) * n_points * (2 if element == "Si" else 1)) ** (1 / 3)
-        origin = "mlearn" if element in ("Li", "Mo", "Si") else "snap"
-        for record in slabs:
-            slab = structures.plain(Structure.from_dict(record["structure"]))
-            stored = stored_miller(record)
-            miller = stored or derive_miller(slab, lattice_a, centring)
-            reconstructed = "reconstructed" in record.get("description", "")
-            label = "".join(map(str, miller)) + ("-reconstructed" if reconstructed else "")
+        for frame in slabs:
+            slab, origin = frame.atoms, frame.name.partition("/")[0]
+            miller = frame.info["miller"] or derive_miller(slab, lattice_a, centring)
+            label = "".join(map(str, miller)) + ("-reconstructed" if frame.info["reconstructed"] else "")
             found.append(
                 _dft_case(
                     f"{origin}/{element}/{label}",
@@ -299,33 +271,18 @@ def _slabs_109() -> list[Case]:
                     element,
                     slab,
                     bulk,
-                    surface_energy(record["outputs"]["energy"], len(slab), e_bulk, area(slab)),
+                    surface_energy(frame.energy, len(slab), e_bulk, area(slab)),
                     miller=miller,
                     source=origin,
-                    forces=record["outputs"]["forces"],
-                    reconstructed=reconstructed,
+                    forces=frame.forces,
+                    reconstructed=frame.info["reconstructed"],
                 )
             )
     return found
 
 
-def _frames(files: Sequence[str], group: str) -> list[dict]:
-    """Read the frames of one group; files that hold a single group are taken whole."""
-    frames = [frame for key in files for frame in _read_json(registry.fetch(key))]
-    return [frame for frame in frames if "tag" not in frame or frame["group"] == group]
-
-
 def _read_json(path: Path) -> object:
     return json.loads(path.read_text())
-
-
-def stored_miller(frame: dict) -> tuple[int, ...] | None:
-    """Return the Miller index that a frame of snap (Nb, Ta, W) or mlearn names, or None (snap Cu and Ni)."""
-    noted = (frame.get("notes") or {}).get("Sur")
-    if noted:
-        return tuple(int(digit) for digit in noted)
-    named = re.search(r"\((\d)_(\d)_(\d)\)", frame.get("description") or "")
-    return tuple(int(digit) for digit in named.groups()) if named else None
 
 
 def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str, tolerance: float = 0.03) -> tuple[int, int, int]:
@@ -469,14 +426,9 @@ def _omega_titanium(initial: dict[tuple[int, ...], ase.Atoms]) -> ase.Atoms:
     return ase.Atoms("Ti3", scaled_positions=sites, cell=[a, a, c, 90, 90, 120], pbc=True)
 
 
-def _read_reference(name: str) -> list[dict[str, str]]:
-    with (registry.data_dir() / "reference" / name).open(newline="") as handle:
-        return list(csv.DictReader(handle))
-
-
 def _tran_rows() -> list[tuple[str, str, float]]:
     """Return element, facet and γ in J/m²."""
-    return [(r["system"], r["hkl"], float(r["gamma_J_m2"])) for r in _read_reference("tran2016_surface_energies.csv")]
+    return [(r["system"], r["hkl"], float(r["gamma_J_m2"])) for r in sources.reference("tran2016_surface_energies.csv")]
 
 
 def _built_case(set_name: str, source: str, functional: str, material: str, facet: str, gamma_j_m2: float, bulk: ase.Atoms) -> Case:
@@ -484,7 +436,7 @@ def _built_case(set_name: str, source: str, functional: str, material: str, face
         "miller": _spaced(facet),
         "source": source,
         "functional": functional,
-        "magnetic": material in _MAGNETIC,
+        "magnetic": material in structures.MAGNETIC,
         "reconstructed": False,
         "geometry": "built",
     }
@@ -521,7 +473,7 @@ def _prototype(record: dict[str, str]) -> tuple[str, str]:
 
 def _jarvis_binaries() -> list[Case]:
     found = []
-    for record in _read_reference("jarvis_binary_surfaces.csv"):
+    for record in sources.reference("jarvis_binary_surfaces.csv"):
         prototype, reason = _prototype(record)
         if reason:
             continue
@@ -541,59 +493,8 @@ def _jarvis_binaries() -> list[Case]:
 
 
 def build_slab(bulk: ase.Atoms, miller: Sequence[int], protocol: Protocol) -> ase.Atoms:
-    """Cut a stoichiometric slab with two equivalent faces from a bulk crystal.
-
-    Parameters
-    ----------
-    bulk : ase.Atoms
-        Conventional cell, which the Miller index refers to.
-    miller : sequence of three int
-    protocol : Protocol
-        For the least thickness of slab and vacuum.
-
-    Returns
-    -------
-    ase.Atoms
-        First two lattice vectors in the surface, third along its normal. Of several cuts, the one that breaks the
-        fewest bonds per area.
-
-    Raises
-    ------
-    ValueError
-        If there is no such slab.
-    """
-    crystal = AseAtomsAdaptor.get_structure(bulk)
-    generator = SlabGenerator(
-        crystal,
-        tuple(miller),
-        protocol.min_slab_a,
-        protocol.min_vacuum_a,
-        center_slab=True,
-        primitive=True,
-        lll_reduce=True,
-        max_normal_search=1,
-    )
-    possible = [slab.get_orthogonal_c_slab() for slab in generator.get_slabs()]
-    slabs = [
-        structures.plain(slab)
-        for slab in possible
-        if slab.composition.reduced_formula == crystal.composition.reduced_formula and _has_equal_faces(slab)
-    ]
-    if not slabs:
-        raise ValueError(f"no stoichiometric slab with equal faces among the {len(possible)} cuts along ({_spaced(miller)})")
-    return min(slabs, key=lambda slab: round(broken_bonds(slab, bulk) / area(slab), 6))
-
-
-def _has_equal_faces(slab: Slab) -> bool:
-    """Tell whether a symmetry operation turns the slab over."""
-    operations = SpacegroupAnalyzer(slab, symprec=0.05).get_symmetry_operations()
-    return any(round(operation.rotation_matrix[2][2]) == -1 for operation in operations)
-
-
-def broken_bonds(slab: ase.Atoms, bulk: ase.Atoms) -> float:
-    """Return how many nearest neighbours the slab's atoms lack, against the bulk's average: twice the broken bonds of both faces."""
-    cutoff = structures.first_shell(bulk)
-    return structures.neighbours(bulk, cutoff).mean() * len(slab) - structures.neighbours(slab, cutoff).sum()
+    """Cut a slab with the protocol's least thickness of slab and vacuum, see :func:`helpers.structures.build_slab`."""
+    return structures.build_slab(bulk, miller, protocol.min_slab_a, protocol.min_vacuum_a)
 
 
 @dataclass

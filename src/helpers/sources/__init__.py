@@ -1,0 +1,46 @@
+"""What others have published, as structures with the values that DFT gives for them. Nothing is computed or chosen for a benchmark here."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+
+import ase
+import numpy as np
+
+from helpers import registry
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A structure with its energy, forces and stress from DFT.
+
+    Attributes
+    ----------
+    name : str
+        Unique within its source.
+    material : str
+    atoms : ase.Atoms
+    energy : float
+        eV.
+    forces : ndarray, shape (n_atoms, 3)
+        eV/Å.
+    stress : ndarray, shape (3, 3)
+        eV/Å³, ASE's sign; NaN if it is not published.
+    info : dict
+        What else the source says.
+    """
+
+    name: str
+    material: str
+    atoms: ase.Atoms
+    energy: float
+    forces: np.ndarray
+    stress: np.ndarray
+    info: dict[str, object] = field(default_factory=dict)
+
+
+def reference(name: str) -> list[dict[str, str]]:
+    """Return the lines of a table in the folder ``data/reference``, where numbers stand that were published in print."""
+    with (registry.data_dir() / "reference" / name).open(newline="") as handle:
+        return list(csv.DictReader(handle))
