@@ -214,7 +214,7 @@ def test_operations_are_counted():
     assert two.bytes_others == pytest.approx(2 * one.bytes_others, rel=0.1)
     assert two.operations == pytest.approx(one.operations, abs=20)
     left, right = torch.rand(10, 20), torch.rand(20, 30)
-    with roofline._Traffic() as traffic:
+    with roofline.Traffic() as traffic:
         _ = (left @ right).relu().view(-1)
     assert traffic.products == 4 * (200 + 600 + 300)
     assert traffic.others == 4 * (300 + 300)
@@ -288,7 +288,7 @@ def test_a_way_whose_process_dies_is_a_reason(monkeypatch):
             return multiprocessing.Pipe()
 
     monkeypatch.setattr(compare.multiprocessing, "get_context", lambda _: Here())
-    way = compare._Way(MODEL, "ours", [], 1)
+    way = compare.Way(MODEL, "ours", [], 1)
     way.wait()
     assert "died" in way.compute(0)
 

@@ -451,7 +451,7 @@ def test_a_worker_that_would_compute_something_else_refuses_and_names_itself(job
 @pytest.fixture
 def full_disk(monkeypatch):
     """Name what is to be written; it then lands on a device that is always full."""
-    real = results._replace
+    real = results.atomically
     chosen = []
 
     def replace(path, write):
@@ -462,7 +462,7 @@ def full_disk(monkeypatch):
 
         real(path, into)
 
-    monkeypatch.setattr(results, "_replace", replace)
+    monkeypatch.setattr(results, "atomically", replace)
     return chosen
 
 

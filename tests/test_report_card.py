@@ -99,7 +99,7 @@ def test_the_card_has_the_families_in_the_order_of_the_book():
 
 
 def test_without_data_the_sets_that_need_no_file_take_their_place(no_data):
-    plan, absent = report_card._plan(full=False, quick=None)
+    plan, absent = report_card.plans(full=False, quick=None)
     for benchmark, sets in plan.items():
         assert sets, benchmark
         assert all(benchmarks.module(benchmark).SETS[name] == () for name in sets)
@@ -296,8 +296,8 @@ def test_the_rules_name_the_thresholds():
     assert f"{1 - softening.NO_SOFTNESS:.2f}" in text
     assert f"{report_card.AGREE:g}" in text
     assert f"{report_card.SCATTER:g}" in text
-    assert str(report_card._RIGHT[0]) in text
-    assert str(report_card._RIGHT[1]) in text
+    assert str(report_card.RIGHT[0]) in text
+    assert str(report_card.RIGHT[1]) in text
     assert softening.SUFFICES == 0.5
     assert "half" in text
     assert softening.WORTH_HAVING == 0.2
@@ -387,7 +387,7 @@ COMMAND = """
 
     whole = surfaces.cases
     surfaces.cases = lambda protocol=None, sets=None: [c for c in whole(protocol, sets) if c.material in ("Cu", "Al", "Ni", "Pd")]
-    report_card._ATOMS_PER_SHARD = 1
+    report_card.ATOMS_PER_SHARD = 1
     report_card.make("ase:slow.Slow", sys.argv[1], quick={"surfaces": {"tran-rebuilt": Sample(5)}}, processes=1, n_resamples=50)
 """
 
@@ -523,7 +523,7 @@ def test_phonons_without_stress_say_so(tmp_path):
 
 @pytest.mark.slow
 def test_a_slow_calculator_does_not_take_all_day(few, tmp_path, monkeypatch):
-    monkeypatch.setattr(report_card, "_ATOMS_PER_SHARD", 1)
+    monkeypatch.setattr(report_card, "ATOMS_PER_SHARD", 1)
     card = make(VerySlow(), tmp_path, budget_minutes=1.5 / 60)
     overdue = card.not_run[card.not_run["reason"] == "no time left"]
     assert "elasticity" in set(overdue["benchmark"])

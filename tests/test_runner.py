@@ -405,7 +405,7 @@ def test_a_benchmark_may_ask_for_smaller_shards(data, few_cases, monkeypatch):
     runner.run("surfaces", EMT, processes=1, progress=False)
     monkeypatch.setattr(surfaces, "ATOMS_PER_SHARD", 7, raising=False)
     runner.run("surfaces", EMT, processes=1, progress=False, force=True)
-    assert asked == [runner._ATOMS_PER_SHARD, 7]
+    assert asked == [runner.ATOMS_PER_SHARD, 7]
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def test_it_gives_what_its_own_calculator_gives():
 def test_only_the_known_checkpoint_is_opened(monkeypatch):
     from helpers.potentials import sevennet
 
-    monkeypatch.setitem(sevennet._WEIGHTS, KEY, (sevennet._WEIGHTS[KEY][0], "0" * 64))
+    monkeypatch.setitem(sevennet.WEIGHTS, KEY, (sevennet.WEIGHTS[KEY][0], "0" * 64))
     with pytest.raises(potentials.PotentialError, match="SHA-256"):
         potentials.load(KEY)
 

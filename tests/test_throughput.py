@@ -64,7 +64,7 @@ def test_a_line_through_noise_is_never_negative():
 
 def test_a_small_measurement(monkeypatch):
     """In this process, for speed; processes and clusters have tests of their own."""
-    monkeypatch.setattr(throughput, "_start", lambda key: 1.0)
+    monkeypatch.setattr(throughput, "time_to_start", lambda key: 1.0)
     monkeypatch.setattr(throughput, "ProcessPoolExecutor", lambda n, **_: ThreadPoolExecutor(n))
     monkeypatch.setattr(throughput.cluster, "each", lambda function, tasks, *_, **__: [function(*task) for task in tasks])
     protocol = throughput.Protocol(repeats=(1,), atoms_per_shard=(16, 160), n_shards=(2, 2), n_repetitions=1)

@@ -125,7 +125,7 @@ def models(benchmark: str) -> list[str]:
     return sorted(read_json(path)["model"] for path in (results_dir() / benchmark).glob("*.json"))
 
 
-def _replace(path: Path, write) -> None:
+def atomically(path: Path, write) -> None:
     """Write a file under a temporary name in the same folder, then rename it; an error leaves what was there and names the file."""
     # Not by the module tempfile, which makes files private: a result has the rights that the user gives to files.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -143,12 +143,12 @@ def _replace(path: Path, write) -> None:
 
 def write_bytes(content: bytes, path: Path) -> None:
     """Write a file atomically."""
-    _replace(path, lambda target: target.write_bytes(content))
+    atomically(path, lambda target: target.write_bytes(content))
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:
     """Write a table atomically."""
-    _replace(path, lambda target: table.to_parquet(target, index=False, compression="zstd"))
+    atomically(path, lambda target: table.to_parquet(target, index=False, compression="zstd"))
 
 
 def write_json(content: Mapping[str, object], path: Path, *, sort_keys: bool = True) -> None:

@@ -22,7 +22,7 @@ from helpers.potentials.equivariant import Convolution, even
 from helpers.registry import sha256
 
 # The package's own checkpoint of 11 July 2024, by SHA-256: a checkpoint is a pickle, and a pickle is code.
-_WEIGHTS = {
+WEIGHTS = {
     "sevennet-0": (
         "SevenNet_0__11Jul2024/checkpoint_sevennet_0.pth",
         "7052cb42b7b3be42b40b97fa0d21077a48c54b5548948fc4dcf346629f813c36",
@@ -82,7 +82,7 @@ def load(key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> 
     PotentialError
         If the package's checkpoint is not the one this project knows.
     """
-    relative, expected = _WEIGHTS[key]
+    relative, expected = WEIGHTS[key]
     path = Path(sevenn.__file__).parent / "pretrained_potentials" / relative
     found = sha256(path)
     if found != expected:

@@ -49,7 +49,7 @@ STARTED, RECORD = "started.json", "report.json"
 _VERSION = 1
 
 # Atoms in a piece of a sample, and pieces that it has at least: a killed or overdue card loses little, and no process waits for long.
-_ATOMS_PER_SHARD, _MIN_SHARDS = 200, 8
+ATOMS_PER_SHARD, _MIN_SHARDS = 200, 8
 
 # The model that stands in for DFT where there is none. Its weights are in its package, so that anyone can run it.
 BOOK_MODEL = "chgnet-0.3.0"
@@ -62,7 +62,7 @@ _SAME_ENERGY = 1e-3
 # Which cases
 
 
-def _plan(full: bool, quick: Mapping[str, Mapping[str, Sample]] | None) -> tuple[dict[str, dict[str, Sample | None]], list[dict[str, str]]]:
+def plans(full: bool, quick: Mapping[str, Mapping[str, Sample]] | None) -> tuple[dict[str, dict[str, Sample | None]], list[dict[str, str]]]:
     """Return what is to be run, set by set (None: all of it), and what cannot be run, with the reason."""
     plan: dict[str, dict[str, Sample | None]] = {}
     absent = []
@@ -186,7 +186,7 @@ def judge(
 
 
 # An interval around one that still says that the size is right.
-_RIGHT = (0.9, 1.1)
+RIGHT = (0.9, 1.1)
 
 # The words against a model of the book, which is no truth.
 _RELATIVE = {"soft": "softer", "stiff": "stiffer", "right": "alike"}
@@ -200,7 +200,7 @@ def _verdict(slopes: Mapping[str, float]) -> str:
         "wrong sign": high < 0,
         "soft": high < 1 < slopes["inverse_slope_low"],
         "calibrated": high < 1,
-        "right": _RIGHT[0] <= low and high <= _RIGHT[1],
+        "right": RIGHT[0] <= low and high <= RIGHT[1],
         "stiff": low > 1,
     }
     return word if borne_out[word] else "unclear"
@@ -462,7 +462,7 @@ def make(
             raise ValueError(f"{benchmark} has no set {', '.join(unknown)}")
     out = Path(out)
     potential = potentials.load(model, device, trust=trust) if isinstance(model, str) else model
-    plan, not_run = _plan(full, quick)
+    plan, not_run = plans(full, quick)
     request = _request(potential, "full" if full else "quick", seed, plan)
     if _finished(out, request):
         return read(out)
@@ -477,7 +477,7 @@ def make(
             protocol = benchmarks.module(benchmark).Protocol()
             cases, total = benchmarks.drawn(benchmark, sets, seed)
             limits = runner.Limits(None if budget_minutes is None else time.time() + 60 * budget_minutes, keep_going=True)
-            size = None if full else min(_ATOMS_PER_SHARD, 1 + _n_atoms(cases) // _MIN_SHARDS)
+            size = None if full else min(ATOMS_PER_SHARD, 1 + _n_atoms(cases) // _MIN_SHARDS)
             where = runner.Where(pool, trust=trust, atoms_per_shard=size)
             done = runner.run_cases(benchmark, potential, cases, protocol, where=where, limits=limits, base=out, progress=progress)
             tables[benchmark] = done.table

@@ -58,7 +58,7 @@ __all__ = [
 
 # A shard is the unit of loss and of parallel work: about half a minute of CHGNet on one core where each structure is evaluated a few
 # times. A benchmark that evaluates its structures more often has an ATOMS_PER_SHARD of its own.
-_ATOMS_PER_SHARD = 1500
+ATOMS_PER_SHARD = 1500
 
 
 def fingerprint(benchmark: str, potential: Potential, protocol: object, cases: Sequence[Case]) -> str:
@@ -77,7 +77,7 @@ def fingerprint(benchmark: str, potential: Potential, protocol: object, cases: S
     return digest.hexdigest()
 
 
-def shards(cases: Sequence[Case], atoms_per_shard: int = _ATOMS_PER_SHARD) -> list[list[Case]]:
+def shards(cases: Sequence[Case], atoms_per_shard: int = ATOMS_PER_SHARD) -> list[list[Case]]:
     """Split cases, in order, into pieces of about equal numbers of atoms."""
     pieces: list[list[Case]] = []
     size = math.inf
@@ -296,7 +296,7 @@ def run_cases(
                 limits or Limits(),
                 where.compiled,
             )
-            pieces = shards(cases, where.atoms_per_shard or getattr(module, "ATOMS_PER_SHARD", _ATOMS_PER_SHARD))
+            pieces = shards(cases, where.atoms_per_shard or getattr(module, "ATOMS_PER_SHARD", ATOMS_PER_SHARD))
             return _run_locked(_Plan(job, potential, pieces, mark, folder, base), where, progress)
     except Timeout:
         raise RunError(f"{benchmark} with {potential.key} is already running (lock {lock.lock_file}); wait for it, or stop it.") from None

@@ -263,7 +263,7 @@ def _serve(connection: Connection, key: str, name: str, jobs: Sequence[Task], co
             connection.send("".join(traceback.format_exception_only(error)).strip())
 
 
-class _Way:
+class Way:
     """A way in its process, seen from outside."""
 
     def __init__(self, key: str, name: str, jobs: Sequence[Task], cores: int) -> None:
@@ -294,6 +294,7 @@ class _Way:
         return self._receive()
 
     def close(self) -> None:
+        """Let the process end, or make it."""
         with contextlib.suppress(OSError):
             self.connection.send(None)
         self.process.join(30)
@@ -351,7 +352,7 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
         if key == RANDOM_MACE:
             random_mace(Path(folder) / "random.model")
             there = f"file:{Path(folder) / 'random.model'}"
-        ways = [_Way(there, name, jobs, cores) for name in chosen]
+        ways = [Way(there, name, jobs, cores) for name in chosen]
         try:
             for way in ways:
                 way.wait()
@@ -382,7 +383,7 @@ def _row(key: str, kind: str, case: str, route: str, name: str, value: float, un
     return benchmarks.row(key, about, name, float(value), math.nan, unit, error=error, route=route, round=turn)
 
 
-def _measured(key: str, there: str, ways: Sequence[_Way], number: int, job: Task, rounds: int) -> Iterator[dict[str, object]]:
+def _measured(key: str, there: str, ways: Sequence[Way], number: int, job: Task, rounds: int) -> Iterator[dict[str, object]]:
     """Yield the rows of a task: one turn of each way that warms up and is compared, then the rounds that count."""
     able = [way for way in ways if job.kind in way.route.kinds]
     mine, theirs = in_double_precision(there, job)

@@ -43,7 +43,7 @@ class Count:
     operations: int
 
 
-class _Traffic(TorchDispatchMode):
+class Traffic(TorchDispatchMode):
     """Add up the bytes of tensors that operations read and write. Views move nothing."""
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ def count(potential: GraphPotential, atoms: ase.Atoms) -> Count:
     graph = potential.collate([potential.system(atoms)])
     with FlopCounterMode(display=False) as products:
         potential.compute(graph)
-    with _Traffic() as traffic:
+    with Traffic() as traffic:
         potential.compute(graph)
     return Count(float(products.get_total_flops()), traffic.products, traffic.others, traffic.operations)
 

@@ -91,7 +91,7 @@ def measure(key: str = "chgnet-0.3.0", protocol: Protocol | None = None) -> pd.D
     ``dispatch_dask`` holds scheduler and client, as they add up where one machine is both.
     """
     protocol = protocol or Protocol()
-    start = _start(key)
+    start = time_to_start(key)
     rows = []
     for n_atoms, n in zip(protocol.atoms_per_shard, protocol.n_shards, strict=True):
         rows += _of_shards(key, protocol, n_atoms, n, start)
@@ -151,7 +151,7 @@ def _answer(cases: Sequence[Case], table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _start(key: str) -> float:
+def time_to_start(key: str) -> float:
     """Return the processor time of a process that does nothing but get ready to compute, seconds."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = "import sys; from helpers import runner; runner.potentials.load(sys.argv[1], 'cpu')"
