@@ -99,13 +99,13 @@ def test_terms():
 @pytest.mark.parametrize("compound", ["NiAl", "Al3V", "NiTi"])
 def test_combinations_are_a_complete_set(compound):
     """As many independent ones as chemical potentials leave, with every defect in one of them at least."""
-    sites = defects._SITES[compound]
-    elements = {defects._element(site) for site in sites}
+    sites = defects.SITES[compound]
+    elements = {defects.element_of(site) for site in sites}
     intrinsic = [f"vac_{site}" for site in sites] + [
-        f"{atom}_{site}" for site in sites for atom in elements if atom != defects._element(site)
+        f"{atom}_{site}" for site in sites for atom in elements if atom != defects.element_of(site)
     ]
     solutes = [f"{atom}_{site}" for atom in ("Fe", "Mo", "Ti") for site in sites] if compound == "NiAl" else []
-    numbers = [defects.terms(text) for _, text in defects._COMBINATIONS[compound]]
+    numbers = [defects.terms(text) for _, text in defects.COMBINATIONS[compound]]
     assert {name for found in numbers for name in found} == {*intrinsic, *solutes}
     matrix = np.array([[found.get(name, 0) for name in (*intrinsic, *solutes)] for found in numbers])
     assert np.linalg.matrix_rank(matrix) == len(numbers) == len(intrinsic) - 1 + len(solutes) // 2

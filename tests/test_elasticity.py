@@ -209,7 +209,7 @@ def record(elements: str, k: float, g: float, repeats: int = 1) -> dict:
     ],
 )
 def test_what_is_left_out(compound, reason):
-    assert elasticity._unfit(compound, PROTOCOL) == reason
+    assert elasticity.unfit(compound, PROTOCOL) == reason
 
 
 # -- run -------------------------------------------------------------------------------------------
@@ -259,8 +259,8 @@ def test_a_cubic_crystal_against_its_energy(emt_table):
 def test_atoms_relax_in_the_strained_crystal():
     """In an hcp crystal a shear in the basal plane shifts the two atoms against each other, which makes it softer."""
     relaxed = engine.relax(emt(), [HCP], cell="full", fmax=1e-4, smax=1e-5)[0]
-    outcome = elasticity._relaxed(relaxed, HCP)
-    elasticity._strain(emt(), [outcome], PROTOCOL, progress=False)
+    outcome = elasticity.outcome_of(relaxed, HCP)
+    elasticity.add_tensors(emt(), [outcome], PROTOCOL, progress=False)
     c66 = outcome.tensors["_1pct"].voigt[5, 5]
     shear = [0, 0, 0, 0, 0, 1]
     assert c66 == pytest.approx(curvature(outcome.crystal, shear, relaxed=True), rel=0.01)
@@ -270,24 +270,24 @@ def test_atoms_relax_in_the_strained_crystal():
 @pytest.mark.slow
 def test_atoms_come_to_rest_where_another_minimiser_brings_them():
     starts = [structures.strained(HCP, strain) for strain in elasticity.strains(0.06)]
-    before = [elasticity._pull(prediction) for prediction in emt().evaluate(starts)]
+    before = [elasticity.pull(prediction) for prediction in emt().evaluate(starts)]
     assert min(before) < PROTOCOL.fmax_ev_per_a < max(before)
-    found = elasticity._at_rest(emt(), [HCP] * 12, starts, PROTOCOL, progress=False)
+    found = elasticity.at_rest(emt(), [HCP] * 12, starts, PROTOCOL, progress=False)
     fire = engine.relax(emt(), starts, fmax=PROTOCOL.fmax_ev_per_a)
     for prediction, other in zip(found, fire, strict=True):
         assert prediction.error is None
-        assert elasticity._pull(prediction) < PROTOCOL.fmax_ev_per_a
+        assert elasticity.pull(prediction) < PROTOCOL.fmax_ev_per_a
         assert prediction.energy == pytest.approx(other.energy, abs=1e-5)
 
 
 def test_atoms_that_do_not_come_to_rest_are_a_failure():
     start = structures.strained(HCP, TWELVE[0])
     short = elasticity.Protocol(max_steps=1, fmax_ev_per_a=1e-7)
-    assert elasticity._at_rest(emt(), [HCP], [start], short, progress=False)[0].error.startswith("not converged in 1 steps: largest force ")
+    assert elasticity.at_rest(emt(), [HCP], [start], short, progress=False)[0].error.startswith("not converged in 1 steps: largest force ")
 
 
 def test_a_strain_that_fails_spoils_only_its_range(monkeypatch):
-    settle = elasticity._at_rest
+    settle = elasticity.at_rest
 
     def lose_the_largest(potential, crystals, starts, protocol, progress):
         found = settle(potential, crystals, starts, protocol, progress)
@@ -296,7 +296,7 @@ def test_a_strain_that_fails_spoils_only_its_range(monkeypatch):
         ]
         return [Prediction.failed(1, "lost") if size > 0.05 else one for size, one in zip(sizes, found, strict=True)]
 
-    monkeypatch.setattr(elasticity, "_at_rest", lose_the_largest)
+    monkeypatch.setattr(elasticity, "at_rest", lose_the_largest)
     rows = elasticity.run(emt(), [own_case("fcc", bulk("Cu"))], PROTOCOL).set_index("property")
     lost = rows.index.str.endswith("_wide")
     assert rows["status"].tolist() == ["failed" if one else "ok" for one in lost]
@@ -326,7 +326,7 @@ def test_a_run_in_which_everything_fails():
 
 def test_lost_symmetry_is_a_failure():
     sheared = structures.strained(bulk("Cu"), elasticity.strains(0.1)[6])
-    outcome = elasticity._relaxed(engine.Relaxed(sheared, -0.1, np.zeros((1, 3)), 10, True), bulk("Cu"))
+    outcome = elasticity.outcome_of(engine.Relaxed(sheared, -0.1, np.zeros((1, 3)), 10, True), bulk("Cu"))
     assert outcome.crystal is None
     assert outcome.error.startswith("bulk: went from Fm-3m to ")
 

@@ -540,7 +540,7 @@ class Given:
 
 def thermal_cases(frames, forces, kelvin=300.0):
     return [
-        off._case(f"md/{number}", "single-element-md", "Cu", atoms, 0.0, f, np.zeros((3, 3)), group="AIMD-NVT", temperature_k=kelvin)
+        off.frame_case(f"md/{number}", "single-element-md", "Cu", atoms, 0.0, f, np.zeros((3, 3)), group="AIMD-NVT", temperature_k=kelvin)
         for number, (atoms, f) in enumerate(zip(frames, forces, strict=True))
     ]
 
@@ -588,17 +588,17 @@ def test_the_ratio_weighs_modes_by_energy_and_the_slope_by_curvature(springs):
 def test_frames_that_are_alike_need_blocks():
     """Each frame written twice is no more evidence: in blocks of two the interval is that of the single frames."""
     top, bottom = (pd.Series(values) for values in np.random.default_rng(0).normal(5, 1, (2, 30)))
-    once, doubled = off._ratio(top, bottom, 1), off._ratio(top.repeat(2), bottom.repeat(2), 2)
+    once, doubled = off.ratio_of_sums(top, bottom, 1), off.ratio_of_sums(top.repeat(2), bottom.repeat(2), 2)
     assert doubled == pytest.approx(once)
-    assert off._ratio(top.repeat(2), bottom.repeat(2), 1)[1] > once[1]
-    assert np.isnan(off._ratio(top, bottom, 30)[1:]).all()
+    assert off.ratio_of_sums(top.repeat(2), bottom.repeat(2), 1)[1] > once[1]
+    assert np.isnan(off.ratio_of_sums(top, bottom, 30)[1:]).all()
 
 
 def test_intervals_of_three_frames_cover():
     """Cu and Ni have three frames: Student's t must give 95 %."""
     draws = np.random.default_rng(1).normal(300, 25, (2000, 3))
     one = pd.Series(np.ones(3))
-    ends = np.array([off._ratio(pd.Series(draw), one, 1)[1:] for draw in draws])
+    ends = np.array([off.ratio_of_sums(pd.Series(draw), one, 1)[1:] for draw in draws])
     assert np.mean((ends[:, 0] < 300) & (ends[:, 1] > 300)) == pytest.approx(0.95, abs=0.02)
 
 

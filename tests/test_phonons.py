@@ -63,10 +63,10 @@ def own_case(
         "supercell_matrix": repeats * np.eye(3, dtype=int),
         "primitive_matrix": np.eye(3) if primitive_matrix is None else primitive_matrix,
     }
-    made = phonons.dynamics(phonons._to_phonopy(unit_cell), *matrices.values())
+    made = phonons.dynamics(phonons.to_phonopy(unit_cell), *matrices.values())
     made.generate_displacements(distance=0.01)
     displacements = [(first["number"], np.array(first["displacement"])) for first in made.dataset["first_atoms"]]
-    supercells = phonons.displaced(phonons._to_ase(made.supercell), displacements)
+    supercells = phonons.displaced(phonons.to_ase(made.supercell), displacements)
     forces = {} if reference is None else {"forces": np.array([p.forces for p in reference.evaluate(supercells)])}
     case = {
         "name": name,
@@ -90,7 +90,7 @@ def scalars(result: pd.DataFrame, column: str = "value") -> pd.Series:
 def test_fcc_crystal_of_springs():
     """With springs k between nearest neighbours the highest frequency is √(8k/m), longitudinal, at X and L."""
     result = scalars(phonons.run(springs(), [own_case("Al", bulk("Al", "fcc", a=4.05), 4)], phonons.Protocol()))
-    mass = phonons._to_phonopy(bulk("Al")).masses[0]
+    mass = phonons.to_phonopy(bulk("Al")).masses[0]
     expected = np.sqrt(8 * K / mass) / (2 * np.pi) * units.second * 1e-12
     # The relaxation has found the rest length, from 2 % away.
     assert result["Al", "volume_per_atom"] == pytest.approx(REST**3 / np.sqrt(2), rel=1e-3)
@@ -159,8 +159,8 @@ def test_a_potential_agrees_with_itself_at_an_unrelaxed_cell():
 
 def test_unit_cell_follows_its_primitive_cell():
     unit_cell = layered()
-    made = phonons.dynamics(phonons._to_phonopy(unit_cell), 2 * np.eye(3), BODY_CENTRED)
-    primitive = phonons._to_ase(made.primitive)
+    made = phonons.dynamics(phonons.to_phonopy(unit_cell), 2 * np.eye(3), BODY_CENTRED)
+    primitive = phonons.to_ase(made.primitive)
     stretch = np.diag([1.02, 1.02, 0.97])
     wanted = layered(z=0.33, a=2.9 * 1.02, c=9.0 * 0.97)
 
@@ -282,7 +282,7 @@ def test_prototypes_need_no_file(monkeypatch, tmp_path):
     assert list(found) == ["MgO", "NaCl", "CsCl", "Si", "Al"]
     # One displacement for each kind of atom: the symmetry gives the rest.
     assert {name: case.info["n_displacements"] for name, case in found.items()} == {"MgO": 2, "NaCl": 2, "CsCl": 2, "Si": 1, "Al": 1}
-    ((_, vector),) = phonons._prepared(found["Al"]).displacements
+    ((_, vector),) = phonons.prepared(found["Al"]).displacements
     assert np.linalg.norm(vector) == pytest.approx(0.02)
     with pytest.raises(registry.RegistryError, match="is not on this machine"):
         phonons.cases(sets=["csf"])
@@ -294,9 +294,9 @@ def test_dft_frequencies_are_those_of_the_authors():
     published = phonons.authors().set_index("material")["dft"]
     assert len(published) == 229
     for material in ("mp-1265", "mp-1105", "mp-2763", "mp-12637", "mp-661"):
-        item = phonons._prepared(phonons._archived("phonondb", phonons._ARCHIVES[material]))
+        item = phonons.prepared(phonons.compound(material))
         qpoints, weights = phonons.sampling(item.reference, STATIC)
-        figures = phonons._figures(phonons.frequencies(item.reference, qpoints), qpoints, weights)
+        figures = phonons.numbers_of(phonons.frequencies(item.reference, qpoints), qpoints, weights)
         assert figures["omega_max"] == pytest.approx(published[material], rel=1e-3), material
         assert (figures["omega_min"] > -0.1) == (material != "mp-12637")
 
@@ -312,7 +312,7 @@ def test_csf():
         "n_displacements": 2,
         "supercell_atoms": 64,
     }
-    item = phonons._prepared(case)
+    item = phonons.prepared(case)
     qpoints, _ = phonons.sampling(item.reference, STATIC)
     assert phonons.frequencies(item.reference, qpoints).max() == pytest.approx(6.652, abs=1e-3)
     # The displaced atom is pulled back.
@@ -348,7 +348,7 @@ def test_pbe_frequencies_belong_to_their_structures(monkeypatch):
             len(given["qpoints"]),
             3 * len(case.structures["unit_cell"]) // (4 if len(case.structures["unit_cell"]) == 8 else 1),
         )
-        item = phonons._prepared(phonons._archived("phonondb", phonons._ARCHIVES[case.material]))
+        item = phonons.prepared(phonons.compound(case.material))
         pbesol = phonons.frequencies(item.reference, np.zeros((1, 3))).max()
         assert given["frequencies"][0].max() == pytest.approx(pbesol, rel=0.06)
 
@@ -460,7 +460,7 @@ def test_softest_optical_mode_at_gamma_moves_the_sublattices_apart():
     copper, gold = (moved[frames[0].symbols == symbol] for symbol in ("Cu", "Au"))
     assert np.ptp(copper, axis=0).max() < 1e-6
     assert np.linalg.norm(copper[0]) == pytest.approx(0.3, rel=1e-6)
-    masses = dict(zip(("Cu", "Au"), phonons._to_phonopy(bulk("CuAu", "cesiumchloride", a=3.1)).masses, strict=True))
+    masses = dict(zip(("Cu", "Au"), phonons.to_phonopy(bulk("CuAu", "cesiumchloride", a=3.1)).masses, strict=True))
     np.testing.assert_allclose(gold[0], -masses["Cu"] / masses["Au"] * copper[0], atol=1e-6)
     gamma = scalars(phonons.run(emt(), [case], phonons.Protocol()))["CuAu", "omega_gamma"]
     assert frames[0].info["frequency_thz"] == pytest.approx(gamma, rel=1e-6)

@@ -630,7 +630,7 @@ def test_sic_aln_is_complete():
 def test_vasp_energy_is_the_one_without_smearing():
     """For a little smearing it lies half-way between free and internal energy (Kresse and Furthmüller 1996)."""
     path = registry.fetch("sekocha/pyclupan/examples/SiC-AlN/DFT/2-0-1/vasprun.xml")
-    atoms, energy, _ = solutions._read_vasprun(path)
+    atoms, energy, _ = solutions.read_vasprun(path)
     free, entropy = -57.17496311, 0.01238482
     assert energy == pytest.approx(free + entropy / 2, abs=1e-7)
     assert sorted(atoms.get_chemical_symbols()) == ["Al", "C", "C", "C", "N", "Si", "Si", "Si"]

@@ -406,7 +406,7 @@ def test_bulk_and_slab_of_pymatgen_tests_belong_together(pymatgen_tests):
     # The two kinds of sites of ω-Ti have different neighbours: for it the volume below is the check.
     for case in (case for case in pymatgen_tests if case.material in tolerance):
         crystal, slab = case.structures["bulk"], case.structures["slab"]
-        inner = np.linalg.norm(surfaces._inner_neighbours(slab, 4.2), axis=1)
+        inner = np.linalg.norm(surfaces.inner_neighbours(slab, 4.2), axis=1)
         in_bulk = neighbor_list("d", crystal, 4.2).min()
         assert inner.min() == pytest.approx(in_bulk, rel=tolerance[case.material]), case.name
     volume = {case.material: case.structures["bulk"].get_volume() / len(case.structures["bulk"]) for case in pymatgen_tests}

@@ -73,14 +73,14 @@ _PYDII = "pydii/pydii"
 _FOLDERS = {"NiAl": ("NiAl_mp-1487", "mp-1487"), "Al3V": ("Al3V_mp-2554", "mp-2554")}
 _NITI = f"{_PYDII}/pydii/tests/mp1048_raw_defect_energies.json"
 # Inequivalent sites: number and multiplicity in the files.
-_SITES = {
+SITES = {
     "NiAl": {"Al": (1, 1), "Ni": (2, 1)},
     "Al3V": {"Al1": (1, 1), "Al2": (2, 2), "V": (3, 1)},
     "NiTi": {"Ti": (1, 2), "Ni": (2, 2)},
 }
 _SOLUTES = ("Fe", "Mo", "Ti")
 # As many independent ones as there are: one less than there are defects without a solute, and one per solute.
-_COMBINATIONS = {
+COMBINATIONS = {
     "NiAl": (
         ("antisite pair", "Ni_Al + Al_Ni"),
         ("Schottky", "vac_Ni + vac_Al"),
@@ -105,9 +105,9 @@ _COMBINATIONS = {
 def _poscar(compound: str, defect: str) -> str:
     """Return the registry key of a defect's geometry."""
     atom, site = defect.split("_")
-    number, multiplicity = _SITES[compound][site]
-    element = _element(site)
-    kind = "vacancy" if atom == "vac" else "antisite" if atom in map(_element, _SITES[compound]) else "solute"
+    number, multiplicity = SITES[compound][site]
+    element = element_of(site)
+    kind = "vacancy" if atom == "vac" else "antisite" if atom in map(element_of, SITES[compound]) else "solute"
     name = f"{kind}_{number}_mult-{multiplicity}_sitespecie-{element}" + ("" if kind == "vacancy" else f"_subspecie-{atom}")
     folder, identifier = _FOLDERS[compound]
     return f"{_PYDII}/examples/{folder}/{identifier}/{name}/POSCAR"
@@ -123,7 +123,7 @@ def _energy_files(compound: str) -> tuple[str, ...]:
     return (f"{stem}_raw_defect_energy.json", *solutes)
 
 
-def _element(site: str) -> str:
+def element_of(site: str) -> str:
     """Return the element of a site such as Al2."""
     return site.rstrip("0123456789")
 
@@ -151,8 +151,8 @@ SETS: dict[str, tuple[str, ...]] = {
     "bcc-vacancies": (),
     "intermetallics": tuple(
         dict.fromkeys(
-            [key for compound in _COMBINATIONS for key in _energy_files(compound)]
-            + [_poscar(compound, name) for compound in _FOLDERS for _, text in _COMBINATIONS[compound] for name in terms(text)]
+            [key for compound in COMBINATIONS for key in _energy_files(compound)]
+            + [_poscar(compound, name) for compound in _FOLDERS for _, text in COMBINATIONS[compound] for name in terms(text)]
         )
     ),
     "cell-size": tuple(angsten.TABLES.values()),
@@ -285,7 +285,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
         "vacancies": lambda: _close_packed("vacancies", protocol),
         "polymorphs": lambda: _close_packed("polymorphs", protocol),
         "bcc-vacancies": lambda: [_bcc("bcc-vacancies", record, protocol.bcc_sites) for record in sources.reference(_BCC)],
-        "intermetallics": lambda: [case for compound in _COMBINATIONS for case in _intermetallic(compound, protocol)],
+        "intermetallics": lambda: [case for compound in COMBINATIONS for case in _intermetallic(compound, protocol)],
         "cell-size": _cell_size,
     }
     return [case for name in names for case in makers[name]()]
@@ -360,7 +360,7 @@ def _intermetallic(compound: str, protocol: Protocol) -> list[Case]:
     e_host = records[0]["bulk_energy" if compound == "NiTi" else "e0"]
     raw = _raw_energies(compound, records)
     found = []
-    for kind, combination in _COMBINATIONS[compound]:
+    for kind, combination in COMBINATIONS[compound]:
         numbers = terms(combination)
         defects = {name: _defect_cell(compound, name, host, protocol) for name in numbers}
         n_cells = round(next(iter(defects.values())).get_volume() / host.get_volume())
@@ -389,7 +389,7 @@ def _intermetallic(compound: str, protocol: Protocol) -> list[Case]:
 
 def _raw_energies(compound: str, records: Sequence[dict]) -> dict[str, float]:
     """Return E_defect − E_bulk by defect, eV."""
-    labels = {number: label for label, (number, _) in _SITES[compound].items()}
+    labels = {number: label for label, (number, _) in SITES[compound].items()}
     return {
         f"{entry.get('substitution_specie', 'vac')}_{labels[entry['site_index']]}": float(entry["energy"])
         for record in records
@@ -405,7 +405,7 @@ def _defect_cell(compound: str, defect: str, host: ase.Atoms, protocol: Protocol
     atom, site = defect.split("_")
     crystal = host * tuple(int(np.ceil(protocol.min_length_a / length)) for length in host.cell.lengths())
     # The two sites of an element are equivalent, so the first will do.
-    index = list(crystal.symbols).index(_element(site))
+    index = list(crystal.symbols).index(element_of(site))
     if atom == "vac":
         del crystal[index]
     else:

@@ -178,7 +178,7 @@ def compound(material: str) -> Case:
 def left_out(protocol: Protocol | None = None) -> pd.DataFrame:
     """Return the compounds of the source that cannot be cases, with the reason: columns ``set, material, formula, reason``."""
     chosen = Protocol() if protocol is None else protocol
-    rows = [("binaries", record["mp_id"], record["formula"], reason) for record in _records() if (reason := _unfit(record, chosen))]
+    rows = [("binaries", record["mp_id"], record["formula"], reason) for record in _records() if (reason := unfit(record, chosen))]
     return pd.DataFrame(rows, columns=["set", "material", "formula", "reason"])
 
 
@@ -187,7 +187,7 @@ def _records() -> list[dict]:
         return json.load(handle)
 
 
-def _unfit(record: dict, protocol: Protocol) -> str:
+def unfit(record: dict, protocol: Protocol) -> str:
     """Return why a compound is no case ('' if it is one); the model is never asked."""
     sites = record["structure"]["sites"]
     elements = {site["species"][0]["element"] for site in sites}
@@ -207,7 +207,7 @@ def _unfit(record: dict, protocol: Protocol) -> str:
 
 
 def _binaries(protocol: Protocol) -> list[Case]:
-    fit = sorted((record for record in _records() if not _unfit(record, protocol)), key=lambda record: record["mp_id"])
+    fit = sorted((record for record in _records() if not unfit(record, protocol)), key=lambda record: record["mp_id"])
     order = np.random.default_rng(protocol.seed).permutation(len(fit))
     return [_binary(fit[number]) for number in order[: protocol.n_compounds]]
 
@@ -327,12 +327,12 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
         max_steps=protocol.max_steps,
         progress=progress,
     )
-    outcomes = [_relaxed(result, guess) for result, guess in zip(relaxed, guesses, strict=True)]
-    _strain(potential, [outcome for outcome in outcomes if outcome.error is None], protocol, progress)
+    outcomes = [outcome_of(result, guess) for result, guess in zip(relaxed, guesses, strict=True)]
+    add_tensors(potential, [outcome for outcome in outcomes if outcome.error is None], protocol, progress)
     return table(line for case, outcome in zip(cases, outcomes, strict=True) for line in _rows(potential.key, case, outcome, protocol))
 
 
-def _relaxed(result: engine.Relaxed, guess: ase.Atoms) -> _Outcome:
+def outcome_of(result: engine.Relaxed, guess: ase.Atoms) -> _Outcome:
     """Return the primitive cell of a relaxed crystal, symmetric again, or why there is none."""
     if result.error is not None:
         return _Outcome(error=result.error)
@@ -344,7 +344,7 @@ def _relaxed(result: engine.Relaxed, guess: ase.Atoms) -> _Outcome:
     return _Outcome(structures.plain(analyser.get_primitive_standard_structure()))
 
 
-def _strain(potential: Potential, outcomes: Sequence[_Outcome], protocol: Protocol, progress: bool) -> None:
+def add_tensors(potential: Potential, outcomes: Sequence[_Outcome], protocol: Protocol, progress: bool) -> None:
     """Add the elastic tensors to each outcome, or why there is none."""
     sizes = [sorted({size for pair in protocol.ranges.values() for size in pair[kind]}) for kind in (0, 1)]
     unit = strains(1.0)
@@ -359,7 +359,7 @@ def _strain(potential: Potential, outcomes: Sequence[_Outcome], protocol: Protoc
     deformations = [(unit[first] * size).get_deformation_matrix() for _, first, size in jobs]
     crystals = [outcomes[number].crystal for number, _, _ in jobs]
     starts = [structures.strained(crystal, matrix - np.eye(3)) for crystal, matrix in zip(crystals, deformations, strict=True)]
-    predictions = _at_rest(potential, crystals, starts, protocol, progress)
+    predictions = at_rest(potential, crystals, starts, protocol, progress)
     found = dict(zip(jobs, zip(deformations, predictions, strict=True), strict=True))
     for number, outcome in enumerate(outcomes):
         for name, pair in protocol.ranges.items():
@@ -380,14 +380,14 @@ def _strain(potential: Potential, outcomes: Sequence[_Outcome], protocol: Protoc
                 outcome.errors[name] = errors[0]
 
 
-def _at_rest(potential, crystals, starts, protocol, progress) -> list[Prediction]:
+def at_rest(potential, crystals, starts, protocol, progress) -> list[Prediction]:
     """Return the predictions for strained crystals whose atoms have come to rest; ``error`` says which have not.
 
     BFGS: it starts with the force constants of the unstrained crystal, so that a few steps are enough.
     """
     atoms = [start.copy() for start in starts]
     predictions: list[Prediction] = potential.evaluate(atoms, stress=True, progress=progress)
-    moving = [number for number, prediction in enumerate(predictions) if _pull(prediction) >= protocol.fmax_ev_per_a]
+    moving = [number for number, prediction in enumerate(predictions) if pull(prediction) >= protocol.fmax_ev_per_a]
     owners = {id(crystals[number]): crystals[number] for number in moving}
     common = dict(zip(owners, _compliances(potential, list(owners.values())), strict=True))
     compliances = {number: common[id(crystals[number])] for number in moving}
@@ -403,16 +403,16 @@ def _at_rest(potential, crystals, starts, protocol, progress) -> list[Prediction
                 turn = np.eye(len(step)) - np.outer(step, change) / product
                 compliances[number] = turn @ compliances[number] @ turn.T + np.outer(step, step) / product
             predictions[number] = prediction
-        moving = [number for number in moving if _pull(predictions[number]) >= protocol.fmax_ev_per_a]
+        moving = [number for number in moving if pull(predictions[number]) >= protocol.fmax_ev_per_a]
         if not moving:
             break
     for number in moving:
-        reason = f"not converged in {protocol.max_steps} steps: largest force {_pull(predictions[number]):.3f} eV/Å"
+        reason = f"not converged in {protocol.max_steps} steps: largest force {pull(predictions[number]):.3f} eV/Å"
         predictions[number] = Prediction.failed(len(atoms[number]), reason)
     return predictions
 
 
-def _pull(prediction: Prediction) -> float:
+def pull(prediction: Prediction) -> float:
     """Return the largest force on an atom, eV/Å; NaN if there is none."""
     return float(np.linalg.norm(prediction.forces, axis=1).max())
 

@@ -208,10 +208,10 @@ def pressure_gpa(stress: np.ndarray) -> float:
 
 def _published(chosen: str, frame: Frame) -> Case:
     known = {name: value for name, value in frame.info.items() if name in INFO}
-    return _case(f"{chosen}/{frame.name}", chosen, frame.material, frame.atoms, frame.energy, frame.forces, frame.stress, **known)
+    return frame_case(f"{chosen}/{frame.name}", chosen, frame.material, frame.atoms, frame.energy, frame.forces, frame.stress, **known)
 
 
-def _case(name: str, chosen: str, material: str, atoms: ase.Atoms, energy: float, forces, stress, **info: object) -> Case:
+def frame_case(name: str, chosen: str, material: str, atoms: ase.Atoms, energy: float, forces, stress, **info: object) -> Case:
     """Return a case after checking the shapes of its reference."""
     forces, stress = np.asarray(forces, dtype=float), np.asarray(stress, dtype=float)
     if forces.shape != (len(atoms), 3) or stress.shape != (3, 3):
@@ -581,7 +581,7 @@ def by_temperature(table: pd.DataFrame, block: int = 1) -> pd.DataFrame:
     for key, part in virials.assign(kinetic=kinetic).groupby(by, observed=True):
         record = dict(zip(by, key, strict=True)) | {"n_frames": len(part)}
         for name, top, bottom in (("label_k", "reference", "kinetic"), ("virial_ratio", "value", "reference")):
-            record |= dict(zip([name, f"{name}_low", f"{name}_high"], _ratio(part[top], part[bottom], block), strict=True))
+            record |= dict(zip([name, f"{name}_low", f"{name}_high"], ratio_of_sums(part[top], part[bottom], block), strict=True))
         records.append(record)
     if records:
         found = found.merge(pd.DataFrame(records), on=by, how="left")
@@ -595,7 +595,7 @@ def by_temperature(table: pd.DataFrame, block: int = 1) -> pd.DataFrame:
     return found.sort_values(["model", "element", "volume", "temperature_k"], ignore_index=True)
 
 
-def _ratio(top: pd.Series, bottom: pd.Series, block: int) -> tuple[float, float, float]:
+def ratio_of_sums(top: pd.Series, bottom: pd.Series, block: int) -> tuple[float, float, float]:
     """Return Σtop/Σbottom and its 95 % interval (Cochran, Sampling Techniques (1977), ch. 6), of blocks of neighbouring rows."""
     starts = np.arange(0, len(top), block)
     over, under = (np.add.reduceat(x.to_numpy(dtype=float), starts) for x in (top, bottom))

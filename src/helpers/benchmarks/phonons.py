@@ -255,7 +255,7 @@ def own(crystal: ase.Atoms | IStructure, repeats: int | Sequence[int], protocol:
         one, other = np.unravel_index(apart.argmin(), apart.shape)
         raise ValueError(f"atoms {one} and {other} lie in one place ({apart.min():.2g} Å apart); remove one of them")
     formula = Composition(crystal.get_chemical_formula()).reduced_formula
-    return _systematic_case(name, formula, _to_phonopy(crystal), np.diag(repeats), np.eye(3), {}, "", protocol or Protocol())
+    return _systematic_case(name, formula, to_phonopy(crystal), np.diag(repeats), np.eye(3), {}, "", protocol or Protocol())
 
 
 def compound(material: str) -> Case:
@@ -337,7 +337,7 @@ def _phonondb_pbe(name: str, protocol: Protocol) -> list[Case]:
         }
         matrix = np.array(atoms.info["fc2_supercell"], dtype=int)
         primitive_matrix = np.array(atoms.info.get("primitive_matrix", np.eye(3)), dtype=float)
-        found.append(_systematic_case(name, material, _to_phonopy(atoms), matrix, primitive_matrix, reference, "PBE", protocol))
+        found.append(_systematic_case(name, material, to_phonopy(atoms), matrix, primitive_matrix, reference, "PBE", protocol))
     return found
 
 
@@ -378,8 +378,8 @@ def _case(
     reference: dict[str, np.ndarray],
     functional: str,
 ) -> Case:
-    atoms = _to_ase(unit_cell)
-    supercells = displaced(_to_ase(perfect), displacements)
+    atoms = to_ase(unit_cell)
+    supercells = displaced(to_ase(perfect), displacements)
     roles = {"unit_cell": atoms, **{f"{_DISPLACED}{number}": cell for number, cell in enumerate(supercells, 1)}}
     info = {
         "formula": Composition(atoms.get_chemical_formula()).reduced_formula,
@@ -403,12 +403,14 @@ def displaced(supercell: ase.Atoms, displacements: Iterable[tuple[int, np.ndarra
     return copies
 
 
-def _to_ase(cell: PhonopyAtoms) -> ase.Atoms:
+def to_ase(cell: PhonopyAtoms) -> ase.Atoms:
+    """Return a cell of phonopy as atoms, with its moments."""
     moments = cell.magnetic_moments
     return ase.Atoms(cell.symbols, scaled_positions=cell.scaled_positions, cell=cell.cell, magmoms=moments, pbc=True)
 
 
-def _to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
+def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
+    """Return atoms as a cell of phonopy, with their moments."""
     # Positions are not wrapped: an atom that crosses a face of the cell must keep its place in the supercell.
     scaled, moments = atoms.get_scaled_positions(wrap=False), atoms.get_initial_magnetic_moments()
     moments = moments if moments.any() else None
@@ -475,7 +477,7 @@ def frequencies(crystal: Phonopy, qpoints: np.ndarray) -> np.ndarray:
     return crystal.run_qpoints(qpoints).frequencies
 
 
-def _figures(omega: np.ndarray, qpoints: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+def numbers_of(omega: np.ndarray, qpoints: np.ndarray, weights: np.ndarray) -> dict[str, float]:
     """Return what is tabulated of frequencies."""
     mesh, share = omega[weights > 0], weights[weights > 0]
     real = mesh > 0
@@ -540,7 +542,7 @@ def carried_over(crystal: Phonopy, relaxed: ase.Atoms) -> ase.Atoms:
     ase.Atoms
         With the atoms of ``crystal.unitcell`` in their order.
     """
-    before = _to_ase(crystal.primitive)
+    before = to_ase(crystal.primitive)
     # The deformation r → r F, without its rotation.
     deformation = np.linalg.inv(before.cell.array) @ relaxed.cell.array
     stretch = sqrtm(deformation @ deformation.T)
@@ -549,7 +551,7 @@ def carried_over(crystal: Phonopy, relaxed: ase.Atoms) -> ase.Atoms:
 
     primitive, supercell = crystal.primitive, crystal.supercell
     in_primitive = [primitive.p2p_map[primitive.s2p_map[index]] for index in supercell.u2s_map]
-    atoms = _to_ase(crystal.unitcell)
+    atoms = to_ase(crystal.unitcell)
     atoms.positions = (atoms.positions + shift[in_primitive]) @ stretch
     atoms.cell = atoms.cell.array @ stretch
     return atoms
@@ -596,7 +598,7 @@ def phonons(potential: Potential, cases: Sequence[Case], protocol: Protocol, pro
     (:meth:`~helpers.potentials.Potential.smooth`).
     """
     potential = potential.smooth()
-    found = [_prepared(case) for case in cases]
+    found = [prepared(case) for case in cases]
     supercells: list[ase.Atoms] = []
     first: list[int] = []
     for item in tqdm(found, disable=not progress, unit="crystal", desc="relaxation"):
@@ -609,7 +611,7 @@ def phonons(potential: Potential, cases: Sequence[Case], protocol: Protocol, pro
         except ValueError as error:
             item.error = str(error)
         else:
-            perfect = _to_ase(item.model.supercell)
+            perfect = to_ase(item.model.supercell)
             supercells += [perfect, *displaced(perfect, item.displacements)]
         item.seconds += time.perf_counter() - start
 
@@ -631,16 +633,16 @@ def phonons(potential: Potential, cases: Sequence[Case], protocol: Protocol, pro
     return found
 
 
-def _prepared(case: Case) -> Phonons:
+def prepared(case: Case) -> Phonons:
     """Return the crystal at the cell of the case, with the reference's force constants if there are forces."""
     start = time.perf_counter()
     missing = [name for name in ("supercell_matrix", "primitive_matrix") if name not in case.reference]
     if missing or "unit_cell" not in case.structures:
         raise ValueError(f"{case.name} needs a structure unit_cell, and supercell_matrix and primitive_matrix among its references")
-    crystal = dynamics(_to_phonopy(case.structures["unit_cell"]), case.reference["supercell_matrix"], case.reference["primitive_matrix"])
+    crystal = dynamics(to_phonopy(case.structures["unit_cell"]), case.reference["supercell_matrix"], case.reference["primitive_matrix"])
     found = Phonons(case, crystal)
     try:
-        found.displacements = _displacements(case, _to_ase(crystal.supercell))
+        found.displacements = _displacements(case, to_ase(crystal.supercell))
         if "forces" in case.reference:
             expected = (len(found.displacements), len(crystal.supercell), 3)
             if case.reference["forces"].shape != expected:
@@ -682,9 +684,9 @@ def _model_crystal(potential: Potential, item: Phonons, protocol: Protocol) -> P
     given = item.case.reference
     cell = item.case.structures["unit_cell"]
     if protocol.relax:
-        relaxed = relax(potential, _to_ase(item.reference.primitive), protocol)
+        relaxed = relax(potential, to_ase(item.reference.primitive), protocol)
         cell = carried_over(item.reference, relaxed)
-    crystal = dynamics(_to_phonopy(cell), given["supercell_matrix"], given["primitive_matrix"])
+    crystal = dynamics(to_phonopy(cell), given["supercell_matrix"], given["primitive_matrix"])
     n_before, n_after = (len(each.symmetry.symmetry_operations["rotations"]) for each in (item.reference, crystal))
     # With fewer operations phonopy would fill the force constants from too few displacements, without a word.
     if n_after < n_before:
@@ -754,15 +756,15 @@ def _scalar_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str
     volume, reference_volume = np.nan, np.nan
     if "frequencies" in given:
         qpoints, weights = given["qpoints"], given["weights"]
-        reference = _figures(given["frequencies"], qpoints, weights)
+        reference = numbers_of(given["frequencies"], qpoints, weights)
     elif _has_forces(item):
         # The model is sampled at the same reduced points, though its cell is another.
         qpoints, weights = sampling(item.reference, protocol)
-        reference = _figures(frequencies(item.reference, qpoints), qpoints, weights)
+        reference = numbers_of(frequencies(item.reference, qpoints), qpoints, weights)
     elif item.model is not None:
         qpoints, weights = sampling(item.model, protocol)
     if item.model is not None:
-        value = _figures(frequencies(item.model, qpoints), qpoints, weights)
+        value = numbers_of(frequencies(item.model, qpoints), qpoints, weights)
         volume = abs(item.model.unitcell.volume) / len(item.model.unitcell)  # phonopy's has the sign of the handedness
     if np.isfinite(reference["omega_max"]):
         reference_volume = abs(item.reference.unitcell.volume) / len(item.reference.unitcell)
@@ -881,7 +883,7 @@ def softest_mode(
     acoustic = set(np.argsort(np.abs(omega))[:3]) if at_gamma else set()
     branch = next(number for number in range(len(omega)) if number not in acoustic)
     wave = found.model.run_modulations(repeats, [(np.asarray(q, dtype=float), branch, 1.0, 0.0)])
-    still = _to_ase(wave.supercell)
+    still = to_ase(wave.supercell)
     field = wave.modulations[0] * amplitude_a / np.linalg.norm(wave.modulations[0], axis=1).max()
     frames = []
     for phase in 2 * np.pi * np.arange(n_frames) / n_frames:

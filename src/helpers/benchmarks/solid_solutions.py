@@ -341,7 +341,7 @@ def _ca_mg_o(name: str) -> list[Case]:
     return found
 
 
-def _read_vasprun(path: Path) -> tuple[ase.Atoms, float, tuple[object, ...]]:
+def read_vasprun(path: Path) -> tuple[ase.Atoms, float, tuple[object, ...]]:
     """Return the final structure of a relaxation, its energy (eV), and the settings that energies depend on.
 
     The energy is that of the last electronic step, extrapolated to zero smearing. The summary of the ionic step
@@ -366,7 +366,7 @@ def _read_vasprun(path: Path) -> tuple[ase.Atoms, float, tuple[object, ...]]:
 
 
 def _sic_aln(name: str) -> list[Case]:
-    read = {key: _read_vasprun(registry.fetch(key)) for key in SETS[name]}
+    read = {key: read_vasprun(registry.fetch(key)) for key in SETS[name]}
     settings = next(iter(read.values()))[2]
     for key, (_, _, other) in read.items():
         if other != settings:

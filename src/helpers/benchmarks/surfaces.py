@@ -324,7 +324,7 @@ def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str, tolerance: f
     # The cubic symmetry turns any first vector into x ≥ y ≥ z ≥ 0, so the others need not be tried.
     first = first[(first[:, 2] >= 0) & (np.diff(first, axis=1) <= 0).all(axis=1)]
     misfit = np.abs(first @ second.T - in_plane[0] @ in_plane[1])
-    neighbours = _inner_neighbours(slab, 1.3 * lattice_a) / lattice_a
+    neighbours = inner_neighbours(slab, 1.3 * lattice_a) / lattice_a
     near = _lattice_points(centring, reach=2.5)
 
     best: dict[tuple[int, ...], float] = {}
@@ -354,7 +354,7 @@ def _lattice_points(centring: str, reach: float) -> np.ndarray:
     return points[np.linalg.norm(points, axis=1) <= reach]
 
 
-def _inner_neighbours(slab: ase.Atoms, cutoff: float) -> np.ndarray:
+def inner_neighbours(slab: ase.Atoms, cutoff: float) -> np.ndarray:
     """Return the vectors from the atom nearest to the middle of a slab to its neighbours, shape (n, 3), Å."""
     height = slab.positions @ (np.cross(slab.cell[0], slab.cell[1]) / area(slab))
     centre = int(np.abs(height - (height.max() + height.min()) / 2).argmin())
