@@ -529,8 +529,8 @@ def test_a_band_in_one_batch_finds_the_barrier_of_the_middle_image():
     case = next(case for case in migration.cases(sets=["fcc-metals"]) if case.material == "Cu")
     table = migration.run(potential, [case], migration.Protocol(fmax_ev_per_a=0.01))
     held = table.loc[table["property"] == "barrier", "value"].iloc[0]
-    first, _, middle = migration._plan(case, migration._relaxed_hosts(potential, [case], migration.Protocol(), False)).images
-    middle = migration._turned_back(middle, first.cell)
+    first, _, middle = migration.planned(case, migration.relaxed_hosts(potential, [case], migration.Protocol(), False)).images
+    middle = migration.turned_back(middle, first.cell)
     ion = migration.moving_ion([first, middle])
     last = first.copy()
     last.positions[ion] += 2 * structures.displacements(first, middle)[ion]

@@ -60,7 +60,7 @@ import pandas as pd
 from ase.geometry import find_mic
 
 from helpers import engine, registry, softening, structures
-from helpers.benchmarks import NO_U, Case, Family, Sample, beside, chosen_sets, defects, of, row, table, without
+from helpers.benchmarks import NO_U, Case, Family, Sample, beside, chosen_sets, of, row, table, without
 from helpers.potentials import CATALOGUE
 from helpers.potentials.base import Potential
 from helpers.sources import angsten
@@ -491,8 +491,8 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
 
         A failed row says why.
     """
-    hosts = _relaxed_hosts(potential, cases, protocol, progress)
-    plans = [_plan(case, hosts) for case in cases]
+    hosts = relaxed_hosts(potential, cases, protocol, progress)
+    plans = [planned(case, hosts) for case in cases]
     pool: dict[bytes, tuple[ase.Atoms, np.ndarray | None]] = {}
     for plan in plans:
         pool |= {_key(image, held): (image, held) for image, held in zip(plan.images, plan.held, strict=True)}
@@ -529,13 +529,14 @@ def _key(image: ase.Atoms, held: np.ndarray | None) -> bytes:
     return structures.content(image) + (b"" if held is None else held.tobytes())
 
 
-def _relaxed_hosts(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool) -> dict[bytes, engine.Relaxed]:
+def relaxed_hosts(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool) -> dict[bytes, engine.Relaxed]:
+    """Return the relaxed hosts of cases, each relaxed once, by the content of the structure."""
     hosts = {structures.content(case.structures["host"]): case.structures["host"] for case in cases if "host" in case.structures}
     settings = {"cell": "full", "fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
     return dict(zip(hosts, engine.relax(potential, list(hosts.values()), **settings), strict=True))
 
 
-def _plan(case: Case, hosts: Mapping[bytes, engine.Relaxed]) -> _Plan:
+def planned(case: Case, hosts: Mapping[bytes, engine.Relaxed]) -> _Plan:
     """Return the images of a case as their relaxation starts, and the coordinates that are held."""
     images = _images(case)
     try:
@@ -572,7 +573,7 @@ def _turned(image: ase.Atoms, step: np.ndarray) -> ase.Atoms:
     return turned
 
 
-def _turned_back(image: ase.Atoms, cell: ase.cell.Cell) -> ase.Atoms:
+def turned_back(image: ase.Atoms, cell: ase.cell.Cell) -> ase.Atoms:
     """Turn an image until its cell is the one given."""
     back = image.copy()
     back.set_cell(cell, scale_atoms=True)
@@ -617,7 +618,7 @@ def _relax_sideways(
     turned = [(plan, _turned(image, structures.displacements(plan.images[0], plan.images[1])[plan.ion])) for plan, image in starts]
     results = _relax(potential, [(image, _held(image, plan.ion, along_x=True)) for plan, image in turned], protocol, progress)
     # The forces stay turned: nothing uses them.
-    return [replace(r, atoms=_turned_back(r.atoms, plan.images[0].cell)) for r, (plan, _) in zip(results, starts, strict=True)]
+    return [replace(r, atoms=turned_back(r.atoms, plan.images[0].cell)) for r, (plan, _) in zip(results, starts, strict=True)]
 
 
 def _midpoint(before: ase.Atoms, after: ase.Atoms) -> ase.Atoms:
@@ -707,7 +708,7 @@ def path_frames(potential: Potential, case: Case, protocol: Protocol) -> list[as
     ValueError
         If an image, or the perfect crystal, cannot be relaxed.
     """
-    plan = _plan(case, _relaxed_hosts(potential, [case], protocol, progress=False))
+    plan = planned(case, relaxed_hosts(potential, [case], protocol, progress=False))
     if plan.error is not None:
         raise ValueError(f"{case.name}: {plan.error}")
     starts, held = list(plan.images), list(plan.held)
@@ -725,7 +726,7 @@ def path_frames(potential: Potential, case: Case, protocol: Protocol) -> list[as
     for number, (result, coordinate) in enumerate(zip(results, coordinates, strict=True)):
         if result.error is not None:
             raise ValueError(f"{case.name}, image {number}: {result.error}")
-        frame = _turned_back(result.atoms, plan.images[0].cell)
+        frame = turned_back(result.atoms, plan.images[0].cell)
         energy = result.energy - results[0].energy
         frame.info = {"energy_ev": energy, "path_coordinate": float(coordinate), "moving_ion": plan.ion}
         frames.append(frame)
