@@ -87,6 +87,11 @@ def test_imports_run_one_way_and_private_names_stay_at_home():
     assert faults(SOURCES, [*rooms(PAGE)]) == []
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda path: path.stem)
+def test_tests_use_public_names(path):
+    assert [name for name, sure in Module(path.read_text(), set(SOURCES)).touched if sure] == []
+
+
 def test_the_page_lists_every_module():
     there = {}
     for name in SOURCES:
