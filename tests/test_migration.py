@@ -20,6 +20,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from helpers import benchmarks, engine, registry, structures
 from helpers.benchmarks import Case, migration
 from helpers.potentials.ase import ASEPotential
+from helpers.sources import devi
 
 HCP = bulk("Cu", "hcp", a=2.55)
 PROTOCOL = migration.Protocol()
@@ -153,7 +154,7 @@ def test_a_sheet_is_read(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("xl/sharedStrings.xml", shared)
         archive.writestr("xl/worksheets/sheet1.xml", f"<worksheet {space}><sheetData>{rows}</sheetData></worksheet>")
-    assert migration.read_sheet(path) == [{"name": "MgO", "value": "0.5"}, {"name": "3"}]
+    assert devi.read_sheet(path) == [{"name": "MgO", "value": "0.5"}, {"name": "3"}]
 
 
 # -- run -------------------------------------------------------------------------------------------

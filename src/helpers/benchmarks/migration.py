@@ -45,13 +45,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import re
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from pathlib import Path
-from xml.etree import ElementTree
 
 import ase
 import ase.build
@@ -63,15 +59,11 @@ from helpers import engine, registry, softening, structures
 from helpers.benchmarks import NO_U, Case, Family, Sample, beside, chosen_sets, of, row, table, without
 from helpers.potentials import CATALOGUE
 from helpers.potentials.base import Potential
-from helpers.sources import angsten
+from helpers.sources import angsten, devi
 
 _LIVPO4F = "materialsproject/emmet/test_files/mobility/test_match_npr_doc.json.gz"
 # Its other hop is marked as failed.
 _LIVPO4F_HOP = "0+1"
-
-_DEVI = "sai-mat-group/predicting-migration-barriers"
-_DEVI_PATHS = tuple(f"{_DEVI}/DATA_FILES/MODEL-3-4/RAW/RAW-Em-5-images-{part}.json" for part in ("TRAIN", "TEST"))
-_DEVI_SHEET = f"{_DEVI}/TABULATION-GIT-HUB.xlsx"
 
 # Path coordinate of the images of a symmetric hop; the second half is the mirror image.
 _HALF_PATH = (0.0, 0.25, 0.5)
@@ -79,7 +71,7 @@ _HALF_PATH = (0.0, 0.25, 0.5)
 SETS: dict[str, tuple[str, ...]] = {
     "livpo4f": (_LIVPO4F,),
     "elements": tuple(angsten.TABLES.values()),
-    "hops": (*_DEVI_PATHS, _DEVI_SHEET),
+    "hops": (*devi.PATHS, devi.SHEET),
     "fcc-metals": (),
 }
 LIVE = "fcc-metals"
@@ -236,7 +228,7 @@ def left_out() -> pd.DataFrame:
         for hop, energy in vacancy.barriers.items()
         if energy is None
     ]
-    rows += [("hops", record["formula"], record["name"], record["reason"]) for record in _devi_records() if record["reason"]]
+    rows += [("hops", hop.formula, hop.name, reason) for hop in devi.hops() if (reason := _unusable(hop))]
     return pd.DataFrame(rows, columns=["set", "material", "case", "reason"])
 
 
@@ -340,102 +332,37 @@ def _atom_at(crystal: ase.Atoms, position: np.ndarray) -> int:
 
 def _hops(protocol: Protocol) -> list[Case]:
     """Return a sample of the hops; the order in which they are drawn does not depend on how many are drawn."""
-    records = sorted((record for record in _devi_records() if not record["reason"]), key=lambda record: record["name"])
-    order = np.random.default_rng(protocol.seed).permutation(len(records))
-    drawn = [records[number] for number in order if len(records[number]["images"][0]) <= protocol.max_atoms]
-    magnesium = [record for record in drawn if record["ion"] == "Mg"][: protocol.n_mg_hops]
-    others = [record for record in drawn if record["ion"] != "Mg"][: protocol.n_other_hops]
-    return [_devi_case(record) for record in (*magnesium, *others)]
+    hops = sorted((hop for hop in devi.hops() if not _unusable(hop)), key=lambda hop: hop.name)
+    order = np.random.default_rng(protocol.seed).permutation(len(hops))
+    drawn = [hops[number] for number in order if len(hops[number].images[0]) <= protocol.max_atoms]
+    magnesium = [hop for hop in drawn if hop.ion == "Mg"][: protocol.n_mg_hops]
+    others = [hop for hop in drawn if hop.ion != "Mg"][: protocol.n_other_hops]
+    return [_devi_case(hop) for hop in (*magnesium, *others)]
 
 
-def _devi_case(record: Mapping[str, object]) -> Case:
-    images = record["images"]
-    info = _info(
-        images,
-        family=record["family"].lower(),
-        source="arXiv 2508.06459",
-        functional=record["functional"],
-        authors_mace=record["authors_mace"],
-    )
-    name = f"devi2025/{record['name']}"
-    return Case(name, "hops", record["formula"], _roles(images), {"barrier": record["barrier"]}, info)
+def _devi_case(hop: devi.Hop) -> Case:
+    known = {"family": hop.family.lower(), "functional": hop.functional, "authors_mace": hop.authors_mace}
+    info = _info(hop.images, source="arXiv 2508.06459", **known)
+    return Case(f"devi2025/{hop.name}", "hops", hop.formula, _roles(hop.images), {"barrier": hop.barrier}, info)
 
 
-def _devi_records() -> list[dict[str, object]]:
-    """Read all hops of Devi et al., with why a hop is no case ('' if it is one)."""
-    sheet = {line["sys_name"]: line for line in read_sheet(registry.fetch(_DEVI_SHEET))}
-    found = []
-    for key in _DEVI_PATHS:
-        for entry in json.loads(registry.fetch(key).read_text()):
-            name, lattice, elements = entry["sys_name"], entry["atoms"]["lattice_mat"], entry["atoms"]["elements"]
-            if name not in sheet:
-                raise ValueError(f"{key}: hop {name!r} is not in {_DEVI_SHEET}")
-            line = sheet[name]
-            sites = np.array(entry["atoms"]["coords"])
-            # The first five sites are one and the same ion on its way.
-            images = [
-                ase.Atoms(elements[4:], scaled_positions=np.vstack([sites[number], sites[5:]]), cell=lattice, pbc=True)
-                for number in range(5)
-            ]
-            record = {
-                "name": name,
-                "ion": elements[0],
-                "formula": line["COMPOSITION"],
-                "family": line["CLASS"],
-                "functional": line["XC"],
-                "barrier": float(entry["target"]),
-                "authors_mace": float(line.get("MACE-RELAX", "nan")),
-                "images": images,
-            }
-            found.append(record | {"reason": _unusable(record)})
-    return found
-
-
-def _unusable(record: Mapping[str, object]) -> str:
+def _unusable(hop: devi.Hop) -> str:
     """Return why a hop of Devi et al. is no case, or ''."""
-    images = record["images"]
+    images = hop.images
     low, high = _BARRIERS_EV
-    hop = way(images, 0)[-1]
+    length = way(images, 0)[-1]
     nearest = float(images[2].get_distances(0, range(1, len(images[2])), mic=True).min())
-    if record["functional"] != _FUNCTIONAL:
-        return f"functional {record['functional']}"
+    if hop.functional != _FUNCTIONAL:
+        return f"functional {hop.functional}"
     if len(images[0]) > _MAX_ATOMS:
         return f"{len(images[0])} atoms, more than {_MAX_ATOMS}"
-    if hop >= _MAX_HOP_A:
-        return f"a hop of {hop:.2f} Å, not below {_MAX_HOP_A:g} Å"
+    if length >= _MAX_HOP_A:
+        return f"a hop of {length:.2f} Å, not below {_MAX_HOP_A:g} Å"
     if nearest <= _MIN_DISTANCE_A:
         return f"half-way the ion is {nearest:.2f} Å from an atom, not more than {_MIN_DISTANCE_A:g} Å"
-    if not low <= record["barrier"] <= high:
-        return f"a barrier of {record['barrier']:g} eV, outside {low:g} to {high:g} eV"
+    if not low <= hop.barrier <= high:
+        return f"a barrier of {hop.barrier:g} eV, outside {low:g} to {high:g} eV"
     return ""
-
-
-_SHEET_TAG = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
-
-
-def read_sheet(path: Path) -> list[dict[str, str]]:
-    """Read the first sheet of an Excel file, one dictionary per row with the first row's cells as keys; empty cells are left out.
-
-    Formulas, dates and formats are not looked at.
-    """
-    with zipfile.ZipFile(path) as archive:
-        # The registry has checked the file against its hash.
-        texts, sheet = (
-            ElementTree.fromstring(archive.read(f"xl/{name}.xml"))  # noqa: S314
-            for name in ("sharedStrings", "worksheets/sheet1")
-        )
-    shared = ["".join(part.text or "" for part in text.iter(f"{_SHEET_TAG}t")) for text in texts]
-    lines = []
-    for line in sheet.iter(f"{_SHEET_TAG}row"):
-        cells = {}
-        for cell in line:
-            value = cell.find(f"{_SHEET_TAG}v")
-            if value is not None:
-                column = re.match("[A-Z]+", cell.get("r")).group()
-                cells[column] = shared[int(value.text)] if cell.get("t") == "s" else value.text
-        lines.append(cells)
-    header = lines[0]
-    return [{header[column]: value for column, value in cells.items() if column in header} for cells in lines[1:]]
 
 
 # ---------------------------------------------------------------------------------------------------

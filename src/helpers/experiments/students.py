@@ -56,8 +56,9 @@ from ase.neighborlist import neighbor_list
 from ase.optimize import FIRE
 
 from helpers import softening
-from helpers.benchmarks import Case, chosen_sets, phonons, row, surfaces, table
+from helpers.benchmarks import Case, chosen_sets, phonons, row, table
 from helpers.potentials.base import GraphPotential, Potential, StructureError
+from helpers.structures import area
 from helpers.training import fine_tune, trial
 from helpers.training.fine_tune import Label
 
@@ -442,7 +443,7 @@ def _scalars(potential: Potential, teacher: Potential, material: str) -> list[tu
         excess = answer.energy - per_atom * len(atoms)
         value = excess
         if name == "surface_energy":
-            value = excess / (2 * surfaces.area(atoms))
+            value = excess / (2 * area(atoms))
         elif name == "pull":
             value = float(answer.forces[first] @ vector / np.linalg.norm(vector))
         found.append((name, unit, extra, value))
