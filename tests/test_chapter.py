@@ -1,9 +1,11 @@
 """The switch of the chapters: committed results, a live sample, or everything; on a few surfaces and an analytic potential."""
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import EMT_KEY as EMT
 
-from helpers import chapter, registry, results, runner
+from helpers import benchmarks, chapter, potentials, registry, results, runner, scoreboard
 from helpers.benchmarks import surfaces
 
 
@@ -124,3 +126,77 @@ def test_another_word_is_refused(run):
 @pytest.mark.parametrize(("seconds", "words"), [(0.2, "1 s"), (50, "50 s"), (150, "2.5 min"), (3000, "50 min"), (9000, "2.5 h")])
 def test_durations_are_readable(seconds, words):
     assert chapter.duration(seconds) == words
+
+
+@pytest.fixture
+def glued(monkeypatch):
+    """What a chapter has named, by name."""
+    found = {}
+    monkeypatch.setattr(chapter.myst_nb, "glue", lambda name, value, display: found.__setitem__(name, value))
+    return found
+
+
+def test_numbers_are_named_by_model_column_and_whatever_else(glued):
+    here = chapter.begin("results", "surfaces", "file:my-fix", device="cpu")
+    table = pd.DataFrame(
+        {"model": ["chgnet-0.3.0", "sevennet-0", "file:my-fix", "MACE (others)"], "metal": "Cu", "slope": [0.8, 1.0, 0.9, 0.7], "n": 3}
+    )
+    here.glue(table, "slope count=n", "{model}_{metal}_{column}", share=np.float32(0.5))
+    assert glued == {f"{name}_Cu_count": 3 for name in ("chgnet", "sevennet", "own")} | {
+        "share": 0.5,
+        "chgnet_Cu_slope": 0.8,
+        "sevennet_Cu_slope": 1.0,
+        "own_Cu_slope": 0.9,
+    }
+    assert not any(isinstance(value, np.generic) for value in glued.values())
+    glued.clear()
+    here.glue(table.set_index(["metal", "model"]), "slope")
+    assert set(glued) == {"chgnet_slope", "sevennet_slope", "own_slope"}
+
+
+def test_numbers_that_cannot_be_told_apart_or_are_not_there_are_refused(glued):
+    here = chapter.begin("results", "surfaces", EMT, device="cpu")
+    table = pd.DataFrame({"model": "chgnet-0.3.0", "metal": ["Cu", "Al"], "slope": [0.8, 0.9]})
+    with pytest.raises(ValueError, match="two numbers would be called 'chgnet_slope'"):
+        here.glue(table, "slope")
+    with pytest.raises(ValueError, match="no column r2, set"):
+        here.glue(table, "slope r2", "{set}_{column}")
+    assert not glued
+
+
+def test_a_board_shows_its_figures_and_names_their_verdicts(glued):
+    here = chapter.begin("results", "surfaces", EMT, device="cpu")
+    shown = here.board("2a", "2b", caption="Beside.", name="{model}_{figure}")
+    board = scoreboard.table()
+    assert len(shown.frame) == board["figure"].isin(["2a", "2b"]).sum()
+    assert shown.caption == "Fig. 2a and 2b of the paper and ours; * is digitised. Beside."
+    assert glued["chgnet_2b"] == scoreboard.told(board, "2b", "chgnet-0.3.0")
+    assert glued["m3gnet_2b"] != glued["m3gnet_2a"]
+
+
+@pytest.mark.slow
+def test_a_potential_without_a_table_is_computed_on_a_sample_once(data, monkeypatch, capsys):
+    """The tables of the book hold one model; the reader's own is another."""
+    runner.run("surfaces", EMT, device="cpu", processes=1, progress=False)
+    book = results.read("surfaces", EMT)
+    own = "ase:helpers.potentials.untrained.nothing"
+    stiffer = potentials.load(EMT).scaled(1.25)
+    stiffer.key = own
+    monkeypatch.setattr(chapter.potentials, "load", lambda *_, **__: stiffer)
+    monkeypatch.setattr(benchmarks, "sample", lambda name: surfaces.cases()[:2])
+    here = chapter.begin("sample", "surfaces", own, device="cpu")
+    table = here.read("surfaces")
+    sample = table[table["model"] == own]
+    assert (table["model"] == EMT).sum() == len(book)
+    assert sample["case"].nunique() == 2
+    gamma = sample[sample["property"] == "gamma_relaxed"].set_index("case")["value"]
+    expected = book[book["property"] == "gamma_relaxed"].set_index("case")["value"]
+    assert gamma.to_numpy() == pytest.approx(1.25 * expected[gamma.index].to_numpy(), rel=1e-3)
+    assert results.models("surfaces") == [EMT], "nothing is written among the tables of the book"
+    monkeypatch.setattr(surfaces, "run", None)  # what is kept is not computed again
+    assert len(here.read("surfaces")) == len(table)
+    checked = here.live_check("surfaces", own)
+    assert len(checked) == len(sample)
+    assert checked["difference"].isna().all()
+    assert "no table of surfaces to be compared with" in capsys.readouterr().out
+    assert len(chapter.begin("results", "surfaces", own, device="cpu").read("surfaces")) == len(book)

@@ -968,6 +968,25 @@ def test_with_interval_formats_numbers():
     assert figures.with_interval(frame, "s", 0, scale=100) == ["80\u00a0[70,\u00a087]", "90", "–"]
 
 
+def test_a_summary_names_orders_and_rounds():
+    table = pd.DataFrame({"s": [0.8, 0.9], "s_low": [0.7, np.nan], "s_high": [0.87, np.nan], "e": [-0.0125, np.nan], "n": [3, 4]})
+    table.index = pd.Index(["sevennet-0", "chgnet-0.3.0"], name="model")
+    shown = figures.summary(table, {"cases": "n", "s": "s", "error (%)": ("e", 1, 100), "none": "gone"}, "words", "where")
+    assert list(shown.frame.index) == ["CHGNet 0.3.0", "SevenNet-0"]
+    assert shown.frame.to_dict("list") == {"cases": [4, 3], "s": ["0.90", "0.80\u00a0[0.70,\u00a00.87]"], "error (%)": ["–", "−1.2"]}
+    assert (shown.caption, shown.footer) == ("words", "where")
+    nested = figures.summary(table.assign(set="a"), {"n": "n"}, "", rows=["set as family", "model"])
+    assert list(nested.frame.index) == [("a", "SevenNet-0"), ("a", "CHGNet 0.3.0")]
+    assert list(nested.frame.index.names) == ["family", "model"]
+    with pytest.raises(ValueError, match="no column kind to name its rows"):
+        figures.summary(table, {"n": "n"}, "", rows="kind")
+
+
+def test_a_readers_own_potential_has_a_readable_name():
+    assert figures.label("file:fixes/my-fix/") == "Your model (my-fix)"
+    assert figures.label("ase:my.factory") == "ase:my.factory"
+
+
 def test_steps_are_drawn_for_every_panel_and_refuse_what_is_missing():
     rows = [
         {"held_out": panel, "capacity": name, "step": step, "mean": 0.1 * step, "low": 0.05, "high": 0.6}

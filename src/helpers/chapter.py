@@ -64,8 +64,13 @@ class Chapter:
         Returns
         -------
         pandas.DataFrame
-            As there. If nothing is recomputed, ``value`` repeats ``committed``, and a line says so.
+            As there. If nothing is recomputed, ``value`` repeats ``committed``, and a line says so. A potential without a table has nothing
+            to be compared with: its sample (:meth:`read`) comes back, without differences.
         """
+        if key not in results.models(benchmark):
+            print(f"{key} has no table of {benchmark} to be compared with: a sample was computed.")
+            table = self.read(benchmark)
+            return table[table["model"] == key].assign(committed=np.nan, was="", difference=np.nan)
         if self.run != "results":
             start = time.perf_counter()
             checked = runner.live_check(benchmark, key, sets=sets, protocol=protocol, limit=limit)
@@ -81,8 +86,18 @@ class Chapter:
         return table.assign(committed=table["value"], was=table["status"], difference=0.0)
 
     def read(self, benchmark: str, *, sets: Collection[str] = ()) -> pd.DataFrame:
-        """Return the tables of all models (:func:`helpers.results.read`)."""
-        return results.read(benchmark, sets=sets)
+        """Return the tables of all models (:func:`helpers.results.read`), and the chapter's potential among them.
+
+        One without a table of its own, as a reader's, is computed on the sample of a report card (:func:`helpers.benchmarks.sample`) where
+        ``RUN`` allows it. The sample is kept, so that it is computed once, apart from the tables of the book.
+        """
+        table = results.read(benchmark, sets=sets)
+        if self.key in results.models(benchmark) or self.run == "results" or benchmark in benchmarks.EXPERIMENTS:
+            return table
+        potential, cases = potentials.load(self.key), benchmarks.sample(benchmark)
+        own = runner.run_cases(benchmark, potential, cases, base=results.runs_dir() / "samples").table
+        print(f'{self.key}: {len(cases)} cases of {benchmark}, a sample. RUN = "everything" computes all.')
+        return pd.concat([table, own[own["set"].isin(sets)] if sets else own], ignore_index=True)
 
     def board(self, *numbers: str, caption: str = "", name: str = "{model}_verdicts") -> figures.ShownTable:
         """Show figures of the paper beside ours (:func:`helpers.scoreboard.readable`), and name the verdicts, in words, for the text.

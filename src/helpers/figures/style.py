@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Iterable, Sequence
 from itertools import count
 from math import ceil
@@ -122,9 +123,9 @@ def look(model: str, points: float) -> dict[str, object]:
 
 
 def label(model: str) -> str:
-    """Return the name of a model for figures and text."""
+    """Return the name of a model for figures and text; a potential in a file is the reader's own."""
     base = base_key(model)
-    name = CATALOGUE[base].label if base in CATALOGUE else base
+    name = CATALOGUE[base].label if base in CATALOGUE else re.sub(r"^file:(?:.*/)?(.+?)/*$", r"Your model (\1)", base)
     made, _, factor = model[len(base) :].partition("*")
     if made:
         labels = made.removeprefix("+")
