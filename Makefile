@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-MODELS ?= chgnet-0.3.0 chgnet-0.2.0 m3gnet-mp-2021.2.8 m3gnet-matpes-pbe-2025.1 tensornet-matpes-pbe-2025.1
 PORT   ?= 8000
 LABS   ?= lab1 lab2 lab3 lab4
 # Some tools start others by name (nbgrader starts alembic): they must find those of this environment.
@@ -93,12 +92,8 @@ env-%: environments/%.txt requirements.lock pyproject.toml  ## Make an environme
 bench: env-bench  ## Measure the speed beside other packages; other programs on the machine disturb (half an hour)
 	.venv-bench/bin/softening bench
 
-results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data: softening fetch)
-	for benchmark in surfaces defects solid_solutions phonons elasticity strained_cells migration off_equilibrium; do for model in $(MODELS); do $(BIN)/softening run $$benchmark --model $$model || exit 1; done; done
-	for benchmark in fine_tuning mending curvature_mending learning_curve alchemy coverage weak_labels; do $(BIN)/softening run $$benchmark --model chgnet-0.3.0 || exit 1; done
-	$(BIN)/softening run students --model ase:ase.calculators.emt.EMT --sets copper,small
-	$(BIN)/softening run students --model tensornet-matpes-pbe-2025.1 --sets magnesia
-	$(BIN)/softening run valley_floor --model ase:ase.calculators.emt.EMT
+results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data: softening fetch; MODELS="KEY ..." for some potentials)
+	$(BIN)/softening run-all $(addprefix --model ,$(MODELS))
 
 new-chapter: $(VENV)/.core  ## Copy the template of a chapter: make new-chapter NAME=lattice_constants TITLE="Lattice constants"
 	@$(BIN)/python book/new_chapter.py "$(NAME)" "$(TITLE)"

@@ -38,7 +38,17 @@ def wide_terminal(monkeypatch):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["-h"], ["models", "-h"], ["fetch", "-h"], ["run", "-h"], ["fix", "-h"], ["report", "-h"], ["bench", "-h"], ["status", "-h"]],
+    [
+        ["-h"],
+        ["models", "-h"],
+        ["fetch", "-h"],
+        ["run", "-h"],
+        ["run-all", "-h"],
+        ["fix", "-h"],
+        ["report", "-h"],
+        ["bench", "-h"],
+        ["status", "-h"],
+    ],
 )
 def test_every_command_explains_itself(arguments):
     outcome = CliRunner().invoke(cli.app, arguments)
@@ -281,14 +291,3 @@ def test_run_and_status(data, monkeypatch):
     assert len(results.read("surfaces", EMT)) > 0
     status = CliRunner().invoke(cli.app, ["status"])
     assert EMT in status.output
-
-
-def test_every_benchmark_keeps_the_contract():
-    for name in benchmarks.CATALOGUE:
-        module = benchmarks.module(name)
-        for part in ("Protocol", "cases", "run", "summarise", "SETS", "LIVE", "TOLERANCES"):
-            assert hasattr(module, part), f"{name} lacks {part}"
-        assert module.SETS[module.LIVE] == (), "the live set must need no external file"
-        for keys in module.SETS.values():
-            for key in keys:
-                registry.lookup(key)

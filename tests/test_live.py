@@ -49,45 +49,6 @@ def test_the_training_loop_gives_the_committed_numbers(benchmark):
     assert error["after"] < 0.7 * error["before"]
 
 
-@pytest.fixture(params=benchmarks.CATALOGUE)
-def recorded(request):
-    """Every benchmark, with a model that has a table of it in which the live set occurs."""
-    module = benchmarks.module(request.param)
-    for key in results.models(request.param):
-        table = results.read(request.param, key)
-        if not (table := table[table["set"] == module.LIVE]).empty:
-            return request.param, module, key, table
-    pytest.fail("no table has the live set")
-
-
-def test_a_live_check_of_an_unknown_set_is_refused(recorded, monkeypatch):
-    benchmark, module, key, _ = recorded
-    monkeypatch.setattr(potentials, "load", lambda *_: pytest.fail("loaded"))
-    for sets in (["nosuch"], [module.LIVE, "nosuch"], "nosuch", []):
-        with pytest.raises(KeyError, match="there are: "):
-            runner.live_check(benchmark, key, sets=sets)
-    with pytest.raises(KeyError, match="there are: "):
-        module.cases(sets=["nosuch"])
-
-
-def test_a_live_check_that_compares_nothing_fails(recorded, monkeypatch):
-    """No cases, no rows, or rows without a value that the table has, or that both lack."""
-    benchmark, module, key, table = recorded
-    monkeypatch.setattr(potentials, "load", lambda *_: None)
-    failed = table.assign(value=float("nan"), status="failed")
-    for rows in (table[:0], failed, table.assign(value=float("nan"))):
-        monkeypatch.setattr(module, "run", lambda *_, rows=rows: rows)
-        with pytest.raises(runner.LiveCheckError):
-            runner.live_check(benchmark, key)
-    monkeypatch.setattr(results, "read", lambda *_: failed)
-    monkeypatch.setattr(module, "run", lambda *_: failed)
-    with pytest.raises(runner.LiveCheckError, match=r"nothing of .* was compared .* none with two values"):
-        runner.live_check(benchmark, key)
-    monkeypatch.setattr(module, "cases", lambda *_: [])
-    with pytest.raises(runner.LiveCheckError, match="has no cases"):
-        runner.live_check(benchmark, key)
-
-
 def test_every_model_that_runs_here_has_its_tables():
     for benchmark in FAMILIES:
         assert set(RUNNABLE) & set(potentials.CATALOGUE) <= set(results.models(benchmark))

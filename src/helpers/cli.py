@@ -186,6 +186,25 @@ def run(
 
 
 @app.command()
+def run_all(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="For the benchmarks; may be repeated. Else all ready ones.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes. By default one per core or GPU.")] = None,
+) -> None:
+    """Run every benchmark with every potential that is ready, and every experiment with those that it names: all tables of the book.
+
+    Can be interrupted at any time: the same command finishes what is missing.
+    """
+    from helpers import potentials
+
+    for benchmark, key, sets in benchmarks.runs(model or filter(potentials.runnable, potentials.CATALOGUE)):
+        typer.echo(f"{benchmark} {key}")
+        run(benchmark, key, "auto" if key.startswith("ase:") else device, sets and ",".join(sets), processes)
+
+
+@app.command()
 def fix(
     model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
     out: Annotated[Path, typer.Option("--out", "-o", callback=_folder, help="New folder for the mended potential and its report.")],

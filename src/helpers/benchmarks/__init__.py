@@ -122,12 +122,11 @@ def chosen_sets(known: Collection[str], sets: str | Iterable[str] | None) -> lis
     return names
 
 
-def runs(models: Iterable[str]) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Yield all runs of the book, as benchmark, potential, sets: benchmarks with each of the models, experiments with their own."""
+def runs(models: Iterable[str]) -> Iterator[tuple[str, str, Collection[str] | None]]:
+    """Yield all runs of the book: benchmarks with each of these potentials on all sets that are here (None), experiments with their own."""
     models = list(models)
     for name in CATALOGUE:
-        known = module(name)
-        own = known.MODELS if name in EXPERIMENTS else dict.fromkeys(models, tuple(known.SETS))
+        own = module(name).MODELS if name in EXPERIMENTS else dict.fromkeys(models)
         yield from ((name, model, sets) for model, sets in own.items())
 
 
@@ -172,6 +171,10 @@ class Family:
     selection: str = ""
     functional: bool = False
     role: Literal["", "control", "card", "stand-in"] = ""
+
+    def __post_init__(self) -> None:
+        if self.quantity not in _QUANTITIES:
+            raise ValueError(f"{self.key}: there is no quantity {self.quantity!r}; there are: {', '.join(_QUANTITIES)}")
 
     @property
     def order(self) -> int:
