@@ -28,8 +28,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers import figures, potentials, results, softening
-from helpers.benchmarks import defects, migration, off_equilibrium, phonons, solid_solutions
+from helpers import benchmarks, figures, potentials, results, softening
+from helpers.benchmarks import off_equilibrium, solid_solutions
 from helpers.experiments import alchemy, coverage, fine_tuning, weak_labels
 from helpers.registry import data_dir
 
@@ -114,7 +114,9 @@ def counts(board: pd.DataFrame, within: Sequence[float] = (0.1, WITHIN, 0.3)) ->
     return pd.DataFrame(found).T.reindex(columns=VERDICTS).fillna(0).astype(int).rename_axis(["band", "lines"])
 
 
-def _line(figure, quantity, unit, entry, paper, source, found, name, kind, ours_on, benchmark, *, compared=OTHER, digitised=np.nan):
+def _line(
+    figure, quantity, unit, entry, paper, source, found, name, kind, ours_on, benchmark, *, compared=OTHER, digitised=np.nan, family=""
+):
     """Return one line. ``digitised``: what the figure shows where it contradicts the number printed in it; ``ours_on`` is a template."""
     comment = f"softening run {benchmark} --model {entry.key}"
     if found is not None:
@@ -137,7 +139,7 @@ def _line(figure, quantity, unit, entry, paper, source, found, name, kind, ours_
         "not_soft": kind[0],
         "signed": kind[1],
         "n": int(found["n"]),
-        "family": "mending" if figure == "6a" else benchmark.replace("_", " "),
+        "family": family or benchmark.replace("_", " "),
         "compared": compared,
         "ours_on": comment,
     }
@@ -148,68 +150,62 @@ def _paper_models() -> list[potentials.Entry]:
     return sorted((e for e in potentials.CATALOGUE.values() if e.paper_label), key=lambda entry: order.index(entry.paper_label))
 
 
+def _ours(benchmark: str, key: str, **where: str) -> dict[str, object] | None:
+    """Return a row of a benchmark's summary; None if the model has no table."""
+    if key not in results.models(benchmark):
+        return None
+    summary = benchmarks.module(benchmark).summarise(results.read(benchmark, key))
+    return dict(summary[(summary[list(where)].astype(str) == pd.Series(where)).all(axis=1)].iloc[0])
+
+
 def _digitised(points: pd.DataFrame, key: str) -> dict[str, float]:
     of_model = points[points["model"] == key]
     return softening.scalar_summary(of_model["value"], of_model["reference"])
 
 
-def _surface_lines() -> list[dict[str, object]]:
-    points = figures.paper_points("fig2a")
-    lines = []
-    for entry in _paper_models():
-        found = None
-        if entry.key in results.models("surfaces"):
-            table = results.read("surfaces", entry.key)
-            chosen = table[(table["set"] == "slabs-109") & (table["property"] == "gamma_relaxed") & (table["status"] == "ok")]
-            found = softening.scalar_summary(chosen["value"], chosen["reference"], clusters=chosen["material"])
-        digitised = _digitised(points, entry.key)
+def _surface_lines(entry: potentials.Entry) -> list[dict[str, object]]:
+    digitised = _digitised(figures.paper_points("fig2a"), entry.key)
+    found = _ours("surfaces", entry.key, set="slabs-109", property="gamma_relaxed")
+    where = "{n} slabs, relaxed" + _OTHER_WEIGHTS.get(entry.paper_label, "")
+    return [
+        _line("2a", quantity, unit, entry, paper, source, found, name, kind, where, "surfaces")
         for name, quantity, unit, paper, source, kind in (
             ("mae", "surface energy, MAE", "eV/Å²", printed("2", "a", entry.paper_label, "MAE"), "printed", _ERROR),
             ("mean_error", "surface energy, mean error", "eV/Å²", digitised["mean_error"], "digitised", _MEAN_ERROR),
             ("share_below", "surface energy, share below DFT", "1", digitised["share_below"], "digitised", _SHARE),
-        ):
-            where = "{n} slabs, relaxed" + _OTHER_WEIGHTS.get(entry.paper_label, "")
-            lines.append(_line("2a", quantity, unit, entry, paper, source, found, name, kind, where, "surfaces"))
-    return lines
+        )
+    ]
 
 
-def _defect_lines() -> list[dict[str, object]]:
-    points = figures.paper_points("fig2b")
-    lines = []
-    for entry in _paper_models():
-        found = None
-        if entry.key in results.models("defects"):
-            summary = defects.summarise(results.read("defects", entry.key)).set_index(["set", "property"])
-            found = dict(summary.loc[("all", "relaxed")])
-        digitised = _digitised(points, entry.key)
+def _defect_lines(entry: potentials.Entry) -> list[dict[str, object]]:
+    digitised = _digitised(figures.paper_points("fig2b"), entry.key)
+    found = _ours("defects", entry.key, set="all", property="relaxed")
+    where = "{n} vacancies and combinations of defects in alloys"
+    return [
+        _line("2b", quantity, unit, entry, paper, source, found, name, kind, where, "defects")
         for name, quantity, unit, paper, source, kind in (
             ("mae", "defect energy, MAE", "eV", printed("2", "b", entry.paper_label, "MAE"), "printed", _ERROR),
             ("slope", "defect energy, slope", "1", digitised["slope"], "digitised", _SLOPE),
             ("share_below", "defect energy, share below DFT", "1", digitised["share_below"], "digitised", _SHARE),
-        ):
-            where = "{n} vacancies and combinations of defects in alloys"
-            lines.append(_line("2b", quantity, unit, entry, paper, source, found, name, kind, where, "defects"))
-    return lines
+        )
+    ]
 
 
-def _solution_lines() -> list[dict[str, object]]:
+def _solution_lines(entry: potentials.Entry) -> list[dict[str, object]]:
     lowest = "lowest formation energy at x_Ca=0.5 (arrow label)"
-    points = figures.paper_points("fig2c")
-    lines = []
-    for entry in _paper_models():
-        found = None
-        if entry.key in results.models("solid_solutions"):
-            found = solid_solutions.against_paper(results.read("solid_solutions", entry.key))
-        of_model = points[points["model"] == entry.key]
-        ratio = printed("2", "c", entry.paper_label, lowest) / printed("2", "c", "DFT", lowest)
-        slope = softening.softening_scale(of_model["reference"], of_model["value"])
+    points = figures.paper_points("fig2c").query("model == @entry.key")
+    slope = softening.softening_scale(points["reference"], points["value"])
+    has_table = entry.key in results.models("solid_solutions")
+    found = solid_solutions.against_paper(results.read("solid_solutions", entry.key)) if has_table else None
+    ratio = printed("2", "c", entry.paper_label, lowest) / printed("2", "c", "DFT", lowest)
+    where = "Ca-Mg-O, {n} orderings of a 16-cation cell" + _OTHER_WEIGHTS.get(entry.paper_label, "")
+    return [
+        _line("2c", quantity, "1", entry, paper, source, found, name, _SLOPE, where, "solid_solutions")
         for name, quantity, paper, source in (
             ("lowest_ratio", "formation energy, lowest at x = ½ over DFT", ratio, "printed"),
             ("slope", "formation energy, slope", slope, "digitised"),
-        ):
-            where = "Ca-Mg-O, {n} orderings of a 16-cation cell" + _OTHER_WEIGHTS.get(entry.paper_label, "")
-            lines.append(_line("2c", quantity, "1", entry, paper, source, found, name, _SLOPE, where, "solid_solutions"))
-    return lines
+        )
+    ]
 
 
 def _csf_peaks() -> pd.Series:
@@ -223,79 +219,67 @@ def csf_maxima() -> dict[str, float]:
     return {entry.key: float(peaks[entry.paper_label]) for entry in _paper_models()}
 
 
-def _phonon_lines() -> list[dict[str, object]]:
+def _phonon_lines(entry: potentials.Entry) -> list[dict[str, object]]:
     stats = pd.read_csv(data_dir() / "paper" / "fig4b_stats.csv").set_index("model")
-    maxima, dft = csf_maxima(), float(_csf_peaks()["DFT"])
-    lines = []
-    for entry in _paper_models():
-        csf, found = None, None
-        if entry.key in results.models("phonons"):
-            table = results.read("phonons", entry.key)
-            highest = table[(table["set"] == "csf") & (table["property"] == "omega_max")]
-            csf = {"n": 1, "value": highest["value"].iloc[0]}
-            summary = phonons.summarise(table).set_index(["set", "property", "subset"])
-            found = dict(summary.loc[("phonondb", "omega_max", "all")])
-        below = printed("4", "b", entry.paper_label, "fraction max(w_MLIP)/max(w_DFT) < 1") / 100
-        mean, median = stats.loc[entry.paper_label, ["mean", "median"]]
-        where = "{n} compounds, the paper's own"
+    dft = float(_csf_peaks()["DFT"])
+    found = _ours("phonons", entry.key, set="phonondb", property="omega_max", subset="all")
+    csf = None
+    if found is not None:
+        table = results.read("phonons", entry.key)
+        csf = {"n": 1, "value": table.loc[(table["set"] == "csf") & (table["property"] == "omega_max"), "value"].iloc[0]}
+    below = printed("4", "b", entry.paper_label, "fraction max(w_MLIP)/max(w_DFT) < 1") / 100
+    mean, median = stats.loc[entry.paper_label, ["mean", "median"]]
+    where = "{n} compounds, the paper's own"
+    return [
+        _line(figure, quantity, unit, entry, paper, source, given, name, kind, ours_on, "phonons", compared=LIKE)
         for figure, name, quantity, unit, paper, source, given, kind, ours_on in (
-            ("4a", "value", "CsF, highest frequency", "THz", maxima[entry.key], "digitised", csf, (dft, True), "CsF (mp-1784)"),
+            ("4a", "value", "CsF, highest frequency", "THz", csf_maxima()[entry.key], "digitised", csf, (dft, True), "CsF (mp-1784)"),
             ("4b", "ratio_mean", "highest frequency / DFT, mean", "1", mean, "digitised", found, _SLOPE, where),
             ("4b", "ratio_median", "highest frequency / DFT, median", "1", median, "digitised", found, _SLOPE, where),
             ("4b", "share_below_one", "share of compounds below DFT", "1", below, "printed", found, _SHARE, where),
-        ):
-            lines.append(_line(figure, quantity, unit, entry, paper, source, given, name, kind, ours_on, "phonons", compared=LIKE))
-    return lines
+        )
+    ]
 
 
-def _migration_lines() -> list[dict[str, object]]:
-    stats = pd.read_csv(data_dir() / "paper" / "fig3b_stats.csv").set_index("model")
+def _migration_lines(entry: potentials.Entry) -> list[dict[str, object]]:
+    label = entry.paper_label
+    stats = pd.read_csv(data_dir() / "paper" / "fig3b_stats.csv").set_index("model").loc[label]
+    found = _ours("migration", entry.key, set="hops-Mg", property="barrier")
+    below = printed("3", "b", label, "fraction barrier underpredicted") / 100
+    where = "{n} Mg hops of other compounds, barriers from many papers"
+    return [
+        _line("3b", quantity, unit, entry, paper, source, found, name, kind, where, "migration", digitised=float(drawn))
+        for name, quantity, unit, paper, source, kind, drawn in (
+            ("mae", "Mg barrier, MAE", "eV", printed("3", "text", label, "KRA barrier MAE"), "printed", _ERROR, np.nan),
+            ("mean_error", "Mg barrier, mean error", "eV", stats["kde_mean"], "digitised", _MEAN_ERROR, np.nan),
+            ("share_below", "Mg barrier, share below DFT", "1", below, "printed", _SHARE, stats["frac_below"]),
+        )
+    ]
+
+
+def _force_lines(entry: potentials.Entry) -> list[dict[str, object]]:
+    label = entry.paper_label
+    stats = pd.read_csv(data_dir() / "paper" / "fig5b_stats.csv").set_index("model").loc[label]
+    quartiles = pd.read_csv(data_dir() / "paper" / "fig6b_quartiles.csv").set_index(["model", "quantity"])["median"][label]
+    own, many = (_ours("off_equilibrium", entry.key, set=name) for name in ("wbm-21", "mattersim-tp"))
+    own, many = (found and found | {"n": found["n_materials"]} for found in (own, many))
+    below = printed("5", "b", label, "fraction softening scale < 1") / 100
+    scale = "softening scale s, median", "1", stats["median"]
+    error = "force MAE, median", "eV/Å", quartiles["MAE"]
+    # Most compounds of WBM-21 have one frame: too little for a scale of their own, so all are fitted together.
+    pooled = LIKE, own, "{n_frames} of the paper's frames, {n} compounds, one fit"
+    single, tp = (LIKE, own, "{n_frames} of the paper's frames, {n} compounds"), (OTHER, many, "MatterSim-TP, {n} compounds")
     lines = []
-    for entry in _paper_models():
-        found = None
-        if entry.key in results.models("migration"):
-            summary = migration.summarise(results.read("migration", entry.key)).set_index(["set", "property"])
-            found = dict(summary.loc[("hops-Mg", "barrier")])
-        label = entry.paper_label
-        below = printed("3", "b", label, "fraction barrier underpredicted") / 100
-        for name, quantity, unit, paper, source, kind in (
-            ("mae", "Mg barrier, MAE", "eV", printed("3", "text", label, "KRA barrier MAE"), "printed", _ERROR),
-            ("mean_error", "Mg barrier, mean error", "eV", float(stats.loc[label, "kde_mean"]), "digitised", _MEAN_ERROR),
-            ("share_below", "Mg barrier, share below DFT", "1", below, "printed", _SHARE),
-        ):
-            where = "{n} Mg hops of other compounds, barriers from many papers"
-            figure = float(stats.loc[label, "frac_below"]) if name == "share_below" else np.nan
-            lines.append(_line("3b", quantity, unit, entry, paper, source, found, name, kind, where, "migration", digitised=figure))
-    return lines
-
-
-def _force_lines() -> list[dict[str, object]]:
-    stats = pd.read_csv(data_dir() / "paper" / "fig5b_stats.csv").set_index("model")
-    quartiles = pd.read_csv(data_dir() / "paper" / "fig6b_quartiles.csv").set_index(["model", "quantity"])["median"]
-    lines = []
-    for entry in _paper_models():
-        label, own, many = entry.paper_label, None, None
-        if entry.key in results.models("off_equilibrium"):
-            summary = off_equilibrium.summarise(results.read("off_equilibrium", entry.key)).set_index("set")
-            summary["n"] = summary["n_materials"]
-            own, many = (dict(summary.loc[chosen]) for chosen in ("wbm-21", "mattersim-tp"))
-        below = printed("5", "b", label, "fraction softening scale < 1") / 100
-        scale = "softening scale s, median", "1", stats.loc[label, "median"]
-        error = "force MAE, median", "eV/Å", quartiles[label, "MAE"]
-        # Most compounds of WBM-21 have one frame: too little for a scale of their own, so all are fitted together.
-        pooled = LIKE, own, "{n_frames} of the paper's frames, {n} compounds, one fit"
-        single, tp = (LIKE, own, "{n_frames} of the paper's frames, {n} compounds"), (OTHER, many, "MatterSim-TP, {n} compounds")
-        for figure, name, (quantity, unit, paper), source, kind, (compared, found, ours_on) in (
-            ("5b", "slope", scale, "digitised", _SLOPE, pooled),
-            ("5b", "slope_median", scale, "digitised", _SLOPE, tp),
-            ("5b", "share_below_one", ("share with s < 1", "1", below), "printed", _SHARE, tp),
-            ("6b", "mae_median", error, "digitised", _ERROR, single),
-            ("6b", "mae_median", error, "digitised", _ERROR, tp),
-            ("6b", "cmae_median", ("force cMAE, median", "eV/Å", quartiles[label, "cMAE"]), "digitised", _ERROR, tp),
-        ):
-            drawn = float(stats.loc[label, "frac_below"]) if name == "share_below_one" else np.nan
-            values = paper, source, found, name, kind, ours_on, "off_equilibrium"
-            lines.append(_line(figure, quantity, unit, entry, *values, compared=compared, digitised=drawn))
+    for figure, name, (quantity, unit, paper), source, kind, (compared, found, ours_on), drawn in (
+        ("5b", "slope", scale, "digitised", _SLOPE, pooled, np.nan),
+        ("5b", "slope_median", scale, "digitised", _SLOPE, tp, np.nan),
+        ("5b", "share_below_one", ("share with s < 1", "1", below), "printed", _SHARE, tp, float(stats["frac_below"])),
+        ("6b", "mae_median", error, "digitised", _ERROR, single, np.nan),
+        ("6b", "mae_median", error, "digitised", _ERROR, tp, np.nan),
+        ("6b", "cmae_median", ("force cMAE, median", "eV/Å", quartiles["cMAE"]), "digitised", _ERROR, tp, np.nan),
+    ):
+        values = paper, source, found, name, kind, ours_on, "off_equilibrium"
+        lines.append(_line(figure, quantity, unit, entry, *values, compared=compared, digitised=drawn))
     return lines
 
 
@@ -340,7 +324,9 @@ def _cure_lines() -> list[dict[str, object]]:
     ):
         slope, mae = (printed("6", *panel, quantity) for quantity in ("slope", "force MAE"))
         for quantity, name, paper in (("slope", "slope", slope), ("MAE after / before", "mae_ratio", mae / untouched)):
-            lines.append(_line("6a", f"{quantity}, {word}", "1", entry, paper, "printed", found, name, _SLOPE, where, benchmark))
+            lines.append(
+                _line("6a", f"{quantity}, {word}", "1", entry, paper, "printed", found, name, _SLOPE, where, benchmark, family="mending")
+            )
     return lines
 
 
@@ -353,9 +339,9 @@ def _spread(columns: dict[str, pd.Series], middle: str, ends: tuple[float, float
 
 def table() -> pd.DataFrame:
     """Return the scoreboard: one row per published number and model, in the order of the paper's figures."""
-    lines = pd.DataFrame(
-        _surface_lines() + _defect_lines() + _solution_lines() + _migration_lines() + _phonon_lines() + _force_lines() + _cure_lines()
-    ).sort_values("figure", kind="stable", ignore_index=True)
+    of_models = (_surface_lines, _defect_lines, _solution_lines, _migration_lines, _phonon_lines, _force_lines)
+    found = [line for lines_of in of_models for entry in _paper_models() for line in lines_of(entry)]
+    lines = pd.DataFrame(found + _cure_lines()).sort_values("figure", kind="stable", ignore_index=True)
     lines["verdict"] = judge(lines)
     # A missing model needs one line per quantity, not one per set.
     return lines[~(lines.duplicated(["figure", "quantity", "key"]) & (lines["verdict"] == "missing"))].reset_index(drop=True)
