@@ -113,4 +113,5 @@ def test_draws_are_summed_up_by_mean_and_range():
     found = trial.compare_stages(staged, ["slope"]).loc["Cu"]
     assert found.tolist() == pytest.approx([2, 0.5, 0.9, 0.8, 1.0])
     single = trial.compare_stages(staged[:2], ["slope"]).loc["Cu"]
-    assert single["slope"] == 0.8 and single[["slope_low", "slope_high"]].isna().all()
+    assert single["slope"] == 0.8
+    assert single[["slope_low", "slope_high"]].isna().all()

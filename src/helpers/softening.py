@@ -965,7 +965,8 @@ def one_label_corrections(table: pd.DataFrame, method: str = "inverse_slope", qu
     -------
     DataFrame
         One row per label: ``model, set, material, label, method, c``, ``n_label`` and ``n_others`` (components), and, on all *other*
-        frames, ``mae_before, mae_after, ratio`` (after over before), ``slope_before, slope_after``; ``status`` and ``reason`` (a frame whose slope is not
+        frames, ``mae_before, mae_after, ratio`` (after over before), ``slope_before, slope_after``; ``status`` and ``reason`` (a frame
+        whose slope is not
         positive gives no correction and is a ``failed`` row with NaN for c and what follows from it).
 
     Raises
