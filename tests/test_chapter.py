@@ -164,6 +164,7 @@ def test_numbers_that_cannot_be_told_apart_or_are_not_there_are_refused(glued):
     assert not glued
 
 
+@pytest.mark.slow
 def test_a_board_shows_its_figures_and_names_their_verdicts(glued):
     here = chapter.begin("results", "surfaces", EMT, device="cpu")
     shown = here.board("2a", "2b", caption="Beside.", name="{model}_{figure}")

@@ -252,6 +252,7 @@ def test_a_run_whose_every_case_fails_ends_with_a_status(given, statuses, words)
     assert f"No summary: {words}" in outcome.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("benchmark", benchmarks.CATALOGUE)
 def test_every_summary_fits_a_terminal_of_80_columns(benchmark, monkeypatch, capsys):
     """Wide tables become blocks of lines; what is piped elsewhere stays a table."""

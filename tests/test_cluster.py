@@ -206,6 +206,7 @@ def finished():
     return table
 
 
+@pytest.mark.slow
 def test_one_run_after_another_loses_its_worker_its_client_and_its_scheduler(data, few_cases, gate, dask, tmp_path):
     """Whatever dies, the same command yields the table of an undisturbed run; what was done is not done again."""
     runner.run("surfaces", GATED, processes=1, progress=False)
@@ -285,6 +286,7 @@ def test_every_call_is_answered_once_and_the_dashboard_is_mentioned_once(monkeyp
     assert sum("dashboard" in line for line in lines) == 1
 
 
+@pytest.mark.slow
 def test_what_kills_its_workers_is_named_and_the_rest_is_finished(dask):
     # One death is enough to be suspected, and one more, alone, to be guilty; the third worker stays. Without nannies, which restart
     # workers: one that has hardly started its worker gives up when that dies.
@@ -316,6 +318,7 @@ def test_what_kills_its_workers_is_named_and_the_rest_is_finished(dask):
             list(cluster.each(fails, [(error,)], ["case-0"], scheduler=dask.file))
 
 
+@pytest.mark.slow
 def test_a_preempted_job_is_replaced_by_another_worker(dask, tmp_path):
     """SLURM sends SIGTERM first."""
     dask.scheduler()
@@ -390,6 +393,7 @@ def slurm(tmp_path, monkeypatch):
             continue
 
 
+@pytest.mark.slow
 def test_the_slurm_example_starts_jobs_and_replaces_one_that_dies(slurm, tmp_path):
     before = signal.getsignal(signal.SIGINT)
     cluster.import_slurm_cluster()  # the import wants the main thread
@@ -483,6 +487,7 @@ def test_a_full_disk_leaves_no_half_file_and_the_run_goes_on_later(data, few_cas
     assert not table.duplicated(["case", "property"]).any()
 
 
+@pytest.mark.slow
 def test_a_dead_process_is_one_line(data, few_cases, gate):
     gate.close("Al")
     job = InBackground(lambda: runner.run("surfaces", GATED, processes=2, progress=False))
@@ -494,6 +499,7 @@ def test_a_dead_process_is_one_line(data, few_cases, gate):
     assert "shards are done and kept. The same command goes on" in str(error)
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_no_processes_behind(tmp_path):
     script = tmp_path / "parent.py"
     code = """

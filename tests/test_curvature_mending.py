@@ -71,6 +71,7 @@ def test_phonons_follow_a_stiffer_teacher(taught):
     assert summary.loc[("before", "omega_max"), "share_below"] == 1.0
 
 
+@pytest.mark.slow
 def test_training_is_recorded(taught):
     training = taught[taught["stage"] == "training"]
     assert (training["property"] == "validation_force_mae").sum() == 6

@@ -180,6 +180,7 @@ def test_a_damaged_checkpoint_is_named(chgnet, labels, tmp_path, kind):
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(chgnet, labels, tmp_path, monkeypatch):
     checkpoint, recipe = tmp_path / "training.pt", Recipe(epochs=3, learning_rate=3e-4)
     write, calls = Path.write_bytes, []

@@ -138,6 +138,7 @@ def test_full_lowers_the_error_and_comes_back_the_same(full, images, chgnet):
     assert not (full.folder / "training.pt").exists()
 
 
+@pytest.mark.slow
 def test_the_same_call_again_does_nothing(full, monkeypatch):
     labels = full.folder.parent / "labels.extxyz"
     times = {path: path.stat().st_mtime_ns for path in full.folder.iterdir()}
@@ -271,6 +272,7 @@ def edit(folder, change):
     (folder / fixes.RECORD).write_text(json.dumps(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -301,6 +303,7 @@ class Bomb:
         return open, (self.mark, "w")
 
 
+@pytest.mark.slow
 def test_weights_are_never_unpickled(copied, tmp_path):
     torch.save(Bomb(str(tmp_path / "mark")), copied / fixes.WEIGHTS)
     edit(copied, lambda c: c.update(weights_sha256=registry.sha256(copied / fixes.WEIGHTS)))
@@ -309,6 +312,7 @@ def test_weights_are_never_unpickled(copied, tmp_path):
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.slow
 def test_a_mended_potential_can_be_mended_again(full, tmp_path, labels_file):
     before = {path: registry.sha256(path) for path in full.folder.iterdir()}
     again = fix.fix(full.key, [labels_file], out=tmp_path / "again", device="cpu")
@@ -430,6 +434,7 @@ def test_what_is_no_label_is_refused_in_one_line(tmp_path, sources, words):
     assert not (tmp_path / "fix").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["file", "labels", "nan", "get_forces"])
 def test_atoms_that_were_held_take_no_part(tmp_path, given):
     """With their zeros taken for labels the factor is not 1.25 but far above."""
@@ -457,6 +462,7 @@ def test_atoms_that_were_held_take_no_part(tmp_path, given):
     assert fixes.record(fixed.folder)["single_factors"] == pytest.approx([1.25] * 8, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_held_atoms_are_left_out_of_the_training(tmp_path, images):
     held = []
     for atoms in images[:3]:
@@ -474,6 +480,7 @@ def test_held_atoms_are_left_out_of_the_training(tmp_path, images):
     )
 
 
+@pytest.mark.slow
 def test_one_calculator_for_many_frames_keeps_but_the_last_answer(tmp_path):
     frames, shared = [atoms.copy() for atoms in copper(4)], EMT()
     for atoms in frames:

@@ -148,6 +148,7 @@ def one_flipped(forces: np.ndarray) -> np.ndarray:
     return np.where(largest[:, None], -forces, forces)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "wrong", "spoil", "words"),
     [
@@ -182,6 +183,7 @@ def test_a_set_of_two_kinds_is_said_to_be_one():
     assert "1.00 times the labels' in 0.xyz, frames 8–19 and 0.50 times the labels' in 0.xyz, frames 0–7" in note
 
 
+@pytest.mark.slow
 def test_positions_in_bohr_are_told_by_distances():
     def stretched(label: Label, by: float) -> Label:
         atoms = label.atoms.copy()
@@ -287,6 +289,7 @@ def test_two_groups_of_energies_are_named_as_two(files, upper):
     assert any("two kinds" in note for note in notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [lambda rng: rng.normal(0, 0.01), lambda rng: rng.uniform(-0.02, 0.02), lambda rng: rng.laplace(0, 0.01)])
 @pytest.mark.parametrize("n", [5, 8, 20])
 def test_one_group_of_energies_is_one(shape, n):

@@ -11,6 +11,7 @@ from helpers.benchmarks import off_equilibrium, surfaces
 FAMILIES = ("surfaces", "defects", "solid_solutions", "off_equilibrium")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [key for key in RUNNABLE if key in potentials.CATALOGUE])
 @pytest.mark.parametrize("benchmark", FAMILIES)
 def test_the_live_set_gives_the_committed_numbers(benchmark, key):
@@ -27,6 +28,7 @@ CURVATURE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("benchmark", "key"), CURVATURE)
 def test_curvatures_and_barriers_give_the_committed_numbers(benchmark, key):
     """One case of the live set of each model with a table; the book recomputes the whole set with one model."""
@@ -34,6 +36,7 @@ def test_curvatures_and_barriers_give_the_committed_numbers(benchmark, key):
     assert checked["value"].notna().all()
 
 
+@pytest.mark.slow
 @needs_mirror
 @pytest.mark.parametrize("key", [key for key in RUNNABLE if key in potentials.CATALOGUE])
 def test_dft_frames_give_the_committed_numbers(key):
@@ -41,6 +44,7 @@ def test_dft_frames_give_the_committed_numbers(key):
     assert len(runner.live_check("surfaces", key, sets=["slabs-109"], protocol=surfaces.Protocol(relax=False), limit=8)) > 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("benchmark", ["fine_tuning", "mending"])
 def test_the_training_loop_gives_the_committed_numbers(benchmark):
     checked = runner.live_check(benchmark, "chgnet-0.3.0")

@@ -83,6 +83,7 @@ def test_the_loop_learns_the_energies_of_a_stiffer_teacher(taught):
     assert np.isnan(summary["vacancy_energy"]).all()
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on_from_its_checkpoint(taught, monkeypatch, killed_after, tmp_path):
     table, potential = taught
     monkeypatch.setattr(trial.results, "runs_dir", lambda: tmp_path)

@@ -392,6 +392,7 @@ COMMAND = """
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(tmp_path):
     (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW))
     (tmp_path / "command.py").write_text(textwrap.dedent(COMMAND))
@@ -663,6 +664,7 @@ def test_an_unverified_pickle_is_refused(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.slow
 def test_complete_tables_are_used_in_full(tmp_path, data, monkeypatch, few):
     """What data/results holds is not computed again, and nothing is written there."""
     module = benchmarks.module("surfaces")

@@ -149,6 +149,7 @@ def test_the_code_of_every_room_is_what_workers_must_share(tmp_path, monkeypatch
     assert len(found) == 2
 
 
+@pytest.mark.slow
 def test_processes_may_load_what_the_user_trusts(data, few_cases, monkeypatch):
     """A worker loads the potential anew, and must be told that its file is trusted."""
     told = []

@@ -128,6 +128,7 @@ def test_the_board_is_complete_and_comes_from_the_tables(board):
     assert scales["other systems"] == pytest.approx(summary.loc["mattersim-tp", "slope_median"])
 
 
+@pytest.mark.slow
 def test_a_line_says_how_many_of_its_cases_there_are(board):
     for key in ("chgnet-0.3.0", "m3gnet-mp-2021.2.8"):
         lines = board[board["key"] == key]
@@ -156,6 +157,7 @@ def test_a_chapter_tells_the_boards_verdicts():
     assert scoreboard.told(board, "4a", "one") == "agrees"
 
 
+@pytest.mark.slow
 def test_only_the_papers_own_structures_are_like_for_like(board):
     like = board[board["compared"] == "like for like"]
     assert set(like["figure"]) == {"4a", "4b", "5b", "6b"}
@@ -167,6 +169,7 @@ def test_only_the_papers_own_structures_are_like_for_like(board):
     assert len(tp) == 4
 
 
+@pytest.mark.slow
 def test_what_the_papers_figures_show_stands_beside_what_it_prints(board):
     shown = scoreboard.readable(board).set_index(["quantity", "model"], append=True)["paper"]
     for quantity, figure, printed, drawn in (
@@ -177,6 +180,7 @@ def test_what_the_papers_figures_show_stands_beside_what_it_prints(board):
             assert set(shown[[(figure, quantity, model)]]) == {f"{one:.3f}; {other:.3f}\u00a0*"}
 
 
+@pytest.mark.slow
 def test_readable_marks_digitised_and_missing_numbers(board):
     shown = scoreboard.readable(board)
     assert shown["paper"].str.endswith("*").any()

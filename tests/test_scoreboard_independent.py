@@ -286,6 +286,7 @@ def test_values_and_counts_agree_line_by_line(both):
     assert (board["signed"] == mine["signed"]).all()
 
 
+@pytest.mark.slow
 def test_intervals_agree_with_another_bootstrap(both):
     board, mine = both
     assert (board["ours_low"].isna() == mine["ours_low"].isna()).all()
@@ -295,6 +296,7 @@ def test_intervals_agree_with_another_bootstrap(both):
         assert not off.any(), f"{end}: {[(key, board.loc[key, end], mine.loc[key, end]) for key in board.index[off]]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("within", [0.1, 0.2, 0.3])
 def test_verdicts_follow_the_rule_on_either_interval(both, within):
     board, mine = both
@@ -313,6 +315,7 @@ def test_verdicts_follow_the_rule_on_either_interval(both, within):
             assert nearest <= WIDTH * (line["ours_high"] - line["ours_low"]), (key, word, ours)
 
 
+@pytest.mark.slow
 def test_counts_add_up(board):
     counted = scoreboard.counts(board)
     assert (counted.xs("all", level="lines").sum(axis=1) == len(board)).all()

@@ -192,10 +192,12 @@ def built(tmp_path_factory):
     return links
 
 
+@pytest.mark.slow
 def test_pages_without_a_repository_lead_nowhere_outside(built):
     assert built("") == {"notebooks/one": [], "book/text": [], "book/labs/lab": []}
 
 
+@pytest.mark.slow
 def test_pages_of_a_repository_have_their_buttons(built):
     links = built("https://github.com/owner/soft", "https://hub.example.org")
     assert "https://mybinder.org/v2/gh/owner/soft/main?urlpath=lab/tree/notebooks/one.ipynb" in links["notebooks/one"]
@@ -208,6 +210,7 @@ def test_pages_of_a_repository_have_their_buttons(built):
     assert not any("/edit/" in link for link in links["book/labs/lab"])
 
 
+@pytest.mark.slow
 def test_colab_is_not_offered_for_another_host(built):
     links = built("https://gitlab.com/owner/soft")["notebooks/one"]
     assert any(link.startswith("https://mybinder.org/v2/gl/owner%2Fsoft/main") for link in links)
@@ -276,6 +279,7 @@ def test_a_good_page_has_no_problem(chromium, tmp_path, view):
     assert seen.problems == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
@@ -299,6 +303,7 @@ def test_what_is_wrong_is_found(chromium, tmp_path, body, complaint):
     assert any(complaint in problem for problem in seen.problems), seen.problems
 
 
+@pytest.mark.slow
 def test_a_picture_that_waits_weighs_nothing_and_one_at_once_does(chromium, tmp_path, monkeypatch):
     monkeypatch.setattr(load("browser"), "MAX_WEIGHT", 50_000)
     (tmp_path / "big.png").write_bytes(png(8, 8) + bytes(100_000))
@@ -307,11 +312,13 @@ def test_a_picture_that_waits_weighs_nothing_and_one_at_once_does(chromium, tmp_
     assert any("MB before scrolling" in problem for problem in see(chromium, tmp_path, image.format("")).problems)
 
 
+@pytest.mark.slow
 def test_a_broken_picture_far_below_is_found(chromium, tmp_path):
     seen = see(chromium, tmp_path, f'{BAR}{BAR}<img src="gone.png" alt="x" loading="lazy" width="9" height="9">')
     assert any("404 for /gone.png" in problem for problem in seen.problems)
 
 
+@pytest.mark.slow
 def test_the_time_of_opening_counts_what_the_page_waits_for(chromium, tmp_path):
     browser, served = load("browser"), load("served")
     (tmp_path / "page.html").write_text(PAGE.format("<script>const t = performance.now(); while (performance.now() < t + 400);</script>"))
@@ -319,6 +326,7 @@ def test_the_time_of_opening_counts_what_the_page_waits_for(chromium, tmp_path):
         assert browser.opening_time(chromium, f"{address}/page.html") > 0.4
 
 
+@pytest.mark.slow
 def test_keyboard_problems_are_found(chromium, tmp_path):
     browser, served = load("browser"), load("served")
     (tmp_path / "page.html").write_text(PAGE.format('<a href="page.html">x</a><button class="primary-toggle">menu</button>'))
@@ -372,6 +380,7 @@ def column(page, number):
     return page.locator(f"tbody tr:not([hidden]) > :nth-child({number})").all_inner_texts()
 
 
+@pytest.mark.slow
 def test_a_table_sorts_by_click_and_by_key(window):
     page = window(board(), ["tables.js"])
     paper, ours = page.get_by_role("button", name="paper"), page.get_by_role("button", name="ours")
@@ -392,6 +401,7 @@ def test_a_table_sorts_by_click_and_by_key(window):
     assert column(page, 1) == ["2a", "2a", "3", "10b"]
 
 
+@pytest.mark.slow
 def test_rows_are_chosen_by_menu_and_by_text(window):
     page = window(board(), ["tables.js"])
     page.get_by_label("model").select_option("CHGNet")
@@ -405,6 +415,7 @@ def test_rows_are_chosen_by_menu_and_by_text(window):
     assert page.locator("output").inner_text() == "0 of 4 rows"
 
 
+@pytest.mark.slow
 def test_without_scripts_it_is_a_plain_table(window):
     page = window(board(), ["tables.js"], scripting=False)
     assert column(page, 2) == FRAME["model"].tolist()
@@ -418,6 +429,7 @@ def test_a_table_is_plain_unless_asked_and_filters_are_columns():
         figures.show_table(FRAME, caption="c", filters=["family"])
 
 
+@pytest.mark.slow
 def test_what_scrolls_can_be_reached_with_the_keyboard(window):
     body = '<figure class="result" style="overflow-x: auto"><div style="width: 600px">wide</div></figure>'
     wide = window(body, ["page.js"])
@@ -429,6 +441,7 @@ def test_what_scrolls_can_be_reached_with_the_keyboard(window):
     wide.wait_for_selector("figure:not([tabindex]):not([data-wide])")
 
 
+@pytest.mark.slow
 def test_a_drawing_library_is_fetched_when_the_figure_comes_near(window):
     rows = pd.DataFrame(
         {"model": "chgnet-0.3.0", "reference": [1.0, 2.0], "value": [1.0, 1.5], "case": "Cu", "property": "e", "unit": "eV", "status": "ok"}

@@ -47,6 +47,7 @@ def test_one_thing_is_varied_at_a_time():
     assert len(found) % len(Protocol().seeds) == 0
 
 
+@pytest.mark.slow
 def test_relaxations_end_near_equilibrium_and_broad_frames_do_not(relaxations, broad):
     assert len(relaxations) == 16
     assert len(broad) == 20
@@ -57,12 +58,14 @@ def test_relaxations_end_near_equilibrium_and_broad_frames_do_not(relaxations, b
     assert {len(label.atoms) for label in broad} > {8, 15}
 
 
+@pytest.mark.slow
 def test_the_teacher_labels_what_it_labels(teacher, relaxations):
     answer = teacher.evaluate([relaxations[3].atoms])[0]
     np.testing.assert_allclose(answer.forces, relaxations[3].forces, atol=1e-10)
     assert answer.energy == pytest.approx(relaxations[3].energy)
 
 
+@pytest.mark.slow
 def test_frames_depend_on_the_seed_alone(teacher, broad):
     again = students.broad_frames(teacher, "Cu", 5, seed=0)
     np.testing.assert_allclose(again[4].atoms.positions, broad[4].atoms.positions, atol=1e-10)
@@ -70,6 +73,7 @@ def test_frames_depend_on_the_seed_alone(teacher, broad):
     assert np.abs(other[4].forces[:5] - broad[4].forces[:5]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_share_of_the_frames_is_broad(teacher):
     protocol = Protocol(n_frames=12)
     mixture = students.training_frames(teacher, "Cu", Student("mace", 4, 0.25, 12, 0.08, 5, 3), protocol)
@@ -94,6 +98,7 @@ def test_reference_energies_sum_up_to_the_labels():
     assert found["Mg"] + found["O"] == pytest.approx(-12.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", untrained.ARCHITECTURES)
 def test_an_untrained_network_learns(architecture, relaxations):
     energies = trial.reference_energies(relaxations)
@@ -105,6 +110,7 @@ def test_an_untrained_network_learns(architecture, relaxations):
     assert history[-1]["loss"] < 0.6 * history[0]["loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_l", "dtype"), [(1, torch.float32), (0, torch.float64)])
 def test_equivariant_and_double_networks_learn(max_l, dtype, relaxations):
     energies = trial.reference_energies(relaxations)
@@ -127,6 +133,7 @@ def test_chgnet_has_no_equivariant_features():
         untrained.build("chgnet", {"Cu": 0.0}, channels=4, force_rms=1.0, seed=0, max_l=1)
 
 
+@pytest.mark.slow
 def test_random_weights_leave_pytorchs_generator_alone(relaxations):
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -140,6 +147,7 @@ def test_an_unknown_architecture_is_refused():
         untrained.build("gpt", {"Cu": 0.0}, channels=4, force_rms=1.0, seed=0)
 
 
+@pytest.mark.slow
 def test_a_student_as_good_as_its_teacher_has_slope_one(teacher):
     """The measurement itself: the teacher scaled by 0.8 must come out with 0.8 everywhere."""
     case = students.cases(Protocol(), ["small"])[0]

@@ -61,6 +61,7 @@ def test_unit():
 # -- building and recognising slabs ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("facet", [(1, 0, 0), (1, 1, 0), (1, 1, 1), (2, 1, 0), (2, 2, 1)])
 @pytest.mark.parametrize(("element", "centring"), [("Cu", "F"), ("Si", "F"), ("W", "I")])
 def test_miller_index_from_geometry(element, centring, facet):

@@ -88,6 +88,7 @@ def test_shear_moduli_are_those_of_the_stress(teacher):
     assert valley_floor.shear_moduli(teacher.scaled(0.8), cell, 0.01)["c44"] == pytest.approx(0.8 * found["c44"])
 
 
+@pytest.mark.slow
 def test_a_teacher_made_soft_comes_out_soft(teacher):
     """The measurement itself: the teacher scaled by 0.8 must come out with 0.8 everywhere, at every temperature."""
     case = valley_floor.cases(Protocol(), ["small"])[0]
