@@ -51,9 +51,10 @@ test-fast: $(VENV)/.dev  ## Run the tests that take no longer than a second: som
 coverage: $(VENV)/.dev  ## Run the tests and list the lines of src that none of them reaches
 	$(BIN)/python -m pytest -n 2 --cov=helpers --cov-report=term-missing:skip-covered
 
-lint: $(VENV)/.dev  ## Check style, and that notebooks are stored without outputs
+lint: $(VENV)/.dev  ## Check style and types, and that notebooks are stored without outputs
 	$(BIN)/ruff check src tests notebooks book
 	$(BIN)/ruff format --check src tests book
+	$(BIN)/ty check --python $(VENV)
 	$(BIN)/nbstripout --verify $$(git ls-files '*.ipynb')
 	$(BIN)/codespell $$(git ls-files '*.md' '*.py' '*.ipynb' '*.toml' '*.yml' Makefile)
 	$(BIN)/python book/check.py --sources

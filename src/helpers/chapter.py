@@ -17,6 +17,7 @@ import string
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import myst_nb
 import numpy as np
@@ -123,7 +124,7 @@ class Chapter:
         """Show a figure (:func:`helpers.figures.show`) with the footer of the benchmarks it is of; by default the chapter's first one."""
         return figures.show(figure, alt, caption, self.footer(*(of or self.names[:1])))
 
-    def summary(self, table: pd.DataFrame, columns: Mapping, caption: str, *of: str, **options: object) -> figures.ShownTable:
+    def summary(self, table: pd.DataFrame, columns: Mapping, caption: str, *of: str, **options: Any) -> figures.ShownTable:
         """Show a table of numbers (:func:`helpers.figures.summary`) with the footer of the benchmarks it is of, as :meth:`show`."""
         return figures.summary(table, columns, caption, self.footer(*(of or self.names[:1])), **options)
 
@@ -154,7 +155,7 @@ class Chapter:
         if table is not None:
             table = table.reset_index() if any(table.index.names) else table
             fields = [field for _, field, _, _ in string.Formatter().parse(name) if field and field != "column"]
-            quoted = dict((word.split("=") if "=" in word else (word, word)) for word in columns.split())
+            quoted = {name: column or name for name, _, column in (word.partition("=") for word in columns.split())}
             missing = [column for column in (*quoted.values(), *fields) if column not in table]
             if missing:
                 raise ValueError(f"the table has no column {', '.join(missing)}; it has {', '.join(map(str, table.columns))}")

@@ -9,7 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 INTERRUPTED = "softening: interrupted; the same command goes on where it stopped"
 
@@ -169,8 +169,8 @@ def run(
     made = results.provenance(benchmark, model) if model in results.models(benchmark) else {}
     if chosen and not force:
         _keep_sets(benchmark, made, chosen)
-    options = {"device": device, "processes": processes, "scheduler": scheduler, "trust": trust, "compiled": compiled, "force": force}
-    table = runner.run(benchmark, model, sets=chosen, **options)
+    where: dict[str, Any] = {"device": device, "processes": processes, "scheduler": scheduler}
+    table = runner.run(benchmark, model, sets=chosen, trust=trust, compiled=compiled, force=force, **where)
     path = results.table_path(benchmark, model)
     if not force and made.get("fingerprint") == results.provenance(benchmark, model)["fingerprint"]:
         typer.echo(f"Nothing to do: the table is complete ({made['date']}, {made['device']}); --force computes it again.")
@@ -201,7 +201,7 @@ def run_all(
 
     for benchmark, key, sets in benchmarks.runs(model or filter(potentials.runnable, potentials.CATALOGUE)):
         typer.echo(f"{benchmark} {key}")
-        run(benchmark, key, "auto" if key.startswith("ase:") else device, sets and ",".join(sets), processes)
+        run(benchmark, key, "auto" if key.startswith("ase:") else device, ",".join(sets) if sets else None, processes)
 
 
 @app.command()

@@ -314,7 +314,8 @@ def _pause(response: requests.Response | None, wait: float | None) -> float | No
 def _asked(response: requests.Response) -> float | None:
     """Return the seconds that a busy server asks to wait."""
     try:
-        return Retry().get_retry_after(response) if response.status_code in (429, 503) else None
+        asked = response.headers.get("Retry-After") if response.status_code in (429, 503) else None
+        return None if asked is None else Retry().parse_retry_after(asked)
     except InvalidHeader:
         return None
 

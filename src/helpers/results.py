@@ -16,6 +16,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
@@ -53,8 +54,8 @@ class Case:
     set: str
     material: str
     structures: dict[str, ase.Atoms]
-    reference: dict[str, object] = field(default_factory=dict)
-    info: dict[str, object] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
 
 
 def row(
@@ -157,7 +158,7 @@ def write_json(content: Mapping[str, object], path: Path, *, sort_keys: bool = T
     write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"), path)
 
 
-def read_json(path: Path) -> object:
+def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises
@@ -271,7 +272,7 @@ def read(benchmark: str, model: str | None = None, *, sets: Collection[str] = ()
     return pd.concat(kept, ignore_index=True)
 
 
-def provenance(benchmark: str, model: str, base: Path | None = None) -> dict[str, object]:
+def provenance(benchmark: str, model: str, base: Path | None = None) -> dict[str, Any]:
     """Read how a table was made."""
     path = table_path(benchmark, model, base).with_suffix(".json")
     if not path.is_file():

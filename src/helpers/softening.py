@@ -24,8 +24,9 @@ Tables are the tidy tables of :mod:`helpers.benchmarks`: for forces, one row per
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -49,14 +50,16 @@ _ROUNDING = 1e-12
 def _pair(reference: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return both as flat float arrays, of frames those that have a prediction, after refusing what has no slope."""
     x, y = _values(reference), _values(predicted)
-    several = isinstance(x, list) or isinstance(y, list)
-    x, y = (list(side) if several else [side] for side in (x, y))
-    if len(x) != len(y):
-        raise ValueError(f"reference has {len(x)} frames, but the prediction has {len(y)}")
-    failed = [number for number, frame in enumerate(y) if several and frame.size and np.isnan(frame).all()]
-    kept = sorted(set(range(len(x))) - set(failed))
+    if isinstance(x, np.ndarray) and isinstance(y, np.ndarray):
+        several, left, right = False, [x], [y]
+    else:
+        several, left, right = True, list(x), list(y)
+    if len(left) != len(right):
+        raise ValueError(f"reference has {len(left)} frames, but the prediction has {len(right)}")
+    failed = [number for number, frame in enumerate(right) if several and frame.size and np.isnan(frame).all()]
+    kept = sorted(set(range(len(left))) - set(failed))
     for number in kept:
-        where, one, other = f"frame {number}: " * several, x[number], y[number]
+        where, one, other = f"frame {number}: " * several, left[number], right[number]
         if one.shape != other.shape:
             raise ValueError(f"{where}reference has shape {one.shape}, but the prediction has shape {other.shape}")
         for name, array in (("reference", one), ("prediction", other)):
@@ -64,11 +67,11 @@ def _pair(reference: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.nd
             if bad:
                 raise ValueError(f"{where}{bad} of {array.size} values of the {name} are not finite numbers")
     if not kept:
-        raise ValueError(f"none of {len(x)} frames has a prediction")
+        raise ValueError(f"none of {len(left)} frames has a prediction")
     if failed:
         named = ", ".join(map(str, failed[:10])) + ", …" * (len(failed) > 10)
-        warnings.warn(f"{len(failed)} of {len(x)} frames have no prediction and are left out: {named}", stacklevel=3)
-    x, y = (np.concatenate([side[number].ravel() for number in kept]) for side in (x, y))
+        warnings.warn(f"{len(failed)} of {len(left)} frames have no prediction and are left out: {named}", stacklevel=3)
+    x, y = (np.concatenate([side[number].ravel() for number in kept]) for side in (left, right))
     if x.size < 2:
         raise ValueError(f"a slope needs at least two values, got {x.size}")
     if x.min() == x.max():
@@ -76,7 +79,7 @@ def _pair(reference: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.nd
     return x, y
 
 
-def _values(given: ArrayLike | Iterable[ArrayLike]) -> np.ndarray | list[np.ndarray]:
+def _values(given: Any) -> np.ndarray | list[np.ndarray]:
     """Return plain values as an array, and those of several frames, of whatever sizes, as a list of arrays."""
     given = given if hasattr(given, "__len__") else list(given)
     for frame in given if isinstance(given, (list, tuple)) else [given]:
@@ -91,7 +94,7 @@ def _values(given: ArrayLike | Iterable[ArrayLike]) -> np.ndarray | list[np.ndar
     return list(array) if array.ndim > 2 else array
 
 
-def _real(given: ArrayLike) -> np.ndarray:
+def _real(given: Any) -> np.ndarray:
     array = np.asarray(given)
     first = array.flat[0] if array.size else 0.0
     if array.dtype.kind == "c" or hasattr(first, "forces"):
@@ -775,7 +778,7 @@ def distribution(
 def scalar_summary(
     value: ArrayLike,
     reference: ArrayLike,
-    clusters: ArrayLike | None = None,
+    clusters: Collection | np.ndarray | None = None,
     n_resamples: int = 2000,
     seed: int = 0,
     level: float = 0.95,

@@ -146,7 +146,7 @@ def load(key: str) -> ASEPotential:
         what = f"the class {calculator.__name__}" if isinstance(calculator, type) else type(calculator).__name__
         raise PotentialError(f"{key!r} returned {what}, not an ASE calculator.")
     # A file changes more easily than a package: results of its earlier content are not taken for those of this one.
-    about = {"source_sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file else {}
+    about: dict[str, object] = {"source_sha256": hashlib.sha256(file.read_bytes()).hexdigest()} if file else {}
     return ASEPotential(canonical(key), calculator, description=about)
 
 
@@ -206,10 +206,12 @@ def _from_file(file: Path) -> ModuleType:
         sys.path.append(str(root))
     if (file.parent / "__init__.py").is_file():
         module = importlib.import_module(".".join(names))
-        if Path(module.__file__).resolve() != file.resolve():
+        if Path(module.__file__ or "").resolve() != file.resolve():
             raise ImportError(f"another package is called {names[0]}: {module.__file__}")
         return module
     spec = importlib.util.spec_from_file_location(f"softening_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is no file of Python code")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

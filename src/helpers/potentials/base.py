@@ -22,6 +22,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import ase
 import numpy as np
@@ -198,7 +199,7 @@ class Graph:
     topology : dict of tensors
         What the network derives from the edges alone (CHGNet's line graph, say). Built once per batch.
     vectors : float tensor, shape (E, 3)
-        r_j − r_i, in the network's dtype; differentiable in positions and strain. Set by the forward pass.
+        r_j − r_i, in the network's dtype; differentiable in positions and strain. Empty until the forward pass sets them.
     species : int tensor, shape (N,), or None
         In a mixture (:mod:`helpers.training.alchemy`), which of its weights each atom has; −1 for ordinary atoms. None: no mixture.
     weights : float tensor, shape (N,), or None
@@ -213,7 +214,7 @@ class Graph:
     positions: torch.Tensor
     cells: torch.Tensor
     topology: dict[str, torch.Tensor] = field(default_factory=dict)
-    vectors: torch.Tensor | None = None
+    vectors: torch.Tensor = field(default_factory=lambda: torch.empty(0, 3))
     species: torch.Tensor | None = None
     weights: torch.Tensor | None = None
 
@@ -239,8 +240,13 @@ class Graph:
         -------
         tensor, shape (n, 1)
         """
-        ordinary = self.species[target] < 0
-        return torch.where(ordinary, self.weights[source], self.weights.new_ones(()))[:, None]
+        if self.weights is None:
+            return self.vectors.new_ones(len(target), 1)
+        return torch.where(self.ordinary(target), self.weights[source], self.weights.new_ones(()))[:, None]
+
+    def ordinary(self, atoms: torch.Tensor) -> torch.Tensor:
+        """Tell which of some atoms, shape (n,), belong to no species of a mixture."""
+        return torch.ones_like(atoms, dtype=torch.bool) if self.species is None else self.species[atoms] < 0
 
     @classmethod
     def collate(cls, systems: Sequence[System], device: torch.device) -> Graph:
@@ -584,7 +590,7 @@ class GraphPotential(Potential):
             stresses = gradients[1] / volume[:, None, None]
         return energies, forces, stresses
 
-    def forward(self, state: SimState, **_: object) -> dict[str, torch.Tensor]:
+    def forward(self, state: SimState, structures: Sequence[ase.Atoms] | None = None, **_: object) -> dict[str, torch.Tensor]:
         """Evaluate a torch-sim state. A structure that cannot be evaluated gets NaN; the others are not affected."""
         ends = np.cumsum(state.n_atoms_per_system.tolist())[:-1]
         numbers = np.split(state.atomic_numbers.cpu().numpy(), ends)
@@ -596,8 +602,8 @@ class GraphPotential(Potential):
         except (RuntimeError, ValueError, IndexError) as error:
             if out_of_memory(error):
                 raise
-            return super().forward(state)  # where each structure fails alone
-        output = {"energy": e, "forces": f} | ({"stress": s} if self.compute_stress else {})
+            return super().forward(state, structures)  # where each structure fails alone
+        output = {"energy": e, "forces": f} | ({} if s is None else {"stress": s})
         return {name: values.detach().to(state.device, state.dtype) for name, values in output.items()}
 
     def _system(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray | bool = True) -> System:
@@ -640,7 +646,7 @@ class GraphPotential(Potential):
                     predictions[index] = prediction
                 bar.update(sum(p is not None for p in predictions) - bar.n)
             bar.update(len(structures) - bar.n)
-        return predictions
+        return cast("list[Prediction]", predictions)
 
     def batches(self, structures: Sequence[ase.Atoms], predictions: list[Prediction | None]) -> Iterator[list[tuple[int, System]]]:
         """Group structures so that a batch fits into memory; those that fail at once are recorded in ``predictions``."""

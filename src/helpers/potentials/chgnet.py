@@ -154,7 +154,7 @@ class CHGNetPotential(GraphPotential):
         centre = graph.topology["centre"]
         target, source = (graph.edge_index[1][graph.topology[side]] for side in ("left", "right"))
         factors = graph.weight_of_messages(target, source)
-        return torch.where((graph.species[centre] < 0)[:, None], factors, torch.ones_like(factors))
+        return torch.where(graph.ordinary(centre)[:, None], factors, torch.ones_like(factors))
 
 
 def _gated(mlp: torch.nn.Module, inputs: Sequence[tuple[torch.Tensor, torch.Tensor | None]]) -> torch.Tensor:

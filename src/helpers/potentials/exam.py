@@ -187,8 +187,8 @@ def _compared(
     if c is not None:
         yield True, f"{it_is} {words(c)}"
         return
-    voigt = full_3x3_to_voigt_6_stress(given) if what == "stress" else None
     for name, places in _ORDERS.items() if what == "stress" else ():
+        voigt = full_3x3_to_voigt_6_stress(given)
         own = voigt.copy()
         own[list(places)] = voigt[3:]
         if (c := factor(voigt_6_to_full_3x3_stress(own))) is not None:

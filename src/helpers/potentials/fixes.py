@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ RECORD, WEIGHTS, BASE = "mended.json", "weights.pt", "base.model"
 _NEEDED = {"format": int, "base": dict, "scale": float, "weights_sha256": (str, type(None)), "method": str, "n_labels": int}
 
 
-def record(folder: Path) -> dict[str, object]:
+def record(folder: Path) -> dict[str, Any]:
     """Read the JSON of a mended potential.
 
     Raises
@@ -53,7 +54,7 @@ def record(folder: Path) -> dict[str, object]:
     return content
 
 
-def save(folder: Path, potential: Potential, base_key: str, about: Mapping[str, object]) -> None:
+def save(folder: Path, potential: Potential, base_key: str, about: Mapping[str, Any]) -> None:
     """Write a mended potential.
 
     Parameters
@@ -71,7 +72,7 @@ def save(folder: Path, potential: Potential, base_key: str, about: Mapping[str, 
     folder = Path(folder)
     base = folder_of(base_key)
     earlier = record(base) if base else None
-    content: dict[str, object] = {**about, "format": FORMAT, "scale": potential.scale, "weights_sha256": None, "earlier": []}
+    content: dict[str, Any] = {**about, "format": FORMAT, "scale": potential.scale, "weights_sha256": None, "earlier": []}
     if earlier:
         steps = {name: value for name, value in earlier.items() if name not in ("earlier", "base")}
         content["base"] = earlier["base"]

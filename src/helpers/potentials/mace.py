@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -43,7 +44,7 @@ class MACEPotential(GraphPotential):
     head = 0
     takes_mixtures = True
 
-    def __init__(self, key: str, network: torch.nn.Module, **settings: object) -> None:
+    def __init__(self, key: str, network: torch.nn.Module, **settings: Any) -> None:
         super().__init__(key, network, **settings)
         # In a list of Python's, so that the network stays the package's. They hold constants only, no weights.
         self._convolutions = [_convolution(interaction) for interaction in network.interactions]

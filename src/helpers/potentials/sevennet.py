@@ -12,6 +12,7 @@ import contextlib
 import io
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import sevenn
 import torch
@@ -36,7 +37,7 @@ BYTES_PER_EDGE = 65_000
 class SevenNetPotential(GraphPotential):
     """SevenNet behind the common interface."""
 
-    def __init__(self, key: str, network: torch.nn.Module, **settings: object) -> None:
+    def __init__(self, key: str, network: torch.nn.Module, **settings: Any) -> None:
         super().__init__(key, network, **settings)
         layers = {name: layer for name, layer in network.named_children() if name.endswith("_convolution")}
         # In a dictionary of Python's, so that the network stays the package's. They hold constants only, no weights.

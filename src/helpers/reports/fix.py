@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
@@ -183,7 +184,8 @@ def _mend(out: Path, request: dict, model: str, potential: Potential, frames: li
     results.write_json(request, out / _STARTED)
     chosen = [frames[k] for k in fitted]
     single = _single_factors(chosen, [before[k] for k in fitted])
-    stages, outcome, offsets = {"before": before}, None, {}
+    stages: dict[str, Sequence[Prediction]] = {"before": before}
+    outcome, offsets = None, {}
     if method == "linear":
         new = fine_tune.linear_correction(potential, [frame.label() for frame in chosen])
         stages["one factor"] = new.evaluate([frame.atoms for frame in frames], progress=progress)
@@ -199,7 +201,7 @@ def _mend(out: Path, request: dict, model: str, potential: Potential, frames: li
             raise PotentialError(f"the mended potential fails on {frame.file}, frame {frame.number}, and was not saved: {prediction.error}")
 
     scores = _scores(frames, fitted, tested, stages)
-    about = {
+    about: dict[str, Any] = {
         "request": request,
         "method": method,
         "trained": method == "full",
@@ -273,7 +275,7 @@ def _content(out: Path) -> set[str]:
     return names
 
 
-def _finished(out: Path, request: dict[str, object]) -> bool:
+def _finished(out: Path, request: dict[str, Any]) -> bool:
     """Tell whether the folder holds this very fix, complete; refuse anything but this fix, complete or not."""
     names = _content(out)
     # A checkpoint by itself says what it is of.
@@ -303,7 +305,7 @@ def _reload(out: Path, device: str) -> Fixed:
 # The labels
 
 
-def _read(sources: object) -> tuple[list[Frame], list[dict[str, object]]]:
+def _read(sources: Any) -> tuple[list[Frame], list[dict[str, object]]]:
     """Return frames, and for each file its name, SHA-256, number of frames, and where the answers stood."""
     sources = [sources] if isinstance(sources, (str, os.PathLike, Label, ase.Atoms)) or not isinstance(sources, Iterable) else list(sources)
     kinds = {type(one).__name__: isinstance(one, (Label, ase.Atoms)) for one in sources if not isinstance(one, (str, os.PathLike))}
@@ -460,7 +462,7 @@ def _shift(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> tuple[
     """Return elements, and the reference energies (eV) that labels have beyond a model, fitted per atom by least squares."""
     table = labels.counts(frames)
     size = table.sum(axis=1)
-    offset = np.array([frame.energy - p.energy for frame, p in zip(frames, predictions, strict=True)])
+    offset = np.array([frame.energy for frame in frames], dtype=float) - [p.energy for p in predictions]
     elements = np.unique(np.concatenate([frame.atoms.numbers for frame in frames]))
     return elements, np.linalg.lstsq(table / size[:, None], offset / size, rcond=None)[0]
 
@@ -474,10 +476,13 @@ def _on_the_models_zero(frames: Sequence[Frame], predictions: Sequence[Predictio
 
     Another code or pseudopotential counts energies from another zero. To learn that offset would take all of the training.
     """
-    if any(frame.energy is None for frame in frames):
+    known = [frame.energy for frame in frames if frame.energy is not None]
+    if len(known) < len(frames):
         return [frame.label() for frame in frames], {}
     elements, energies = _shift(frames, predictions)
-    shifted = [replace(frame.label(), energy=frame.energy - _offset(frame, elements, energies)) for frame in frames]
+    shifted = [
+        replace(frame.label(), energy=energy - _offset(frame, elements, energies)) for frame, energy in zip(frames, known, strict=True)
+    ]
     return shifted, {chemical_symbols[z]: float(energy) for z, energy in zip(elements, energies, strict=True)}
 
 
@@ -618,7 +623,7 @@ RULES = (
 
 def _write_report(
     out: Path,
-    about: dict[str, object],
+    about: dict[str, Any],
     frames: Sequence[Frame],
     fitted: Sequence[int],
     tested: Sequence[int],
@@ -640,7 +645,11 @@ def _write_report(
         f"Force components of the {'test frames' if tested else 'fitted frames (nothing was tested)'}: "
         "before on the left, after on the right. A perfect model lies on the dashed line.",
     )
-    result = [page.Text(about["advice"][0], strong=True), page.Bullets(about["advice"][1:]), _score_table(scores, "test", tested)]
+    result: list[page.Block | None] = [
+        page.Text(about["advice"][0], strong=True),
+        page.Bullets(about["advice"][1:]),
+        _score_table(scores, "test", tested),
+    ]
     result += [parity, _score_table(scores, "fit", fitted)]
     sections = [page.Section("What the fix does", [block for block in result if block is not None])]
     if outcome is not None:
@@ -708,7 +717,7 @@ def _score_table(scores: pd.DataFrame, which: str, chosen: Sequence[int]) -> pag
     return page.Table(pd.DataFrame(cells, index=list(shown)), f"On the {name}: {count}.")
 
 
-def _use(out: Path, about: dict[str, object]) -> page.Section:
+def _use(out: Path, about: dict[str, Any]) -> page.Section:
     key = f"file:{out}"
     trust = fixes.is_code(about["model_key"])
     load = f"potential = potentials.load({key!r}{', trust=True' if trust else ''})"
@@ -725,10 +734,10 @@ def _use(out: Path, about: dict[str, object]) -> page.Section:
     return page.Section("How to use it", blocks)
 
 
-def _labels_section(about: dict[str, object], frames: Sequence[Frame], fitted: Sequence[int], tested: Sequence[int]) -> page.Section:
+def _labels_section(about: dict[str, Any], frames: Sequence[Frame], fitted: Sequence[int], tested: Sequence[int]) -> page.Section:
     used = [Counter(frames[k].file for k in chosen) for chosen in (fitted, tested)]
     # Of many files those that are alike share a row.
-    rows: dict[object, list[str]] = {}
+    rows: dict[tuple, list[str]] = {}
     for file in about["labels"]:
         cells = (file["frames"], *(one[file["file"]] for one in used), file["found"] or "–")
         rows.setdefault(cells if len(about["labels"]) > _SHOWN else (*cells, file["file"]), []).append(file["file"])
@@ -749,7 +758,7 @@ def _labels_section(about: dict[str, object], frames: Sequence[Frame], fitted: S
     return page.Section("Labels", blocks)
 
 
-def _provenance(about: dict[str, object]) -> page.Section:
+def _provenance(about: dict[str, Any]) -> page.Section:
     sums = {f"SHA-256 of {file['file']}": file["sha256"] for file in about["labels"]}
     if len(sums) > _SHOWN:
         sums = {f"SHA-256 of the {len(sums)} label files": f"in {fixes.RECORD}"}

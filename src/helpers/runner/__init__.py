@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -61,7 +62,7 @@ __all__ = [
 ATOMS_PER_SHARD = 1500
 
 
-def fingerprint(benchmark: str, potential: Potential, protocol: object, cases: Sequence[Case]) -> str:
+def fingerprint(benchmark: str, potential: Potential, protocol: Any, cases: Sequence[Case]) -> str:
     """Return a hash of everything that decides a result table."""
     digest = hashlib.sha256()
     digest.update(json.dumps([benchmark, potential.describe(), asdict(protocol)], sort_keys=True, default=str).encode())

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 _ADDRESSES = ("tcp://", "tls://", "ucx://", "ws://", "wss://")
 _YAML = (".yaml", ".yml")
@@ -32,13 +33,14 @@ class RunError(Exception):
 def end_with_parent() -> None:
     """Make this process end when the one that started it is gone, even by a kill that left it no time to say so."""
     parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def watch() -> None:
         parent.join()
         os._exit(1)
 
-    if parent is not None:
-        threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def check(scheduler: str, workers: int | None = None) -> None:
@@ -65,7 +67,7 @@ def check(scheduler: str, workers: int | None = None) -> None:
 
 
 @contextmanager
-def connect(scheduler: str, workers: int | None = None) -> Iterator[object]:
+def connect(scheduler: str, workers: int | None = None) -> Iterator[Any]:
     """Connect to a Dask cluster, or start one that ends with the context.
 
     Parameters

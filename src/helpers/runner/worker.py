@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -53,7 +54,7 @@ class Job:
     key: str
     device: str
     trust: bool
-    protocol: object
+    protocol: Any
     potential: dict[str, object]
     versions: dict[str, str]
     limits: Limits = Limits()

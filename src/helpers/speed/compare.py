@@ -36,6 +36,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
@@ -346,7 +347,7 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
     chosen = [name for name in chosen if protocol.threads or ROUTES[name].threads]
     jobs = tasks(protocol)
     cores = os.cpu_count() or 1
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         there = key
         if key == RANDOM_MACE:
@@ -552,7 +553,14 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         failed = part[part["status"] == "failed"].drop_duplicates("route").set_index("route")["reason"]
         first = part.iloc[0]
         for route in dict.fromkeys(part["route"]):
-            row = {"model": model, "kind": kind, "case": case.split("/", 1)[1], "route": route, "status": "ok", "reason": ""}
+            row: dict[str, Any] = {
+                "model": model,
+                "kind": kind,
+                "case": case.split("/", 1)[1],
+                "route": route,
+                "status": "ok",
+                "reason": "",
+            }
             row |= {"n_structures": int(first["n_structures"]), "n_atoms": int(first["n_atoms"]), "steps": int(first["steps"])}
             if route in failed:
                 rows.append(row | {"status": "failed", "reason": failed[route]})
@@ -674,7 +682,7 @@ def readable(summary: pd.DataFrame, kind: str) -> pd.DataFrame:
     return pd.DataFrame(shown, index=pd.Index(index, name="way"))
 
 
-def write_report(tables: pd.DataFrame, made: Sequence[Mapping[str, object]], out: Path) -> None:
+def write_report(tables: pd.DataFrame, made: Sequence[Mapping[str, Any]], out: Path) -> None:
     """Write what was measured as ``report.html`` and ``report.md`` into a folder."""
     summary, processor = summarise(tables), limits(tables)
     sections = []

@@ -18,9 +18,9 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
@@ -139,12 +139,12 @@ def _computed_here(key: str, task: Task) -> Answer:
 def _ours_in_processes(key: str, cores: int) -> Compute:
     opened = contextlib.ExitStack()
     n_workers = max(cores, 2)
-    pool: Executor = opened.enter_context(runner.workers("cpu", n_workers))
+    pool: Any = opened.enter_context(runner.workers("cpu", n_workers))
     loaded: set[int] = set()
     while len(loaded) < n_workers:
         loaded |= set(pool.map(_ready, [key] * n_workers))
 
-    def compute(task: Task) -> Answer:
+    def compute(task: Task, _pool_lives_with_this: object = opened) -> Answer:
         order = sorted(range(len(task.structures)), key=lambda number: -len(task.structures[number]))
         # Dealt out like cards, four hands for each process, so that hands are of about equal size.
         n_hands = min(len(order), 4 * cores)
@@ -156,7 +156,6 @@ def _ours_in_processes(key: str, cores: int) -> Compute:
                 energies[number], forces[number] = energy, force
         return Answer(energies, forces)
 
-    compute.opened = opened  # the pool lives as long as the function
     return compute
 
 

@@ -359,7 +359,7 @@ def projection(
         "tail": tail,
         "join": join,
         "wall": wall,
-        "most": max(terms, key=terms.get),
+        "most": max(terms, key=lambda name: terms[name]),
         "efficiency": n_structures * t / (workers * wall),
         "most_workers": m * t / handling,
         "disk_gb": n_structures * costs.bytes_on_disk / 1e9,

@@ -7,13 +7,14 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 import ase
 import numpy as np
 import torch
 
 from helpers import potentials, runner
-from helpers.potentials.base import GraphPotential
+from helpers.potentials.base import Graph, GraphPotential
 
 Evaluate = Callable[[Sequence[ase.Atoms]], list[np.ndarray]]
 
@@ -34,7 +35,7 @@ def _gradients_of_weights(potential: GraphPotential) -> Evaluate:
 
 def _side_by_side(potential: GraphPotential) -> Evaluate:
     """Put features side by side before the first linear layer of each MLP, as the packages do."""
-    module = import_module(type(potential).__module__)
+    module: Any = import_module(type(potential).__module__)
     split = module.linear_on_parts
 
     def joined(layers, parts):
@@ -63,7 +64,7 @@ def _large_batches(potential: GraphPotential) -> Evaluate:
 
 def _ready_graphs(potential: GraphPotential) -> Evaluate:
     """Keep the graphs from one evaluation to the next, as a relaxation could whose atoms hardly move."""
-    kept: dict[int, object] = {}
+    kept: dict[int, Graph] = {}
 
     def evaluate(frames: Sequence[ase.Atoms]) -> list[np.ndarray]:
         if not kept:

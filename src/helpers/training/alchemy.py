@@ -125,7 +125,7 @@ class AlchemicalPotential(GraphPotential):
             shifts=graph.shifts[edge],
             positions=graph.positions[site],
             cells=graph.cells,
-            vectors=None if graph.vectors is None else graph.vectors[edge],
+            vectors=graph.vectors[edge] if len(graph.vectors) else graph.vectors,
             species=top["species"],
         )
 

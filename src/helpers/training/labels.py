@@ -11,10 +11,11 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import ase
 import ase.io
@@ -158,6 +159,8 @@ class Frame:
 
     def label(self) -> Label:
         """Return the frame as a label for :mod:`helpers.training.fine_tune`; forces that do not count (:attr:`counted`) are NaN."""
+        if self.forces is None:
+            raise LabelError(f"{self.file}, frame {self.number}: there are no forces")
         counted = self.counted
         forces = self.forces if counted.all() else np.where(counted, self.forces, np.nan)
         return Label(self.atoms, self.energy, forces, self.stress)
@@ -387,7 +390,7 @@ def _usable(kind: str, value: object, atoms: ase.Atoms) -> tuple[np.ndarray | No
     return numbers, ""
 
 
-def _built(file: str, number: int, atoms: ase.Atoms, answers: dict[str, object], *, names="", fault="", remarks=()) -> Frame:
+def _built(file: str, number: int, atoms: ase.Atoms, answers: Mapping[str, Any], *, names="", fault="", remarks=()) -> Frame:
     """Return a frame of a bare structure and of answers as arrays."""
     bare = structures.enter(atoms)
     # Nothing of the answers stays in the structure, where it could be mistaken for a model's.
@@ -571,7 +574,7 @@ class _Beside:
     usual: tuple[float, float]  # absolute, and as a share of the label's size
 
     @classmethod
-    def of(cls, label: Sequence[np.ndarray], model: Sequence[np.ndarray], noise: float) -> _Beside:
+    def of(cls, label: Iterable[np.ndarray], model: Iterable[np.ndarray], noise: float) -> _Beside:
         pairs = list(zip(label, model, strict=True))
         r = np.array([_correlation(x, y) for x, y in pairs])
         slope = np.array([softening.robust_slope(x, y) for x, y in pairs])
@@ -581,7 +584,7 @@ class _Beside:
         common = min(middle, key=lambda s: abs(np.log(max(s, 1e-9) / 0.85)))
         size, error = np.array([(_rms(x), _rms(y - common * x)) for x, y in pairs]).T
         usual = max(noise, float(np.quantile(error, 0.5, method="lower"))), float(np.quantile(error / size, 0.5, method="lower"))
-        return cls(label, model, r, slope, float(np.quantile(r, 0.5, method="higher")), common, usual)
+        return cls([x for x, _ in pairs], [y for _, y in pairs], r, slope, float(np.quantile(r, 0.5, method="higher")), common, usual)
 
     def odd(self, n: int, label: np.ndarray | None = None) -> float:
         """Return the error of a frame, or of other labels for it, in units of what is usual for labels of its size."""
@@ -610,7 +613,7 @@ class _Beside:
             if unit := _nearest(ratio, far):
                 return unit
         odd = {name: self.odd(n, label) for name, label in others.items()}
-        best = min(odd, key=odd.get)
+        best = min(odd, key=lambda name: odd[name])
         return best if odd[best] < min(_MENDED, self.odd(n) / 3) else ""
 
 
@@ -749,7 +752,7 @@ def _length_unit(atoms: ase.Atoms) -> str:
 
 def _force_off(set_: _Beside, n: int, frame: Frame, prediction: Prediction) -> str:
     """Return what is wrong with the forces of a frame that departs from the others, or an empty text."""
-    if set_.odd(n) < _ODD:
+    if frame.forces is None or set_.odd(n) < _ODD:
         return ""
     if length := _length_unit(frame.atoms):
         return length
@@ -824,7 +827,7 @@ def _order(six: np.ndarray, model: np.ndarray) -> str:
     turned = {order: _reordered(six, order) for order in _ORDERS}
     whole = {order: _correlation(numbers.ravel(), model.ravel()) for order, numbers in turned.items()}
     r = {order: _correlation(turned[order][:, 3:].ravel(), model[:, 3:].ravel()) for order in _ORDERS if whole[order] >= whole[_ASE]}
-    best = max(r, key=r.get)
+    best = max(r, key=lambda order: r[order])
     # Four standard deviations of Fisher's z, a frame counted as one independent value.
     z = np.arctanh(np.clip([r[best], r[_ASE]], -0.9999, 0.9999))
     if r[best] < _CORRELATED or (z[0] - z[1]) * np.sqrt(len(six)) < 4:
@@ -970,7 +973,7 @@ def _two_groups(columns, values, hot, kind, floor: float) -> tuple[np.ndarray, f
             rest = values - columns @ _least_absolute(np.column_stack([columns, upper]), values)[:-1]
             order = np.argsort(rest)
             within = {at: at * rest[order[:at]].var() + (n - at) * rest[order[at:]].var() for at in range(fewest, n - fewest + 1)}
-            at = min(within, key=within.get)
+            at = min(within, key=lambda at: within[at])
             if within[at] < narrowest:
                 narrowest, high, best = within[at], np.isin(np.arange(n), order[at:]), rest
             upper = np.isin(np.arange(n), order[at:])
