@@ -1010,13 +1010,15 @@ def _correct(data: _Grouped, method: str) -> dict[str, np.ndarray]:
         # Rows are labels, columns frames; a label's own frame is taken out of its sum.
         summed = data.total(np.abs(c[chosen, None] * y - x))
         after[chosen] = summed.sum(axis=1) - summed[np.arange(len(chosen)), chosen]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = after / (error.sum() - error)
     return {
         "c": c,
         "n_label": n,
         "n_others": others,
         "mae_before": (error.sum() - error) / others,
         "mae_after": after / others,
-        "ratio": after / (error.sum() - error),
+        "ratio": ratio,
         "slope_before": slope_before,
         "slope_after": c * slope_before,
         "status": np.where(usable, "ok", "failed"),
