@@ -1,6 +1,8 @@
 """The house has one direction: rooms know the rooms below them, and ``book/architecture.md`` shows all of them."""
 
 import ast
+import importlib
+import importlib.util
 import re
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -136,3 +138,44 @@ def test_planted_faults_are_found(module, line, complaint):
     }
     assert faults(sources, ["low", "high"]) == []
     assert complaint in faults(sources | {module: sources[module] + "\n" + line}, ["low", "high"])
+
+
+def _there(dotted):
+    """Tell whether a dotted name leads to a module, or to something in one."""
+    # They need packages of other environments: that the module exists must do.
+    dotted = re.sub(r"^(helpers\.potentials\.(equivariant|sevennet))\..*", r"\1", dotted)
+    parts = dotted.split(".")
+    for depth in range(len(parts), 0, -1):
+        found = ".".join(parts[:depth])
+        try:
+            spec = importlib.util.find_spec(found)
+        except ModuleNotFoundError:  # what stands above is no package
+            continue
+        if spec is not None:
+            return depth == len(parts) or _has(importlib.import_module(found), parts[depth:])
+    return False
+
+
+def _has(found, names):
+    return not names or (hasattr(found, names[0]) and _has(getattr(found, names[0]), names[1:]))
+
+
+def _named(text):
+    """Return the dotted names of the library that a text mentions or imports."""
+    names = set(re.findall(r"\bhelpers(?:\.[A-Za-z_]\w*)+", text))
+    for room, listed in re.findall(r"from (helpers[\w.]*) import ([\w, ]+)", text):
+        names |= {f"{room}.{word.split()[0]}" for word in listed.split(",") if word.strip()}
+    return names
+
+
+@pytest.mark.parametrize("pattern", ["*.md", "book/*.md", "notebooks/*.ipynb", "notebooks/labs/source/*/*.ipynb", "src/helpers/**/*.py"])
+def test_what_pages_and_docstrings_name_is_there(pattern):
+    missing = {f"{path.name}: {name}" for path in ROOT.glob(pattern) for name in _named(path.read_text()) if not _there(name)}
+    assert not missing
+
+
+def test_a_name_that_has_moved_is_found():
+    assert not _there("helpers.throughput")
+    assert not _there("helpers.speed.throughput.nothing")
+    assert _named("see :func:`helpers.a.b` or from helpers import c, d as e") == {"helpers.a.b", "helpers.c", "helpers.d"}
+    assert all(map(_there, ["helpers.speed.throughput.record", "helpers.potentials.base.Potential.scaled", "helpers.potentials.sevennet"]))

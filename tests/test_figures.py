@@ -976,8 +976,11 @@ def test_a_summary_names_orders_and_rounds():
     assert shown.frame.to_dict("list") == {"cases": [4, 3], "s": ["0.90", "0.80\u00a0[0.70,\u00a00.87]"], "error (%)": ["–", "−1.2"]}
     assert (shown.caption, shown.footer) == ("words", "where")
     nested = figures.summary(table.assign(set="a"), {"n": "n"}, "", rows=["set as family", "model"])
-    assert list(nested.frame.index) == [("a", "SevenNet-0"), ("a", "CHGNet 0.3.0")]
+    assert list(nested.frame.index) == [("a", "CHGNet 0.3.0"), ("a", "SevenNet-0")]
     assert list(nested.frame.index.names) == ["family", "model"]
+    twice = pd.concat([table.assign(set=name).reset_index() for name in ("b", "a")])
+    groups = figures.summary(twice, {"n": "n"}, "", rows=["set", "model"]).frame.index
+    assert list(groups) == [(name, model) for name in ("b", "a") for model in ("CHGNet 0.3.0", "SevenNet-0")]
     with pytest.raises(ValueError, match="no column kind to name its rows"):
         figures.summary(table, {"n": "n"}, "", rows="kind")
 

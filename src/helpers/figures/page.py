@@ -201,7 +201,8 @@ def summary(
     caption, footer, filters
         As for :func:`show_table`.
     rows : str or sequence of str
-        What names the rows; ``column as heading`` gives it another heading.
+        What names the rows; ``column as heading`` gives it another heading. Models come in the order of the catalogue, everything else
+        in the order of the table.
 
     Raises
     ------
@@ -215,7 +216,8 @@ def summary(
         raise ValueError(f"the table has no column {', '.join(missing)} to name its rows; it has {', '.join(map(str, table.columns))}")
     if "model" in [name for name, _ in named]:
         order = {model: position for position, model in enumerate(in_order(table["model"]))}
-        table = table.sort_values("model", key=lambda models: models.map(order), kind="stable") if len(named) == 1 else table
+        places = {name: table[name].map(order) if name == "model" else pd.factorize(table[name])[0] for name, _ in named}
+        table = table.iloc[np.lexsort([places[name] for name, _ in reversed(named)])]
         table = table.assign(model=table["model"].map(label))
     shown = {}
     for heading, wanted in columns.items():

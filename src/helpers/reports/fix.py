@@ -1,6 +1,6 @@
 """Mend a potential with a few DFT labels: check them, split them, fit, test, save, report.
 
->>> from helpers import fix
+>>> from helpers.reports import fix
 >>> fixed = fix.fix("chgnet-0.3.0", ["my.extxyz"], method="linear", out="my-fix")
 >>> fixed.potential.calculator()
 
