@@ -7,7 +7,9 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
+from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from conftest import EMT_KEY
 from typer.testing import CliRunner
@@ -32,6 +34,26 @@ def test_a_benchmark_has_the_names_of_all(name):
     assert all(set(sets) <= set(module.SETS) for sets in getattr(module, "MODELS", {}).values())
     with pytest.raises(KeyError, match="there are: "):
         module.cases(sets=["nosuch"])
+
+
+class Flat(Calculator):
+    """A potential that no displacement and no strain costs anything: the softest there is."""
+
+    implemented_properties = ("energy", "forces", "stress")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.results = {"energy": -4.0 * len(atoms), "forces": np.zeros((len(atoms), 3)), "stress": np.zeros(6)}
+
+
+@pytest.mark.parametrize("name", OF_THE_PAPER)
+def test_the_softest_potential_gives_a_table(name):
+    """What it has no number for (the mean of no real frequency, a modulus) is a failed row, not the end of the run."""
+    module = benchmarks.module(name)
+    flat = ASEPotential("ase:flat", Flat())
+    made = module.run(flat, module.cases(module.Protocol(), [module.LIVE]), module.Protocol())
+    results.check(made, module.KEYS)
+    assert len(made)
 
 
 @pytest.mark.parametrize("name", OF_THE_PAPER)

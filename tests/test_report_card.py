@@ -469,6 +469,24 @@ def test_a_calculator_that_breaks_has_a_card_all_the_same(few, tmp_path, calcula
     assert report_card.read(tmp_path).recommendation == card.recommendation
 
 
+class Flat(Calculator):
+    """Nothing costs anything: the softest potential there is."""
+
+    implemented_properties = ("energy", "forces", "stress")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        self.results = {"energy": -4.0 * len(self.atoms), "forces": np.zeros((len(self.atoms), 3)), "stress": np.zeros(6)}
+
+
+@pytest.mark.slow
+def test_a_flat_potential_has_a_card_that_says_so(few, tmp_path):
+    card = make(Flat(), tmp_path)
+    assert card.lanes.empty
+    assert "All values of surfaces are zero: this potential is flat there" in " ".join(card.reasons)
+    assert "flat there" in (tmp_path / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_with_nothing_measured_the_card_says_what_to_fetch(few, no_data, tmp_path):
     quick = {"phonons": {"phonondb": Sample(2)}, "off_equilibrium": {"wbm-21": Sample(2)}}

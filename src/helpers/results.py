@@ -71,8 +71,10 @@ def row(
 ) -> dict[str, object]:
     """Return one row of a tidy table: the standard columns, the case's info, and what else is given.
 
-    ``status`` is ``ok``, or ``failed`` with ``error`` as the reason.
+    ``status`` is ``ok``, or ``failed`` with ``error`` as the reason. A value that is no finite number has failed, too.
     """
+    if error is None and not np.isfinite(value):
+        error = f"the value is no finite number ({value})"
     return {
         "model": model,
         "set": case.set,

@@ -482,9 +482,11 @@ def numbers_of(omega: np.ndarray, qpoints: np.ndarray, weights: np.ndarray) -> d
     mesh, share = omega[weights > 0], weights[weights > 0]
     real = mesh > 0
     gamma = np.abs(qpoints).max(axis=1) < 1e-8
+    with np.errstate(invalid="ignore"):  # a crystal may have no real frequency
+        mean = (share[:, None] * np.where(real, mesh, 0)).sum() / (share[:, None] * real).sum()
     return {
         "omega_max": float(omega.max()),
-        "omega_mean": float((share[:, None] * np.where(real, mesh, 0)).sum() / (share[:, None] * real).sum()),
+        "omega_mean": float(mean),
         "omega_min": float(mesh.min()),
         "omega_gamma": float(omega[gamma].max()),
     }

@@ -156,10 +156,11 @@ def judge(
     Returns
     -------
     dict, DataFrame
-        Columns of :attr:`Card.lanes`, and :func:`beside`; None if there are fewer than two values.
+        Columns of :attr:`Card.lanes`, and :func:`beside`; None if there are fewer than two values, or all are the same, as of a flat
+        potential: there is no slope then.
     """
     own = rows[rows["model"] == key]
-    if len(own) < 2:
+    if len(own) < 2 or np.ptp(own["value"]) == 0:
         return None
     slopes = explanations.slopes(own, n_resamples)
     s, p = slopes["slope"], family.power
@@ -213,6 +214,12 @@ def _against_book(benchmark: str, joined: pd.DataFrame, key: str) -> pd.DataFram
     keys = ["set", "case", "property", *[name for name in module.KEYS if name in live]]
     book = live[(live["model"] == BOOK_MODEL) & (live["status"] == "ok")][[*keys, "value"]].rename(columns={"value": "reference"})
     return live[live["model"] == key].drop(columns="reference").merge(book, on=keys, how="left", validate="one_to_one")
+
+
+def _is_flat(table: pd.DataFrame) -> bool:
+    """Tell whether all that a model gives for what has a reference is zero."""
+    good = table[(table["status"] == "ok") & table["reference"].notna()]
+    return len(good) > 1 and not good["value"].astype(float).abs().max() > 0
 
 
 def _judged(key: str, benchmark: str, table: pd.DataFrame, n_resamples: int) -> Iterator[tuple[dict, pd.DataFrame, pd.DataFrame]]:
@@ -604,6 +611,8 @@ def _card(
             lanes.append(lane)
             others.append(compared)
             points[lane["lane"]] = rows
+    if flat := [name for name, table in tables.items() if _is_flat(table)]:
+        notes = [*notes, f"All values of {', '.join(flat).replace('_', ' ')} are zero: this potential is flat there, and has no slope."]
     judged, common = with_common_factor(pd.DataFrame(lanes), points) if lanes else (pd.DataFrame(), np.nan)
     left = sum(table.loc[table["status"] == "ok", "case"].nunique() for table in tables.values())
     bad = {name: table.loc[table["status"] == "failed", "case"].nunique() for name, table in tables.items()}
