@@ -321,7 +321,7 @@ def test_counts_add_up(board):
     assert (counted.xs("all", level="lines").sum(axis=1) == len(board)).all()
     for band in ("10 %", "20 %", "30 %"):
         parts = counted.loc[band]
-        assert (parts.loc["like for like"] + parts.loc["other systems"]).equals(parts.loc["all"])
+        assert (parts.loc["like for like"] + parts.loc["a part of the same"] + parts.loc["other systems"]).equals(parts.loc["all"])
     assert counted.loc["20 %", "all"].to_dict() == {word: int((board["verdict"] == word).sum()) for word in scoreboard.VERDICTS}
 
 

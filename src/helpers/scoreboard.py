@@ -16,8 +16,8 @@ the published number lies a band, a fifth of the effect (:data:`WITHIN`) to eith
     there is no result table for the model; the command that makes one stands in the comment.
 
 An interval is the 95 % interval, in Fig. 6a the range over choices of the label or draws of labels; a value without one is its own.
-The paper's test sets are public in part only, so most lines compare the same quantity on other systems: ``compared`` says which do
-not, and ``ours_on`` what ours is.
+The paper's test sets are public in part only, so most lines compare the same quantity on other systems, and some on those few frames
+that are public: ``compared`` says which, and ``ours_on`` what ours is.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from helpers.registry import data_dir
 
 VERDICTS = ("agrees", "compatible", "same sign", "differs", "missing")
 WITHIN = 0.2  # half width of the band around a published number, as a share of its effect
-LIKE, OTHER = "like for like", "other systems"
+LIKE, PART, OTHER = "like for like", "a part of the same", "other systems"
 
 # What kind a number is: the value that says "not soft", and whether it has a side of it.
 _SLOPE, _SHARE, _MEAN_ERROR, _ERROR = (1.0, True), (0.5, True), (0.0, True), (0.0, False)
@@ -106,7 +106,7 @@ def judge(board: pd.DataFrame, within: float = WITHIN, against: str = "paper") -
 
 def counts(board: pd.DataFrame, within: Sequence[float] = (0.1, WITHIN, 0.3)) -> pd.DataFrame:
     """Count verdicts: a row for each width of the band and each way of comparing, and for both; a column for each verdict."""
-    ways = {LIKE: board["compared"] == LIKE, OTHER: board["compared"] == OTHER, "all": board["compared"].notna()}
+    ways = {way: board["compared"] == way for way in (LIKE, PART, OTHER)} | {"all": board["compared"].notna()}
     found = {}
     for share in within:
         words = pd.Series(judge(board, share), index=board.index)
@@ -267,8 +267,8 @@ def _force_lines(entry: potentials.Entry) -> list[dict[str, object]]:
     scale = "softening scale s, median", "1", stats["median"]
     error = "force MAE, median", "eV/Å", quartiles["MAE"]
     # Most compounds of WBM-21 have one frame: too little for a scale of their own, so all are fitted together.
-    pooled = LIKE, own, "{n_frames} of the paper's frames, {n} compounds, one fit"
-    single, tp = (LIKE, own, "{n_frames} of the paper's frames, {n} compounds"), (OTHER, many, "MatterSim-TP, {n} compounds")
+    pooled = PART, own, "{n_frames} of the paper's frames, {n} compounds, one fit"
+    single, tp = (PART, own, "{n_frames} of the paper's frames, {n} compounds"), (OTHER, many, "MatterSim-TP, {n} compounds")
     lines = []
     for figure, name, (quantity, unit, paper), source, kind, (compared, found, ours_on), drawn in (
         ("5b", "slope", scale, "digitised", _SLOPE, pooled, np.nan),
