@@ -150,7 +150,7 @@ class Chapter:
         Raises
         ------
         ValueError
-            If the table lacks a column, or two numbers would have one name.
+            If the table lacks a column, two numbers would have one name, or something is neither a number nor text.
         """
         if table is not None:
             table = table.reset_index() if any(table.index.names) else table
@@ -172,6 +172,8 @@ class Chapter:
                         raise ValueError(f"two numbers would be called {wanted!r}; let the template {name!r} name what tells them apart")
                     values[wanted] = line[column]
         for wanted, value in values.items():
+            if not np.isscalar(value):
+                raise ValueError(f"{wanted} is no number and no text but a {type(value).__name__}")
             myst_nb.glue(wanted, value.item() if isinstance(value, np.generic) else value, display=False)
 
     def _lines(self) -> list[tuple[str, str]]:
