@@ -107,14 +107,6 @@ def load_model(mace_file):
     return load
 
 
-def _smooth(key: str) -> potentials.Potential:
-    """Return a legacy M3GNet with the right triples, in double precision."""
-    from helpers.potentials import matgl
-
-    paths = [registry.fetch(name) for name in potentials.CATALOGUE[key].weights]
-    return matgl.load(key, paths, torch.device("cpu"), torch.float64, convention=matgl.LEGACY_RIGHT_TRIPLES)
-
-
 @pytest.fixture(scope="session", params=GRAPH_MODELS)
 def network64(request, load_model):
     """Every graph network that can run here, in double precision and as a smooth function.
@@ -122,7 +114,7 @@ def network64(request, load_model):
     Legacy M3GNet weights, as they were trained, have an energy that depends a little on the order of the
     neighbours and so jumps by some 1e-5 eV (:mod:`helpers.potentials.matgl`); derivatives are checked without that.
     """
-    return _smooth(request.param) if request.param.startswith("m3gnet") else load_model(request.param, torch.float64)
+    return load_model(request.param, torch.float64).smooth()
 
 
 def tolerance(potential: potentials.Potential) -> dict[str, float]:

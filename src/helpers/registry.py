@@ -49,7 +49,7 @@ _REFUSALS = {
 }
 _ZIP_ARCHIVES = (".model", ".pt", ".zip", ".xlsx")
 # What files begin with, by the ending of their names.
-_BEGINNINGS = {".gz": b"\x1f\x8b", ".lzma": (b"\xfd7zXZ", b"\x5d\x00\x00"), ".json": (b"{", b"["), ".xml": b"<"}
+_BEGINNINGS = {".gz": b"\x1f\x8b", ".lzma": (b"\xfd7zXZ", b"\x5d\x00\x00"), ".json": (b"{", b"[", b'"'), ".xml": b"<"}
 
 
 class RegistryError(Exception):

@@ -40,6 +40,7 @@ PLOTLY_SYMBOL = {
     "^": "triangle-up",
     "v": "triangle-down",
     "p": "pentagon",
+    "$◣$": "triangle-sw",
     "<": "triangle-left",
     "*": "star",
     "X": "x",
