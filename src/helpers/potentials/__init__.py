@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 _MATGL = "materialsvirtuallab/matgl/pretrained_models"
-
 _M3GNET = "materialsvirtuallab/m3gnet/pretrained/MP-2021.2.8-EFS"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -96,7 +96,6 @@ CATALOGUE: dict[str, Entry] = {
             paper_label="M3GNet",
         ),
         Entry(
-        Entry(
             "m3gnet-tf-2021.2.8",
             "M3GNet TF",
             "m3gnet_tf",
@@ -107,6 +106,7 @@ CATALOGUE: dict[str, Entry] = {
             tuple(f"{_M3GNET}/m3gnet.{name}" for name in ("index", "data-00000-of-00001", "json")),
             package="matgl",
         ),
+        Entry(
             "m3gnet-matpes-pbe-2025.1",
             "M3GNet MatPES",
             "m3matpes",
