@@ -72,15 +72,16 @@ def test_forces_and_stress_are_those_of_tensorflow(double):
 
 
 @pytest.mark.parametrize(
-    ("name", "structure", "expected"), [("GaAs", "zincblende", 5.7491), ("Mo", "bcc", 3.1681), ("Si", "diamond", 5.4497)]
+    ("name", "structure", "expected"),
+    [("GaAs", "zincblende", 5.7491), ("Mo", "bcc", 3.1681), ("Au", "fcc", 4.1729), ("Si", "diamond", 5.4497), ("MgO", "rocksalt", 4.2564)],
 )
 def test_relaxed_lattice_constants(double, name, structure, expected):
-    """As the authors list them, from relaxations to forces of 0.01 eV/Å."""
+    """As relaxations with TensorFlow give them; the first four are in the authors' list."""
 
     def pressure(a: float) -> float:
         return np.trace(double.evaluate([bulk(name, structure, a=a)], stress=True)[0].stress)
 
-    assert brentq(pressure, expected - 0.05, expected + 0.05, xtol=1e-5) == pytest.approx(expected, abs=5e-4)
+    assert brentq(pressure, expected - 0.05, expected + 0.05, xtol=1e-5) == pytest.approx(expected, abs=2e-4)
 
 
 def test_the_energy_knows_neither_the_order_of_atoms_nor_the_cell_nor_the_batch(double):
