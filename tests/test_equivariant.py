@@ -53,7 +53,7 @@ def test_sums_are_those_of_the_messages(batch):
     layer = product()
     messages = layer(inputs[0][sender], *inputs[1:])
     expected = messages.new_zeros(len(x), messages.shape[1]).index_add(0, receiver, messages)
-    found = Convolution(layer).to(torch.float64)(*inputs, torch.stack([sender, receiver]))
+    found = Convolution.like(layer).to(torch.float64)(*inputs, torch.stack([sender, receiver]))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     # The derivatives, and theirs, for a loss on forces is differentiated twice.
     firsts = [torch.autograd.grad(out.square().sum(), inputs, create_graph=True) for out in (found, expected)]
@@ -69,9 +69,9 @@ def test_edges_in_rows_of_one_length():
 
 def test_other_products_are_refused():
     with pytest.raises(ValueError, match="no product of features with harmonics"):
-        Convolution(product(weights=False))
+        Convolution.like(product(weights=False))
     with pytest.raises(ValueError, match="no product of features with harmonics"):
-        Convolution(o3.FullyConnectedTensorProduct("4x0e", "2x0e", "4x0e"))
+        Convolution.like(o3.FullyConnectedTensorProduct("4x0e", "2x0e", "4x0e"))
     with pytest.raises(ValueError, match="no linear layer"):
         ElementLinear(o3.FullyConnectedTensorProduct("4x0e", "2x1o", "4x1o"))
 

@@ -29,6 +29,7 @@ __all__ = [
     "runnable",
 ]
 
+_NEQUIX = "atomicarchitects/nequix/models"
 _MATGL = "materialsvirtuallab/matgl/pretrained_models"
 _M3GNET = "materialsvirtuallab/m3gnet/pretrained/MP-2021.2.8-EFS"
 
@@ -147,6 +148,27 @@ CATALOGUE: dict[str, Entry] = {
             "MPtrj + sAlex",
             ("ACEsuit/mace-mp/mace-mpa-0-medium.model",),
         ),
+        *(
+            Entry(
+                f"nequix-{name}",
+                f"Nequix {label}",
+                short,
+                colour,
+                marker,
+                "nequix",
+                training_set,
+                (f"{_NEQUIX}/nequix-{name}.nqx",),
+                package="e3nn",
+            )
+            for name, label, short, colour, marker, training_set in (
+                ("mp-1", "MP", "nequix_mp", "#332288", "<", "MPtrj"),
+                ("mp-1-pft", "MP + Hessians", "nequix_mp_h", "#6655AA", ">", "MPtrj + Hessians"),
+                ("mp-1-pft-nocotrain", "MP, then Hessians", "nequix_mp_then_h", "#9988CC", "8", "MPtrj, then Hessians"),
+                ("omat-1", "OMat", "nequix_omat", "#117733", "X", "OMat24"),
+                ("oam-1", "OAM", "nequix_oam", "#44AA99", "d", "OMat24 + sAlex + MPtrj"),
+                ("oam-1-pft", "OAM + Hessians", "nequix_oam_h", "#88CCAA", "H", "OMat24 + sAlex + MPtrj + Hessians"),
+            )
+        ),
         Entry("sevennet-0", "SevenNet-0", "sevennet", "#882255", "p", "sevennet", "MPtrj", package="sevenn", environment="sevennet"),
     )
 }
@@ -227,7 +249,9 @@ def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool)
     family = import_module(f"helpers.potentials.{entry.family}")
     if not entry.weights:
         return family.load(key, target, dtype)
-    return family.load(key, [registry.fetch(name) for name in entry.weights], target, dtype, trust=trust)
+    loaded = family.load(key, [registry.fetch(name) for name in entry.weights], target, dtype, trust=trust)
+    loaded.description.setdefault("training_set", entry.training_set)
+    return loaded
 
 
 def installed(key: str) -> bool:

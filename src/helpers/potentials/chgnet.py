@@ -19,7 +19,7 @@ import chgnet
 import torch
 from chgnet.model import CHGNet
 
-from helpers.potentials.base import Graph, GraphPotential, PotentialError, angles, linear_on_parts
+from helpers.potentials.base import Graph, GraphPotential, PotentialError, angles, linear_on_parts, undirected_bonds
 from helpers.registry import sha256
 
 # The packages' own weight files, by SHA-256: a pickle is code, so only these are loaded.
@@ -194,36 +194,6 @@ def subset(graph: Graph, chosen: torch.Tensor) -> Graph:
         species=None if graph.species is None else graph.species[atoms],
         weights=None if graph.weights is None else graph.weights[atoms],
     )
-
-
-def undirected_bonds(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
-    """Match each directed edge (i, j, S) with its reverse (j, i, −S).
-
-    Returns
-    -------
-    bond : int tensor, shape (E,)
-        Undirected bond of each directed edge.
-    first : int tensor, shape (E / 2,)
-        One directed edge of each bond.
-    """
-    centre, neighbour = graph.edge_index
-    shifts = graph.shifts.to(torch.int64)
-    largest = int(shifts.abs().max()) if len(shifts) else 0
-    forward = _edge_number(centre, neighbour, shifts, largest, len(graph.numbers))
-    reverse = _edge_number(neighbour, centre, -shifts, largest, len(graph.numbers))
-    _, bond, counts = torch.unique(torch.minimum(forward, reverse), return_inverse=True, return_counts=True)
-    if not (counts == 2).all():
-        raise ValueError("the neighbour list does not hold every pair in both directions")
-    order = torch.argsort(bond, stable=True)
-    return bond, order[::2]
-
-
-def _edge_number(centre: torch.Tensor, neighbour: torch.Tensor, shifts: torch.Tensor, largest: int, n_atoms: int) -> torch.Tensor:
-    """Return one whole number for each edge, in the order of (centre, neighbour, shift); sorting these is faster than sorting rows."""
-    number = centre * n_atoms + neighbour
-    for axis in range(3):
-        number = number * (2 * largest + 1) + shifts[:, axis] + largest
-    return number
 
 
 def load(key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> CHGNetPotential:

@@ -15,8 +15,16 @@ which one is 1 and all others are 0. Here each element that is there multiplies 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from e3nn.o3 import FullyConnectedTensorProduct, TensorProduct, wigner_3j
+
+with torch.serialization.safe_globals([slice]):  # the package unpickles a table of its own that holds slices
+    from e3nn.o3 import FullyConnectedTensorProduct, Irreps, TensorProduct, spherical_harmonics, wigner_3j
+
+from helpers.potentials.base import Graph
+
+__all__ = ["Convolution", "ElementLinear", "Irreps", "even", "even_edges", "spherical_harmonics"]
 
 
 def even(receiver: torch.Tensor, n_atoms: int) -> torch.Tensor:
@@ -41,37 +49,67 @@ def even(receiver: torch.Tensor, n_atoms: int) -> torch.Tensor:
     return rows
 
 
+def even_edges(graph: Graph, cutoff: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the edges of a graph so that all atoms have as many.
+
+    Those that fill the places are as long as the cutoff (Å), where a radial basis is zero. The graph's topology must hold ``rows``, what
+    :func:`even` makes of its centres.
+
+    Returns
+    -------
+    vectors : tensor, shape (N K, 3)
+        Å.
+    edge_index : int tensor, shape (2, N K)
+        Neighbour and centre.
+    fill : int tensor, shape (N K,)
+        Which of the graph's edges each one is; E for one that fills a place.
+    """
+    rows = graph.topology["rows"]
+    fill = rows.view(-1)
+    vectors = torch.cat([graph.vectors, graph.vectors.new_tensor([[0.0, 0.0, cutoff]])])[fill]
+    sender = torch.cat([graph.edge_index[1], graph.edge_index.new_zeros(1)])[fill]
+    receiver = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])
+    return vectors, torch.stack([sender, receiver]), fill
+
+
 class Convolution(torch.nn.Module):
     """A tensor product of the features of neighbours with the harmonics of edges, summed over the edges of each atom.
 
+    Each path multiplies every channel with the only channel of the harmonics, has a weight for it, and an output of its own.
+
     Parameters
     ----------
-    product : e3nn.o3.TensorProduct
-        Each path multiplies every channel with the only channel of the harmonics and has a weight for it (``uvu``).
-
-    Attributes
-    ----------
-    irreps_out : e3nn.o3.Irreps
-        Of the sums.
-
-    Raises
-    ------
-    ValueError
-        If the product is of another kind.
+    features, harmonics, irreps_out : e3nn.o3.Irreps
+        Of the neighbours, the edges and the sums.
+    paths : sequence of (int, int, float)
+        For each output: which of the features, which of the harmonics, and the constant that the product is multiplied by.
     """
 
-    def __init__(self, product: TensorProduct) -> None:
+    def __init__(self, features: Irreps, harmonics: Irreps, irreps_out: Irreps, paths: Sequence[tuple[int, int, float]]) -> None:
         super().__init__()
-        self.features, self.harmonics, self.irreps_out = product.irreps_in1, product.irreps_in2, product.irreps_out
-        paths = product.instructions
-        known = all(path.connection_mode == "uvu" and path.has_weight and self.harmonics[path.i_in2].mul == 1 for path in paths)
-        if not known or [path.i_out for path in paths] != list(range(len(self.irreps_out))):
+        self.features, self.harmonics, self.irreps_out = features, harmonics, irreps_out
+        self.paths = [(i, j) for i, j, _ in paths]
+        for number, ((i, j, constant), (_, ir)) in enumerate(zip(paths, irreps_out, strict=True)):
+            clebsch_gordan = wigner_3j(features[i].ir.l, harmonics[j].ir.l, ir.l, dtype=torch.float64)
+            self.register_buffer(
+                f"coefficients_{number}", constant * clebsch_gordan.permute(2, 1, 0).reshape(2 * ir.l + 1, -1), persistent=False
+            )
+
+    @classmethod
+    def like(cls, product: TensorProduct) -> Convolution:
+        """Make the layer that gives what a product of e3nn gives after summing.
+
+        Raises
+        ------
+        ValueError
+            If the product is of another kind.
+        """
+        paths, harmonics = product.instructions, product.irreps_in2
+        known = all(path.connection_mode == "uvu" and path.has_weight and harmonics[path.i_in2].mul == 1 for path in paths)
+        if not known or [path.i_out for path in paths] != list(range(len(product.irreps_out))):
             raise ValueError(f"{product} is no product of features with harmonics, one path for each output")
-        self.paths = [(path.i_in1, path.i_in2) for path in paths]
-        for number, path in enumerate(paths):
-            l1, l2, l3 = self.features[path.i_in1].ir.l, self.harmonics[path.i_in2].ir.l, self.irreps_out[path.i_out].ir.l
-            coefficients = path.path_weight * wigner_3j(l1, l2, l3, dtype=torch.float64).permute(2, 1, 0).reshape(2 * l3 + 1, -1)
-            self.register_buffer(f"coefficients_{number}", coefficients, persistent=False)
+        constants = [(path.i_in1, path.i_in2, path.path_weight) for path in paths]
+        return cls(product.irreps_in1, harmonics, product.irreps_out, constants)
 
     def forward(self, x: torch.Tensor, harmonics: torch.Tensor, weights: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
         """Return the sums.
@@ -95,19 +133,42 @@ class Convolution(torch.nn.Module):
             fill = rows.view(-1)
             sender = torch.cat([sender, sender.new_zeros(1)])[fill]
             harmonics, weights = (torch.cat([part, part.new_zeros(1, part.shape[1])])[fill] for part in (harmonics, weights))
-        neighbours = [
-            torch.index_select(part.view(len(x), mul, ir.dim).transpose(1, 2).contiguous(), 0, sender)
+        parts = [
+            part.view(len(x), mul, ir.dim).transpose(1, 2).contiguous()
             for part, (mul, ir) in zip(x.split([one.dim for one in self.features], dim=1), self.features, strict=True)
         ]
-        edges = harmonics.view(*rows.shape, -1).transpose(1, 2).split([one.dim for one in self.harmonics], dim=1)
+        return torch.cat([part.transpose(1, 2).reshape(len(x), -1) for part in self.sums(parts, harmonics, weights, sender)], dim=1)
+
+    def sums(
+        self, parts: Sequence[torch.Tensor], harmonics: torch.Tensor, weights: torch.Tensor, sender: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """Return the sums where every atom has as many edges.
+
+        Parameters
+        ----------
+        parts : sequence of tensors, shapes (N, 2l + 1, channels)
+            The features of the atoms, component before channel.
+        harmonics : tensor, shape (N K, components)
+            The edges of the first atom, then those of the second, and so on.
+        weights : tensor, shape (N K, sum of the paths' channels)
+        sender : int tensor, shape (N K,)
+
+        Returns
+        -------
+        list of tensors, shapes (N, 2l + 1, channels)
+            One for each path.
+        """
+        n_atoms = len(parts[0])
+        neighbours = [torch.index_select(part, 0, sender) for part in parts]
+        edges = harmonics.view(n_atoms, -1, harmonics.shape[1]).transpose(1, 2).split([one.dim for one in self.harmonics], dim=1)
         sums = []
         for number, ((i, j), weight) in enumerate(
             zip(self.paths, weights.split([self.features[i].mul for i, _ in self.paths], dim=1), strict=True)
         ):
-            weighted = (weight[:, None, :] * neighbours[i]).view(*rows.shape, -1)
-            summed = torch.bmm(edges[j], weighted).view(len(x), -1, weight.shape[1])
-            sums.append(torch.matmul(getattr(self, f"coefficients_{number}"), summed).transpose(1, 2).reshape(len(x), -1))
-        return torch.cat(sums, dim=1)
+            weighted = (weight[:, None, :] * neighbours[i]).view(n_atoms, edges[j].shape[2], -1)
+            summed = torch.bmm(edges[j], weighted).view(n_atoms, -1, weight.shape[1])
+            sums.append(torch.matmul(getattr(self, f"coefficients_{number}"), summed))
+        return sums
 
 
 class ElementLinear(torch.nn.Module):

@@ -82,7 +82,7 @@ def _convolution(interaction: torch.nn.Module) -> torch.nn.Module | None:
         return None
     weights = next(interaction.parameters())
     try:
-        return Convolution(interaction.conv_tp).to(weights.device, weights.dtype)
+        return Convolution.like(interaction.conv_tp).to(weights.device, weights.dtype)
     except ValueError:
         return None
 

@@ -19,7 +19,7 @@ import torch
 from sevenn.util import load_checkpoint
 
 from helpers.potentials.base import Graph, GraphPotential, PotentialError
-from helpers.potentials.equivariant import Convolution, even
+from helpers.potentials.equivariant import Convolution, even, even_edges
 from helpers.registry import sha256
 
 # The package's own checkpoint of 11 July 2024, by SHA-256: a checkpoint is a pickle, and a pickle is code.
@@ -41,18 +41,13 @@ class SevenNetPotential(GraphPotential):
         super().__init__(key, network, **settings)
         layers = {name: layer for name, layer in network.named_children() if name.endswith("_convolution")}
         # In a dictionary of Python's, so that the network stays the package's. They hold constants only, no weights.
-        self._sums = {name: Convolution(layer.convolution).to(self.device, self.network_dtype) for name, layer in layers.items()}
+        self._sums = {name: Convolution.like(layer.convolution).to(self.device, self.network_dtype) for name, layer in layers.items()}
 
     def topology(self, graph: Graph, distances: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: D102
         return {"rows": even(graph.edge_index[0], len(graph.numbers))}
 
     def energies(self, graph: Graph) -> torch.Tensor:  # noqa: D102
-        # All atoms get as many edges. Those that fill the places are as long as the cutoff, where the radial basis is zero.
-        rows = graph.topology["rows"]
-        fill = rows.view(-1)
-        vectors = torch.cat([graph.vectors, graph.vectors.new_tensor([[0.0, 0.0, self.cutoff]])])[fill]
-        sender = torch.cat([graph.edge_index[1], graph.edge_index.new_zeros(1)])[fill]
-        edge_index = torch.stack([sender, torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])])
+        vectors, edge_index, _ = even_edges(graph, self.cutoff)
         data = {"x": self.network.z_to_onehot_tensor.to(self.device)[graph.numbers], "edge_vec": vectors}
         for name, layer in self.network.named_children():
             if name == "reduce_total_enegy":  # the package's spelling
