@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ _NORM_OF_SILU = 0.5964577
 class _Mix(torch.nn.Module):
     """Linear maps of channels, one for each irrep of both sides; an irrep that the input lacks stays zero."""
 
-    def __init__(self, weights: dict[int, torch.Tensor]) -> None:
+    def __init__(self, weights: dict[int, torch.nn.Parameter]) -> None:
         super().__init__()
-        self.weights = torch.nn.ParameterDict({str(degree): torch.nn.Parameter(weight) for degree, weight in weights.items()})
+        self.weights = torch.nn.ParameterDict({str(degree): weight for degree, weight in weights.items()})
 
     def forward(self, parts: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         return {
@@ -50,17 +51,15 @@ class _Layer(torch.nn.Module):
 
     Parameters
     ----------
-    arrays : iterator of tensor
-        In the order of the file: the radial network, the maps before and after the sum, the map around it, the scales of the norm.
+    take : function
+        The file's next array, given its shape: the radial network, the maps before and after the sum, the map around it, the norm's scales.
     features, hidden : e3nn.o3.Irreps
         Of the atoms before and after.
     """
 
-    def __init__(
-        self, arrays: Iterator[torch.Tensor], features: Irreps, hidden: Irreps, lmax: int, n_radial: int, n_neighbors: float
-    ) -> None:
+    def __init__(self, take: Callable[..., torch.nn.Parameter], features: Irreps, hidden: Irreps, settings: dict[str, Any]) -> None:
         super().__init__()
-        harmonics = Irreps.spherical_harmonics(lmax)
+        harmonics = Irreps.spherical_harmonics(settings["lmax"])
         found = [
             (ir, mul, i, j)
             for i, (mul, one) in enumerate(features)
@@ -70,14 +69,18 @@ class _Layer(torch.nn.Module):
         ]
         found.sort(key=lambda path: path[0].l)
         outputs = Irreps([(mul, ir) for ir, mul, _, _ in found])
-        self.convolution = Convolution(features, harmonics, outputs, [(i, j, (ir.dim / n_neighbors) ** 0.5) for ir, _, i, j in found])
-        after = [ir.l for _, ir in hidden]
-        self.radial = torch.nn.ParameterList([torch.nn.Parameter(next(arrays)) for _ in range(n_radial)])
-        self.before = _Mix({ir.l: next(arrays) for _, ir in features})
-        self.after = _Mix({degree: next(arrays) for degree in after})
-        self.around = _Mix({ir.l: next(arrays) for _, ir in features if ir.l in after})
-        self.scales = torch.nn.ParameterDict({str(degree): torch.nn.Parameter(next(arrays)) for degree in after})
+        share = 1 / settings["avg_n_neighbors"]
+        self.convolution = Convolution(features, harmonics, outputs, [(i, j, (share * ir.dim) ** 0.5) for ir, _, i, j in found])
         self.sizes = {ir.l: mul for mul, ir in hidden}
+        channels = {ir.l: mul for mul, ir in features}
+        made = self.sizes | {0: sum(self.sizes.values())}  # with the scalars of the gates
+        summed = {degree: sum(mul for ir, mul, _, _ in found if ir.l == degree) for degree in made}
+        widths = [settings["radial_basis_size"], *[settings["radial_mlp_size"]] * settings["radial_mlp_layers"], sum(summed.values())]
+        self.radial = torch.nn.ParameterList([take(*pair) for pair in pairwise(widths)])
+        self.before = _Mix({degree: take(mul, mul) for degree, mul in channels.items()})
+        self.after = _Mix({degree: take(summed[degree], mul) for degree, mul in made.items()})
+        self.around = _Mix({degree: take(mul, made[degree]) for degree, mul in channels.items() if degree in made})
+        self.scales = torch.nn.ParameterDict({str(degree): take(mul) for degree, mul in made.items()})
 
     def forward(
         self, parts: dict[int, torch.Tensor], radial: torch.Tensor, harmonics: torch.Tensor, which: torch.Tensor, sender: torch.Tensor
@@ -112,32 +115,30 @@ class Network(torch.nn.Module):
 
     Parameters
     ----------
-    description : dict
+    settings : dict
         The file's first line.
-    arrays : iterator of tensor
-        In the order of the file.
+    take : function
+        The file's next array, given its shape.
     """
 
-    def __init__(self, description: dict[str, Any], arrays: Iterator[torch.Tensor]) -> None:
+    def __init__(self, settings: dict[str, Any], take: Callable[..., torch.nn.Parameter]) -> None:
         super().__init__()
-        species, layers = description["atomic_numbers"], description["n_layers"]
-        self.cutoff, self.power = float(description["cutoff"]), float(description["radial_polynomial_p"])
-        self.scale, self.shift = description["scale"], description["shift"]
-        self.harmonics = Irreps.spherical_harmonics(description["lmax"])
-        energies = next(arrays)
-        self.register_buffer("atom_energies", energies)
+        species, layers = settings["atomic_numbers"], settings["n_layers"]
+        self.cutoff, self.power = float(settings["cutoff"]), float(settings["radial_polynomial_p"])
+        self.scale, self.shift = settings["scale"], settings["shift"]
+        self.harmonics = Irreps.spherical_harmonics(settings["lmax"])
+        self.atom_energies = take(len(species))
         place = torch.zeros(max(species) + 1, dtype=torch.int64)
         place[species] = torch.arange(len(species))
         self.register_buffer("place", place)
-        self.register_buffer("waves", math.pi / self.cutoff * torch.arange(1.0, description["radial_basis_size"] + 1))
-        features, hidden = Irreps(f"{len(species)}x0e"), Irreps(description["hidden_irreps"])
+        self.register_buffer("waves", math.pi / self.cutoff * torch.arange(1.0, settings["radial_basis_size"] + 1))
+        features, hidden = Irreps(f"{len(species)}x0e"), Irreps(settings["hidden_irreps"])
         self.layers = torch.nn.ModuleList()
         for number in range(layers):
             after = hidden if number < layers - 1 else Irreps([part for part in hidden if part.ir.l == 0])
-            n_radial = description["radial_mlp_layers"] + 1
-            self.layers.append(_Layer(arrays, features, after, description["lmax"], n_radial, description["avg_n_neighbors"]))
+            self.layers.append(_Layer(take, features, after, settings))
             features = hidden
-        self.readout = torch.nn.Parameter(next(arrays))
+        self.readout = take(after[0].mul, 1)
 
     def forward(
         self,
@@ -204,7 +205,7 @@ class NequixPotential(GraphPotential):
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Return the description in a file of weights, and its arrays.
+    """Return the settings in a file of weights, and its arrays.
 
     Raises
     ------
@@ -214,13 +215,13 @@ def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
     arrays = []
     try:
         with path.open("rb") as file:
-            description = json.loads(file.readline())
+            settings = json.loads(file.readline())
             end = path.stat().st_size - 1  # a line feed
             while file.tell() < end:
                 arrays.append(np.load(file, allow_pickle=False))
     except (ValueError, UnicodeDecodeError, EOFError) as error:
         raise PotentialError(f"{path} is no file of Nequix's weights: {error}") from None
-    return description, arrays
+    return settings, arrays
 
 
 def load(
@@ -245,18 +246,25 @@ def load(
         If it is no such file, or of a network that is built otherwise.
     """
     (path,) = paths
-    description, arrays = read(path)
-    if description.get("index_weights") or not description.get("layer_norm"):
+    settings, arrays = read(path)
+    if settings.get("index_weights") or not settings.get("layer_norm"):
         raise PotentialError(f"{path}: a Nequix with weights for each element, or without layer norm, is not known here")
-    given = iter([torch.as_tensor(array, dtype=dtype) for array in arrays])
-    network = Network(description, given).to(dtype)
+    given = iter(arrays)
+
+    def take(*shape: int) -> torch.nn.Parameter:
+        array = next(given, None)
+        if array is None or array.shape != shape:
+            raise PotentialError(f"{path}: an array of shape {shape} should follow, not {'the end' if array is None else array.shape}")
+        return torch.nn.Parameter(torch.as_tensor(array, dtype=dtype))
+
+    network = Network(settings, take).to(dtype)
     return NequixPotential(
         key,
         network,
         cutoff=network.cutoff,
         bytes_per_edge=BYTES_PER_EDGE,
         device=device,
-        elements=frozenset(description["atomic_numbers"]),
+        elements=frozenset(settings["atomic_numbers"]),
         description={
             "family": "Nequix",
             "weights_sha256": sha256(path),
