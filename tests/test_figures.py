@@ -23,7 +23,7 @@ from PIL import Image
 from helpers import figures, softening
 from helpers.figures import interactive, style
 from helpers.figures.lanes import CURES
-from helpers.potentials import CATALOGUE
+from helpers.potentials import CATALOGUE, at_home
 from helpers.registry import data_dir
 
 PAPER_MODELS = ["chgnet-0.3.0", "m3gnet-mp-2021.2.8", "mace-mp-0-medium"]
@@ -280,12 +280,12 @@ FIGURES = {
     "orderings, one model": lambda: figures.by_composition(orderings(PAPER_MODELS[:1]), paper_orderings()),
     "continuous composition": lambda: figures.continuous_composition(compositions()),
     "phase diagram": lambda: figures.phase_diagram(*gaps()),
-    "cells, all models": lambda: figures.cell_size(cells(list(CATALOGUE))),
+    "cells, all models": lambda: figures.cell_size(cells(at_home(CATALOGUE))),
     "lost neighbours": lambda: figures.error_against_coordination(losses()),
     "cures": lambda: figures.before_after(cures(), "vacancy formation energy, model / DFT"),
     "choices, many materials": lambda: figures.label_choices(many_choices(18), "MAE after / before"),
     "arms": lambda: figures.arms(arms(), {300.0: "copper at 300 K: softening scale", 2000.0: "copper at 2000 K: softening scale"}),
-    "errors, all models": lambda: figures.mae_cmae(fits(list(CATALOGUE)), paper_table("fig6b_quartiles")),
+    "errors, all models": lambda: figures.mae_cmae(fits(at_home(CATALOGUE)), paper_table("fig6b_quartiles")),
 }
 
 

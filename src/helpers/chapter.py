@@ -86,13 +86,13 @@ class Chapter:
         print('NOT RECOMPUTED (RUN = "results"): what is called live below repeats the table.')
         return table.assign(committed=table["value"], was=table["status"], difference=0.0)
 
-    def read(self, benchmark: str, *, sets: Collection[str] = ()) -> pd.DataFrame:
-        """Return the tables of all models (:func:`helpers.results.read`), and the chapter's potential among them.
+    def read(self, benchmark: str, *, sets: Collection[str] = (), guests: Collection[str] = ()) -> pd.DataFrame:
+        """Return the tables of the models that are :func:`~helpers.potentials.at_home`, of guests, and of the chapter's potential.
 
         One without a table of its own, as a reader's, is computed on the sample of a report card (:func:`helpers.benchmarks.sample`) where
         ``RUN`` allows it. The sample is kept, so that it is computed once, apart from the tables of the book.
         """
-        table = results.read(benchmark, sets=sets)
+        table = results.read(benchmark, potentials.at_home(results.models(benchmark), {self.key, *guests}), sets=sets)
         if self.key in results.models(benchmark) or self.run == "results" or benchmark in benchmarks.EXPERIMENTS:
             return table
         potential, cases = potentials.load(self.key), benchmarks.sample(benchmark)
@@ -130,7 +130,8 @@ class Chapter:
 
     def footer(self, *names: str) -> str:
         """Return where the tables of some benchmarks come from, models in the order of the figures (:func:`helpers.figures.caption`)."""
-        return figures.caption(results.provenance(name, key) for name in names for key in figures.in_order(results.models(name)))
+        made = {name: potentials.at_home(results.models(name), {self.key}) for name in names}
+        return figures.caption(results.provenance(name, key) for name in names for key in figures.in_order(made[name]))
 
     def glue(self, table: pd.DataFrame | None = None, columns: str = "", name: str = "{model}_{column}", **values: object) -> None:
         """Give numbers names by which the text quotes them.

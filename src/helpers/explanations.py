@@ -24,18 +24,19 @@ means, tells how well a model ranks the systems, and is no product of these slop
 
 Tables of :func:`rows` have one row per value (for forces: per component) with ``model``, ``material`` (what is resampled), ``case``,
 ``value``, ``reference``; ``static``, the value at the DFT geometry (NaN if there is none); ``kept``, whether the row belongs to the
-selection; ``functional_ratio``, PBE over the reference's functional for that material (NaN if unknown).
+selection; ``functional_ratio``, PBE over the reference's functional for that material (NaN if unknown). A ``part`` is the rows of one
+model, at least two. ``n_resamples`` and ``seed`` are those of :func:`helpers.softening.bootstrap_over`: materials are resampled.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from helpers import benchmarks, results, softening
+from helpers import benchmarks, potentials, results, softening
 from helpers.benchmarks import Family
 
 _KEYS = ["model", "material", "case"]
@@ -48,20 +49,13 @@ FAMILIES: dict[str, Family] = benchmarks.families("", "control")
 def rows(family: Family, table: pd.DataFrame | None = None, *, as_energy: bool = False) -> pd.DataFrame:
     """Return the values of a family for every model that has a table, with the columns of the module's text.
 
-    Failed rows and rows that hold no number are left out; ``attrs["n_failed"]`` counts them per model.
-
-    Parameters
-    ----------
-    family : Family
-    table : DataFrame, optional
-        The benchmark's table; by default what is on disk. Without any the result has no rows.
-    as_energy : bool
-        On the footing of quantities that go with the energy: ω², with its sign, in place of ω.
+    Failed rows and rows that hold no number are left out; ``attrs["n_failed"]`` counts them per model. The benchmark's table is by default
+    what is on disk. ``as_energy`` is on the footing of quantities that go with the energy: ω², with its sign, in place of ω.
     """
     if table is None:
         if not results.models(family.benchmark):
             return pd.DataFrame(columns=COLUMNS)
-        table = results.read(family.benchmark)
+        table = results.read(family.benchmark, potentials.at_home(results.models(family.benchmark)))
     found = family.read(table)
     for name, default in (("static", np.nan), ("kept", True), ("functional_ratio", np.nan)):
         if name not in found:
@@ -83,9 +77,10 @@ def places(table: pd.DataFrame) -> list[str]:
     return ["case", *[name for name in table if name not in COLUMNS]]
 
 
-def read(families: Mapping[str, Family] = FAMILIES) -> dict[str, pd.DataFrame]:
+def read(families: Mapping[str, Family] = FAMILIES, guests: Collection[str] = ()) -> dict[str, pd.DataFrame]:
     """Return :func:`rows` of each family that has any, by key."""
-    tables = {name: results.read(name) for name in {f.benchmark for f in families.values()} if results.models(name)}
+    names = {family.benchmark for family in families.values()}
+    tables = {name: results.read(name, potentials.at_home(results.models(name), guests)) for name in names if results.models(name)}
     found = {key: rows(family, tables[family.benchmark]) for key, family in families.items() if family.benchmark in tables}
     return {key: part for key, part in found.items() if len(part)}
 
@@ -117,34 +112,23 @@ def _numbers(part: pd.DataFrame, *names: str) -> list[np.ndarray]:
     return [part[name].to_numpy(dtype=float) for name in names]
 
 
+def _pair(part: pd.DataFrame, value: str = "value") -> tuple[np.ndarray, np.ndarray]:
+    return part["reference"].to_numpy(dtype=float), part[value].to_numpy(dtype=float)
+
+
 def _need(part: pd.DataFrame) -> None:
     if len(part) < 2:
         raise ValueError(f"a slope needs at least two values, got {len(part)}")
 
 
 def slopes(part: pd.DataFrame, n_resamples: int = 2000, seed: int = 0) -> dict[str, float]:
-    """Return both slopes of the values of one model, with intervals from resampling materials.
+    """Return both slopes of the values of one model, or of a simulation.
 
-    Parameters
-    ----------
-    part : DataFrame
-        Columns ``material``, ``value``, ``reference``: of one model from :func:`rows`, or a simulation.
-    n_resamples, seed
-        As for :func:`helpers.softening.bootstrap_over`.
-
-    Returns
-    -------
-    dict
-        ``n``, ``n_materials``; with ``_low`` and ``_high``: ``slope`` (s), ``inverse_slope`` (s'), ``inverse`` (1/s') and ``r2`` = s s',
-        all about the origin; ``pearson_r2``, about the means.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two values.
+    They are ``n``, ``n_materials``; with ``_low`` and ``_high``: ``slope`` (s), ``inverse_slope`` (s'), ``inverse`` (1/s') and ``r2`` = s
+    s', all about the origin; ``pearson_r2``, about the means.
     """
     _need(part)
-    x, y = _numbers(part, "reference", "value")
+    x, y = _pair(part)
     sums = _sums(part, [(x, y)])
     found: dict[str, float] = {"n": len(part), "n_materials": len(sums)}
     statistics = {
@@ -177,10 +161,8 @@ EXPLANATIONS = ("selection", "geometry", "regression", "left")
 
 
 def _stages(part: pd.DataFrame, family: Family) -> tuple[np.ndarray, list[str]]:
-    """Return the sums of all stages, and the explanations that lead from one to the next.
-
-    The stages are paired: where a geometry is compared, all of them hold the cases that have both.
-    """
+    """Return the sums of all stages, and the explanations that lead from one to the next."""
+    # The stages are paired: where a geometry is compared, all of them hold the cases that have both.
     has_static = bool(family.geometry) and part["static"].notna().any()
     part = part[part["static"].notna()] if has_static else part
     x, y, static = _numbers(part, "reference", "value", "static")
@@ -222,19 +204,11 @@ def explain(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: i
     :func:`helpers.softening.decompose`, so that the parts add up exactly. Another order would give other parts: explanations overlap.
     See :func:`one_at_a_time`.
 
-    Parameters
-    ----------
-    part : DataFrame
-        Rows of one model, from :func:`rows`.
-    family : Family
-    n_resamples, seed
-        As for :func:`helpers.softening.bootstrap_over`. All parts of a resample come from the same materials.
-
     Returns
     -------
     DataFrame
         ``explanation`` (``total``, those that apply, ``left``) with ``part``, ``part_low``, ``part_high``: parts of 1 − s. A negative
-        part works the other way: it hides softening.
+        part works the other way: it hides softening. All parts of a resample come from the same materials.
 
     Raises
     ------
@@ -272,33 +246,24 @@ def explain_all(families: Mapping[str, pd.DataFrame], known: Mapping[str, Family
 def one_at_a_time(part: pd.DataFrame, family: Family) -> pd.DataFrame:
     """Return what s becomes when a single explanation is taken away, each from the full set of systems.
 
-    Parameters
-    ----------
-    part : DataFrame
-        Rows of one model.
-    family : Family
-
-    Returns
-    -------
-    DataFrame
-        ``explanation``, ``n``, ``before`` and ``after``: the slope on the systems that are compared, and the slope without that cause.
-        ``geometry`` compares the systems that have both geometries, ``selection`` all with the selected ones, ``regression`` s with
-        1/s', ``functional`` divides by the geometric mean of PBE over the reference's functional (``n`` counts what it comes from).
+    Columns ``explanation``, ``n``, ``before`` and ``after``: the slope on the systems that are compared, and the slope without that cause.
+    ``geometry`` compares the systems that have both geometries, ``selection`` all with the selected ones, ``regression`` s with
+    1/s', ``functional`` divides by the geometric mean of PBE over the reference's functional (``n`` counts what it comes from).
     """
     _need(part)
-    before = softening.softening_scale(*_numbers(part, "reference", "value"))
+    before = softening.softening_scale(*_pair(part))
     found = []
     kept = part[part["kept"].astype(bool)]
     if family.selection and 2 <= len(kept) < len(part):
-        found.append(("selection", len(kept), before, softening.softening_scale(*_numbers(kept, "reference", "value"))))
+        found.append(("selection", len(kept), before, softening.softening_scale(*_pair(kept))))
     both = part[part["static"].notna()]
     if family.geometry and len(both) >= 2:
-        moved, fixed = (softening.softening_scale(*_numbers(both, "reference", name)) for name in ("value", "static"))
+        moved, fixed = (softening.softening_scale(*_pair(both, name)) for name in ("value", "static"))
         found.append(("geometry", len(both), moved, fixed))
     ratio = part["functional_ratio"].dropna().astype(float)
     if len(ratio):
         found.append(("functional", len(ratio), before, before / float(np.exp(np.log(ratio).mean()))))
-    found.append(("regression", len(part), before, 1 / softening.inverse_slope(*_numbers(part, "reference", "value"))))
+    found.append(("regression", len(part), before, 1 / softening.inverse_slope(*_pair(part))))
     return pd.DataFrame(found, columns=["explanation", "n", "before", "after"])
 
 
@@ -307,22 +272,10 @@ def one_at_a_time(part: pd.DataFrame, family: Family) -> pd.DataFrame:
 
 
 def pair(table: pd.DataFrame, first: str, second: str, n_resamples: int = 2000, seed: int = 0) -> dict[str, float] | None:
-    """Compare two models on the cases that both have.
+    """Compare two models on the cases of :func:`rows` that both have, with the same resamples; None if these are fewer than two.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`rows`.
-    first, second : str
-        Models.
-    n_resamples, seed
-        As for :func:`helpers.softening.bootstrap_over`; both models see the same resamples.
-
-    Returns
-    -------
-    dict or None
-        ``n``, ``n_materials``, and with intervals ``slope_first``, ``slope_second``, ``slope_gain`` (second − first), and the same of
-        ``inverse`` = 1/s'. None if fewer than two cases are common to both.
+    They are ``n``, ``n_materials``, and with intervals ``slope_first``, ``slope_second``, ``slope_gain`` (second − first), and the same of
+    ``inverse`` = 1/s'.
     """
     keys = ["material", *places(table)]
     sides = [table[table["model"] == model][[*keys, "value", "reference"]] for model in (first, second)]
@@ -357,13 +310,7 @@ def pairs(families: Mapping[str, pd.DataFrame], first: str, second: str, n_resam
 
 
 def with_sizes(forces: pd.DataFrame) -> pd.DataFrame:
-    """Add ``size_reference`` and ``size_value``, the length of an atom's force vector in DFT and in the model, to rows of forces.
-
-    Parameters
-    ----------
-    forces : DataFrame
-        Rows of a family of forces, with ``atom``.
-    """
+    """Add ``size_reference`` and ``size_value``, the length of an atom's force vector in DFT and in the model, to rows of forces."""
     atoms = forces.groupby(["model", "case", "atom"], sort=False)
     squares = forces[["reference", "value"]].astype(float) ** 2
     codes = atoms.ngroup().to_numpy()
@@ -385,26 +332,19 @@ def binned(
     Parameters
     ----------
     part : DataFrame
-        Rows of one model with ``size_reference`` and ``size_value``, from :func:`with_sizes`.
+        From :func:`with_sizes`.
     edges : sequence of float
         Of the bins.
     on : {"reference", "value"}
         Whose size makes the bins.
     min_values : int
         A bin with fewer values, or of a single material, is left out.
-    n_resamples, seed
-        As for :func:`helpers.softening.bootstrap_over`.
 
     Returns
     -------
     DataFrame
         One row per bin: ``low``, ``high``, ``size`` (root mean square of what the bins are of),
         ``n``, ``n_materials``, ``ratio`` with its interval.
-
-    Raises
-    ------
-    ValueError
-        If ``on`` is neither.
     """
     if on not in ("reference", "value"):
         raise ValueError(f"bins are made on 'reference' or 'value', not {on!r}")
@@ -414,7 +354,7 @@ def binned(
         inside = part[(size >= low) & (size < high)]
         if len(inside) < min_values or inside["material"].nunique() < 2:
             continue
-        sums = _sums(inside, [tuple(_numbers(inside, "reference", "value"))])
+        sums = _sums(inside, [_pair(inside)])
         top, bottom = (2, 0) if on == "reference" else (1, 2)
         ratio = _interval(sums, lambda s, i=top, j=bottom: s[..., i] / s[..., j], n_resamples=n_resamples, seed=seed)
         mean = float(np.sqrt((inside[f"size_{on}"].astype(float) ** 2).mean()))
@@ -427,45 +367,26 @@ def binned(
 
 
 def reliability(rms: float, noise: float) -> float:
-    """Return λ = 1 − σ²/⟨x²⟩, the share of the reference's mean square that is no noise.
+    """Return λ = 1 − σ²/⟨x²⟩, the share of the reference's mean square that is no noise; ``rms``, of the reference, includes the noise σ.
 
     Noise in the reference that is independent of everything multiplies s by λ and leaves s' alone, because there the
     reference is the regressand (Fuller, Measurement Error Models (Wiley, 1987), sec. 1.1).
-
-    Parameters
-    ----------
-    rms : float
-        Root mean square of the reference, noise included.
-    noise : float
-        Standard deviation of its error, in the same unit.
     """
     return 1 - (noise / rms) ** 2
 
 
 def label_noise(families: Mapping[str, pd.DataFrame], noise: Sequence[float], model: str) -> pd.DataFrame:
-    """Return how much noise of the DFT forces could matter, for the families of forces.
+    """Return how much noise of the DFT forces, of these standard deviations σ (eV/Å), could matter for a model's s, by family of forces.
 
-    Parameters
-    ----------
-    families : mapping
-        From :func:`read`.
-    noise : sequence of float
-        Standard deviations to try, eV/Å.
-    model : str
-        Whose s is to be explained.
-
-    Returns
-    -------
-    DataFrame
-        One row per family: ``rms`` (eV/Å), ``slope``; for each σ, ``lost_σ`` = (1 − λ), the fraction of s that it costs; ``needed``, the
-        noise (eV/Å) that would bring a perfect model down to s (NaN for s ≥ 1).
+    Columns ``rms`` (eV/Å), ``slope``; for each σ, ``lost_σ`` = (1 − λ), the fraction of s that it costs; ``needed``, the
+    noise (eV/Å) that would bring a perfect model down to s (NaN for s ≥ 1).
     """
     found = []
     for key, table in families.items():
         part = table[table["model"] == model]
         if key not in FAMILIES or FAMILIES[key].quantity != "force" or len(part) < 2:
             continue
-        x, y = _numbers(part, "reference", "value")
+        x, y = _pair(part)
         rms, slope = float(np.sqrt(np.mean(x * x))), softening.softening_scale(x, y)
         lost = {f"lost_{sigma:g}": 1 - reliability(rms, sigma) for sigma in noise}
         found.append({"family": key, "rms": rms, "slope": slope, **lost, "needed": rms * np.sqrt(1 - slope) if slope < 1 else np.nan})
@@ -507,11 +428,6 @@ def simulate(kind: str, r2: float = 0.8, n: int = 4000, mean: float = 0.0, seed:
     -------
     DataFrame
         ``model``, ``material``, ``case``, ``value``, ``reference``, and the sizes |x| and |y| that :func:`binned` wants.
-
-    Raises
-    ------
-    ValueError
-        If the kind is unknown or R² is not between 0 and 1.
     """
     if kind not in ARCHETYPES:
         raise ValueError(f"there are {', '.join(ARCHETYPES)}, but no model {kind!r}")
@@ -524,11 +440,8 @@ def simulate(kind: str, r2: float = 0.8, n: int = 4000, mean: float = 0.0, seed:
         x = y + np.sqrt(1 - r2) * second
     else:
         x = mean + first
-        y = {
-            "noisy": x + np.sqrt(1 / r2 - 1) * second,
-            "soft": r2 * x,
-            "soft and noisy": r2 * x + np.sqrt(r2 * (1 - r2)) * second,
-        }[kind]
+        factor, noise = {"noisy": (1.0, 1 / r2 - 1), "soft": (r2, 0.0), "soft and noisy": (r2, r2 * (1 - r2))}[kind]
+        y = factor * x + np.sqrt(noise) * second
     names = [str(i) for i in range(n)]
     found = pd.DataFrame({"model": kind, "material": names, "case": names, "value": y, "reference": x})
     return found.assign(size_reference=np.abs(x), size_value=np.abs(y))
@@ -541,21 +454,9 @@ def simulate(kind: str, r2: float = 0.8, n: int = 4000, mean: float = 0.0, seed:
 def corrections(forces: pd.DataFrame) -> pd.DataFrame:
     """Correct each material with the factor from one of its frames, by both methods, for every choice of the frame.
 
-    Parameters
-    ----------
-    forces : DataFrame
-        Tidy rows of :mod:`helpers.benchmarks.off_equilibrium` (property ``force``). Materials with a single frame are left out.
-
-    Returns
-    -------
-    DataFrame
-        As :func:`helpers.softening.one_label_corrections` for both methods, with ``ratio`` (error after over error before, on the other
-        frames) and ``r2`` of the material (all frames), which says how much scatter a single factor cannot touch.
-
-    Raises
-    ------
-    ValueError
-        If no material has two frames.
+    Forces are rows of :mod:`helpers.benchmarks.off_equilibrium`; materials with a single frame are left out. The result is that of
+    :func:`helpers.softening.one_label_corrections`, with ``r2`` of the material (all frames), which says how much scatter a single factor
+    cannot touch.
     """
     frames = forces.groupby(["model", "set", "material"], observed=True)["case"].transform("nunique")
     usable = forces[frames > 1]
@@ -574,13 +475,7 @@ def typical(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: i
     it in another way than on slopes: to second order in the relative scatter v, unbiased noise lowers the geometric mean by v/2 and
     leaves the arithmetic one; in a calibrated prediction the geometric mean rises by v/2, and the arithmetic one by v.
 
-    Parameters
-    ----------
-    part : DataFrame
-        Rows of one model of a family of scalars. Pairs that are not both positive have no ratio and are left out.
-    family : Family
-    n_resamples, seed
-        As for :func:`helpers.softening.bootstrap_over`.
+    Pairs that are not both positive have no ratio and are left out.
 
     Returns
     -------
@@ -588,11 +483,6 @@ def typical(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: i
         ``explanation`` (``none``; ``arithmetic``, the other mean of the same ratios; ``selection`` and ``geometry``, on the systems
         concerned; ``same systems``, the value that the latter is to be compared with; ``functional``, all systems over the geometric
         mean of PBE over the reference's functional), ``n``, and ``ratio`` with its interval.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two ratios.
     """
     positive = part[(part["value"] > 0) & (part["reference"] > 0)]
     _need(positive)

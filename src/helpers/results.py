@@ -26,8 +26,9 @@ from helpers.registry import data_dir
 
 PACKAGES = ("torch", "torch-sim-atomistic", "chgnet", "matgl", "mace-torch", "sevenn", "e3nn", "ase", "pymatgen", "phonopy", "numpy")
 
-
 COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]
+
+Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def row(
     *,
     error: str | None = None,
     **extra: object,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Return one row of a tidy table: the standard columns, the case's info, and what else is given.
 
     ``status`` is ``ok``, or ``failed`` with ``error`` as the reason. A value that is no finite number has failed, too.
@@ -91,7 +92,7 @@ def row(
     }
 
 
-def table(rows: Iterable[dict[str, object]]) -> pd.DataFrame:
+def table(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     """Return rows as a table with the standard columns first."""
     frame = pd.DataFrame(list(rows))
     if frame.empty:
@@ -239,13 +240,13 @@ def write(
     return path
 
 
-def read(benchmark: str, model: str | None = None, *, sets: Collection[str] = ()) -> pd.DataFrame:
-    """Read the table of one model, or of all models that have one.
+def read(benchmark: str, model: str | Collection[str] | None = None, *, sets: Collection[str] = ()) -> pd.DataFrame:
+    """Read the table of one model, of several, or of all that have one.
 
     Parameters
     ----------
     benchmark : str
-    model : str, optional
+    model : str or collection of str, optional
     sets : collection of str, optional
         Reference sets that a table must hold. Who compares models on a set needs it from each of them: a model of which only other
         sets were computed is left out, and a line says so.
@@ -255,7 +256,7 @@ def read(benchmark: str, model: str | None = None, *, sets: Collection[str] = ()
     ResultsError
         If there is none; the message gives the command that makes it.
     """
-    chosen = models(benchmark) if model is None else [model]
+    chosen = models(benchmark) if model is None else [model] if isinstance(model, str) else list(model)
     paths = [table_path(benchmark, key) for key in chosen]
     missing = [key for key, path in zip(chosen, paths, strict=True) if not path.is_file()]
     if missing or not chosen:

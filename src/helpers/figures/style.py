@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from math import ceil
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -41,6 +42,12 @@ PLOTLY_SYMBOL = {
     "v": "triangle-down",
     "p": "pentagon",
     "$◣$": "triangle-sw",
+    "$◤$": "triangle-nw",
+    "$◢$": "triangle-se",
+    ">": "triangle-right",
+    "8": "octagon",
+    "d": "diamond-tall",
+    "H": "hexagon2",
     "<": "triangle-left",
     "*": "star",
     "X": "x",
@@ -141,13 +148,7 @@ def in_order(models: Iterable[str]) -> list[str]:
 
 
 def paper_key(paper_label: str) -> str:
-    """Return the catalogue key of one of the paper's three models.
-
-    Raises
-    ------
-    ValueError
-        If the paper has no such model.
-    """
+    """Return the catalogue key of one of the paper's three models; ValueError if it is none of them."""
     keys = {entry.paper_label: key for key, entry in CATALOGUE.items() if entry.paper_label}
     if paper_label not in keys:
         raise ValueError(f"the paper has no model {paper_label!r}; it has {', '.join(sorted(keys))}")
@@ -258,32 +259,47 @@ def panels(n: int, extra: float = 0.0) -> tuple[Figure, list[Axes], Axes | None]
     return figure, axes[:n], spare
 
 
-def legend(figure: Figure, spare: Axes | None, handles: list[object]) -> None:
-    """Put the legend into the empty place, else above the panels."""
+def legend(figure: Figure, spare: Axes | None, handles: list[object], columns: int | None = None) -> None:
+    """Put the legend into the empty place, else above the panels; columns by default all that a wide figure has place for."""
     if spare is not None:
-        spare.legend(handles=handles, loc="center", fontsize=STYLE["legend.fontsize"] + 0.5, labelspacing=1.0)
+        spare.legend(handles=handles, loc="center", fontsize=11, labelspacing=1.0)
     else:
-        columns = len(handles) if figure.get_figwidth() > 2 * _PANEL else 2
+        columns = columns or (len(handles) if figure.get_figwidth() > 2 * _PANEL else 2)
         figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
+
+
+def looks(names: Iterable[str], styles: Sequence[tuple], size: float = 6.0) -> dict[str, dict[str, Any]]:
+    """Return how lines are drawn, by name in order: colour, marker and dashes of ``styles``; ValueError if there are too few."""
+    names = list(names)
+    if len(names) > len(styles):
+        raise ValueError(f"{len(names)} lines, but there are {len(styles)} colours")
+    keys = ("color", "marker", "linestyle")
+    return {
+        name: dict(zip(keys, look, strict=True)) | {"markersize": size, "linewidth": 1.6} for name, look in zip(names, styles, strict=False)
+    }
+
+
+def with_ranges(axes: Axes, line: pd.DataFrame, x: str, look: Mapping[str, Any]) -> None:
+    """Draw means against a column, in its order, with their range as bars."""
+    line = line.sort_values(x)
+    spread = np.abs(line[["low", "high"]].to_numpy().T - line["mean"].to_numpy())
+    axes.errorbar(line[x], line["mean"], spread, markeredgecolor="white", markeredgewidth=0.6, zorder=3, **look)
+
+
+def log_places(axes: Axes, places: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic, with these places in plain numbers."""
+    axes.set_xscale("log")
+    axes.set_xticks(places, [f"{place:g}" for place in places])
+    axes.set_xticks([], minor=True)
 
 
 def note(axes: Axes, text: str, corner: str = "upper left") -> None:
     """Write numbers into a corner of a panel, on a veil of white that keeps them apart from points."""
     x, horizontal = (0.035, "left") if "left" in corner else (0.965, "right")
     y, vertical = (0.965, "top") if "upper" in corner else (0.035, "bottom")
-    axes.text(
-        x,
-        y,
-        text,
-        transform=axes.transAxes,
-        ha=horizontal,
-        va=vertical,
-        color=TEXT,
-        fontsize=10,
-        linespacing=1.35,
-        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "boxstyle": "square,pad=0.15"},
-        zorder=10,
-    )
+    place = {"transform": axes.transAxes, "ha": horizontal, "va": vertical, "zorder": 10}
+    veil = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "boxstyle": "square,pad=0.15"}
+    axes.text(x, y, text, color=TEXT, fontsize=10, linespacing=1.35, bbox=veil, **place)
 
 
 def interval(low: float, high: float, digits: int = 2) -> str:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ __all__ = [
     "PotentialError",
     "Prediction",
     "StructureError",
+    "at_home",
     "installed",
     "load",
     "runnable",
@@ -60,6 +62,8 @@ class Entry:
         The module that must be importable, if it is not called like the family.
     environment : str or None
         For a model whose package clashes with another's: the environment that has it; ``make env-NAME`` makes it.
+    guest : bool
+        Shown where a page asks for it, not in every chapter.
     """
 
     key: str
@@ -73,6 +77,7 @@ class Entry:
     paper_label: str | None = None
     package: str | None = None
     environment: str | None = None
+    guest: bool = False
 
 
 def _matgl_files(folder: str) -> tuple[str, ...]:
@@ -106,6 +111,7 @@ CATALOGUE: dict[str, Entry] = {
             "MPF",
             tuple(f"{_M3GNET}/m3gnet.{name}" for name in ("index", "data-00000-of-00001", "json")),
             package="matgl",
+            guest=True,
         ),
         Entry(
             "m3gnet-matpes-pbe-2025.1",
@@ -149,24 +155,14 @@ CATALOGUE: dict[str, Entry] = {
             ("ACEsuit/mace-mp/mace-mpa-0-medium.model",),
         ),
         *(
-            Entry(
-                f"nequix-{name}",
-                f"Nequix {label}",
-                short,
-                colour,
-                marker,
-                "nequix",
-                training_set,
-                (f"{_NEQUIX}/nequix-{name}.nqx",),
-                package="e3nn",
-            )
-            for name, label, short, colour, marker, training_set in (
-                ("mp-1", "MP", "nequix_mp", "#332288", "<", "MPtrj"),
-                ("mp-1-pft", "MP + Hessians", "nequix_mp_h", "#6655AA", ">", "MPtrj + Hessians"),
-                ("mp-1-pft-nocotrain", "MP, then Hessians", "nequix_mp_then_h", "#9988CC", "8", "MPtrj, then Hessians"),
-                ("omat-1", "OMat", "nequix_omat", "#117733", "X", "OMat24"),
-                ("oam-1", "OAM", "nequix_oam", "#44AA99", "d", "OMat24 + sAlex + MPtrj"),
-                ("oam-1-pft", "OAM + Hessians", "nequix_oam_h", "#88CCAA", "H", "OMat24 + sAlex + MPtrj + Hessians"),
+            Entry(key, label, short, colour, marker, "nequix", diet, (f"{_NEQUIX}/{key}.nqx",), package="e3nn", guest=True)
+            for key, label, short, colour, marker, diet in (
+                ("nequix-mp-1", "Nequix MP", "nequix_mp", "#332288", "$◤$", "MPtrj"),
+                ("nequix-mp-1-pft", "Nequix MP + Hessians", "nequix_mp_h", "#5E4FA2", ">", "MPtrj + Hessians"),
+                ("nequix-mp-1-pft-nocotrain", "Nequix MP, then Hessians", "nequix_mp_then_h", "#8D7CC3", "8", "MPtrj, then Hessians"),
+                ("nequix-omat-1", "Nequix OMat", "nequix_omat", "#0B5D3B", "d", "OMat24"),
+                ("nequix-oam-1", "Nequix OAM", "nequix_oam", "#44AA99", "H", "OMat24 + sAlex + MPtrj"),
+                ("nequix-oam-1-pft", "Nequix OAM + Hessians", "nequix_oam_h", "#7FC8B5", "$◢$", "OMat24 + sAlex + MPtrj + Hessians"),
             )
         ),
         Entry("sevennet-0", "SevenNet-0", "sevennet", "#882255", "p", "sevennet", "MPtrj", package="sevenn", environment="sevennet"),
@@ -257,6 +253,11 @@ def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool)
 def installed(key: str) -> bool:
     """Tell whether this environment has the package of a catalogue model; some have an environment of their own."""
     return find_spec(CATALOGUE[key].package or CATALOGUE[key].family) is not None
+
+
+def at_home(models: Iterable[str], guests: Collection[str] = ()) -> list[str]:
+    """Return those of some models that every chapter shows (all but the catalogue's guests), and the guests that are asked for."""
+    return [key for key in models if key in guests or key not in CATALOGUE or not CATALOGUE[key].guest]
 
 
 def runnable(key: str) -> bool:
