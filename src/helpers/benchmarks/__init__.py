@@ -2,12 +2,14 @@
 
 ``Protocol``
     frozen dataclass; every setting, with its unit in the name or the comment.
-``cases(protocol, sets=None)``
-    reference structures with their DFT values, as a list of :class:`Case`.
-``run(potential, cases, protocol)``
-    a tidy table, one row per case and property (columns :data:`COLUMNS` first). A failure is a row with a reason.
+``cases(protocol=None, sets=None)``
+    reference structures with their DFT values, as a list of :class:`Case`, of some sets or of all; files that are not here are fetched.
+    KeyError if a set is unknown, RegistryError if a file cannot be had, ValueError if one is not what it should be.
+``run(potential, cases, protocol=None, progress=False)``
+    a tidy table, one row per case and property (columns :data:`COLUMNS` first), of these cases or of a reader's own. A failure is a row
+    with a reason.
 ``summarise(table)``
-    the numbers that the chapter quotes, one row per model and set.
+    the numbers that the chapter quotes, one row per model and set. Here and in other functions, ``table`` is what ``run`` returns.
 
 With constants a module says what everything else must know of it:
 
@@ -33,16 +35,17 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from helpers import registry
 from helpers.registry import nearest
-from helpers.results import COLUMNS, Case, row, table
+from helpers.results import COLUMNS, Case, Rows, row, table
 
 __all__ = [
     "CATALOGUE",
@@ -52,6 +55,7 @@ __all__ = [
     "NO_U",
     "Case",
     "Family",
+    "Rows",
     "Sample",
     "at_hand",
     "beside",
@@ -59,6 +63,7 @@ __all__ = [
     "draw",
     "drawn",
     "families",
+    "force_rows",
     "module",
     "of",
     "row",
@@ -220,6 +225,14 @@ def without(found: pd.DataFrame, column: str) -> pd.DataFrame:
     return found.assign(kept=~found[column].astype(bool))
 
 
+def force_rows(model: str, case: Case, values: np.ndarray, references: np.ndarray, error: str | None = None, **extra: object) -> Rows:
+    """Return one row per force component (eV/Å, with ``atom`` and ``component``, 0 to 2 for x to z), or a single failed one."""
+    record = partial(row, model, case, "force", unit="eV/Å", **extra)
+    if error is not None:
+        return [record(np.nan, np.nan, error=error, atom=np.nan, component=np.nan)]
+    return [record(float(value), float(references[at]), atom=float(at[0]), component=float(at[1])) for at, value in np.ndenumerate(values)]
+
+
 # ---------------------------------------------------------------------------------------------------
 # A sample
 
@@ -243,10 +256,7 @@ class Sample:
     whole: bool = False
 
 
-Wanted = TypeVar("Wanted")
-
-
-def at_hand(name: str, wanted: Mapping[str, Wanted]) -> dict[str, Wanted | Sample]:
+def at_hand(name: str, wanted: Mapping[str, Sample | None]) -> dict[str, Sample | None]:
     """Return those of the wanted sets of a benchmark whose files are here; if none is, what stands in for them, if anything does."""
     known = module(name)
     here = {chosen: size for chosen, size in wanted.items() if registry.available(known.SETS[chosen])}

@@ -50,6 +50,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import ase
 import ase.build
@@ -61,7 +62,7 @@ from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from helpers import engine, registry, softening, sources, structures
 from helpers.benchmarks import NO_MAGNET, Case, Family, Sample, beside, chosen_sets, row, table, without
-from helpers.potentials.base import Potential
+from helpers.potentials.base import Potential, Prediction
 from helpers.sources import angsten
 
 _NOTES = {
@@ -132,13 +133,7 @@ _TERM = re.compile(r"([+-]?)\s*(\d*)\s*([A-Za-z]\w*)")
 
 
 def terms(combination: str) -> dict[str, int]:
-    """Return how often each defect occurs in a combination: ``2 vac_Ni + Ni_Al`` gives ``{"vac_Ni": 2, "Ni_Al": 1}``.
-
-    Raises
-    ------
-    ValueError
-        If the text is no sum of defects.
-    """
+    """Return how often each defect occurs in a combination: ``2 vac_Ni + Ni_Al`` gives ``{"vac_Ni": 2, "Ni_Al": 1}``; else ValueError."""
     found = _TERM.findall(combination)
     if not found or _TERM.sub("", combination).strip():
         raise ValueError(f"{combination!r} is no combination of defects such as '2 vac_Ni + Ni_Al'")
@@ -183,36 +178,21 @@ _LATTICES = ("DFT", "DFT volume", "model")
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the defect benchmark.
+    """Settings of the defect benchmark."""
 
-    Attributes
-    ----------
-    fmax_ev_per_a : float
-        Largest force at convergence of a relaxation, eV/Å.
-    max_steps : int
-        FIRE steps after which a relaxation counts as failed.
-    fcc_sites, hcp_sites, bcc_sites : int
-        Sites of the supercells of the metals, before the atom is taken out (not of set ``cell-size``, which has several).
-    min_length_a : float
-        Least length of a lattice vector where the supercell of a compound is built (NiTi), Å.
-    suspicious_a : float
-        Where an atom moves further than this as a defect relaxes, the host is examined: its perfect supercell is shaken and relaxed.
-    host_gain_ev : float
-        A host whose supercell thereby falls by more than this is no minimum of the model. A defect's energy against it would be that of
-        the transformation, so it counts as failed. (The DFT value plays no part in this.)
-    relax : bool
-        Whether defects are relaxed. Without it there are no ``relaxed`` rows; perfect crystals are relaxed in any case.
-    """
-
-    fmax_ev_per_a: float = 0.05
-    max_steps: int = 300
+    fmax_ev_per_a: float = 0.05  # largest force at convergence of a relaxation, eV/Å
+    max_steps: int = 300  # FIRE steps after which a relaxation counts as failed
+    # Sites of the supercells of the metals, before the atom is taken out (not of set ``cell-size``, which has several).
     fcc_sites: int = 64
     hcp_sites: int = 64
     bcc_sites: int = 64
-    min_length_a: float = 9.0
+    min_length_a: float = 9.0  # least length of a lattice vector where the supercell of a compound is built (NiTi), Å
+    # Where an atom moves further than this as a defect relaxes, the host is examined: its perfect supercell is shaken and relaxed.
     suspicious_a: float = 0.2
+    # A host whose supercell thereby falls by more than this is no minimum of the model. A defect's energy against it would be that of the
+    # transformation, so it counts as failed. (The DFT value plays no part in this.)
     host_gain_ev: float = 0.05
-    relax: bool = True
+    relax: bool = True  # Whether defects are relaxed. Without it there are no ``relaxed`` rows; perfect crystals are relaxed in any case.
 
 
 def formation_energy(defects: Sequence[tuple[int, ase.Atoms, float]], host: ase.Atoms, e_host: float) -> float:
@@ -241,7 +221,7 @@ def formation_energy(defects: Sequence[tuple[int, ase.Atoms, float]], host: ase.
         If the combination has another composition than the host.
     """
     largest = max(int(atoms.numbers.max()) for atoms in (host, *[atoms for _, atoms, _ in defects]))
-    found = sum(number * np.bincount(atoms.numbers, minlength=largest + 1) for number, atoms, _ in defects)
+    found = np.sum([number * np.bincount(atoms.numbers, minlength=largest + 1) for number, atoms, _ in defects], axis=0)
     cell = np.bincount(host.numbers, minlength=largest + 1)
     # In integers, so that there is no tolerance to choose.
     if not np.array_equal(found * len(host), cell * found.sum()):
@@ -255,40 +235,20 @@ def formation_energy(defects: Sequence[tuple[int, ase.Atoms, float]], host: ase.
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return the reference cases.
+    """Return the reference cases; ValueError if the protocol names a supercell that is not known.
 
-    Parameters
-    ----------
-    protocol : Protocol, optional
-        For the supercells.
-    sets : iterable of str, optional
-        Keys of :data:`SETS`. By default all; files that are not here are fetched.
-
-    Returns
-    -------
-    list of Case
-        Structures ``host`` (unit cell of the perfect crystal) and one supercell per defect; reference ``energy`` (eV). What was left
-        out, and why, is listed by :func:`left_out`.
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
-    ValueError
-        If a table has a row that is not known here, or the protocol names a supercell that is not known.
-    helpers.registry.RegistryError
-        If a file cannot be had; the message says which, and where to put it.
+    Structures ``host`` (unit cell of the perfect crystal) and one supercell per defect; reference ``energy`` (eV). What was left
+    out, and why, is listed by :func:`left_out`.
     """
-    protocol = Protocol() if protocol is None else protocol
-    names = chosen_sets(SETS, sets)
+    chosen = protocol or Protocol()
     makers = {
-        "vacancies": lambda: _close_packed("vacancies", protocol),
-        "polymorphs": lambda: _close_packed("polymorphs", protocol),
-        "bcc-vacancies": lambda: [_bcc("bcc-vacancies", record, protocol.bcc_sites) for record in sources.reference(_BCC)],
-        "intermetallics": lambda: [case for compound in COMBINATIONS for case in _intermetallic(compound, protocol)],
+        "vacancies": lambda: _close_packed("vacancies", chosen),
+        "polymorphs": lambda: _close_packed("polymorphs", chosen),
+        "bcc-vacancies": lambda: [_bcc("bcc-vacancies", record, chosen.bcc_sites) for record in sources.reference(_BCC)],
+        "intermetallics": lambda: [case for compound in COMBINATIONS for case in _intermetallic(compound, chosen)],
         "cell-size": _cell_size,
     }
-    return [case for name in names for case in makers[name]()]
+    return [case for name in chosen_sets(SETS, sets) for case in makers[name]()]
 
 
 def left_out() -> pd.DataFrame:
@@ -431,47 +391,32 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     """Predict formation energies.
 
     All perfect crystals are relaxed together; then every distinct structure that is not relaxed is evaluated in one call, and
-    all defects are relaxed together.
-
-    Parameters
-    ----------
-    potential : Potential
-    cases : sequence of Case
-        From :func:`cases`, or your own: with a ``host``, the defects' supercells, and in ``info`` the ``combination`` of them and the
-        ``lattice`` (see the module's text).
-    protocol : Protocol
-    progress : bool
-        Show progress bars.
+    all defects are relaxed together. Cases of your own have a ``host``, the defects' supercells, and in ``info`` the ``combination`` of
+    them and the ``lattice`` (see the module's text).
 
     Returns
     -------
     pandas.DataFrame
-        Tidy table. Properties ``unrelaxed`` and ``relaxed`` (eV, one row per case each). Besides what the case knows
+        Properties ``unrelaxed`` and ``relaxed`` (eV, one row per case each). Besides what the case knows
         there are ``volume_per_atom_a3``, that of the model's own perfect crystal, and in ``relaxed`` rows
         ``largest_displacement_a``, how far any atom moved as the defects relaxed: a value of the order of the distance
         between neighbours means that the defect became another one. ``n_broken_bonds`` counts the bonds of the atom taken out,
-        and ``coordination_loss`` the fraction of its bonds that each of its neighbours loses. A failed row says why.
+        and ``coordination_loss`` the fraction of its bonds that each of its neighbours loses.
     """
-    hosts = {structures.content(case.structures["host"]): case.structures["host"] for case in cases}
-    results = engine.relax(
-        potential, list(hosts.values()), cell="full", fmax=protocol.fmax_ev_per_a, max_steps=protocol.max_steps, progress=progress
-    )
-    relaxed_hosts = dict(zip(hosts, results, strict=True))
+    settings: dict[str, Any] = {"fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
+    relaxed_hosts = engine.relax_distinct(potential, [case.structures["host"] for case in cases], cell="full", **settings)
     plans = [_plan(case, relaxed_hosts[structures.content(case.structures["host"])], protocol) for case in cases]
 
-    frozen: dict[bytes, ase.Atoms] = {}
-    moving: dict[bytes, ase.Atoms] = {}
+    frozen: list[ase.Atoms] = []
+    moving: list[ase.Atoms] = []
     for plan in plans:
         for name, host in plan.host.items():
-            frozen[structures.content(host)] = host
-            pool = moving if name == "relaxed" else frozen
-            pool.update({structures.content(defect): defect for defect in plan.defects[name].values()})
-    static = dict(zip(frozen, potential.evaluate(list(frozen.values()), stress=False, progress=progress), strict=True))
-    relaxed = engine.relax(
-        potential, list(moving.values()), cell="fixed", fmax=protocol.fmax_ev_per_a, max_steps=protocol.max_steps, progress=progress
-    )
-    outcomes = {"unrelaxed": static, "relaxed": dict(zip(moving, relaxed, strict=True))}
-    moved = [_moved(plan, outcomes["relaxed"]) for plan in plans]
+            frozen.append(host)
+            (moving if name == "relaxed" else frozen).extend(plan.defects[name].values())
+    static = engine.evaluate_distinct(potential, frozen, progress)
+    relaxed = engine.relax_distinct(potential, moving, cell="fixed", **settings)
+    outcomes: dict[str, _Outcomes] = {"unrelaxed": static, "relaxed": relaxed}
+    moved = [_moved(plan, relaxed) for plan in plans]
     suspects = {number: plan for number, plan in enumerate(plans) if moved[number] > protocol.suspicious_a}
     unstable = _unstable_hosts(potential, suspects, static, protocol)
 
@@ -505,8 +450,9 @@ def _plan(case: Case, perfect: engine.Relaxed, protocol: Protocol) -> _Plan:
     own_error = _lost(perfect, guess)
     for name in _properties(protocol):
         needs_own = name == "relaxed" or lattice != "DFT"
-        if missing or (needs_own and own_error is not None):
-            plan.error[name] = f"no structure of {missing}" if missing else own_error
+        problem = f"no structure of {missing}" if missing else own_error if needs_own else None
+        if problem is not None:
+            plan.error[name] = problem
             continue
         if not needs_own:
             host = guess
@@ -541,7 +487,10 @@ def _at_volume(crystal: ase.Atoms, guess: ase.Atoms) -> ase.Atoms:
     return scaled
 
 
-def _energy(plan: _Plan, name: str, static: Mapping[bytes, object], outcomes: Mapping[bytes, object]) -> tuple[float, str | None]:
+_Outcomes = Mapping[bytes, Prediction | engine.Relaxed]
+
+
+def _energy(plan: _Plan, name: str, static: _Outcomes, outcomes: _Outcomes) -> tuple[float, str | None]:
     """Return the formation energy, and an error if there is one."""
     host = static[structures.content(plan.host[name])]
     results = {defect: outcomes[structures.content(atoms)] for defect, atoms in plan.defects[name].items()}
@@ -557,19 +506,17 @@ def _energy(plan: _Plan, name: str, static: Mapping[bytes, object], outcomes: Ma
 
 def _moved(plan: _Plan, outcomes: Mapping[bytes, engine.Relaxed]) -> float:
     """Return the largest displacement of any atom of the defects of a case, Å; NaN if one could not be relaxed."""
-    cells = plan.defects.get("relaxed", {}).values()
-    if not cells or any(outcomes[structures.content(atoms)].error is not None for atoms in cells):
+    pairs = [(atoms, outcomes[structures.content(atoms)]) for atoms in plan.defects.get("relaxed", {}).values()]
+    if not pairs or any(result.error is not None for _, result in pairs):
         return np.nan
-    return max(_largest_displacement(atoms, outcomes) for atoms in cells)
+    return max(float(np.linalg.norm(structures.displacements(atoms, result.atoms), axis=1).max()) for atoms, result in pairs)
 
 
 # How far atoms are shaken to find out whether a crystal is a minimum, Å.
 _SHAKE_A = 0.05
 
 
-def _unstable_hosts(
-    potential: Potential, suspects: Mapping[int, _Plan], static: Mapping[bytes, object], protocol: Protocol
-) -> dict[int, str]:
+def _unstable_hosts(potential: Potential, suspects: Mapping[int, _Plan], static: _Outcomes, protocol: Protocol) -> dict[int, str]:
     """Return, of these cases, those whose perfect crystal is no minimum of the model, with what to say about it."""
     cells: dict[bytes, ase.Atoms] = {}
     key_of: dict[int, bytes] = {}
@@ -582,9 +529,8 @@ def _unstable_hosts(
     shaken = [cell.copy() for cell in cells.values()]
     for cell in shaken:
         cell.rattle(_SHAKE_A, seed=0)
-    settings = {"cell": "fixed", "fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps}
-    results = dict(zip(cells, engine.relax(potential, shaken, **settings), strict=True))
-    found = {}
+    relaxed = engine.relax(potential, shaken, cell="fixed", fmax=protocol.fmax_ev_per_a, max_steps=protocol.max_steps)
+    results, found = dict(zip(cells, relaxed, strict=True)), {}
     for number, plan in suspects.items():
         host, result = plan.host["relaxed"], results[key_of[number]]
         gain = static[structures.content(host)].energy * len(result.atoms) / len(host) - result.energy
@@ -594,11 +540,6 @@ def _unstable_hosts(
                 f"falls by {gain:.2f} eV"
             )
     return found
-
-
-def _largest_displacement(initial: ase.Atoms, outcomes: Mapping[bytes, engine.Relaxed]) -> float:
-    final = outcomes[structures.content(initial)].atoms
-    return float(np.linalg.norm(structures.displacements(initial, final), axis=1).max())
 
 
 def relaxation_field(potential: Potential, host: str | ase.Atoms, protocol: Protocol) -> tuple[ase.Atoms, np.ndarray, np.ndarray]:
@@ -632,7 +573,7 @@ def relaxation_field(potential: Potential, host: str | ase.Atoms, protocol: Prot
     primitive = structures.plain(analyser.get_primitive_standard_structure())
     if structure is None or len(primitive) != (2 if structure == "hcp" else 1) or len(set(primitive.numbers)) != 1:
         raise ValueError(f"{crystal.get_chemical_formula()} in space group {analyser.get_space_group_symbol()} is neither fcc, hcp nor bcc")
-    settings = {"fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps}
+    settings: dict[str, Any] = {"fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps}
     perfect = engine.relax(potential, [primitive], cell="full", **settings)[0]
     if perfect.error is not None:
         raise ValueError(f"bulk: {perfect.error}")
@@ -646,9 +587,8 @@ def relaxation_field(potential: Potential, host: str | ase.Atoms, protocol: Prot
     if result.error is not None:
         raise ValueError(f"vacancy: {result.error}")
     moved = structures.displacements(ideal, result.atoms)
-    relaxed = ideal.copy()
-    relaxed.positions += moved
-    return relaxed, moved, site
+    ideal.positions += moved
+    return ideal, moved, site
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -658,18 +598,9 @@ def relaxation_field(potential: Potential, host: str | ase.Atoms, protocol: Prot
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers that the chapter quotes, one row per model, set and property.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``model, set, property, n_failed`` and those of :func:`helpers.softening.scalar_summary` (eV, intervals from resampling
-        materials), NaN for groups of fewer than two values. Site preferences, which may have either sign, are kept out of set
-        ``intermetallics`` and stand as ``site-preferences``; defects in :data:`UNSTABLE_HOSTS` stand as ``unstable-hosts``. Set ``all``
-        is :func:`pooled`: per point defect.
+    These are :func:`helpers.softening.scalar_summaries` (eV, intervals from resampling materials). Site preferences, which may have either
+    sign, are kept out of set ``intermetallics`` and stand as ``site-preferences``; defects in :data:`UNSTABLE_HOSTS` stand as
+    ``unstable-hosts``. Set ``all`` is :func:`pooled`: per point defect.
     """
     chosen = table.copy()
     chosen.loc[chosen["kind"] == _PREFERENCE, "set"] = "site-preferences"
@@ -734,7 +665,7 @@ def against_surfaces(defects: pd.DataFrame, slabs: pd.DataFrame) -> pd.DataFrame
     return pd.DataFrame(records, columns=columns).sort_values(["model", "element", "property"], kind="stable", ignore_index=True)
 
 
-def _compared(line: tuple, kind: str, quantity: str, loss: float, n_bonds: float, factor: float) -> tuple:
+def _compared(line: Any, kind: str, quantity: str, loss: float, n_bonds: float, factor: float) -> tuple:
     per_bond = factor / n_bonds
     energies = line.value / line.reference, per_bond * line.reference, per_bond * (line.value - line.reference)
     return line.model, line.material, kind, quantity, loss, n_bonds, *energies

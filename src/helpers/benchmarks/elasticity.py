@@ -36,6 +36,7 @@ import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import ase
 import ase.build
@@ -48,7 +49,7 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.symmetry.analyzer import SpacegroupAnalyzer
 
 from helpers import engine, registry, softening, structures
-from helpers.benchmarks import Case, Family, Sample, chosen_sets, of, row, table
+from helpers.benchmarks import Case, Family, Rows, Sample, chosen_sets, of, row, table
 from helpers.potentials.base import Potential, Prediction
 
 _MODULI = "materialsvirtuallab/matcalc/benchmark_data/mp-binary-pbe-elasticity-2025.1.json.gz"
@@ -97,33 +98,16 @@ _DISPLACEMENT_A, _SOFTEST_EV_PER_A2, _MAX_STEP_A = 0.01, 0.5, 0.1
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the elasticity benchmark.
+    """Settings of the elasticity benchmark."""
 
-    Attributes
-    ----------
-    n_compounds : int
-        Size of the set ``binaries``. They come in random order, so that the first n of them are a fair sample too.
-    seed : int
-        Of that order.
-    max_atoms : int
-        Largest cell of that set.
-    ranges : dict
-        Sizes of the strains, as :data:`RANGES`, dimensionless, in Voigt's notation.
-    fmax_ev_per_a : float
-        Largest force at convergence of a relaxation, eV/Å.
-    smax_ev_per_a3 : float
-        Largest stress at convergence of the relaxation of the cell, eV/Å³ (6e-5 is 0.01 GPa).
-    max_steps : int
-        Steps after which a relaxation counts as failed.
-    """
-
-    n_compounds: int = 400
-    seed: int = 0
-    max_atoms: int = 8
+    n_compounds: int = 400  # Size of the set ``binaries``. They come in random order, so that the first n of them are a fair sample too.
+    seed: int = 0  # of that order
+    max_atoms: int = 8  # largest cell of that set
+    # Sizes of the strains, as :data:`RANGES`, dimensionless, in Voigt's notation.
     ranges: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = field(default_factory=lambda: dict(RANGES))
-    fmax_ev_per_a: float = 1e-3
-    smax_ev_per_a3: float = 6e-5
-    max_steps: int = 500
+    fmax_ev_per_a: float = 1e-3  # largest force at convergence of a relaxation, eV/Å
+    smax_ev_per_a3: float = 6e-5  # largest stress at convergence of the relaxation of the cell, eV/Å³ (6e-5 is 0.01 GPa)
+    max_steps: int = 500  # steps after which a relaxation counts as failed
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -131,44 +115,17 @@ class Protocol:
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return the reference cases.
+    """Return the reference cases; the protocol decides on the number of compounds, their size and their order.
 
-    Parameters
-    ----------
-    protocol : Protocol, optional
-        For the number of compounds, their size and their order.
-    sets : iterable of str, optional
-        Keys of :data:`SETS`. By default all; files that are not here are fetched.
-
-    Returns
-    -------
-    list of Case
-        Structure ``crystal``; reference ``bulk_modulus`` and ``shear_modulus`` (averages of Voigt, Reuss and Hill, GPa)
-        and ``volume_per_atom`` (Å³), where there are DFT values.
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
-    helpers.registry.RegistryError
-        If a file cannot be had; the message says which, and where to put it.
+    Structure ``crystal``; reference ``bulk_modulus`` and ``shear_modulus`` (averages of Voigt, Reuss and Hill, GPa)
+    and ``volume_per_atom`` (Å³), where there are DFT values.
     """
-    names = chosen_sets(SETS, sets)
-    chosen = Protocol() if protocol is None else protocol
     makers = {"binaries": _binaries, "prototypes": _prototypes}
-    return [case for name in names for case in makers[name](chosen)]
+    return [case for name in chosen_sets(SETS, sets) for case in makers[name](protocol or Protocol())]
 
 
 def compound(material: str) -> Case:
-    """Return one compound of the source of ``binaries``, by its Materials Project identifier, whether or not it is in the random choice.
-
-    Raises
-    ------
-    KeyError
-        If the source does not have it.
-    helpers.registry.RegistryError
-        If its file cannot be had.
-    """
+    """Return any compound of the source of ``binaries``, by its Materials Project identifier; KeyError if it is unknown."""
     for record in _records():
         if record["mp_id"] == material:
             return _binary(record)
@@ -177,8 +134,8 @@ def compound(material: str) -> Case:
 
 def left_out(protocol: Protocol | None = None) -> pd.DataFrame:
     """Return the compounds of the source that cannot be cases, with the reason: columns ``set, material, formula, reason``."""
-    chosen = Protocol() if protocol is None else protocol
-    rows = [("binaries", record["mp_id"], record["formula"], reason) for record in _records() if (reason := unfit(record, chosen))]
+    judged = [(record, unfit(record, protocol or Protocol())) for record in _records()]
+    rows = [("binaries", record["mp_id"], record["formula"], reason) for record, reason in judged if reason]
     return pd.DataFrame(rows, columns=["set", "material", "formula", "reason"])
 
 
@@ -256,21 +213,10 @@ def equivalents(crystal: ase.Atoms) -> list[tuple[int, np.ndarray]]:
 
 
 def elastic_tensor(imposed: Sequence[Strain], stresses: Sequence[np.ndarray], crystal: ase.Atoms) -> ElasticTensor:
-    """Fit the elastic tensor of a crystal to its stresses, by least squares.
+    """Fit the elastic tensor of a crystal to its stresses, by least squares: GPa, with C_ij = C_ji and the symmetry of the crystal.
 
-    Parameters
-    ----------
-    imposed : sequence of Strain
-        Of one component each in Voigt's notation; every component with both signs.
-    stresses : sequence of ndarray, shape (3, 3)
-        Second stress of Piola and Kirchhoff under each of them, eV/Å³, positive under tension.
-    crystal : ase.Atoms
-        The unstrained crystal, for its symmetry.
-
-    Returns
-    -------
-    pymatgen.analysis.elasticity.ElasticTensor
-        GPa, with C_ij = C_ji and the symmetry of the crystal. ``k_vrh`` and ``g_vrh`` are the moduli.
+    Imposed are strains of one component each in Voigt's notation, every component with both signs; the second stress of Piola and
+    Kirchhoff under each of them has shape (3, 3), eV/Å³, positive under tension. ``k_vrh`` and ``g_vrh`` of the tensor are the moduli.
     """
     in_gpa = [(stress + stress.T) / 2 / units.GPa for stress in map(np.asarray, stresses)]
     with warnings.catch_warnings():
@@ -298,35 +244,19 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     """Predict bulk and shear moduli and the volume at equilibrium.
 
     All crystals are relaxed together, then all strained ones, and their stresses are evaluated in one call. A potential with a
-    smooth variant is used in that (:meth:`~helpers.potentials.Potential.smooth`).
-
-    Parameters
-    ----------
-    potential : Potential
-    cases : sequence of Case
-        From :func:`cases`, or your own with a ``crystal``.
-    protocol : Protocol
-    progress : bool
-        Show progress bars.
+    smooth variant is used in that (:meth:`~helpers.potentials.Potential.smooth`). Cases of your own have a ``crystal``.
 
     Returns
     -------
     pandas.DataFrame
-        Tidy table, one row per case and property: ``bulk_modulus`` and ``shear_modulus`` (GPa) for each range of strains, and
-        ``volume_per_atom`` (Å³). A failed row says why; the reason begins with "unstable" where the elastic tensor is not positive.
-        The volume stands nevertheless. ``reference`` is NaN where there is no DFT value.
+        One row per case and property: ``bulk_modulus`` and ``shear_modulus`` (GPa) for each range of strains, and
+        ``volume_per_atom`` (Å³). The reason begins with "unstable" where the elastic tensor is not positive; the volume stands then, too.
+        ``reference`` is NaN where there is no DFT value.
     """
     potential = potential.smooth()
     guesses = [case.structures["crystal"] for case in cases]
-    relaxed = engine.relax(
-        potential,
-        guesses,
-        cell="full",
-        fmax=protocol.fmax_ev_per_a,
-        smax=protocol.smax_ev_per_a3,
-        max_steps=protocol.max_steps,
-        progress=progress,
-    )
+    limits: dict[str, Any] = {"fmax": protocol.fmax_ev_per_a, "smax": protocol.smax_ev_per_a3, "max_steps": protocol.max_steps}
+    relaxed = engine.relax(potential, guesses, cell="full", progress=progress, **limits)
     outcomes = [outcome_of(result, guess) for result, guess in zip(relaxed, guesses, strict=True)]
     add_tensors(potential, [outcome for outcome in outcomes if outcome.error is None], protocol, progress)
     return table(line for case, outcome in zip(cases, outcomes, strict=True) for line in _rows(potential.key, case, outcome, protocol))
@@ -381,10 +311,8 @@ def add_tensors(potential: Potential, outcomes: Sequence[_Outcome], protocol: Pr
 
 
 def at_rest(potential, crystals, starts, protocol, progress) -> list[Prediction]:
-    """Return the predictions for strained crystals whose atoms have come to rest; ``error`` says which have not.
-
-    BFGS: it starts with the force constants of the unstrained crystal, so that a few steps are enough.
-    """
+    """Return the predictions for strained crystals whose atoms have come to rest; ``error`` says which have not."""
+    # BFGS: it starts with the force constants of the unstrained crystal, so that a few steps are enough.
     atoms = [start.copy() for start in starts]
     predictions: list[Prediction] = potential.evaluate(atoms, stress=True, progress=progress)
     moving = [number for number, prediction in enumerate(predictions) if pull(prediction) >= protocol.fmax_ev_per_a]
@@ -433,7 +361,7 @@ def _compliances(potential: Potential, crystals: Sequence[ase.Atoms]) -> list[np
     return found
 
 
-def _rows(model: str, case: Case, outcome: _Outcome, protocol: Protocol) -> list[dict[str, object]]:
+def _rows(model: str, case: Case, outcome: _Outcome, protocol: Protocol) -> Rows:
     volume = np.nan if outcome.crystal is None else outcome.crystal.get_volume() / len(outcome.crystal)
     reference = {name: float(case.reference.get(name, np.nan)) for name in ("bulk_modulus", "shear_modulus", "volume_per_atom")}
     rows = []
@@ -452,19 +380,11 @@ def _rows(model: str, case: Case, outcome: _Outcome, protocol: Protocol) -> list
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the numbers that the chapter quotes, one row per model, set and property.
+    """Return the numbers that the chapter quotes, one row per model, set and property; rows without a DFT value do not count.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`. Rows without a DFT value do not count.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``model, set, property, n, n_failed``, ``n_unstable`` (of the failed, those whose elastic tensor is not positive), those
-        of :func:`helpers.softening.scalar_summary` (intervals from resampling compounds), and ``ratio_median``, model over
-        DFT, with ``_low`` and ``_high``. What does not exist is NaN for groups of fewer than two values.
+    Columns ``model, set, property, n, n_failed``, ``n_unstable`` (of the failed, those whose elastic tensor is not positive), those
+    of :func:`helpers.softening.scalar_summary` (intervals from resampling compounds), and ``ratio_median``, model over
+    DFT, with ``_low`` and ``_high``. What does not exist is NaN for groups of fewer than two values.
     """
     records = []
     rated = table[table["reference"].notna()]
@@ -492,16 +412,8 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 def from_bulk_to_shear(table: pd.DataFrame) -> pd.DataFrame:
     """Correct the shear modulus of each compound with its bulk modulus as the one label: c = K(DFT) / K(model), and G → c G.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`.
-
-    Returns
-    -------
-    DataFrame
-        One row per model and compound that has both moduli: ``model, material, formula, c``, ``needed`` = G(DFT) / G(model), and in GPa
-        ``before``, ``after`` and ``reference`` of the shear modulus.
+    One row per model and compound that has both moduli: ``model, material, formula, c``, ``needed`` = G(DFT) / G(model), and in GPa
+    ``before``, ``after`` and ``reference`` of the shear modulus.
     """
     good = table[(table["status"] == "ok") & table["reference"].notna() & table["property"].isin(["bulk_modulus", "shear_modulus"])]
     wide = good.pivot_table(index=["model", "material", "formula"], columns="property", values=["value", "reference"])
@@ -516,29 +428,15 @@ def from_bulk_to_shear(table: pd.DataFrame) -> pd.DataFrame:
 def summarise_transfer(transfer: pd.DataFrame) -> pd.DataFrame:
     """Return, per model, medians over compounds of :func:`from_bulk_to_shear`.
 
-    Returns
-    -------
-    DataFrame
-        Index ``model``; ``n``, ``c``, ``needed``, the ratios to DFT ``before`` and ``after``, the errors ``error_before`` and
-        ``error_after`` (GPa) and ``helps``, the share of compounds whose error became smaller.
+    Index ``model``; ``n``, ``c``, ``needed``, the ratios to DFT ``before`` and ``after``, the errors ``error_before`` and
+    ``error_after`` (GPa) and ``helps``, the share of compounds whose error became smaller.
     """
-    errors = transfer.assign(
-        ratio_before=transfer["before"] / transfer["reference"],
-        ratio_after=transfer["after"] / transfer["reference"],
-        error_before=(transfer["before"] - transfer["reference"]).abs(),
-        error_after=(transfer["after"] - transfer["reference"]).abs(),
-    )
-    errors["helps"] = errors["error_after"] < errors["error_before"]
-    return errors.groupby("model").agg(
-        n=("material", "size"),
-        c=("c", "median"),
-        needed=("needed", "median"),
-        before=("ratio_before", "median"),
-        after=("ratio_after", "median"),
-        error_before=("error_before", "median"),
-        error_after=("error_after", "median"),
-        helps=("helps", "mean"),
-    )
+    reference, made = transfer["reference"], transfer.assign(n=1)
+    for stage in ("before", "after"):
+        made = made.assign(**{stage: transfer[stage] / reference, f"error_{stage}": (transfer[stage] - reference).abs()})
+    made["helps"] = made["error_after"] < made["error_before"]
+    medians = dict.fromkeys(("c", "needed", "before", "after", "error_before", "error_after"), "median")
+    return made.groupby("model").agg({"n": "sum", **medians, "helps": "mean"})
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -45,9 +45,10 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import ase
 import ase.build
@@ -56,9 +57,9 @@ import pandas as pd
 from ase.geometry import find_mic
 
 from helpers import engine, registry, softening, structures
-from helpers.benchmarks import NO_U, Case, Family, Sample, beside, chosen_sets, of, row, table, without
+from helpers.benchmarks import NO_U, Case, Family, Rows, Sample, beside, chosen_sets, of, row, table, without
 from helpers.potentials import CATALOGUE
-from helpers.potentials.base import Potential
+from helpers.potentials.base import Potential, Prediction
 from helpers.sources import angsten, devi
 
 _LIVPO4F = "materialsproject/emmet/test_files/mobility/test_match_npr_doc.json.gz"
@@ -112,51 +113,26 @@ _BARRIERS_EV = (0.05, 4.0)
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the migration benchmark.
+    """Settings of the migration benchmark."""
 
-    Attributes
-    ----------
-    fmax_ev_per_a : float
-        Largest force at convergence of a relaxation, eV/Å, on coordinates that are free.
-    max_steps : int
-        FIRE steps after which a relaxation counts as failed.
-    fcc_sites, hcp_sites : int
-        Sites of the supercells of set ``elements``; see :func:`helpers.structures.supercell`.
-    n_mg_hops, n_other_hops : int
-        Hops of Mg, and of all other ions, in set ``hops``. More than there are means all.
-    max_atoms : int
-        Largest cell in set ``hops``. The cells of more than 100 atoms, dense silicates and phosphates most of them, cost ten times as much
-        as the others.
-    seed : int
-        Decides which hops are drawn. For one seed a larger number of hops keeps those of a smaller one and adds to them.
-    bend : bool
-        Whether straight paths are relaxed a second time, with the ion free to move sideways. Without it there are no ``barrier_bent`` rows.
-    """
-
-    fmax_ev_per_a: float = 0.05
-    max_steps: int = 500
+    fmax_ev_per_a: float = 0.05  # largest force at convergence of a relaxation, eV/Å, on coordinates that are free
+    max_steps: int = 500  # FIRE steps after which a relaxation counts as failed
+    # Sites of the supercells of set ``elements``; see :func:`helpers.structures.supercell`.
     fcc_sites: int = 64
     hcp_sites: int = 64
+    # Hops of Mg, and of all other ions, in set ``hops``. More than there are means all.
     n_mg_hops: int = 100
     n_other_hops: int = 12
+    # Largest cell in set ``hops``. The cells of more than 100 atoms, dense silicates and phosphates most of them, cost ten times as much as
+    # the others.
     max_atoms: int = 100
-    seed: int = 0
+    seed: int = 0  # Decides which hops are drawn. For one seed a larger number of hops keeps those of a smaller one and adds to them.
+    # Whether straight paths are relaxed a second time, with the ion free to move sideways. Without it there are no ``barrier_bent`` rows.
     bend: bool = True
 
 
-def barrier(energies: Sequence[float]) -> float:
-    """Return the migration barrier: the highest image above the lower end point.
-
-    Parameters
-    ----------
-    energies : sequence of float
-        Of all images along the path, from one end point to the other, eV.
-
-    Returns
-    -------
-    float
-        eV; zero if no image lies above the lower end point.
-    """
+def barrier(energies: Sequence[float] | np.ndarray) -> float:
+    """Return the migration barrier of the images of a path, eV: the highest above the lower end point, zero if that is an end point."""
     return float(max(energies) - min(energies[0], energies[-1]))
 
 
@@ -171,10 +147,7 @@ def moving_ion(images: Sequence[ase.Atoms]) -> int:
 
 
 def way(images: Sequence[ase.Atoms], ion: int) -> np.ndarray:
-    """Return how far an ion has come at each image, along the path, shape (n_images,), Å.
-
-    Between neighbouring images it goes the shortest way.
-    """
+    """Return how far an ion has come at each image, along the path, shape (n_images,), Å; between images it goes the shortest way."""
     steps = [np.linalg.norm(structures.displacements(before, after)[ion]) for before, after in pairwise(images)]
     return np.concatenate([[0.0], np.cumsum(steps)])
 
@@ -184,39 +157,19 @@ def way(images: Sequence[ase.Atoms], ion: int) -> np.ndarray:
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return the reference cases.
+    """Return the reference cases; the protocol decides on the supercells, and on which hops are drawn.
 
-    Parameters
-    ----------
-    protocol : Protocol, optional
-        For the supercells, and for which hops are drawn.
-    sets : iterable of str, optional
-        Keys of :data:`SETS`. By default all; files that are not here are fetched.
-
-    Returns
-    -------
-    list of Case
-        Structures ``image-0``, ``image-1``, … in the order of the path, all with the same order of atoms; for the vacancy hops these are
-        the first half of the path, on the lattice that the relaxation of ``host`` starts from. Reference ``barrier`` (eV), in
-        ``livpo4f`` also ``energies`` (eV above the first image, one per image), and in ``elements`` ``vacancy_energy`` (eV, once
-        per element). What was left out, and why, is listed by :func:`left_out`.
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
-    helpers.registry.RegistryError
-        If a file cannot be had; the message says which, and where to put it.
+    Structures ``image-0``, ``image-1``, … in the order of the path, all with the same order of atoms; for the vacancy hops these are
+    the first half of the path, on the lattice that the relaxation of ``host`` starts from. Reference ``barrier`` (eV), in
+    ``livpo4f`` also ``energies`` (eV above the first image, one per image), and in ``elements`` ``vacancy_energy`` (eV, once
+    per element). What was left out, and why, is listed by :func:`left_out`.
     """
-    protocol = Protocol() if protocol is None else protocol
-    names = chosen_sets(SETS, sets)
-    makers = {
-        "livpo4f": lambda: [_livpo4f()],
-        "elements": lambda: _elements(protocol),
-        "hops": lambda: _hops(protocol),
-        "fcc-metals": lambda: [_metal_case("fcc-metals", "own", ase.build.bulk(m), "fcc", "fcc", _LIVE_SITES, {}) for m in _LIVE_METALS],
-    }
-    return [case for name in names for case in makers[name]()]
+    makers = {"livpo4f": lambda _: [_livpo4f()], "elements": _elements, "hops": _hops, "fcc-metals": _fcc_metals}
+    return [case for name in chosen_sets(SETS, sets) for case in makers[name](protocol or Protocol())]
+
+
+def _fcc_metals(_: Protocol) -> list[Case]:
+    return [_metal_case("fcc-metals", "own", ase.build.bulk(metal), "fcc", "fcc", _LIVE_SITES, {}) for metal in _LIVE_METALS]
 
 
 def left_out() -> pd.DataFrame:
@@ -232,7 +185,7 @@ def left_out() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["set", "material", "case", "reason"])
 
 
-def _info(images: Sequence[ase.Atoms], **known: object) -> dict[str, object]:
+def _info(images: Sequence[ase.Atoms], **known: object) -> dict[str, Any]:
     """Return the columns of a case; every set has the same ones."""
     ion = moving_ion(images)
     info = {
@@ -385,22 +338,13 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     """Predict migration barriers.
 
     Perfect metals are relaxed together. Then the images of all paths are relaxed together, each distinct one once, and
-    the DFT images are evaluated as they are.
-
-    Parameters
-    ----------
-    potential : Potential
-    cases : sequence of Case
-        From :func:`cases`, or your own: with ``image-0``, ``image-1``, … in the order of the path and the same order of atoms. With
-        a ``host`` they are the first half of a symmetric vacancy hop, from the end point to half-way.
-    protocol : Protocol
-    progress : bool
-        Show progress bars.
+    the DFT images are evaluated as they are. Cases of your own have ``image-0``, ``image-1``, … in the order of the path and with the same
+    order of atoms. With a ``host`` they are the first half of a symmetric vacancy hop, from the end point to half-way.
 
     Returns
     -------
     pandas.DataFrame
-        Tidy table, all values in eV. Properties, relaxed unless they say otherwise:
+        All values in eV. Properties, relaxed unless they say otherwise:
 
         ``barrier``
             One row per case, with ``highest_image`` (path coordinate of the highest image, 0 to 1), ``end_difference_ev`` (last end
@@ -415,8 +359,6 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
             The same at the DFT geometry, where there is one.
         ``vacancy_energy``
             Formation energy of the vacancy, once per metal of set ``elements``.
-
-        A failed row says why.
     """
     hosts = relaxed_hosts(potential, cases, protocol, progress)
     plans = [planned(case, hosts) for case in cases]
@@ -431,7 +373,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     evaluated = iter(potential.evaluate([image for number in with_dft for image in _images(cases[number])], progress=progress))
     static = {number: [next(evaluated) for _ in _images(cases[number])] for number in with_dft}
 
-    rows: list[dict[str, object]] = []
+    rows: Rows = []
     for number, (case, plan) in enumerate(zip(cases, plans, strict=True)):
         rows += _path_rows(potential.key, case, plan, paths[number], "relaxed")
         if number in bent:
@@ -444,12 +386,11 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
 
 
 def _relax(
-    potential: Potential, images: Iterable[tuple[ase.Atoms, np.ndarray | None]], protocol: Protocol, progress: bool
+    potential: Potential, images: Collection[tuple[ase.Atoms, np.ndarray | None]], protocol: Protocol, progress: bool
 ) -> list[engine.Relaxed]:
     """Relax images, each with the coordinates that are held in it."""
-    images = list(images)
-    settings = {"fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
-    return engine.relax(potential, [image for image, _ in images], held=[held for _, held in images], **settings)
+    moving, held = ([pair[part] for pair in images] for part in (0, 1))
+    return engine.relax(potential, moving, held=held, fmax=protocol.fmax_ev_per_a, max_steps=protocol.max_steps, progress=progress)
 
 
 def _key(image: ase.Atoms, held: np.ndarray | None) -> bytes:
@@ -458,9 +399,9 @@ def _key(image: ase.Atoms, held: np.ndarray | None) -> bytes:
 
 def relaxed_hosts(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool) -> dict[bytes, engine.Relaxed]:
     """Return the relaxed hosts of cases, each relaxed once, by the content of the structure."""
-    hosts = {structures.content(case.structures["host"]): case.structures["host"] for case in cases if "host" in case.structures}
-    settings = {"cell": "full", "fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
-    return dict(zip(hosts, engine.relax(potential, list(hosts.values()), **settings), strict=True))
+    hosts = [case.structures["host"] for case in cases if "host" in case.structures]
+    settings: dict[str, Any] = {"fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
+    return engine.relax_distinct(potential, hosts, cell="full", **settings)
 
 
 def planned(case: Case, hosts: Mapping[bytes, engine.Relaxed]) -> _Plan:
@@ -515,10 +456,7 @@ def _bent(
     protocol: Protocol,
     progress: bool,
 ) -> dict[int, list[engine.Relaxed]]:
-    """Return, by number, the straight paths after the ion was free to move sideways, with an image more between each two.
-
-    A path that has failed stays as it is.
-    """
+    """Return, by number, the straight paths with the ion free to move sideways and an image more between each two."""
     bent = {number: list(paths[number]) for number in straight}
     inner = [(number, position) for number in _unbroken(bent) for position in range(1, len(bent[number]) - 1)]
     starts = [(plans[number], bent[number][position].atoms) for number, position in inner]
@@ -568,14 +506,8 @@ def _path_coordinates(case: Case, plan: _Plan, n_images: int) -> np.ndarray:
     return np.interp(np.linspace(0, len(given) - 1, n_images), np.arange(len(given)), given)
 
 
-def _ion_shift(plan: _Plan, path: Sequence[engine.Relaxed]) -> float:
-    """Return how far the ion moved as the images relaxed, Å; the largest of all."""
-    pairs = zip(plan.images, path, strict=True)
-    return max(float(np.linalg.norm(structures.displacements(image, result.atoms)[plan.ion])) for image, result in pairs)
-
-
-def _path_rows(model: str, case: Case, plan: _Plan, path: Sequence[object], kind: str) -> list[dict[str, object]]:
-    """Return the rows of one path: its barrier and its images. ``path`` has an ``energy`` and an ``error`` for each image."""
+def _path_rows(model: str, case: Case, plan: _Plan, path: Sequence[Prediction | engine.Relaxed], kind: str) -> Rows:
+    """Return the rows of one path: its barrier and its images."""
     n_given = len(_images(case))
     n_images = len(path) or n_given
     coordinates = np.full(n_images, np.nan) if plan.ion < 0 else _path_coordinates(case, plan, n_images)
@@ -589,8 +521,11 @@ def _path_rows(model: str, case: Case, plan: _Plan, path: Sequence[object], kind
         value = barrier([*energies, energies[0]] if plan.half else energies)
         found["highest_image"] = float(coordinates[np.argmax(energies)])
         found["end_difference_ev"] = 0.0 if plan.half else float(energies[-1] - energies[0])
-        if kind != "static":
-            found["ion_shift_a"] = _ion_shift(plan, path[:: (n_images - 1) // (n_given - 1)])
+        # Of the images that were given: between those of a bent path stand others.
+        relaxed = [result.atoms for result in path[:: (n_images - 1) // (n_given - 1)] if isinstance(result, engine.Relaxed)]
+        if relaxed:
+            moved = [structures.displacements(*pair)[plan.ion] for pair in zip(plan.images, relaxed, strict=True)]
+            found["ion_shift_a"] = float(np.linalg.norm(moved, axis=1).max())
             if found["ion_shift_a"] > plan.hop_length / 2:
                 reason = f"the ion left its place on the path by {found['ion_shift_a']:.2f} Å, more than half of the hop"
                 value = np.nan
@@ -607,7 +542,7 @@ def _path_rows(model: str, case: Case, plan: _Plan, path: Sequence[object], kind
 
 def _vacancy_row(
     model: str, case: Case, plan: _Plan, outcome: Sequence[engine.Relaxed], hosts: Mapping[bytes, engine.Relaxed]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     host = hosts[structures.content(case.structures["host"])]
     error = plan.error or (f"image 0: {outcome[0].error}" if outcome[0].error else None)
     value = np.nan if error else outcome[0].energy - len(plan.images[0]) / len(host.atoms) * host.energy
@@ -616,13 +551,6 @@ def _vacancy_row(
 
 def path_frames(potential: Potential, case: Case, protocol: Protocol) -> list[ase.Atoms]:
     """Return the relaxed images of one path, all of it, to be looked at.
-
-    Parameters
-    ----------
-    potential : Potential
-    case : Case
-        From :func:`cases`.
-    protocol : Protocol
 
     Returns
     -------
@@ -645,7 +573,7 @@ def path_frames(potential: Potential, case: Case, protocol: Protocol) -> list[as
             starts.append(_mirrored(plan.images[number], plan))
             held.append(_held(starts[-1], plan.ion, along_x=True) if number else None)
         coordinates = np.concatenate([coordinates, 1 - coordinates[-2::-1]])
-    results = _relax(potential, zip(starts, held, strict=True), protocol, progress=False)
+    results = _relax(potential, list(zip(starts, held, strict=True)), protocol, progress=False)
     if protocol.bend and not plan.half and "energies" not in case.reference:
         results = _bent(potential, [plan], [results], [0], protocol, progress=False)[0]
         coordinates = _path_coordinates(case, plan, len(results))
@@ -703,14 +631,8 @@ def _mirrored(image: ase.Atoms, plan: _Plan) -> ase.Atoms:
 def from_one_image(table: pd.DataFrame, method: str = "inverse_slope") -> pd.DataFrame:
     """Correct a path with the DFT energy of one of its images, for every choice of that image.
 
-    The factor is c = ΔE_DFT / ΔE_model of the labelled image, with ΔE above the first image (there are no DFT forces to take it from).
-
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`, with a path that has DFT energies.
-    method : {"inverse_slope", "least_squares"}
-        As for :func:`helpers.softening.correction`; with one number as label both give the same.
+    The factor is c = ΔE_DFT / ΔE_model of the labelled image, with ΔE above the first image (there are no DFT forces to take it from),
+    with either method of :func:`helpers.softening.correction`.
 
     Returns
     -------
@@ -737,18 +659,9 @@ def from_one_image(table: pd.DataFrame, method: str = "inverse_slope") -> pd.Dat
 def from_vacancy_energy(table: pd.DataFrame) -> pd.DataFrame:
     """Correct the barriers of each metal with the formation energy of its vacancy.
 
-    The factor is c = E_f(DFT) / E_f(model).
-
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`, set ``elements``.
-
-    Returns
-    -------
-    DataFrame
-        One row per model and hop: ``model, material, hop, c, value, corrected, reference`` (eV) and ``status, reason`` (a model's
-        formation energy that is not positive gives no factor). Hops of a metal without a formation energy are left out.
+    The factor is c = E_f(DFT) / E_f(model). One row per model and hop: ``model, material, hop, c, value, corrected, reference`` (eV) and
+    ``status, reason`` (a model's formation energy that is not positive gives no factor). Hops of a metal without a formation energy are
+    left out.
     """
     good = table[(table["status"] == "ok") & (table["set"] == "elements")]
     labels = good.loc[good["property"] == "vacancy_energy", ["model", "material", "value", "reference"]]
@@ -767,17 +680,7 @@ def from_vacancy_energy(table: pd.DataFrame) -> pd.DataFrame:
 def from_one_element(table: pd.DataFrame, method: str = "inverse_slope") -> pd.DataFrame:
     """Correct the barriers of all metals with those of one, for every choice of that one.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`, set ``elements``.
-    method : {"inverse_slope", "least_squares"}
-        As for :func:`helpers.softening.correction`; they differ for hcp metals, which have two barriers.
-
-    Returns
-    -------
-    DataFrame
-        As from :func:`helpers.softening.one_label_corrections`; ``label`` is the metal.
+    As :func:`helpers.softening.one_label_corrections`; ``label`` is the metal. Methods differ for hcp metals, which have two barriers.
     """
     barriers = table[(table["property"] == "barrier") & (table["set"] == "elements")]
     return softening.one_label_corrections(barriers.assign(case=barriers["material"], material="metals"), method, "barrier")
@@ -788,20 +691,11 @@ def from_one_element(table: pd.DataFrame, method: str = "inverse_slope") -> pd.D
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the numbers that the chapter quotes, one row per model, set and property.
+    """Return the numbers that the chapter quotes, one row per model (those of :func:`authors` included), set and property.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`, and from :func:`authors`, if their values are to stand beside ours.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``model, set, property, n, n_failed`` and those of :func:`helpers.softening.scalar_summary` (eV, intervals from resampling
-        materials), NaN for groups of fewer than two different values. Two parts of ``hops`` stand by themselves as well: ``hops-Mg``,
-        as the paper's test has Mg only, and ``hops-without-U``, the compounds that the models did not learn from DFT+U. Values
-        without a reference, and first images, which are zero by definition, are left out.
+    These are :func:`helpers.softening.scalar_summaries` (eV, intervals from resampling materials). Two parts of ``hops`` stand by
+    themselves as well: ``hops-Mg``, as the paper's test has Mg only, and ``hops-without-U``, the compounds that the models did not learn
+    from DFT+U. Values without a reference, and first images, which are zero by definition, are left out.
     """
     hops = table[table["set"] == "hops"]
     magnesium = hops[hops["mobile_ion"] == "Mg"].assign(set="hops-Mg")

@@ -109,36 +109,21 @@ _CRYSTALS = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the benchmark.
+    """Settings of the benchmark."""
 
-    Attributes
-    ----------
-    stress : bool
-        Also predict stress; it costs time.
-    pressure_min_gpa, pressure_max_gpa : float
-        :func:`headline` keeps frames of ``mattersim-tp`` whose DFT pressure lies strictly between the two, GPa.
-    min_frames : int
-        … and compounds of that set with at least so many such frames. A set most of whose compounds have fewer has neither scales of
-        compounds nor errors corrected with them in :func:`summarise`: they would be tested on the dozens of numbers they are fitted to.
-    min_rms_force_ev_per_a : float
-        :func:`summarise` gives a material a slope of its own only if its DFT forces are at least so large (root mean square,
-        eV/Å). The default is the force below which the paper calls a structure relaxed.
-    rattle_a : float
-        Standard deviation of each displacement component in ``rattled-crystals``, Å.
-    strain : float
-        Those crystals are taken at linear strains −strain, 0 and +strain.
-    seed : int
-        Of their random displacements.
-    """
-
-    stress: bool = False
+    stress: bool = False  # also predict stress; it costs time
+    # :func:`headline` keeps frames of ``mattersim-tp`` whose DFT pressure lies strictly between the two, GPa.
     pressure_min_gpa: float = -20.0
     pressure_max_gpa: float = 15.0
+    # … and compounds of that set with at least so many such frames. A set most of whose compounds have fewer has neither scales of
+    # compounds nor errors corrected with them in :func:`summarise`: they would be tested on the dozens of numbers they are fitted to.
     min_frames: int = 3
+    # :func:`summarise` gives a material a slope of its own only if its DFT forces are at least so large (root mean square, eV/Å). The
+    # default is the force below which the paper calls a structure relaxed.
     min_rms_force_ev_per_a: float = 0.05
-    rattle_a: float = 0.1
-    strain: float = 0.03
-    seed: int = 2025
+    rattle_a: float = 0.1  # standard deviation of each displacement component in ``rattled-crystals``, Å
+    strain: float = 0.03  # those crystals are taken at linear strains −strain, 0 and +strain
+    seed: int = 2025  # of their random displacements
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -146,29 +131,11 @@ class Protocol:
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return the reference frames of some sets.
+    """Return the reference frames of some sets, by default of all, but of ``wbm-full`` only if its file is on this machine.
 
-    Parameters
-    ----------
-    protocol : Protocol, optional
-    sets : iterable of str, optional
-        Keys of :data:`SETS`. By default all, but ``wbm-full`` only if its file is on this machine.
-
-    Returns
-    -------
-    list of Case
-        One per frame, with the structure as ``frame`` and the reference ``energy`` (eV), ``forces`` (eV/Å, shape (n_atoms, 3))
-        and ``stress`` (eV/Å³, shape (3, 3), ASE's sign; NaN if not published). ``rattled-crystals`` has no reference.
-        ``info`` has the keys of :data:`INFO`.
-
-    Raises
-    ------
-    KeyError
-        If a set does not exist.
-    helpers.registry.RegistryError
-        If a file cannot be had.
-    ValueError
-        If a file does not hold what it should.
+    One case per frame, with the structure as ``frame`` and the reference ``energy`` (eV), ``forces`` (eV/Å, shape (n_atoms, 3))
+    and ``stress`` (eV/Å³, shape (3, 3), ASE's sign; NaN if not published). ``rattled-crystals`` has no reference.
+    ``info`` has the keys of :data:`INFO`.
     """
     protocol = protocol or Protocol()
     if sets is None:
@@ -183,13 +150,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
 
 
 def single_element(element: str) -> list[Case]:
-    """Return the frames of one element of ``single-element-md``, reading no other files.
-
-    Raises
-    ------
-    KeyError
-        If there are none of this element.
-    """
+    """Return the frames of one element of ``single-element-md``, reading no other files; KeyError if there are none."""
     keys = single_element_keys(element)
     if not keys:
         raise KeyError(f"single-element-md has no file of {element!r}")
@@ -216,20 +177,13 @@ def frame_case(name: str, chosen: str, material: str, atoms: ase.Atoms, energy: 
     forces, stress = np.asarray(forces, dtype=float), np.asarray(stress, dtype=float)
     if forces.shape != (len(atoms), 3) or stress.shape != (3, 3):
         raise ValueError(f"{name}: {len(atoms)} atoms, but forces of shape {forces.shape} and stress of shape {stress.shape}")
-    return Case(
-        name=name,
-        set=chosen,
-        material=material,
-        structures={"frame": atoms},
-        reference={"energy": float(energy), "forces": forces, "stress": stress},
-        info=INFO
-        | {
-            "pressure_gpa": pressure_gpa(stress),
-            "has_u_metal_with_o_or_f": structures.has_u_metal_with_o_or_f(atoms.get_chemical_symbols()),
-        }
-        | {"volume_a3_per_atom": atoms.get_volume() / len(atoms)}
-        | info,
-    )
+    own = {
+        "pressure_gpa": pressure_gpa(stress),
+        "has_u_metal_with_o_or_f": structures.has_u_metal_with_o_or_f(atoms.get_chemical_symbols()),
+        "volume_a3_per_atom": atoms.get_volume() / len(atoms),
+    }
+    reference = {"energy": float(energy), "forces": forces, "stress": stress}
+    return Case(name, chosen, material, {"frame": atoms}, reference, INFO | own | info)
 
 
 _READERS = {
@@ -269,23 +223,10 @@ def _rattled_crystals(protocol: Protocol) -> list[Case]:
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
-    """Predict all frames.
+    """Predict all frames; the table is described at the top of the module, strings are categories.
 
-    Parameters
-    ----------
-    potential : Potential
-    cases : sequence of Case
-        From :func:`cases`.
-    protocol : Protocol, optional
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    DataFrame
-        The table described at the top of the module; strings are categories. A frame that fails has a single row, property ``force``,
-        with NaN and the reason. A model without stress gets one failed ``stress`` row per frame, if stress was asked for; a crystal
-        out of order a failed ``virial`` row.
+    A frame that fails has a single row, property ``force``, with NaN and the reason. A model without stress gets one failed ``stress`` row
+    per frame, if stress was asked for; a crystal out of order a failed ``virial`` row.
     """
     protocol = protocol or Protocol()
     frames = [case.structures["frame"] for case in cases]
@@ -372,14 +313,14 @@ def _energy_rows(cases: Sequence[Case], predictions: Sequence[Prediction]) -> pd
 
 
 def _stress_rows(cases: Sequence[Case], predictions: Sequence[Prediction]) -> pd.DataFrame:
-    good = [index for index, prediction in enumerate(predictions) if prediction.ok and prediction.stress is not None]
+    good = {index: prediction.stress for index, prediction in enumerate(predictions) if prediction.ok and prediction.stress is not None}
     without = [index for index, prediction in enumerate(predictions) if prediction.ok and prediction.stress is None]
     first, second = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
     unknown = np.full((3, 3), np.nan)
     stresses = _part(
-        np.repeat(good, 6),
+        np.repeat(list(good), 6),
         "stress",
-        _joined([predictions[index].stress[first, second] for index in good]),
+        _joined([stress[first, second] for stress in good.values()]),
         _joined([cases[index].reference.get("stress", unknown)[first, second] for index in good]),
         component=np.tile(np.arange(4, 10), len(good)),
     )
@@ -406,17 +347,8 @@ def _virial_rows(cases: Sequence[Case], predictions: Sequence[Prediction]) -> pd
 def displacements(atoms: ase.Atoms) -> np.ndarray:
     """Return how far the atoms of a cubic element's crystal are from the sites of the ideal crystal, without the drift of the whole.
 
-    A mean position over few frames would take part in their motion and lower a virial, by 1/n_frames or more: hence the sites.
-
-    Parameters
-    ----------
-    atoms : ase.Atoms
-        A cubic supercell of the element's ground-state structure; periodic images and the origin do not matter.
-
-    Returns
-    -------
-    ndarray, shape (n_atoms, 3)
-        Å; the mean is zero.
+    A mean position over few frames would take part in their motion and lower a virial, by 1/n_frames or more: hence the sites. The cell is
+    a cubic supercell of the element's ground-state structure; periodic images and the origin do not matter. Å, shape (n_atoms, 3).
 
     Raises
     ------
@@ -473,26 +405,11 @@ def _moderate(table: pd.DataFrame, low: float, high: float, min_frames: int) -> 
 
 
 def sensitivity(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
-    """Show what the filter of ``mattersim-tp`` does to its softening scale.
+    """Show what the filter of ``mattersim-tp`` does to its softening scale; ValueError if the table has no rows of this set.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Unfiltered, from :func:`run`.
-    protocol : Protocol, optional
-        For the lower limit and the least number of frames.
-
-    Returns
-    -------
-    DataFrame
-        For each model, upper limit ``pressure_max_gpa`` (15, 30, 50 and ∞) and choice ``with_u_systems`` (whether oxides and
-        fluorides of metals that the Materials Project treats with +U are in): ``n_frames``, ``n_materials``, the pooled ``slope``
-        and the ``slope_median`` over compounds, both with intervals, and ``share_below_one``.
-
-    Raises
-    ------
-    ValueError
-        If the table has no rows of ``mattersim-tp``.
+    For each model, upper limit ``pressure_max_gpa`` (15, 30, 50 and ∞) and choice ``with_u_systems`` (whether oxides and
+    fluorides of metals that the Materials Project treats with +U are in): ``n_frames``, ``n_materials``, the pooled ``slope``
+    and the ``slope_median`` over compounds, both with intervals, and ``share_below_one``.
     """
     protocol = protocol or Protocol()
     everything = table[table["set"] == "mattersim-tp"]
@@ -511,20 +428,10 @@ def sensitivity(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.Dat
 
 
 def by_pressure(table: pd.DataFrame, edges_gpa: Sequence[float] = (-20, 0, 5, 10, 15, 30, 50)) -> pd.DataFrame:
-    """Return the pooled scale of ``mattersim-tp`` in windows of the DFT pressure.
+    """Return the pooled scale of ``mattersim-tp``, unfiltered, in windows of the DFT pressure, with these ends.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Unfiltered, from :func:`run`.
-    edges_gpa : sequence of float
-        Ends of the windows, GPa, ascending.
-
-    Returns
-    -------
-    DataFrame
-        One row per model and window: ``material`` (the window in words, in ascending order of pressure), ``n_frames``, and the
-        columns of :func:`helpers.softening.pooled`; intervals from resampling compounds.
+    One row per model and window: ``material`` (the window in words, in ascending order of pressure), ``n_frames``, and the
+    columns of :func:`helpers.softening.pooled`; intervals from resampling compounds.
     """
     rows = table[(table["set"] == "mattersim-tp") & (table["property"] == "force") & (table["status"] == "ok")]
     names = [f"{low:g} to {high:g} GPa" for low, high in itertools.pairwise(edges_gpa)]
@@ -546,13 +453,8 @@ def by_temperature(table: pd.DataFrame, block: int = 1) -> pd.DataFrame:
     """Return the scale of ``single-element-md`` at each nominal temperature of the ab-initio molecular dynamics, and the true one.
 
     Only perfect crystals (group ``AIMD-NVT``) whose source says the temperature are used. The temperatures of the vacancy frames are
-    left out: in silicon those said to be at 300 K have larger forces than those said to be at 3374 K.
-
-    Parameters
-    ----------
-    table : DataFrame
-    block : int
-        How many frames, in the table's order, count as one in the interval of ``label_k`` and ``virial_ratio``.
+    left out: in silicon those said to be at 300 K have larger forces than those said to be at 3374 K. A ``block`` is how many frames, in
+    the table's order, count as one in the interval of ``label_k`` and ``virial_ratio``.
 
     Returns
     -------

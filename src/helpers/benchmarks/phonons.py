@@ -50,8 +50,10 @@ import time
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import ase
 import ase.build
@@ -71,7 +73,7 @@ from scipy.linalg import sqrtm
 from tqdm.auto import tqdm
 
 from helpers import engine, registry, softening, sources, structures
-from helpers.benchmarks import Case, Family, Sample, beside, chosen_sets, of, row, table
+from helpers.benchmarks import Case, Family, Rows, Sample, beside, chosen_sets, of, row, table
 from helpers.potentials.base import Potential, check_structure
 
 UNIT = "THz"
@@ -83,8 +85,8 @@ _PBE_STRUCTURES = "MPA2suite/k_SRME/data/phononDB-PBE-structures.extxyz"
 
 
 def _material(key: str) -> str:
-    """Return the Materials Project identifier in the name of a PhononDB archive."""
-    return "mp-" + re.search(r"materials-id-(\d+)-", key).group(1)
+    """Return the Materials Project identifier in the name of a PhononDB archive, …-materials-id-NUMBER-…."""
+    return "mp-" + key.partition("materials-id-")[2].partition("-")[0]
 
 
 _ARCHIVES = {_material(file.key): file.key for file in registry.files("phonons") if file.key.startswith(_PHONONDB)}
@@ -137,52 +139,28 @@ _DISPLACED = "displaced "
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the phonon benchmark.
+    """Settings of the phonon benchmark."""
 
-    Attributes
-    ----------
-    fmax_ev_per_a : float
-        Largest force at convergence of the relaxation, eV/Å, and largest stress times the volume of the cell, divided by the square
-        root of its number of atoms, eV. With 15 Å³ per atom the stress is then below 0.01 GPa.
-    accepted_ev_per_a : float
-        The same for a relaxation that has not converged after ``max_steps``, or makes no progress: below this it is good enough for phonons
-        (the forces of the perfect supercell are subtracted), above it has failed. M3GNet's energy has small steps where bonds
-        cross its cutoff.
-    max_steps : int
-        Steps of a relaxation.
-    relax : bool
-        Whether the cell is relaxed with the model. Without it, phonons are those at the cell of the reference.
-    static_atoms : int
-        A compound with DFT forces whose displaced supercells have at most so many atoms together is computed at the cell of the reference
-        as well. More than there are means all, 0 none.
-    displacement_a : float
-        Length of the displacements in the sets that do not bring their own, Å.
-    mesh : int
-        q-points of the Γ-centred mesh along each reciprocal axis.
-    line_points : int
-        q-points on each line from Γ.
-    bands : tuple of (str, str)
-        Names of cases whose bands and density of states go into the table, with the path in the names of ``ase.cell.Cell.bandpath``.
-    band_points : int
-        q-points on a path.
-    dos_mesh_a : float
-        Density of the mesh for the density of states, as a length, Å.
-    dos_step_thz : float
-        Spacing of the density of states, THz.
-    """
-
+    # Largest force at convergence of the relaxation, eV/Å, and largest stress times the volume of the cell, divided by the square root of
+    # its number of atoms, eV. With 15 Å³ per atom the stress is then below 0.01 GPa.
     fmax_ev_per_a: float = 1e-3
+    # The same for a relaxation that has not converged after ``max_steps``, or makes no progress: below this it is good enough for phonons
+    # (the forces of the perfect supercell are subtracted), above it has failed. M3GNet's energy has small steps where bonds cross its
+    # cutoff.
     accepted_ev_per_a: float = 1e-2
-    max_steps: int = 300
-    relax: bool = True
+    max_steps: int = 300  # steps of a relaxation
+    relax: bool = True  # Whether the cell is relaxed with the model. Without it, phonons are those at the cell of the reference.
+    # A compound with DFT forces whose displaced supercells have at most so many atoms together is computed at the cell of the reference as
+    # well. More than there are means all, 0 none.
     static_atoms: int = 3000
-    displacement_a: float = 0.01
-    mesh: int = 8
-    line_points: int = 21
+    displacement_a: float = 0.01  # length of the displacements in the sets that do not bring their own, Å
+    mesh: int = 8  # q-points of the Γ-centred mesh along each reciprocal axis
+    line_points: int = 21  # q-points on each line from Γ
+    # Names of cases whose bands and density of states go into the table, with the path in the names of ``ase.cell.Cell.bandpath``.
     bands: tuple[tuple[str, str], ...] = ((f"csf/{_CSF}", "GXU,KGLWX"),)
-    band_points: int = 201
-    dos_mesh_a: float = 100.0
-    dos_step_thz: float = 0.02
+    band_points: int = 201  # q-points on a path
+    dos_mesh_a: float = 100.0  # density of the mesh for the density of states, as a length, Å
+    dos_step_thz: float = 0.02  # spacing of the density of states, THz
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -190,36 +168,15 @@ class Protocol:
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return the reference cases.
+    """Return the reference cases; the protocol says how long displacements are where a set does not bring its own.
 
-    Parameters
-    ----------
-    protocol : Protocol, optional
-        For the length of the displacements in the sets that do not bring their own.
-    sets : iterable of str, optional
-        Keys of :data:`SETS`. By default all; files that are not here are fetched.
-
-    Returns
-    -------
-    list of Case
-        Structures ``unit_cell`` and ``displaced 1``, ``displaced 2``, …: supercells of it, in phonopy's order of atoms, with one atom
-        displaced. Reference ``supercell_matrix`` and ``primitive_matrix``, both shape (3, 3) and in phonopy's convention, and, where there
-        are DFT values, ``forces`` (eV/Å, shape (n_displacements, n_atoms, 3)) or ``frequencies`` (THz, shape
-        (n_q, n_branches)) with their ``qpoints`` (reduced, shape (n_q, 3)) and ``weights`` (shape (n_q,)).
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
-    ValueError
-        If a file is not what it should be.
-    helpers.registry.RegistryError
-        If a file cannot be had; the message says which, and where to put it.
+    Structures ``unit_cell`` and ``displaced 1``, ``displaced 2``, …: supercells of it, in phonopy's order of atoms, with one atom
+    displaced. Reference ``supercell_matrix`` and ``primitive_matrix``, both shape (3, 3) and in phonopy's convention, and, where there
+    are DFT values, ``forces`` (eV/Å, shape (n_displacements, n_atoms, 3)) or ``frequencies`` (THz, shape
+    (n_q, n_branches)) with their ``qpoints`` (reduced, shape (n_q, 3)) and ``weights`` (shape (n_q,)).
     """
-    names = chosen_sets(SETS, sets)
-    chosen = Protocol() if protocol is None else protocol
     makers = {"phonondb": _phonondb, "csf": _phonondb, "phonondb-pbe": _phonondb_pbe, "prototypes": _prototypes}
-    return [case for name in names for case in makers[name](name, chosen)]
+    return [case for name in chosen_sets(SETS, sets) for case in makers[name](name, protocol or Protocol())]
 
 
 def own(crystal: ase.Atoms | IStructure, repeats: int | Sequence[int], protocol: Protocol | None = None, name: str = "own") -> Case:
@@ -232,7 +189,6 @@ def own(crystal: ase.Atoms | IStructure, repeats: int | Sequence[int], protocol:
     repeats : int or three int
         Size of the supercell in primitive cells, along each lattice vector. Twice the reach of the forces is wanted.
     protocol : Protocol, optional
-        For the length of the displacements.
     name : str
         What the case is to be called, before the formula.
 
@@ -244,7 +200,6 @@ def own(crystal: ase.Atoms | IStructure, repeats: int | Sequence[int], protocol:
     counts = np.asarray(repeats)
     if counts.dtype.kind not in "iuf" or counts.shape not in ((), (3,)) or (counts < 1).any() or (counts % 1 != 0).any():
         raise ValueError(f"repeats={repeats!r} are no numbers of cells; give one whole number above zero, or three")
-    repeats = np.broadcast_to(counts, 3)
     given = structures.many(crystal)
     if len(given) != 1:
         raise ValueError(f"one crystal is wanted, not {len(given)}")
@@ -255,19 +210,13 @@ def own(crystal: ase.Atoms | IStructure, repeats: int | Sequence[int], protocol:
         one, other = np.unravel_index(apart.argmin(), apart.shape)
         raise ValueError(f"atoms {one} and {other} lie in one place ({apart.min():.2g} Å apart); remove one of them")
     formula = Composition(crystal.get_chemical_formula()).reduced_formula
-    return _systematic_case(name, formula, to_phonopy(crystal), np.diag(repeats), np.eye(3), {}, "", protocol or Protocol())
+    return _systematic_case(
+        name, formula, to_phonopy(crystal), np.diag(np.broadcast_to(counts, 3)), np.eye(3), {}, "", protocol or Protocol()
+    )
 
 
 def compound(material: str) -> Case:
-    """Return one compound of PhononDB, by its Materials Project identifier.
-
-    Raises
-    ------
-    KeyError
-        If it is not among those of ``phonondb`` and ``csf``.
-    helpers.registry.RegistryError
-        If its file cannot be had.
-    """
+    """Return one compound of PhononDB, by its Materials Project identifier; KeyError if ``phonondb`` and ``csf`` do not have it."""
     if material not in _ARCHIVES:
         raise KeyError(f"PhononDB has {len(_ARCHIVES)} compounds here, and {material} is not among them")
     return _archived("csf" if material == _CSF else "phonondb", _ARCHIVES[material])
@@ -283,19 +232,12 @@ def authors() -> pd.DataFrame:
 
 
 def supercell_matrix(conf: str, source: str) -> np.ndarray:
-    """Return the supercell matrix that a ``phonopy.conf`` sets with its tag DIM (three or nine whole numbers).
-
-    Parameters
-    ----------
-    conf : str
-        Text of the file.
-    source : str
-        Its name, for the message.
+    """Return the supercell matrix that the text of a ``phonopy.conf`` sets with its tag DIM (three or nine whole numbers).
 
     Raises
     ------
     ValueError
-        If there is no such tag or it has another number of entries.
+        If there is no such tag or it has another number of entries; the message names the ``source``.
     """
     found = re.search(r"^\s*DIM\s*=\s*(.*)$", conf, flags=re.MULTILINE)
     entries = [int(entry) for entry in found.group(1).split()] if found else []
@@ -313,7 +255,8 @@ def _phonondb(name: str, _: Protocol) -> list[Case]:
 def _archived(name: str, key: str) -> Case:
     with tarfile.open(registry.fetch(key), "r:xz") as archive:
         members = {Path(member.name).name: member for member in archive if member.isfile()}
-        texts = {file: archive.extractfile(members[file]).read().decode() for file in ("POSCAR-unitcell", "FORCE_SETS", "phonopy.conf")}
+        streams = {file: archive.extractfile(members[file]) for file in ("POSCAR-unitcell", "FORCE_SETS", "phonopy.conf")}
+        texts = {file: stream.read().decode() for file, stream in streams.items() if stream is not None}
     unit_cell = read_vasp_from_strings(texts["POSCAR-unitcell"])
     matrix = supercell_matrix(texts["phonopy.conf"], f"{key}: phonopy.conf")
     dataset = parse_FORCE_SETS_from_strings(texts["FORCE_SETS"])
@@ -356,10 +299,8 @@ def _systematic_case(
     functional: str,
     protocol: Protocol,
 ) -> Case:
-    """Return a case with the fewest displacements that the symmetry allows.
-
-    They follow from the symmetry of the unit cell, which the supercells here share and which is found much faster.
-    """
+    """Return a case with the fewest displacements that the symmetry allows."""
+    # They follow from the symmetry of the unit cell, which the supercells here share and which is found much faster.
     small = dynamics(unit_cell, np.eye(3), primitive_matrix)
     small.generate_displacements(distance=protocol.displacement_a)
     perfect = get_supercell(unit_cell, matrix)
@@ -429,13 +370,7 @@ def dynamics(unit_cell: PhonopyAtoms, matrix: np.ndarray, primitive_matrix: np.n
 def add_forces(crystal: Phonopy, displacements: Sequence[tuple[int, np.ndarray]], forces: np.ndarray) -> None:
     """Give a crystal its force constants, symmetrised under permutation and translation as ``phonopy.load`` does.
 
-    Parameters
-    ----------
-    crystal : Phonopy
-    displacements : sequence of (int, ndarray)
-        Index of the displaced atom in the supercell, and displacement, Å.
-    forces : ndarray, shape (n_displacements, n_atoms, 3)
-        eV/Å.
+    A displacement is the index of an atom in the supercell and a vector (Å); forces have shape (n_displacements, n_atoms, 3), eV/Å.
     """
     crystal.dataset = {
         "natom": len(crystal.supercell),
@@ -498,16 +433,7 @@ def without_residual(displacements: Sequence[tuple[int, np.ndarray]], forces: np
     To first order opposite displacements have opposite effects, so that half of the sum of their forces is what is sought. The second
     order remains on the atoms around the displaced one; the median over all pairs is free of it.
 
-    Parameters
-    ----------
-    displacements, forces
-        As for :func:`add_forces`.
-
-    Returns
-    -------
-    forces : ndarray
-        Unchanged if no two displacements are opposite.
-    removed : bool
+    Arguments are those of :func:`add_forces`. If no two displacements are opposite, forces are returned unchanged, and False.
     """
     pairs = [
         (i, j)
@@ -522,27 +448,16 @@ def without_residual(displacements: Sequence[tuple[int, np.ndarray]], forces: np
 
 def relax(potential: Potential, crystal: ase.Atoms, protocol: Protocol) -> ase.Atoms:
     """Relax a crystal in its symmetry with the thresholds of the protocol, see :func:`helpers.engine.relax_symmetric`."""
-    settings = {"fmax": protocol.fmax_ev_per_a, "accepted": protocol.accepted_ev_per_a, "max_steps": protocol.max_steps}
-    return engine.relax_symmetric(potential, crystal, **settings)
+    return engine.relax_symmetric(
+        potential, crystal, fmax=protocol.fmax_ev_per_a, accepted=protocol.accepted_ev_per_a, max_steps=protocol.max_steps
+    )
 
 
 def carried_over(crystal: Phonopy, relaxed: ase.Atoms) -> ase.Atoms:
     """Return the unit cell of a crystal after its primitive cell has been relaxed.
 
-    Lattice and atoms change as those of the primitive cell have changed. No rotation is carried over, so that Cartesian displacements
-    keep their directions in the crystal.
-
-    Parameters
-    ----------
-    crystal : Phonopy
-        Before the relaxation.
-    relaxed : ase.Atoms
-        ``crystal.primitive``, relaxed.
-
-    Returns
-    -------
-    ase.Atoms
-        With the atoms of ``crystal.unitcell`` in their order.
+    Lattice and atoms, which keep the order of ``crystal.unitcell``, change as those of ``crystal.primitive`` have changed to ``relaxed``.
+    No rotation is carried over, so that Cartesian displacements keep their directions in the crystal.
     """
     before = to_ase(crystal.primitive)
     # The deformation r → r F, without its rotation.
@@ -657,13 +572,7 @@ def prepared(case: Case) -> Phonons:
 
 
 def _displacements(case: Case, supercell: ase.Atoms) -> list[tuple[int, np.ndarray]]:
-    """Return which atom is displaced in each displaced supercell of a case, and by what.
-
-    Raises
-    ------
-    ValueError
-        If there is none, one is no supercell of the unit cell, or not exactly one atom is displaced in it.
-    """
+    """Return which atom is displaced in each displaced supercell of a case, and by what; ValueError if it is not just one in each."""
     found = []
     for role, atoms in case.structures.items():
         if not role.startswith(_DISPLACED):
@@ -699,19 +608,12 @@ def _model_crystal(potential: Potential, item: Phonons, protocol: Protocol) -> P
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> pd.DataFrame:
     """Predict phonon frequencies, and the softening of single displacements.
 
-    Parameters
-    ----------
-    potential : Potential
-    cases : sequence of Case
-        From :func:`cases`, or your own with a ``unit_cell``, displaced supercells, the two matrices and, if there are any, DFT forces.
-    protocol : Protocol
-    progress : bool
-        Show progress bars.
+    Cases of your own have a ``unit_cell``, displaced supercells, the two matrices and, if there are any, DFT forces.
 
     Returns
     -------
     pandas.DataFrame
-        Tidy table. One row per case each: ``omega_max``, ``omega_mean``, ``omega_min``, ``omega_gamma`` (THz) and ``volume_per_atom`` (Å³).
+        One row per case each: ``omega_max``, ``omega_mean``, ``omega_min``, ``omega_gamma`` (THz) and ``volume_per_atom`` (Å³).
         For the cases of ``protocol.static_atoms``: ``omega_max_static``, ``omega_mean_static`` (THz).
         One row per displacement with DFT forces: ``displacement_slope``, with columns ``displacement`` (from 1), ``atom``
         (in the supercell), ``element``, ``residual_removed``. For the cases of ``protocol.bands``: ``band`` (THz), with columns
@@ -730,9 +632,9 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
         if item.case.name in static:
             made += _static_rows(potential.key, static[item.case.name], protocol)
         lowest = next(line["reference"] for line in made if line["property"] == "omega_min")
-        if item.error is None:
+        if item.forces is not None:
             if "forces" in item.case.reference:
-                made += _slope_rows(potential.key, item)
+                made += _slope_rows(potential.key, item, item.forces)
             if item.case.name in bands:
                 made += _band_rows(potential.key, item, bands[item.case.name], protocol)
                 made += _dos_rows(potential.key, item, protocol)
@@ -751,7 +653,7 @@ def _has_forces(item: Phonons) -> bool:
     return item.reference.force_constants is not None
 
 
-def _scalar_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str, object]]:
+def _scalar_rows(model: str, item: Phonons, protocol: Protocol) -> Rows:
     """Return one row for each of the frequencies and for the volume."""
     case, given = item.case, item.case.reference
     value = reference = dict.fromkeys(_FREQUENCIES, np.nan)
@@ -774,25 +676,24 @@ def _scalar_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str
     return [*rows, row(model, case, "volume_per_atom", volume, reference_volume, "Å³", error=item.error)]
 
 
-def _static_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str, object]]:
+def _static_rows(model: str, item: Phonons, protocol: Protocol) -> Rows:
     """Return the rows of the frequencies at the cell of the reference."""
     rows = _scalar_rows(model, item, protocol)
     return [line | {"property": line["property"] + _STATIC} for line in rows if line["property"] in _STATIC_FREQUENCIES]
 
 
-def _slope_rows(model: str, item: Phonons) -> list[dict[str, object]]:
+def _slope_rows(model: str, item: Phonons, predicted: np.ndarray) -> Rows:
     """Return one row per displacement."""
     reference, removed = without_residual(item.displacements, item.case.reference["forces"])
     symbols = item.reference.supercell.symbols
     rows = []
-    for number, ((atom, _), dft, forces) in enumerate(zip(item.displacements, reference, item.forces, strict=True), 1):
-        slope = softening.softening_scale(dft, forces)
-        extra = {"displacement": number, "atom": float(atom), "element": symbols[atom], "residual_removed": removed}
-        rows.append(row(model, item.case, "displacement_slope", slope, 1.0, "", **extra))
+    for number, ((atom, _), dft, forces) in enumerate(zip(item.displacements, reference, predicted, strict=True), 1):
+        told: dict[str, Any] = {"displacement": number, "atom": float(atom), "element": symbols[atom], "residual_removed": removed}
+        rows.append(row(model, item.case, "displacement_slope", softening.softening_scale(dft, forces), 1.0, "", **told))
     return rows
 
 
-def _band_rows(model: str, item: Phonons, path: str, protocol: Protocol) -> list[dict[str, object]]:
+def _band_rows(model: str, item: Phonons, path: str, protocol: Protocol) -> Rows:
     """Return one row per q-point of the path and branch; distances are those in the reference's reciprocal cell."""
     band_path = Cell(item.reference.primitive.cell).bandpath(path, npoints=protocol.band_points)
     distance, _, _ = band_path.get_linear_kpoint_axis()
@@ -800,26 +701,23 @@ def _band_rows(model: str, item: Phonons, path: str, protocol: Protocol) -> list
     labels = [next((name for name, point in points if np.abs(q - point).max() < 1e-9), "") for q in band_path.kpts]
     value = frequencies(item.model, band_path.kpts)
     reference = frequencies(item.reference, band_path.kpts) if _has_forces(item) else np.full_like(value, np.nan)
+    record = partial(row, model, item.case, "band", unit=UNIT)
     return [
-        row(
-            model,
-            item.case,
-            "band",
-            float(value[q, branch]),
-            float(reference[q, branch]),
-            UNIT,
-            q=float(q),
-            branch=float(branch),
-            distance=float(distance[q]),
-            label=labels[q],
+        record(
+            float(value[at]),
+            float(reference[at]),
+            q=float(at[0]),
+            branch=float(at[1]),
+            distance=float(distance[at[0]]),
+            label=labels[at[0]],
         )
-        for q, branch in np.ndindex(value.shape)
+        for at in np.ndindex(value.shape)
     ]
 
 
-def _dos_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str, object]]:
+def _dos_rows(model: str, item: Phonons, protocol: Protocol) -> Rows:
     """Return one row per frequency, from the lowest to the highest of both."""
-    crystals = [item.model, item.reference] if _has_forces(item) else [item.model]
+    crystals = [crystal for crystal in (item.model, item.reference) if crystal is not None and crystal.force_constants is not None]
     for crystal in crystals:
         crystal.run_mesh(protocol.dos_mesh_a)
     step = protocol.dos_step_thz
@@ -829,7 +727,7 @@ def _dos_rows(model: str, item: Phonons, protocol: Protocol) -> list[dict[str, o
     # phonopy takes frequencies below the end: half a step makes the end the last one.
     done = [crystal.run_total_dos(freq_min=low, freq_max=high + step / 2, freq_pitch=step) for crystal in crystals]
     value = done[0].dos
-    reference = done[1].dos if _has_forces(item) else np.full_like(value, np.nan)
+    reference = done[1].dos if len(done) > 1 else np.full_like(value, np.nan)
     return [
         row(model, item.case, "dos", float(one), float(other), "1/THz", frequency_thz=float(at))
         for at, one, other in zip(done[0].frequency_points, value, reference, strict=True)
@@ -850,10 +748,8 @@ def softest_mode(
 
     Parameters
     ----------
-    potential : Potential
-    case : Case
-        Such as CsF, ``cases(sets=["csf"])[0]``.
-    protocol : Protocol
+    potential, case, protocol
+        As for :func:`phonons`.
     q : sequence of three float
         Reduced coordinates of the primitive cell. At Γ, where the three acoustic modes are translations, the lowest of the other
         modes is taken.
@@ -875,16 +771,17 @@ def softest_mode(
         If the phonons cannot be computed, or the crystal has one atom per primitive cell and q is Γ.
     """
     (found,) = phonons(potential, [case], protocol)
-    if found.error is not None:
+    crystal, at = found.model, np.asarray(q, dtype=float)
+    if crystal is None:
         raise ValueError(f"{case.name}: {found.error}")
-    at_gamma = np.abs(q - np.rint(q)).max() < 1e-8
-    if at_gamma and len(found.model.primitive) == 1:
+    at_gamma = np.abs(at - np.rint(at)).max() < 1e-8
+    if at_gamma and len(crystal.primitive) == 1:
         raise ValueError(f"{case.name}: one atom per primitive cell has no optical mode at Γ")
     # The three acoustic modes are the ones closest to zero; an unstable optical mode lies below them.
-    omega = frequencies(found.model, [q])[0]
+    omega = frequencies(crystal, at[None])[0]
     acoustic = set(np.argsort(np.abs(omega))[:3]) if at_gamma else set()
     branch = next(number for number in range(len(omega)) if number not in acoustic)
-    wave = found.model.run_modulations(repeats, [(np.asarray(q, dtype=float), branch, 1.0, 0.0)])
+    wave = crystal.run_modulations(repeats, [(at, branch, 1.0, 0.0)])
     still = to_ase(wave.supercell)
     field = wave.modulations[0] * amplitude_a / np.linalg.norm(wave.modulations[0], axis=1).max()
     frames = []
@@ -901,15 +798,7 @@ def softest_mode(
 
 
 def ratios(table: pd.DataFrame, quantities: Sequence[str] = _RATIOS) -> pd.DataFrame:
-    """Return the rows of some frequencies that have a DFT value, with ``ratio`` model/DFT (missing if the case failed).
-
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`.
-    quantities : sequence of str
-        Properties.
-    """
+    """Return the rows of some frequencies that have a DFT value, with ``ratio`` model/DFT (missing if the case failed)."""
     chosen = table[table["property"].isin(quantities) & table["reference"].notna()]
     return chosen.assign(ratio=chosen["value"] / chosen["reference"])
 
@@ -917,20 +806,14 @@ def ratios(table: pd.DataFrame, quantities: Sequence[str] = _RATIOS) -> pd.DataF
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers that the chapter quotes: the ratio of frequencies, model over DFT.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`.
-
     Returns
     -------
     DataFrame
-        One row per model, set, property (``omega_max``, ``omega_mean``, ``omega_gamma``, and the first two static) and subset
-        (``all``; ``dft_stable``, without imaginary DFT
-        frequencies; ``non_magnetic``, without elements that have open d or f shells): ``n``, ``n_failed``, and
-        ``ratio_mean``, ``ratio_median``, ``share_below_one`` with ``_low`` and ``_high``, the 95 % interval from
-        resampling compounds (:func:`helpers.softening.distribution`), NaN for one compound. A subset without a
-        compound that has not failed has no row.
+        One row per model, set, property (``omega_max``, ``omega_mean``, ``omega_gamma``, and the first two static) and subset (``all``;
+        ``dft_stable``, without imaginary DFT frequencies; ``non_magnetic``, without elements that have open d or f shells): ``n``,
+        ``n_failed``, and ``ratio_mean``, ``ratio_median``, ``share_below_one`` with ``_low`` and ``_high``, the 95 % interval from
+        resampling compounds (:func:`helpers.softening.distribution`), NaN for one compound. A subset without a compound that has not
+        failed has no row.
     """
     rows = ratios(table)
     subsets = {
@@ -953,18 +836,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def both_slopes(table: pd.DataFrame) -> pd.DataFrame:
-    """Return slope and inverse slope of the highest frequencies of ``phonondb``, model against DFT through the origin, over compounds.
-
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`.
-
-    Returns
-    -------
-    DataFrame
-        Index ``model``; columns of :func:`helpers.softening.scalar_summary` (errors in THz).
-    """
+    """Return :func:`helpers.softening.scalar_summary` of the highest frequencies of ``phonondb`` over compounds (THz), index ``model``."""
     rows = ratios(table, ["omega_max"])
     rows = rows[(rows["set"] == "phonondb") & (rows["status"] == "ok")]
     found = {model: softening.scalar_summary(part["value"], part["reference"]) for model, part in rows.groupby("model")}
@@ -972,16 +844,9 @@ def both_slopes(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def one_displacement_corrections(table: pd.DataFrame, quantity: str = "omega_max") -> pd.DataFrame:
-    """Correct a compound's frequencies with one displacement, for every choice of it.
+    """Correct a compound's frequencies, ``omega_max`` or ``omega_mean``, with one displacement, for every choice of it.
 
     A displacement in which the model's forces are s times those of DFT asks for c = 1/s, and E → c E turns ω into √c ω.
-
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`.
-    quantity : str
-        Which frequency is corrected: ``omega_max`` or ``omega_mean``.
 
     Returns
     -------
@@ -1010,12 +875,7 @@ def one_displacement_corrections(table: pd.DataFrame, quantity: str = "omega_max
 
 
 def effect_of_one_displacement(corrections: pd.DataFrame) -> pd.DataFrame:
-    """Return what a correction with one displacement does to each compound of ``phonondb``, over every choice of the displacement.
-
-    Parameters
-    ----------
-    corrections : DataFrame
-        From :func:`one_displacement_corrections`.
+    """Return what :func:`one_displacement_corrections` do to each compound of ``phonondb``, over every choice of the displacement.
 
     Returns
     -------
@@ -1025,34 +885,15 @@ def effect_of_one_displacement(corrections: pd.DataFrame) -> pd.DataFrame:
         the error smaller.
     """
     good = corrections[(corrections["status"] == "ok") & (corrections["set"] == "phonondb")]
-    good = good.assign(
-        ratio_before=good["before"] / good["reference"],
-        ratio_after=good["after"] / good["reference"],
-        mae_before=good["error_before"].abs(),
-        mae_after=good["error_after"].abs(),
-        helps=good["error_after"].abs() < good["error_before"].abs(),
-    )
-    return (
-        good.groupby(["model", "material"])
-        .agg(
-            labels=("c", "size"),
-            before=("ratio_before", "median"),
-            after=("ratio_after", "median"),
-            mae_before=("mae_before", "mean"),
-            mae_after=("mae_after", "mean"),
-            helps=("helps", "mean"),
-        )
-        .reset_index()
-    )
+    for stage in ("before", "after"):
+        good = good.assign(**{stage: good[stage] / good["reference"], f"mae_{stage}": good[f"error_{stage}"].abs()})
+    good = good.assign(labels=1, helps=good["mae_after"] < good["mae_before"])
+    ways = {"labels": "sum", "before": "median", "after": "median", "mae_before": "mean", "mae_after": "mean", "helps": "mean"}
+    return good.groupby(["model", "material"]).agg(ways).reset_index()
 
 
 def summarise_corrections(effect: pd.DataFrame) -> pd.DataFrame:
-    """Return, per model, what one displacement as the label does, every compound counting alike.
-
-    Parameters
-    ----------
-    effect : DataFrame
-        From :func:`effect_of_one_displacement`.
+    """Return, per model, what one displacement as the label does (:func:`effect_of_one_displacement`), every compound counting alike.
 
     Returns
     -------
@@ -1080,16 +921,8 @@ def summarise_corrections(effect: pd.DataFrame) -> pd.DataFrame:
 def relaxation(table: pd.DataFrame) -> pd.DataFrame:
     """Set the highest frequencies at the model's own cell and at that of the reference side by side, for the compounds that have both.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`.
-
-    Returns
-    -------
-    DataFrame
-        One row per model and compound: ``model, set, material, formula``, the ratios model/DFT ``relaxed`` and ``static``, and
-        ``volume``, the model's volume over that of the reference.
+    Columns ``model, set, material, formula``, the ratios model/DFT ``relaxed`` and ``static``, and ``volume``, the model's volume over that
+    of the reference.
     """
     keys = ["model", "set", "material", "formula"]
     good = table[(table["status"] == "ok") & table["reference"].notna()]
@@ -1105,11 +938,6 @@ def functionals(table: pd.DataFrame) -> pd.DataFrame:
     The two sets have other supercells, which decide the interpolated frequencies, so their frequencies are not compared in general. At
     Γ all cells move alike, and the frequency does not depend on the supercell: there PBE over PBEsol is the functional
     (with the lattice parameter that belongs to it), and model/PBEsol = model/PBE × PBE/PBEsol.
-
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`, with the sets ``phonondb`` or ``csf`` and ``phonondb-pbe``.
 
     Returns
     -------

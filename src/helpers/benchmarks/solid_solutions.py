@@ -31,11 +31,12 @@ than DFT did. A relaxation keeps the symmetry that it starts with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import nan
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import ase
@@ -50,7 +51,7 @@ from scipy import special
 from scipy.spatial import ConvexHull
 
 from helpers import engine, potentials, registry, softening, structures
-from helpers.benchmarks import Case, Family, Sample, beside, chosen_sets, of, row, table
+from helpers.benchmarks import Case, Family, Sample, beside, chosen_sets, force_rows, of, row, table
 from helpers.potentials.base import Potential, Prediction
 from helpers.sources import snap
 
@@ -83,25 +84,14 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class System:
-    """What the energies of a set refer to.
+    """What the energies of a set refer to."""
 
-    Attributes
-    ----------
-    atoms_per_unit, sites_per_unit : int
-        Atoms in a formula unit, and sites in it that either species can take.
-    unit : str
-        Of the energies.
-    quantity : str
-        The energy that the thermodynamic model is fitted to.
-    enumerated : bool
-        Whether the orderings are all those of one cell, so that multiplicities make the random alloy.
-    """
-
+    # Atoms in a formula unit, and sites in it that either species can take.
     atoms_per_unit: int
     sites_per_unit: int
-    unit: str
-    quantity: str
-    enumerated: bool
+    unit: str  # of the energies
+    quantity: str  # the energy that the thermodynamic model is fitted to
+    enumerated: bool  # whether the orderings are all those of one cell, so that multiplicities make the random alloy
 
 
 # In SiC–AlN cations and anions mix on their own sublattices.
@@ -121,43 +111,18 @@ _NO_FORCE = 1e-6
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the benchmark.
+    """Settings of the benchmark."""
 
-    Attributes
-    ----------
-    fmax_ev_per_a : float
-        Largest force at convergence of a relaxation, eV/Å. The stress falls below the default of :func:`helpers.engine.relax`.
-    max_steps : int
-        FIRE steps after which a relaxation counts as failed.
-    relax : bool
-        Whether alloys are relaxed. Without it there are no ``formation_energy`` and ``mixing_energy`` rows; the end members
-        of ``ca-mg-o`` are relaxed in any case.
-    """
-
+    # Largest force at convergence of a relaxation, eV/Å. The stress falls below the default of :func:`helpers.engine.relax`.
     fmax_ev_per_a: float = 0.05
-    max_steps: int = 300
+    max_steps: int = 300  # FIRE steps after which a relaxation counts as failed
+    # Whether alloys are relaxed. Without it there are no ``formation_energy`` and ``mixing_energy`` rows; the end members of ``ca-mg-o``
+    # are relaxed in any case.
     relax: bool = True
 
 
 def mixing_energy(e_alloy: float, n_units: float, x: float, e_first: float, e_second: float) -> float:
-    """Return Δh = E/N − (1 − x) e₁ − x e₂.
-
-    Parameters
-    ----------
-    e_alloy : float
-        Energy of the alloy, eV.
-    n_units : float
-        Formula units N in it.
-    x : float
-        Fraction of the second species.
-    e_first, e_second : float
-        Energies of the end members, eV per formula unit.
-
-    Returns
-    -------
-    float
-        eV per formula unit.
-    """
+    """Return Δh = E/N − (1 − x) e₁ − x e₂ (eV per formula unit) of N formula units with the fraction x of the second species."""
     return e_alloy / n_units - (1 - x) * e_first - x * e_second
 
 
@@ -166,12 +131,7 @@ def mixing_energy(e_alloy: float, n_units: float, x: float, e_first: float, e_se
 
 
 def site_permutations(sites: ase.Atoms) -> np.ndarray:
-    """Return how the space group of a cell permutes its sites.
-
-    Parameters
-    ----------
-    sites : ase.Atoms
-        The sites alone, all of one species; translations that the cell repeats are operations too.
+    """Return how the space group of a cell, translations that it repeats included, permutes its sites, all of one species.
 
     Returns
     -------
@@ -200,17 +160,8 @@ def canonical_orderings(permutations: np.ndarray) -> np.ndarray:
     """Return, for every way to colour n sites with two species, the representative of its equivalents.
 
     A colouring is a bit mask: bit i is set where site i holds the second species. Its representative is the smallest mask among
-    its images. Every colouring is visited, so this is for cells of up to some twenty sites.
-
-    Parameters
-    ----------
-    permutations : ndarray of int, shape (n_operations, n_sites)
-        A group, from :func:`site_permutations`.
-
-    Returns
-    -------
-    ndarray of int, shape (2**n_sites,)
-        Indexed by mask. How often a representative occurs is its multiplicity.
+    its images under :func:`site_permutations`; how often one occurs is its multiplicity. The result has shape (2**n_sites,), indexed by
+    mask: every colouring is visited, so this is for cells of up to some twenty sites.
     """
     n_sites = permutations.shape[1]
     smallest = np.arange(2**n_sites, dtype=np.int32)
@@ -229,14 +180,9 @@ def _coloured(mask: int, n_sites: int) -> np.ndarray:
 
 
 def rocksalt_cell(a: float) -> ase.Atoms:
-    """Return MgO with 16 cations in the body-centred superlattice a(−1,1,1), a(1,−1,1), a(1,1,−1) of the cubic cell.
+    """Return MgO with 16 cations in the body-centred superlattice a(−1,1,1), a(1,−1,1), a(1,1,−1) of the cubic cell; a in Å.
 
     The cell keeps the full cubic symmetry, so that few orderings are distinct.
-
-    Parameters
-    ----------
-    a : float
-        Cubic lattice parameter, Å.
     """
     return make_supercell(bulk("MgO", "rocksalt", a=a, cubic=True), [[-1, 1, 1], [1, -1, 1], [1, 1, -1]])
 
@@ -261,33 +207,15 @@ def _bcc_orderings() -> tuple[ase.Atoms, np.ndarray, np.ndarray]:
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return the reference cases.
+    """Return the reference cases, whatever the protocol.
 
-    Parameters
-    ----------
-    protocol : Protocol, optional
-        Not needed here.
-    sets : iterable of str, optional
-        Keys of :data:`SETS`. By default all; files that are not here are fetched.
-
-    Returns
-    -------
-    list of Case
-        Structures ``alloy`` and the end members ``first`` and ``second``; reference ``energy`` (mixing energy, eV per formula
-        unit; NaN in ``ca-mg-o``) and, for unrelaxed metals, ``forces`` (eV/Å, shape (n_atoms, 3)). ``info`` holds ``x`` (fraction of
-        the second species), ``ordering``, ``multiplicity`` (equivalent configurations; NaN where the cells differ),
-        ``relaxed_in_dft`` and ``geometry`` (``built`` or ``DFT``).
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
-    helpers.registry.RegistryError
-        If a file cannot be had; the message says which, and where to put it.
+    Structures ``alloy`` and the end members ``first`` and ``second``; reference ``energy`` (mixing energy, eV per formula
+    unit; NaN in ``ca-mg-o``) and, for unrelaxed metals, ``forces`` (eV/Å, shape (n_atoms, 3)). ``info`` holds ``x`` (fraction of
+    the second species), ``ordering``, ``multiplicity`` (equivalent configurations; NaN where the cells differ),
+    ``relaxed_in_dft`` and ``geometry`` (``built`` or ``DFT``).
     """
-    names = chosen_sets(SETS, sets)
     makers = {"ca-mg-o": _ca_mg_o, "sic-aln": _sic_aln, "nb-mo": _metals, "ta-w": _metals}
-    return [case for name in names for case in makers[name](name)]
+    return [case for name in chosen_sets(SETS, sets) for case in makers[name](name)]
 
 
 def _case(
@@ -295,7 +223,7 @@ def _case(
     material: str,
     ordering: str,
     atoms: dict[str, ase.Atoms],
-    reference: dict[str, object],
+    reference: dict[str, Any],
     *,
     x: float,
     multiplicity: float,
@@ -348,21 +276,18 @@ def read_vasprun(path: Path) -> tuple[ase.Atoms, float, tuple[object, ...]]:
     has it under another name: VASP 5.3 writes the entropy as ``e_0_energy`` there.
     """
     root = ElementTree.parse(path).getroot()  # noqa: S314  (a file of known checksum)
-    energy = root.findall("calculation")[-1].findall("scstep")[-1].find("energy/i[@name='e_0_energy']")
-    final = root.find("structure[@name='finalpos']")
+    energy = root.findall("calculation")[-1].findall("scstep")[-1].findtext("energy/i[@name='e_0_energy']", "")
 
-    def vectors(where: str) -> list[list[float]]:
-        return [[float(number) for number in v.text.split()] for v in final.findall(f"{where}/v")]
+    def texts(where: str) -> list[str]:
+        return [(entry.text or "").strip() for entry in root.findall(where)]
 
-    atoms = ase.Atoms(
-        [atom[0].text.strip() for atom in root.findall("atominfo/array[@name='atoms']/set/rc")],
-        cell=vectors("crystal/varray[@name='basis']"),
-        scaled_positions=vectors("varray[@name='positions']"),
-        pbc=True,
+    cell, scaled = (
+        [[float(number) for number in text.split()] for text in texts(f"structure[@name='finalpos']/{where}/v")]
+        for where in ("crystal/varray[@name='basis']", "varray[@name='positions']")
     )
-    incar = tuple((entry.get("name"), entry.text.strip()) for entry in root.find("incar"))
-    functional = root.find("parameters//i[@name='GGA']").text.strip()
-    return atoms, float(energy.text), (incar, functional)
+    atoms = ase.Atoms(texts("atominfo/array[@name='atoms']/set/rc/c[1]"), cell=cell, scaled_positions=scaled, pbc=True)
+    incar = tuple(zip([entry.get("name") for entry in root.findall("incar/*")], texts("incar/*"), strict=True))
+    return atoms, float(energy), (incar, *texts("parameters//i[@name='GGA']"))
 
 
 def _sic_aln(name: str) -> list[Case]:
@@ -408,7 +333,7 @@ def _metals(name: str) -> list[Case]:
         if not relaxed:
             multiplicities[ordering] = _bcc_multiplicity(alloy, second)
         x = float(second.mean())
-        reference: dict[str, object] = {"energy": mixing_energy(frame.energy, len(alloy), x, e_first, e_second)}
+        reference: dict[str, Any] = {"energy": mixing_energy(frame.energy, len(alloy), x, e_first, e_second)}
         if not relaxed and np.abs(frame.forces).max() > _NO_FORCE:
             reference["forces"] = frame.forces
         found.append(
@@ -443,76 +368,47 @@ def _bcc_multiplicity(alloy: ase.Atoms, second: np.ndarray) -> int:
 # Predictions
 
 
-class _Distinct:
-    """A list of structures without repetitions."""
-
-    def __init__(self) -> None:
-        self.structures: list[ase.Atoms] = []
-        self._at: dict[bytes, int] = {}
-
-    def add(self, atoms: ase.Atoms) -> int:
-        """Return where the structure is in the list."""
-        key = structures.content(atoms)
-        if key not in self._at:
-            self._at[key] = len(self.structures)
-            self.structures.append(atoms)
-        return self._at[key]
-
-    def add_ends(self, case: Case) -> tuple[int, int]:
-        """Return where the end members of a case are in the list."""
-        return self.add(case.structures["first"]), self.add(case.structures["second"])
-
-
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> pd.DataFrame:
     """Predict mixing energies, and forces on the unrelaxed metals.
 
     The end members that the cases need are relaxed first, together; then every distinct structure is evaluated in one call, and
     all alloys are relaxed in another.
 
-    Parameters
-    ----------
-    potential : Potential
-    cases : sequence of Case
-        From :func:`cases`, any part of it.
-    protocol : Protocol
-    progress : bool
-        Show progress bars.
-
     Returns
     -------
     pandas.DataFrame
-        Tidy table with the properties of the module's text, energies in the unit of :data:`SYSTEMS`, and ``force`` (eV/Å, one row per
+        The properties of the module's text, energies in the unit of :data:`SYSTEMS`, and ``force`` (eV/Å, one row per
         component, with columns ``atom`` and ``component``, 0 to 2 for x to z, rounded to 1e-4). ``volume_a3_per_atom`` is that of
-        the structure that the value belongs to. A failed row says why.
+        the structure that the value belongs to.
     """
-    pairs = _Distinct()
-    wanted = [pairs.add_ends(case) if _built(case) or (protocol.relax and _relaxes(case)) else None for case in cases]
-    settings = {"cell": "full", "fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
-    relaxed_ends = engine.relax(potential, pairs.structures, **settings)
-    own = [None if places is None else [relaxed_ends[place] for place in places] for places in wanted]
-    starts = [_at_own_lattice(case, ends) if _built(case) else case.structures["alloy"] for case, ends in zip(cases, own, strict=True)]
-
-    distinct = _Distinct()
-    alloy_at = [distinct.add(start) for start in starts]
-    ends_at = [None if _built(case) else distinct.add_ends(case) for case in cases]
-    static = potential.evaluate(distinct.structures, stress=False, progress=progress)
+    settings: dict[str, Any] = {"cell": "full", "fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
     moving = [number for number, case in enumerate(cases) if protocol.relax and _relaxes(case)]
+    wanted = [case for number, case in enumerate(cases) if _built(case) or number in moving]
+    relaxed_ends = engine.relax_distinct(potential, [end for case in wanted for end in _ends(case).values()], **settings)
+    starts = [_at_own_lattice(case, relaxed_ends) if _built(case) else case.structures["alloy"] for case in cases]
+    ends = [end for case in cases if not _built(case) for end in _ends(case).values()]
+    static = engine.evaluate_distinct(potential, [*starts, *ends], progress)
     relaxed = dict(zip(moving, engine.relax(potential, [starts[number] for number in moving], **settings), strict=True))
 
     rows = []
-    for number, case in enumerate(cases):
-        alloy = static[alloy_at[number]]
+    for number, (case, start) in enumerate(zip(cases, starts, strict=True)):
+        alloy = static[structures.content(start)]
         if _built(case):
-            rows.append(_energy_row(potential.key, case, "formation_energy_unrelaxed", starts[number], alloy, own[number]))
+            rows.append(_energy_row(potential.key, case, "formation_energy_unrelaxed", start, alloy, relaxed_ends))
         else:
-            ends = [static[place] for place in ends_at[number]]
-            rows.append(_energy_row(potential.key, case, "mixing_energy_static", starts[number], alloy, ends))
+            rows.append(_energy_row(potential.key, case, "mixing_energy_static", start, alloy, static))
         if number in relaxed:
             result = relaxed[number]
-            rows.append(_energy_row(potential.key, case, SYSTEMS[case.set].quantity, result.atoms, result, own[number]))
+            rows.append(_energy_row(potential.key, case, SYSTEMS[case.set].quantity, result.atoms, result, relaxed_ends))
         if "forces" in case.reference:
-            rows += _force_rows(potential.key, case, alloy)
+            volume = case.structures["alloy"].get_volume() / len(case.structures["alloy"])
+            values, references = np.round(alloy.forces, 4), np.round(case.reference["forces"], 4)
+            rows += force_rows(potential.key, case, values, references, alloy.error, volume_a3_per_atom=volume)
     return table(rows)
+
+
+def _ends(case: Case) -> dict[str, ase.Atoms]:
+    return {role: case.structures[role] for role in ("first", "second")}
 
 
 def _built(case: Case) -> bool:
@@ -524,9 +420,10 @@ def _relaxes(case: Case) -> bool:
     return not SYSTEMS[case.set].quantity.endswith("static")
 
 
-def _at_own_lattice(case: Case, ends: Sequence[engine.Relaxed]) -> ase.Atoms:
+def _at_own_lattice(case: Case, relaxed: Mapping[bytes, engine.Relaxed]) -> ase.Atoms:
     """Return a built ordering with its lattice parameter interpolated between those of the model's end members (Vegard's rule)."""
     alloy = case.structures["alloy"].copy()
+    ends = [relaxed[structures.content(end)] for end in _ends(case).values()]
     if any(end.error is not None for end in ends):
         return alloy
     # Lengths per atom: the cells hold different numbers of atoms.
@@ -543,13 +440,13 @@ def _energy_row(
     name: str,
     atoms: ase.Atoms,
     alloy: Prediction | engine.Relaxed,
-    ends: Sequence[Prediction | engine.Relaxed],
-) -> dict[str, object]:
-    """Return the row of one energy; atoms is the geometry that it belongs to."""
+    known: Mapping[bytes, Prediction | engine.Relaxed],
+) -> dict[str, Any]:
+    """Return the row of one energy; atoms is the geometry that it belongs to, known holds the end members' results."""
     system = SYSTEMS[case.set]
     value, error, per_unit = np.nan, alloy.error, []
-    for role, end in zip(("first", "second"), ends, strict=True):
-        pure = case.structures[role]
+    for pure in _ends(case).values():
+        end = known[structures.content(pure)]
         if end.error is not None:
             error = error or f"{pure.get_chemical_formula(empirical=True)}: {end.error}"
         per_unit.append(end.energy * system.atoms_per_unit / len(pure))
@@ -559,38 +456,12 @@ def _energy_row(
     return row(model, case, name, value, float(case.reference["energy"]), system.unit, error=error, **extra)
 
 
-def _force_rows(model: str, case: Case, alloy: Prediction) -> list[dict[str, object]]:
-    """Return one row per force component; a single failed row if the alloy could not be evaluated."""
-    volume = case.structures["alloy"].get_volume() / len(case.structures["alloy"])
-    if alloy.error is not None:
-        extra = {"volume_a3_per_atom": volume, "atom": np.nan, "component": np.nan}
-        return [row(model, case, "force", np.nan, np.nan, "eV/Å", error=alloy.error, **extra)]
-    values, references = np.round(alloy.forces, 4), np.round(case.reference["forces"], 4)
-    return [
-        row(
-            model,
-            case,
-            "force",
-            float(values[i, k]),
-            float(references[i, k]),
-            "eV/Å",
-            volume_a3_per_atom=volume,
-            atom=float(i),
-            component=float(k),
-        )
-        for i, k in np.ndindex(values.shape)
-    ]
-
-
 # ---------------------------------------------------------------------------------------------------
 # Curves and thermodynamics
 
 
 def _points(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
-    """Return the energies that curves are made of, of models and DFT: columns ``model, set, case, x, weight, energy, status``.
-
-    Of the metals, those at the geometry that was relaxed in DFT.
-    """
+    """Return the energies that curves are made of, of models and DFT; of the metals, those at the geometry that was relaxed in DFT."""
     wanted = table["set"].map({name: quantity or system.quantity for name, system in SYSTEMS.items()})
     chosen = table[(table["property"] == wanted) & ((table["geometry"] == "built") | table["relaxed_in_dft"])]
     dft = chosen[np.isfinite(chosen["reference"])].drop_duplicates("case")
@@ -625,12 +496,7 @@ def _paper_points() -> pd.DataFrame:
 def mixing_curve(table: pd.DataFrame, quantity: str | None = None) -> pd.DataFrame:
     """Return how the energies of each composition are distributed.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`, of one or more models.
-    quantity : str, optional
-        A property of the table; by default that of :data:`SYSTEMS`. Of the metals, only the frames relaxed in DFT are taken.
+    The quantity is a property of the table, by default that of :data:`SYSTEMS`. Of the metals, only the frames relaxed in DFT are taken.
 
     Returns
     -------
@@ -664,26 +530,16 @@ def _curves(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def regular_solution(x: ArrayLike, h: ArrayLike, weights: ArrayLike | None = None) -> np.ndarray:
-    """Return the least-squares Ω of h = Ω x(1 − x), the regular solution.
+    """Return the least-squares Ω of h = Ω x(1 − x), the regular solution, in units of h.
 
     Parameters
     ----------
     x : array_like, shape (n,)
-        Fraction of the second species.
+        Fraction of the second species. ValueError if no composition lies between the end members.
     h : array_like, shape (..., n)
         Mixing energy per exchangeable site. Mind that the energies of ``ca-mg-o`` and ``sic-aln`` are for two.
     weights : array_like, shape (n,), optional
         Of the squared residuals.
-
-    Returns
-    -------
-    ndarray, shape (...)
-        In units of h.
-
-    Raises
-    ------
-    ValueError
-        If no composition lies between the end members.
     """
     return _least_squares(x, h, weights, n_terms=1)[..., 0]
 
@@ -691,22 +547,8 @@ def regular_solution(x: ArrayLike, h: ArrayLike, weights: ArrayLike | None = Non
 def sub_regular(x: ArrayLike, h: ArrayLike, weights: ArrayLike | None = None) -> np.ndarray:
     """Return the least-squares Ω0 and Ω1 of h = x(1 − x)[Ω0 + Ω1(1 − 2x)], the sub-regular solution.
 
-    Its gap is not symmetric about x = 1/2 (Hardy, Acta Metall. 1, 202 (1953)).
-
-    Parameters
-    ----------
-    x, h, weights
-        As for :func:`regular_solution`.
-
-    Returns
-    -------
-    ndarray, shape (..., 2)
-        In units of h.
-
-    Raises
-    ------
-    ValueError
-        If fewer than two compositions lie between the end members.
+    Its gap is not symmetric about x = 1/2 (Hardy, Acta Metall. 1, 202 (1953)). Arguments are those of :func:`regular_solution`, the result
+    has shape (..., 2), and two compositions must lie between the end members.
     """
     return _least_squares(x, h, weights, n_terms=2)
 
@@ -722,20 +564,10 @@ def _least_squares(x: ArrayLike, h: ArrayLike, weights: ArrayLike | None, n_term
 
 
 def consolute_temperature(omega: ArrayLike, asymmetry: ArrayLike = 0.0) -> np.ndarray:
-    """Return the temperature above which a (sub-)regular solution is stable at every composition, in K.
+    """Return the temperature above which a (sub-)regular solution is stable at every composition, in K; NaN if there is never a gap.
 
-    It is the maximum of the spinodal kT = −x(1 − x) h″(x) = x(1 − x)[2 Ω0 + 6 Ω1(1 − 2x)]; for Ω1 = 0, Ω/2k. The
-    assumptions are those of :func:`binodal`.
-
-    Parameters
-    ----------
-    omega, asymmetry : array_like, equal shapes
-        Ω0 and Ω1, eV per exchangeable site.
-
-    Returns
-    -------
-    ndarray, same shape
-        NaN if there is no gap at any temperature.
+    It is the maximum of the spinodal kT = −x(1 − x) h″(x) = x(1 − x)[2 Ω0 + 6 Ω1(1 − 2x)]; for Ω1 = 0, Ω/2k. Ω0 (``omega``) and Ω1
+    (``asymmetry``), of equal shapes, are in eV per exchangeable site, and the assumptions those of :func:`binodal`.
     """
     omega, asymmetry = np.broadcast_arrays(np.asarray(omega, dtype=float), np.asarray(asymmetry, dtype=float))
     x = np.linspace(0, 1, 1001)
@@ -799,13 +631,6 @@ def miscibility(table: pd.DataFrame, n_resamples: int = 2000, seed: int = 0, lev
     nothing was left out, so for those sets they are no error bars: they show how much depends on which orderings a
     sample of this size happens to hold.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`, of one or more models.
-    n_resamples, seed, level
-        Bootstrap samples, seed of the random generator, and coverage.
-
     Returns
     -------
     DataFrame
@@ -853,22 +678,10 @@ def _thermodynamics(points: pd.DataFrame, system: System, n_resamples: int, seed
 
 
 def miscibility_gaps(fits: pd.DataFrame, name: str, n_points: int = 60) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the outlines of miscibility gaps for drawing, from sub-regular solutions.
+    """Return the outlines of miscibility gaps of a set for drawing, from the sub-regular solutions of :func:`miscibility`.
 
-    Parameters
-    ----------
-    fits : DataFrame
-        From :func:`miscibility`.
-    name : str
-        A set.
-    n_points : int
-        Temperatures per outline.
-
-    Returns
-    -------
-    lines, tops : DataFrame
-        Columns ``model, source, x, temperature_k`` (``source`` is ``DFT`` for DFT): two points per temperature, and one consolute point
-        per model. Solutions that order have no gap and are left out.
+    These are lines, two points for each of ``n_points`` temperatures, and tops, one consolute point per model, both with columns
+    ``model, source, x, temperature_k`` (``source`` is ``DFT`` for DFT). Solutions that order have no gap and are left out.
     """
     lines, tops = [], []
     x = np.linspace(0, 1, 1001)
@@ -883,12 +696,7 @@ def miscibility_gaps(fits: pd.DataFrame, name: str, n_points: int = 60) -> tuple
 
 
 def against_paper(table: pd.DataFrame) -> dict[str, float]:
-    """Compare the formation energies of Ca-Mg-O with the DFT points of the paper's Fig. 2c.
-
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`, of one model.
+    """Compare one model's formation energies of Ca-Mg-O with the DFT points of the paper's Fig. 2c.
 
     Returns
     -------
@@ -903,9 +711,7 @@ def against_paper(table: pd.DataFrame) -> dict[str, float]:
         If the table holds several models or no formation energies.
     """
     curves = mixing_curve(table[table["set"] == "ca-mg-o"])
-    models = sorted(set(curves["model"]))
-    if len(models) != 1:
-        raise ValueError(f"one model with formation energies of ca-mg-o is needed; the table has {', '.join(models) or 'none'}")
+    _check_one_model(curves, "of ca-mg-o")
     paper = paper_curves()
     dft = paper[paper["model"] == "DFT"]
     both = curves[curves["x"].between(0, 1, inclusive="neither")].merge(dft, on="x", suffixes=("", "_dft"))
@@ -915,20 +721,14 @@ def against_paper(table: pd.DataFrame) -> dict[str, float]:
     return found | {name: summary[name] for name in ("slope", "slope_low", "slope_high")}
 
 
+def _check_one_model(found: pd.DataFrame, what: str) -> None:
+    models = sorted(set(found["model"]))
+    if len(models) != 1:
+        raise ValueError(f"one model with formation energies {what} is needed; the table has {', '.join(models) or 'none'}")
+
+
 def example_orderings(table: pd.DataFrame, n_ca: int) -> dict[str, Case]:
-    """Return the orderings of the 16-cation rocksalt cell with the lowest and the highest formation energy.
-
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`, of one model.
-    n_ca : int
-        Ca atoms in the cell, 0 to 16.
-
-    Returns
-    -------
-    dict of str to Case
-        ``lowest`` and ``highest``, on ideal sites.
+    """Return the orderings with n_ca of 16 cations, on ideal sites, that have one model's ``lowest`` and ``highest`` formation energy.
 
     Raises
     ------
@@ -936,9 +736,7 @@ def example_orderings(table: pd.DataFrame, n_ca: int) -> dict[str, Case]:
         If the table holds several models, or no formation energy at this composition.
     """
     chosen = table[(table["property"] == "formation_energy") & (table["status"] == "ok") & np.isclose(table["x"], n_ca / 16)]
-    models = sorted(set(chosen["model"]))
-    if len(models) != 1:
-        raise ValueError(f"one model with formation energies at {n_ca} Ca atoms is needed; the table has {', '.join(models) or 'none'}")
+    _check_one_model(chosen, f"at {n_ca} Ca atoms")
     known = {case.name: case for case in cases(sets=["ca-mg-o"])}
     ends = {"lowest": chosen["value"].idxmin(), "highest": chosen["value"].idxmax()}
     return {name: known[chosen.loc[index, "case"]] for name, index in ends.items()}
@@ -949,12 +747,7 @@ def example_orderings(table: pd.DataFrame, n_ca: int) -> dict[str, Case]:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the numbers that the chapter quotes, one row per model, set and property.
-
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`. Rows of property ``force`` are not summarised here: use :func:`helpers.softening.per_material`.
+    """Return the numbers that the chapter quotes, one row per model, set and property other than ``force``.
 
     Returns
     -------

@@ -45,15 +45,9 @@ _LIVE_STRAINS = (-0.02, -0.01, 0.01, 0.02)
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings.
+    """Settings."""
 
-    Attributes
-    ----------
-    max_strain : float
-        Largest strain of a cell that is a case.
-    """
-
-    max_strain: float = 0.11
+    max_strain: float = 0.11  # of a cell that is a case
 
 
 def strain_of(cell: np.ndarray, undeformed: np.ndarray) -> np.ndarray:
@@ -65,21 +59,11 @@ def strain_of(cell: np.ndarray, undeformed: np.ndarray) -> np.ndarray:
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
     """Return one case per strained cell.
 
-    Returns
-    -------
-    list of Case
-        Structures ``frame`` and ``undeformed``; reference ``stress_change`` (shape (3, 3), eV/Å³); info ``kind`` (``stretch`` or
-        ``shear``) and ``strain`` (its largest component, of the tensor).
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
+    Structures ``frame`` and ``undeformed``; reference ``stress_change`` (shape (3, 3), eV/Å³); info ``kind`` (``stretch`` or
+    ``shear``) and ``strain`` (its largest component, of the tensor).
     """
-    protocol = protocol or Protocol()
-    names = chosen_sets(SETS, sets)
     makers = {"four-elements": _four_elements, "al-shear": lambda _: _aluminium()}
-    return [case for name in names for case in makers[name](protocol)]
+    return [case for name in chosen_sets(SETS, sets) for case in makers[name](protocol or Protocol())]
 
 
 def _four_elements(protocol: Protocol) -> list[Case]:
@@ -121,15 +105,10 @@ def _case(name: str, element: str, case: str, frame: ase.Atoms, rest: ase.Atoms,
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
     """Predict the change of the stress from the undeformed cell; one row per case and component that DFT or symmetry lets change.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Tidy table, property ``stress_change`` (GPa), columns ``component`` (xx to xy), ``kind`` and ``strain``. Rows are the normal
-        components of stretched cells, and the shear component that belongs to the strain of sheared ones.
+    The property is ``stress_change`` (GPa), columns are ``component`` (xx to xy), ``kind`` and ``strain``. Rows are the normal
+    components of stretched cells, and the shear component that belongs to the strain of sheared ones.
     """
-    distinct: dict[bytes, ase.Atoms] = {}
-    for case in cases:
-        distinct.setdefault(structures.content(case.structures["undeformed"]), case.structures["undeformed"])
+    distinct = {structures.content(case.structures["undeformed"]): case.structures["undeformed"] for case in cases}
     frames = [case.structures["frame"] for case in cases]
     predictions = potential.evaluate([*distinct.values(), *frames], stress=True, progress=progress)
     at_rest = dict(zip(distinct, predictions, strict=False))
@@ -137,10 +116,12 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
     for case, after in zip(cases, predictions[len(distinct) :], strict=True):
         rest = case.structures["undeformed"]
         before = at_rest[structures.content(rest)]
-        error = after.error or (before.error and f"undeformed cell: {before.error}")
-        if error is None and after.stress is None:
-            error = "the potential has no stress"
-        change = np.full((3, 3), np.nan) if error else (after.stress - before.stress) / units.GPa
+        error, change = after.error or (before.error and f"undeformed cell: {before.error}"), np.full((3, 3), np.nan)
+        if error is None:
+            if after.stress is None or before.stress is None:
+                error = "the potential has no stress"
+            else:
+                change = (after.stress - before.stress) / units.GPa
         wanted = case.reference.get("stress_change", np.full((3, 3), np.nan)) / units.GPa
         strain = strain_of(case.structures["frame"].cell.array, rest.cell.array)
         for name, place in _COMPONENTS.items():
@@ -159,62 +140,27 @@ def labelled(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Return slope, reverse slope and errors of the stress, one row per model, element and kind of strain.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``model, set, material, kind, n_failed`` and those of :func:`helpers.softening.scalar_summary` (GPa, intervals from
-        resampling cells).
-    """
+    """Return :func:`helpers.softening.scalar_summaries` per model, element and kind of strain (GPa, intervals from resampling cells)."""
     return softening.scalar_summaries(table[table["reference"].notna()], ("model", "set", "material", "kind"), "case")
 
 
 def from_one_cell(table: pd.DataFrame) -> pd.DataFrame:
-    """Correct all strained cells of an element and kind with one of them, for every choice of it.
-
-    Returns
-    -------
-    DataFrame
-        As from :func:`helpers.softening.one_label_corrections`; ``material`` is element and kind, ``label`` the cell.
-    """
+    """Correct all strained cells of an element and kind (``material``) with one of them (``label``), for every choice of it."""
     return softening.one_label_corrections(labelled(table), quantity="stress_change")
 
 
 def from_shear_to_stretch(table: pd.DataFrame) -> pd.DataFrame:
     """Apply the factor of one cell to the cells of the other kind, for every choice of it.
 
-    Returns
-    -------
-    DataFrame
-        One row per model, element and label: ``model, element, from_kind, c``, and the mean absolute errors of the other kind's stress,
-        ``mae_before`` and ``mae_after`` (GPa).
+    One row per model, element and label: ``model, element, from_kind, c``, and the mean absolute errors of the other kind's stress,
+    ``mae_before`` and ``mae_after`` (GPa).
     """
-    rows = labelled(table)
-    rows = rows[rows["status"] == "ok"]
-    labels = from_one_cell(table)
-    labels = labels[labels["status"] == "ok"]
     other = {"shear": "stretch", "stretch": "shear"}
-    records = []
-    for (model, material), group in labels.groupby(["model", "material"], sort=False):
-        element, kind = material.split(", ")
-        test = rows[(rows["model"] == model) & (rows["material"] == f"{element}, {other[kind]}")]
-        if test.empty:
-            continue
-        value, reference = test["value"].to_numpy(), test["reference"].to_numpy()
-        before = float(np.abs(value - reference).mean())
-        records += [
-            {
-                "model": model,
-                "element": element,
-                "from_kind": kind,
-                "c": c,
-                "mae_before": before,
-                "mae_after": float(np.abs(c * value - reference).mean()),
-            }
-            for c in group["c"]
-        ]
-    return pd.DataFrame(records)
+    labels = from_one_cell(table)
+    element, kind = (labels["material"].str.split(", ").str[part] for part in (0, 1))
+    found = softening.transferred(labelled(table), labels.assign(material=element + ", " + kind.map(other)))
+    element, kind = (found["material"].str.split(", ").str[part] for part in (0, 1))
+    return found.assign(element=element, from_kind=kind.map(other))[["model", "element", "from_kind", "c", "mae_before", "mae_after"]]
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -32,11 +32,12 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import gcd, sqrt
 from pathlib import Path
+from typing import Any
 
 import ase
 import ase.build
@@ -47,8 +48,8 @@ from ase.neighborlist import neighbor_list
 from pymatgen.core import Structure
 
 from helpers import engine, registry, softening, sources, structures
-from helpers.benchmarks import NO_MAGNET, Case, Family, Sample, beside, chosen_sets, of, row, table, without
-from helpers.potentials.base import Potential
+from helpers.benchmarks import NO_MAGNET, Case, Family, Sample, beside, chosen_sets, force_rows, of, row, table, without
+from helpers.potentials.base import Potential, Prediction
 from helpers.sources import snap
 from helpers.structures import area
 
@@ -65,15 +66,13 @@ _SLAB_FILES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (f"{snap.SNAP}/Ni/training/Surface.json", f"{snap.SNAP}/Ni/training/Surface_test.json"),
         (f"{snap.SNAP}/Ni/training/Elastic.json",),
     ),
-    **{element: ((f"{snap.MLEARN}/{element}/training.json", f"{snap.MLEARN}/{element}/test.json"),) * 2 for element in ("Li", "Mo", "Si")},
-    **{
-        element: (
-            (f"{snap.SNAP}/NbMoTaW/training/{element}_Surface.json",),
-            (f"{snap.SNAP}/NbMoTaW/training/{element}_Elastic.json",),
-        )
-        for element in ("Nb", "Ta", "W")
-    },
 }
+for _element in ("Li", "Mo", "Si"):
+    _both = f"{snap.MLEARN}/{_element}/training.json", f"{snap.MLEARN}/{_element}/test.json"
+    _SLAB_FILES[_element] = _both, _both
+for _element in ("Nb", "Ta", "W"):
+    _stem = f"{snap.SNAP}/NbMoTaW/training/{_element}"
+    _SLAB_FILES[_element] = (f"{_stem}_Surface.json",), (f"{_stem}_Elastic.json",)
 _UNIT_CELLS = f"{_PYMATGEN}/surfaces/ucell_entries.txt"
 _SAMPLES = f"{_PYMATGEN}/analysis/wulff/surface_samples.json"
 # Slab file → its bulk in the file of unit cells. "La_hcp" there is the double-hcp ground state.
@@ -109,47 +108,22 @@ _NONPOLAR = {"zincblende": ("110",), "wurtzite": ("100", "110"), "rocksalt": ("0
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings of the surface benchmark.
+    """Settings of the surface benchmark."""
 
-    Attributes
-    ----------
-    fmax_ev_per_a : float
-        Largest force at convergence of a relaxation, eV/Å.
-    max_steps : int
-        FIRE steps after which a relaxation counts as failed.
-    min_slab_a, min_vacuum_a : float
-        Least thickness of slab and vacuum where slabs are built, Å, at the lattice parameter that the bulk's relaxation
-        starts from. As in pymatgen a layer counts with the space that belongs to it: the distance between the outermost
-        atoms can be one layer spacing less.
-    relax : bool
-        Whether slabs are relaxed. Without it there are no ``gamma_relaxed`` rows; built bulk crystals are relaxed in any case.
-    """
-
-    fmax_ev_per_a: float = 0.05
-    max_steps: int = 300
+    fmax_ev_per_a: float = 0.05  # largest force at convergence of a relaxation, eV/Å
+    max_steps: int = 300  # FIRE steps after which a relaxation counts as failed
+    # Least thickness of slab and vacuum where slabs are built, Å, at the lattice parameter that the bulk's relaxation starts from. As in
+    # pymatgen a layer counts with the space that belongs to it: the distance between the outermost atoms can be one layer spacing less.
     min_slab_a: float = 10.0
     min_vacuum_a: float = 10.0
+    # Whether slabs are relaxed. Without it there are no ``gamma_relaxed`` rows; built bulk crystals are relaxed in any case.
     relax: bool = True
 
 
 def surface_energy(e_slab: float, n_atoms: int, e_bulk_per_atom: float, area: float) -> float:
-    """Return γ = (E_slab − N e_bulk) / 2A of a slab with two equal faces.
+    """Return γ = (E_slab − N e_bulk) / 2A of a slab with N atoms and two equal faces, eV/Å²; times :data:`J_PER_M2` it is in J/m².
 
-    Parameters
-    ----------
-    e_slab : float
-        Energy of the slab, eV.
-    n_atoms : int
-        Atoms in the slab.
-    e_bulk_per_atom : float
-        Energy of the bulk per atom, eV. A compound's slab must have the composition of the bulk.
-    area : float
-        Area of one face, Å².
-
-    Returns
-    -------
-    float
-        eV/Å²; times :data:`J_PER_M2` it is in J/m².
+    Energies are in eV and the area of one face in Å². A compound's slab must have the composition of the bulk.
     """
     return (e_slab - n_atoms * e_bulk_per_atom) / (2 * area)
 
@@ -159,36 +133,18 @@ def surface_energy(e_slab: float, n_atoms: int, e_bulk_per_atom: float, area: fl
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return the reference cases.
+    """Return the reference cases, whatever the protocol: slabs that are built are cut in :func:`run`, from the model-relaxed bulk.
 
-    Parameters
-    ----------
-    protocol : Protocol, optional
-        Not needed here: slabs that are built are cut in :func:`run`, from the bulk that the model has relaxed.
-    sets : iterable of str, optional
-        Keys of :data:`SETS`. By default all; files that are not here are fetched.
-
-    Returns
-    -------
-    list of Case
-        Structures ``bulk`` and, where there is a DFT geometry, ``slab``; reference ``gamma`` (eV/Å²) and, in ``slabs-109``, ``forces``
-        (eV/Å, shape (n_atoms, 3)). What was left out, and why, is listed by :func:`left_out`.
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
-    helpers.registry.RegistryError
-        If a file cannot be had; the message says which, and where to put it.
+    Structures ``bulk`` and, where there is a DFT geometry, ``slab``; reference ``gamma`` (eV/Å²) and, in ``slabs-109``, ``forces``
+    (eV/Å, shape (n_atoms, 3)). What was left out, and why, is listed by :func:`left_out`.
     """
-    names = chosen_sets(SETS, sets)
     makers = {
         "slabs-109": _slabs_109,
         "pymatgen-tests": _pymatgen_tests,
         "tran-rebuilt": _tran_rebuilt,
         "jarvis-binaries": _jarvis_binaries,
     }
-    return [case for name in names for case in makers[name]()]
+    return [case for name in chosen_sets(SETS, sets) for case in makers[name]()]
 
 
 def left_out() -> pd.DataFrame:
@@ -228,13 +184,11 @@ def _dft_case(
     *,
     miller: Sequence[int],
     source: str,
-    forces: object = None,
+    forces: np.ndarray | None = None,
     reconstructed: bool = False,
 ) -> Case:
     """Return a case with a DFT geometry."""
-    reference: dict[str, object] = {"gamma": gamma}
-    if forces is not None:
-        reference["forces"] = np.asarray(forces, dtype=float)
+    reference = {"gamma": gamma} | ({} if forces is None else {"forces": np.asarray(forces, dtype=float)})
     info = {
         "miller": _spaced(miller),
         "n_atoms": len(slab),
@@ -264,28 +218,19 @@ def _slabs_109() -> list[Case]:
             slab, origin = frame.atoms, frame.name.partition("/")[0]
             miller = frame.info["miller"] or derive_miller(slab, lattice_a, centring)
             label = "".join(map(str, miller)) + ("-reconstructed" if frame.info["reconstructed"] else "")
+            gamma, more = surface_energy(frame.energy, len(slab), e_bulk, area(slab)), {"reconstructed": frame.info["reconstructed"]}
+            name = f"{origin}/{element}/{label}"
             found.append(
-                _dft_case(
-                    f"{origin}/{element}/{label}",
-                    "slabs-109",
-                    element,
-                    slab,
-                    bulk,
-                    surface_energy(frame.energy, len(slab), e_bulk, area(slab)),
-                    miller=miller,
-                    source=origin,
-                    forces=frame.forces,
-                    reconstructed=frame.info["reconstructed"],
-                )
+                _dft_case(name, "slabs-109", element, slab, bulk, gamma, miller=miller, source=origin, forces=frame.forces, **more)
             )
     return found
 
 
-def _read_json(path: Path) -> object:
+def _read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str, tolerance: float = 0.03) -> tuple[int, int, int]:
+def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str, tolerance: float = 0.03) -> tuple[int, ...]:
     """Find the Miller index of a slab of a cubic crystal from its geometry, whatever its orientation.
 
     The two in-plane vectors of the slab are vectors of the bulk lattice. All pairs of lattice vectors with these lengths
@@ -342,7 +287,7 @@ def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str, tolerance: f
             best[index] = min(distance, best.get(index, np.inf))
     if not best:
         raise ValueError(f"no lattice plane of a = {lattice_a:.3f} Å ({centring}) fits the cell of {slab.get_chemical_formula()}")
-    return min(best, key=best.get)
+    return min(best, key=best.__getitem__)
 
 
 def _lattice_points(centring: str, reach: float) -> np.ndarray:
@@ -370,40 +315,22 @@ def _pymatgen_tests() -> list[Case]:
         bulk, e_bulk = structures.plain(crystal), unit_cells[bulk_name]["energy"] / len(crystal)
         for label, entry in _read_json(registry.fetch(key)).items():
             # Cu_mp-30_slab_k40_s10v10_310_shift0.08, La_hcp_slab_kpt40_s10v10_2-12
-            facet = re.search(r"s10v10_((?:-?\d){3})", label).group(1)
+            miller = [int(part) for part in re.findall(r"-?\d", label.partition("s10v10_")[2])[:3]]
             slab = structures.plain(Structure.from_dict(entry["structure"]))
-            gamma = surface_energy(entry["energy"], len(slab), e_bulk, area(slab))
-            miller = [int(part) for part in re.findall(r"-?\d", facet)]
-            found.append(
-                _dft_case(
-                    f"pymatgen/{name}/{facet}",
-                    "pymatgen-tests",
-                    name.partition("-")[0],
-                    slab,
-                    bulk,
-                    gamma,
-                    miller=miller,
-                    source="pymatgen-test-files",
-                )
-            )
+            found.append(_tested(name, miller, slab, bulk, surface_energy(entry["energy"], len(slab), e_bulk, area(slab))))
     samples = _read_json(registry.fetch(_SAMPLES))
     for key, element, make_bulk in (("mp-101", "Ir", _iridium), ("mp-72", "Ti", _omega_titanium)):
         surfaces = {tuple(entry["miller_index"]): entry for entry in samples[key]["surfaces"] if not entry["is_reconstructed"]}
         bulk = make_bulk({miller: _read_cif(entry["initial_structure"]) for miller, entry in surfaces.items()})
         for miller, entry in surfaces.items():
-            found.append(
-                _dft_case(
-                    f"pymatgen/{element}/{''.join(map(str, miller))}",
-                    "pymatgen-tests",
-                    element,
-                    _read_cif(entry["structure"]),
-                    bulk,
-                    entry["surface_energy_EV_PER_ANG2"],
-                    miller=miller,
-                    source="pymatgen-test-files",
-                )
-            )
+            found.append(_tested(element, miller, _read_cif(entry["structure"]), bulk, entry["surface_energy_EV_PER_ANG2"]))
     return found
+
+
+def _tested(name: str, miller: Sequence[int], slab: ase.Atoms, bulk: ase.Atoms, gamma: float) -> Case:
+    """Return a case of pymatgen's test files."""
+    full, material = f"pymatgen/{name}/{''.join(map(str, miller))}", name.partition("-")[0]
+    return _dft_case(full, "pymatgen-tests", material, slab, bulk, gamma, miller=miller, source="pymatgen-test-files")
 
 
 def _read_cif(text: str) -> ase.Atoms:
@@ -453,11 +380,9 @@ def _tran_rebuilt() -> list[Case]:
 
 
 def _prototype(record: dict[str, str]) -> tuple[str, str]:
-    """Return the structure type of a JARVIS record, and why it is no case ('' if it is one).
-
-    Known are the lattice parameter a of the primitive cell and its volume. V = a³/√2 is a primitive fcc cell. A
-    hexagonal cell with V = (√3/2) a² c and c/a near the ideal √(8/3) = 1.633 is wurtzite.
-    """
+    """Return the structure type of a JARVIS record, and why it is no case ('' if it is one)."""
+    # Known are the lattice parameter a of the primitive cell and its volume. V = a³/√2 is a primitive fcc cell. A
+    # hexagonal cell with V = (√3/2) a² c and c/a near the ideal √(8/3) = 1.633 is wurtzite.
     a, volume, facet = float(record["a"]), float(record["vol"]), record["hkl"]
     c_over_a = volume / (sqrt(3) / 2 * a**3)
     if abs(volume * sqrt(2) / a**3 - 1) < 0.01:
@@ -497,119 +422,67 @@ def build_slab(bulk: ase.Atoms, miller: Sequence[int], protocol: Protocol) -> as
     return structures.build_slab(bulk, miller, protocol.min_slab_a, protocol.min_vacuum_a)
 
 
-@dataclass
-class _Pair:
-    """What one case needs evaluated, or why it cannot be."""
-
-    slab: ase.Atoms | None = None
-    bulk: ase.Atoms | None = None
-    error: str | None = None
-
-
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> pd.DataFrame:
     """Predict surface energies, and forces on the DFT slabs.
 
-    Every slab and every distinct bulk crystal is evaluated once, all in one call; then all are relaxed together.
-
-    Parameters
-    ----------
-    potential : Potential
-    cases : sequence of Case
-        From :func:`cases`, or your own with a ``bulk`` and a ``slab``; without a slab one is built along
-        ``info["miller"]``.
-    protocol : Protocol
-    progress : bool
-        Show progress bars.
+    Every distinct slab and bulk crystal is evaluated once, all in one call; then all are relaxed together. Where there is no ``slab``, the
+    ``bulk`` is relaxed with the model and one is cut along ``info["miller"]``.
 
     Returns
     -------
     pandas.DataFrame
-        Tidy table. Properties ``gamma_static`` and ``gamma_relaxed`` (eV/Å², one row per case each) and ``force`` (eV/Å, one row
-        per component, with columns ``atom`` and ``component``, 0 to 2 for x to z). A failed row says why; so does one without
-        a DFT value.
+        Properties ``gamma_static`` and ``gamma_relaxed`` (eV/Å², one row per case each) and ``force`` (eV/Å, one row
+        per component, with columns ``atom`` and ``component``, 0 to 2 for x to z). A row without a DFT value is a failed one.
     """
-    pairs = _pairs(potential, cases, protocol, progress)
-    distinct: list[ase.Atoms] = []
-    slab_at: dict[int, int] = {}
-    bulk_at: dict[int, int] = {}
-    seen: dict[bytes, int] = {}
-    for number, pair in enumerate(pairs):
-        if pair.error is not None:
-            continue
-        slab_at[number] = len(distinct)
-        distinct.append(pair.slab)
-        key = structures.content(pair.bulk)
-        if key not in seen:
-            seen[key] = len(distinct)
-            distinct.append(pair.bulk)
-        bulk_at[number] = seen[key]
-
-    static = potential.evaluate(distinct, stress=False, progress=progress)
-    outcomes = {"gamma_static": static}
+    settings: dict[str, Any] = {"fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
+    guesses = [case.structures["bulk"] for case in cases if "slab" not in case.structures and "bulk" in case.structures]
+    relaxed = engine.relax_distinct(potential, guesses, cell="full", **settings)
+    parts = [_parts(case, relaxed, protocol) for case in cases]
+    whole = [atoms for found, error in parts if error is None for atoms in found.values()]
+    static = engine.evaluate_distinct(potential, whole, progress)
+    outcomes: dict[str, Mapping[bytes, Prediction | engine.Relaxed]] = {"gamma_static": static}
     if protocol.relax:
-        outcomes["gamma_relaxed"] = engine.relax(
-            potential, distinct, cell="fixed", fmax=protocol.fmax_ev_per_a, max_steps=protocol.max_steps, progress=progress
-        )
+        outcomes["gamma_relaxed"] = engine.relax_distinct(potential, whole, cell="fixed", **settings)
 
     rows = []
-    for number, (case, pair) in enumerate(zip(cases, pairs, strict=True)):
+    for case, (found, problem) in zip(cases, parts, strict=True):
         for name, results in outcomes.items():
-            if pair.error is None:
-                value, error = _gamma(pair, results[slab_at[number]], results[bulk_at[number]])
-            else:
-                value, error = np.nan, pair.error
+            value, error = (np.nan, problem) if problem else _gamma(found, results)
             reference = float(case.reference.get("gamma", np.nan))
             if not np.isfinite(reference):
                 error = error or "no DFT surface energy"
             extra = {"atom": np.nan, "component": np.nan}
-            if pair.slab is not None:
-                extra |= {"n_atoms": len(pair.slab), "area_a2": area(pair.slab)}
+            if "slab" in found:
+                extra |= {"n_atoms": len(found["slab"]), "area_a2": area(found["slab"])}
             rows.append(row(potential.key, case, name, value, reference, UNIT, error=error, **extra))
         if "forces" in case.reference:
-            error = pair.error or static[slab_at[number]].error
-            rows += _force_rows(potential.key, case, None if error else static[slab_at[number]].forces, error)
+            slab = Prediction.failed(0, problem) if problem else static[structures.content(found["slab"])]
+            rows += force_rows(potential.key, case, slab.forces, case.reference["forces"], slab.error)
     return table(rows)
 
 
-def _pairs(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool) -> list[_Pair]:
-    """Return slab and bulk of each case; where there is no slab, relax the bulk with the model and cut one."""
-    guesses: dict[bytes, ase.Atoms] = {}
-    for case in cases:
-        if "slab" not in case.structures and "bulk" in case.structures:
-            guesses.setdefault(structures.content(case.structures["bulk"]), case.structures["bulk"])
-    relaxed = {}
-    if guesses:
-        results = engine.relax(
-            potential,
-            list(guesses.values()),
-            cell="full",
-            fmax=protocol.fmax_ev_per_a,
-            max_steps=protocol.max_steps,
-            progress=progress,
-        )
-        relaxed = dict(zip(guesses, results, strict=True))
-    return [_pair(case, relaxed, protocol) for case in cases]
-
-
-def _pair(case: Case, relaxed: dict[bytes, engine.Relaxed], protocol: Protocol) -> _Pair:
-    bulk, slab = case.structures.get("bulk"), case.structures.get("slab")
-    if bulk is None:
-        return _Pair(slab, error="no bulk structure")
-    if slab is None:
+def _parts(case: Case, relaxed: Mapping[bytes, engine.Relaxed], protocol: Protocol) -> tuple[dict[str, ase.Atoms], str | None]:
+    """Return slab and bulk of a case, those of them that there are, and an error if there is one."""
+    found = {role: case.structures[role] for role in ("slab", "bulk") if role in case.structures}
+    if "bulk" not in found:
+        return found, "no bulk structure"
+    bulk = found["bulk"]
+    if "slab" not in found:
         result = relaxed[structures.content(bulk)]
         if result.error is not None:
-            return _Pair(error=f"bulk: {result.error}")
+            return {}, f"bulk: {result.error}"
         try:
             # The sizes follow the lattice parameter, so that every model gets a slab of equally many layers.
             stretch = (result.atoms.get_volume() / bulk.get_volume()) ** (1 / 3)
             sizes = replace(protocol, min_slab_a=stretch * protocol.min_slab_a, min_vacuum_a=stretch * protocol.min_vacuum_a)
             bulk = structures.symmetrised(result.atoms, bulk)
-            slab = build_slab(bulk, [int(index) for index in case.info["miller"].split()], sizes)
+            found = {"slab": build_slab(bulk, [int(index) for index in case.info["miller"].split()], sizes), "bulk": bulk}
         except ValueError as error:
-            return _Pair(error=str(error))
-    if _composition(slab) != _composition(bulk):
-        return _Pair(slab, bulk, f"slab {slab.get_chemical_formula()} has not the composition of the bulk {bulk.get_chemical_formula()}")
-    return _Pair(slab, bulk)
+            return {}, str(error)
+    if _composition(found["slab"]) != _composition(bulk):
+        formulas = [atoms.get_chemical_formula() for atoms in found.values()]
+        return found, "slab {} has not the composition of the bulk {}".format(*formulas)
+    return found, None
 
 
 def _composition(atoms: ase.Atoms) -> dict[int, float]:
@@ -617,23 +490,14 @@ def _composition(atoms: ase.Atoms) -> dict[int, float]:
     return {int(number): round(float(count) / len(atoms), 6) for number, count in zip(numbers, counts, strict=True)}
 
 
-def _gamma(pair: _Pair, slab: object, bulk: object) -> tuple[float, str | None]:
-    """Return γ from the results for slab and bulk (objects with ``energy`` and ``error``), and an error if there is one."""
-    for name, result in (("slab", slab), ("bulk", bulk)):
+def _gamma(parts: Mapping[str, ase.Atoms], results: Mapping[bytes, Prediction | engine.Relaxed]) -> tuple[float, str | None]:
+    """Return γ from the results for slab and bulk, and an error if there is one."""
+    found = {role: results[structures.content(atoms)] for role, atoms in parts.items()}
+    for role, result in found.items():
         if result.error is not None:
-            return np.nan, f"{name}: {result.error}"
-    return surface_energy(slab.energy, len(pair.slab), bulk.energy / len(pair.bulk), area(pair.slab)), None
-
-
-def _force_rows(model: str, case: Case, forces: np.ndarray | None, error: str | None) -> list[dict[str, object]]:
-    """Return one row per force component; a single failed row if the slab could not be evaluated."""
-    if forces is None:
-        return [row(model, case, "force", np.nan, np.nan, "eV/Å", error=error, atom=np.nan, component=np.nan)]
-    reference = case.reference["forces"]
-    return [
-        row(model, case, "force", float(forces[i, k]), float(reference[i, k]), "eV/Å", atom=float(i), component=float(k))
-        for i, k in np.ndindex(forces.shape)
-    ]
+            return np.nan, f"{role}: {result.error}"
+    slab, bulk = parts["slab"], parts["bulk"]
+    return surface_energy(found["slab"].energy, len(slab), found["bulk"].energy / len(bulk), area(slab)), None
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -643,17 +507,8 @@ def _force_rows(model: str, case: Case, forces: np.ndarray | None, error: str | 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers that the chapter quotes, one row per model, set and property.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`run`. Rows of property ``force`` are not summarised here: use :func:`helpers.softening.per_material`.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``model, set, property, n_failed`` and those of :func:`helpers.softening.scalar_summary` (γ in eV/Å², intervals
-        from resampling materials). Slopes and r2 are NaN for a set of another functional, and everything that
-        does not exist is NaN for groups of fewer than two values.
+    These are :func:`helpers.softening.scalar_summaries` (γ in eV/Å², intervals from resampling materials), with slopes and r2 NaN for a set
+    of another functional. Rows of property ``force`` are not summarised here: use :func:`helpers.softening.per_material`.
     """
     found = softening.scalar_summaries(table[table["property"].str.startswith("gamma")])
     slopes = [column for column in found if column.startswith(("slope", "inverse_slope", "r2"))]

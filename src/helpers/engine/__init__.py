@@ -4,8 +4,8 @@ Single-point calculations of many structures are :meth:`helpers.potentials.base.
 structures in batches, :func:`relax_symmetric` one crystal within its symmetry, and :func:`neb` the path from one minimum to another.
 """
 
-from helpers.engine.batched import CELL_MODES, NO_STRESS, Relaxed, relax
+from helpers.engine.batched import CELL_MODES, NO_STRESS, Relaxed, evaluate_distinct, relax, relax_distinct
 from helpers.engine.paths import check_path, neb
 from helpers.engine.symmetric import relax_symmetric
 
-__all__ = ["CELL_MODES", "NO_STRESS", "Relaxed", "check_path", "neb", "relax", "relax_symmetric"]
+__all__ = ["CELL_MODES", "NO_STRESS", "Relaxed", "check_path", "evaluate_distinct", "neb", "relax", "relax_distinct", "relax_symmetric"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ase
 import numpy as np
@@ -18,8 +19,8 @@ from torch_sim.models.interface import ModelInterface
 from torch_sim.optimizers import fire, unit_cell_fire
 from tqdm.auto import tqdm
 
-from helpers.potentials.base import GraphPotential, Potential, StructureError, check_structure, out_of_memory
-from helpers.structures import enter, handedness, many
+from helpers.potentials.base import GraphPotential, Potential, Prediction, StructureError, check_structure, out_of_memory
+from helpers.structures import content, enter, handedness, many
 
 CELL_MODES = ("fixed", "full", "out-of-plane")
 
@@ -135,14 +136,14 @@ def relax(
         raise ValueError(f"max_steps={max_steps!r}; give one step or more (without a step: potential.evaluate)")
     given = many(structures)
     free = _free(given, held, cell)
-    results: list[Relaxed | None] = [None] * len(given)
+    results: dict[int, Relaxed] = {}
     for index, atoms in enumerate(given):
         try:
             free[index] &= ~_constrained(atoms, cell)
             _check(potential, atoms, cell)
         except StructureError as error:
             results[index] = _failed(atoms, str(error))
-    waiting = [index for index, result in enumerate(results) if result is None]
+    waiting = [index for index in range(len(given)) if index not in results]
     # What moves: torch-sim's volume has the sign of the cell, and with it the force on a lattice vector.
     moving = [_back(enter(atoms), atoms) for atoms in given]
     steps = np.zeros(len(given), dtype=int)
@@ -158,14 +159,26 @@ def relax(
                 if not out_of_memory(error):
                     raise
                 torch.cuda.empty_cache()
-                remaining = [index for index in waiting if results[index] is None]
+                remaining = [index for index in waiting if index not in results]
                 largest = max(remaining, key=lambda index: _memory_metric(moving[index]))
                 if limit <= _memory_metric(moving[largest]):
                     results[largest] = _failed(_back(given[largest], moving[largest]), f"out of memory after {steps[largest]} steps")
                     bar.update()
                 limit /= 2
-            waiting = [index for index in waiting if results[index] is None]
-    return results
+            waiting = [index for index in waiting if index not in results]
+    return [results[index] for index in range(len(given))]
+
+
+def relax_distinct(potential: Potential, structures: Iterable[ase.Atoms], **settings: Any) -> dict[bytes, Relaxed]:
+    """Relax every distinct structure once, as :func:`relax` does; results by :func:`helpers.structures.content`."""
+    distinct = {content(atoms): atoms for atoms in structures}
+    return dict(zip(distinct, relax(potential, list(distinct.values()), **settings), strict=True)) if distinct else {}
+
+
+def evaluate_distinct(potential: Potential, structures: Iterable[ase.Atoms], progress: bool = False) -> dict[bytes, Prediction]:
+    """Evaluate every distinct structure once, without stress; results by :func:`helpers.structures.content`."""
+    distinct = {content(atoms): atoms for atoms in structures}
+    return dict(zip(distinct, potential.evaluate(list(distinct.values()), stress=False, progress=progress), strict=True))
 
 
 def _free(structures: Sequence[ase.Atoms], held: Sequence[np.ndarray | None] | None, cell: str) -> list[np.ndarray]:

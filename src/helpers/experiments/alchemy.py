@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ase
 import numpy as np
@@ -37,7 +38,7 @@ from ase.build import bulk
 from ase.neighborlist import neighbor_list
 
 from helpers import engine, softening
-from helpers.benchmarks import Case, chosen_sets, elasticity, off_equilibrium, row, table
+from helpers.benchmarks import Case, Rows, chosen_sets, elasticity, off_equilibrium, row, table
 from helpers.benchmarks.solid_solutions import mixing_energy
 from helpers.potentials.base import Potential, StructureError
 from helpers.training import alchemy, fine_tune, trial
@@ -84,38 +85,17 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings.
+    """Settings."""
 
-    Attributes
-    ----------
-    intervals : int
-        Compositions of ``rocksalt`` are multiples of one over this.
-    difference : float
-        Step in x of the finite differences.
-    x_explicit : tuple of float
-        Compositions of ``explicit``: multiples of 1/32.
-    seeds : tuple of int
-        One ordering each.
-    draws : int
-        Random orderings of which the best is taken.
-    labels : int
-        Labels of each compound in ``one-label``, the first of them.
-    fmax_ev_per_a : float
-        Largest force at convergence of a relaxation, eV/Å.
-    max_steps : int
-        FIRE steps after which a relaxation counts as failed.
-    epochs, learning_rate : int, float
-        Of the fine-tuning with one label.
-    """
-
-    intervals: int = 8
-    difference: float = 0.02
-    x_explicit: tuple[float, ...] = (0.25, 0.5, 0.75)
-    seeds: tuple[int, ...] = (0,)
-    draws: int = 500
-    labels: int = 3
-    fmax_ev_per_a: float = 0.05
-    max_steps: int = 300
+    intervals: int = 8  # compositions of ``rocksalt`` are multiples of one over this
+    difference: float = 0.02  # step in x of the finite differences
+    x_explicit: tuple[float, ...] = (0.25, 0.5, 0.75)  # compositions of ``explicit``: multiples of 1/32
+    seeds: tuple[int, ...] = (0,)  # one ordering each
+    draws: int = 500  # random orderings of which the best is taken
+    labels: int = 3  # labels of each compound in ``one-label``, the first of them
+    fmax_ev_per_a: float = 0.05  # largest force at convergence of a relaxation, eV/Å
+    max_steps: int = 300  # FIRE steps after which a relaxation counts as failed
+    # Of the fine-tuning with one label.
     epochs: int = 100
     learning_rate: float = 1e-3
 
@@ -125,19 +105,9 @@ class Protocol:
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
-    """Return one case per composition, ordering or label.
-
-    Raises
-    ------
-    KeyError
-        If a set is unknown.
-    helpers.registry.RegistryError
-        If a file of ``one-label`` cannot be had.
-    """
-    protocol = protocol or Protocol()
-    names = chosen_sets(SETS, sets)
+    """Return one case per composition, ordering or label."""
     makers = {"rocksalt": _rocksalt, "explicit": _explicit, "one-label": _one_label}
-    return [case for name in names for case in makers[name](protocol)]
+    return [case for name in chosen_sets(SETS, sets) for case in makers[name](protocol or Protocol())]
 
 
 def _start(x: float) -> float:
@@ -154,31 +124,17 @@ def _rocksalt(protocol: Protocol) -> list[Case]:
 
 
 def shells(sites: ase.Atoms, a: float) -> list[np.ndarray]:
-    """Return the pairs of the first two shells of an fcc lattice, int arrays of shape (n_pairs, 2).
-
-    Parameters
-    ----------
-    sites : ase.Atoms
-        The lattice, as a supercell of at least two cubes along each axis.
-    a : float
-        Lattice parameter, Å.
-    """
+    """Return the pairs of the first two shells of an fcc lattice (a in Å, at least two cubes along each axis), int, shape (n_pairs, 2)."""
     first, second, length = neighbor_list("ijd", sites, 1.1 * a)
     near = length < 0.85 * a  # neighbours at 0.707 a and at a
     return [np.column_stack([first[chosen], second[chosen]]) for chosen in (near, ~near)]
 
 
 def short_range_order(pairs: Sequence[np.ndarray], second: np.ndarray) -> np.ndarray:
-    """Return the Warren–Cowley parameter of each shell; zero in the random alloy (Cowley, Phys. Rev. 77, 669 (1950)).
+    """Return the Warren–Cowley parameter of each of the :func:`shells`; zero in the random alloy (Cowley, Phys. Rev. 77, 669 (1950)).
 
-    α = 1 − P(AB) / [2 x(1 − x)], with P(AB) the share of unlike pairs in a shell.
-
-    Parameters
-    ----------
-    pairs : sequence of ndarray of int
-        From :func:`shells`.
-    second : ndarray of bool, shape (n_sites,)
-        Which sites hold the second species; neither all nor none.
+    α = 1 − P(AB) / [2 x(1 − x)], with P(AB) the share of unlike pairs in a shell. ``second``, shape (n_sites,), tells which sites hold the
+    second species; neither all nor none.
     """
     x = second.mean()
     return np.array([1 - (second[shell[:, 0]] != second[shell[:, 1]]).mean() / (2 * x * (1 - x)) for shell in pairs])
@@ -231,18 +187,10 @@ def _one_label(protocol: Protocol) -> list[Case]:
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
-    """Predict the properties of the module's text; one row per case, property and stage.
-
-    A case that has no equilibrium, or does not relax, is a failed row with the reason.
-
-    Raises
-    ------
-    helpers.potentials.PotentialError
-        If the potential cannot mix elements.
-    """
+    """Predict the properties of the module's text; one row per case, property and stage. PotentialError if elements cannot be mixed."""
     protocol = protocol or Protocol()
     makers = {"rocksalt": _run_rocksalt, "explicit": _run_explicit, "one-label": _run_one_label}
-    rows: list[dict[str, object]] = []
+    rows: Rows = []
     ends: dict[str, alchemy.Equilibrium] = {}
     for case in cases:
         if not ends and case.set != "one-label":
@@ -256,11 +204,9 @@ def _ends(potential: Potential) -> dict[str, alchemy.Equilibrium]:
     return {formula: alchemy.equilibrium(potential, bulk(formula, "rocksalt", a=a)) for formula, a in _GUESS_A.items()}
 
 
-def _row(
-    potential: Potential, case: Case, name: str, value: float, *, reference: float = np.nan, error: str | None = None, **extra: object
-):
+def _row(potential: Potential, case: Case, name: str, value: float, *, reference: float = np.nan, **extra: Any) -> dict[str, Any]:
     columns = {"stage": "before", "held_out": ""} | extra
-    return row(potential.key, case, name, float(value), float(reference), _UNITS[name], error=error, **columns)
+    return row(potential.key, case, name, float(value), float(reference), _UNITS[name], **columns)
 
 
 def _mixed_energy(energy_per_cation: float, x: float, ends: dict[str, alchemy.Equilibrium]) -> float:
@@ -268,7 +214,7 @@ def _mixed_energy(energy_per_cation: float, x: float, ends: dict[str, alchemy.Eq
     return mixing_energy(2 * energy_per_cation, 1, x, 2 * ends["MgO"].energy, 2 * ends["CaO"].energy)
 
 
-def _run_rocksalt(potential: Potential, case: Case, protocol: Protocol, ends: dict[str, alchemy.Equilibrium]) -> list[dict[str, object]]:
+def _run_rocksalt(potential: Potential, case: Case, protocol: Protocol, ends: dict[str, alchemy.Equilibrium]) -> Rows:
     x = case.info["x"]
     mixed = alchemy.mix(potential, {"Mg": 1 - x, "Ca": x})
     try:
@@ -299,7 +245,7 @@ def _difference(potential: Potential, crystal: ase.Atoms, x: float, step: float)
     return (8 * (energy(half) - energy(-half)) - (energy(step) - energy(-step))) / (12 * half)
 
 
-def _run_explicit(potential: Potential, case: Case, protocol: Protocol, ends: dict[str, alchemy.Equilibrium]) -> list[dict[str, object]]:
+def _run_explicit(potential: Potential, case: Case, protocol: Protocol, ends: dict[str, alchemy.Equilibrium]) -> Rows:
     x, alloy = case.info["x"], case.structures["alloy"]
     try:
         ideal = alchemy.equilibrium(potential, alloy, window=0.05)
@@ -310,8 +256,7 @@ def _run_explicit(potential: Potential, case: Case, protocol: Protocol, ends: di
         _row(potential, case, "lattice_parameter_ideal", alchemy.lattice_parameter(ideal.atoms)),
         _row(potential, case, "mixing_energy_ideal", _mixed_energy(ideal.energy / n_cations, x, ends)),
     ]
-    settings = {"cell": "full", "fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps}
-    (relaxed,) = engine.relax(potential, [ideal.atoms], **settings)
+    (relaxed,) = engine.relax(potential, [ideal.atoms], cell="full", fmax=protocol.fmax_ev_per_a, max_steps=protocol.max_steps)
     a = np.nan if relaxed.error else alchemy.lattice_parameter(relaxed.atoms)
     energy = np.nan if relaxed.error else _mixed_energy(relaxed.energy / n_cations, x, ends)
     rows.append(_row(potential, case, "lattice_parameter", a, error=relaxed.error))
@@ -319,7 +264,7 @@ def _run_explicit(potential: Potential, case: Case, protocol: Protocol, ends: di
     return rows
 
 
-def _run_one_label(potential: Potential, case: Case, protocol: Protocol, _: object) -> list[dict[str, object]]:
+def _run_one_label(potential: Potential, case: Case, protocol: Protocol, _: object) -> Rows:
     (label,) = trial.labels_of(case)
     (before,) = potential.evaluate([label.atoms])
     if not before.ok:
@@ -337,7 +282,7 @@ def _run_one_label(potential: Potential, case: Case, protocol: Protocol, _: obje
     return rows
 
 
-def _properties(original: Potential, model: Potential, case: Case, stage: str, protocol: Protocol) -> list[dict[str, object]]:
+def _properties(original: Potential, model: Potential, case: Case, stage: str, protocol: Protocol) -> Rows:
     """Return the rows of one potential: end members, mixtures at x = ½, and forces."""
     others = trial.labels_of(case, "other")
     predictions = model.evaluate([other.atoms for other in others])
@@ -375,18 +320,10 @@ def vegard(x: float | np.ndarray, a_first: float, a_second: float) -> float | np
 
 
 def enumerated(solid_solutions: pd.DataFrame) -> pd.DataFrame:
-    """Return lattice parameter and mixing energy of the random alloy, from all relaxed orderings of a 16-cation cell.
+    """Return what :mod:`helpers.benchmarks.solid_solutions` has of the random alloy, from all relaxed orderings of a 16-cation cell.
 
-    Parameters
-    ----------
-    solid_solutions : DataFrame
-        Table of :mod:`helpers.benchmarks.solid_solutions`, of one or more models.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``model, x, lattice_parameter`` (Å), ``mixing_energy`` (eV per formula unit) and ``lowest`` and ``highest`` of the latter.
-        Means weigh orderings with their multiplicity.
+    Columns ``model, x, lattice_parameter`` (Å), ``mixing_energy`` (eV per formula unit) and ``lowest`` and ``highest`` of the latter.
+    Means weigh orderings with their multiplicity.
     """
     rows = solid_solutions[(solid_solutions["set"] == "ca-mg-o") & (solid_solutions["property"] == "formation_energy")]
     rows = rows[rows["status"] == "ok"]
@@ -407,13 +344,7 @@ def enumerated(solid_solutions: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per model, set, composition, property, stage and what was evaluated: mean and range over orderings or labels.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``model, set, x, property, stage, held_out, n, n_failed, mean, median, lowest, highest, reference``.
-    """
+    """Return one row per model, set, composition, property, stage and what was evaluated: mean and range over orderings or labels."""
     keys = ["model", "set", "x", "property", "stage", "held_out"]
     records = []
     for names, group in table.groupby(keys, sort=False, dropna=False):

@@ -49,7 +49,7 @@ import pandas as pd
 from ase.build import bulk
 
 from helpers import softening
-from helpers.benchmarks import Case, chosen_sets, off_equilibrium, row, table
+from helpers.benchmarks import Case, Rows, chosen_sets, off_equilibrium, row, table
 from helpers.potentials.base import Potential, PotentialError, Prediction
 from helpers.training import linear, trial
 from helpers.training.fine_tune import Label
@@ -83,30 +83,9 @@ _TEACHER_CAPACITIES = 2  # the first ones
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings.
+    """Settings."""
 
-    Attributes
-    ----------
-    capacities : dict of str to Capacity
-        Name → how much the potential can learn.
-    weights : Weights
-        Of the fit; the same for all capacities.
-    held_out_share : float
-        Of each family's frames that are not mirror images of each other.
-    n_equal : int
-        Frames in series ``equal``.
-    n_alone : int
-        Frames in series ``alone`` and ``together``.
-    share : float
-        Of the frames not held out, in series ``growing``; so there is something to draw.
-    other_penalties : tuple of float
-        Factors on the penalties in series ``penalty``.
-    seeds : tuple of int
-        Draws of frames.
-    n_timed : int
-        Frames that the speed is measured on, each with the largest number of atoms that is common in the set.
-    """
-
+    # Name → how much the potential can learn.
     capacities: Mapping[str, Capacity] = field(
         default_factory=lambda: {
             "pairs": Capacity(triangle_intervals=0),
@@ -114,14 +93,14 @@ class Protocol:
             "fine triangles": Capacity(triangle_intervals=6),
         }
     )
-    weights: Weights = field(default_factory=Weights)
-    held_out_share: float = 1 / 3
-    n_equal: int = 36
-    n_alone: int = 9
-    share: float = 0.8
-    other_penalties: tuple[float, ...] = (0.1, 10.0)
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    n_timed: int = 5
+    weights: Weights = field(default_factory=Weights)  # of the fit; the same for all capacities
+    held_out_share: float = 1 / 3  # of each family's frames that are not mirror images of each other
+    n_equal: int = 36  # frames in series ``equal``
+    n_alone: int = 9  # frames in series ``alone`` and ``together``
+    share: float = 0.8  # of the frames not held out, in series ``growing``; so there is something to draw
+    other_penalties: tuple[float, ...] = (0.1, 10.0)  # factors on the penalties in series ``penalty``
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # draws of frames
+    n_timed: int = 5  # frames that the speed is measured on, each with the largest number of atoms that is common in the set
 
 
 @dataclass(frozen=True)
@@ -150,7 +129,7 @@ def _info(series: str, capacity: str = "", families: Sequence[str] = (), n_frame
     return dict(zip(names, (series, capacity, "+".join(families), n_frames, penalty, seed), strict=True))
 
 
-def _variants(protocol: Protocol) -> list[dict[str, object]]:
+def _variants(protocol: Protocol) -> Rows:
     found = [_info("potential"), _info("speed")]
     steps = [FAMILIES[: number + 1] for number in range(len(FAMILIES))]
     for capacity in protocol.capacities:
@@ -164,7 +143,7 @@ def _variants(protocol: Protocol) -> list[dict[str, object]]:
     return found
 
 
-def _teacher_variants(protocol: Protocol) -> list[dict[str, object]]:
+def _teacher_variants(protocol: Protocol) -> Rows:
     steps = _TEACHER_STEPS.values()
     return [
         _info("potential"),
@@ -177,17 +156,8 @@ def _teacher_variants(protocol: Protocol) -> list[dict[str, object]]:
 
 
 def family_of(frame: Case, crystal_ev: float) -> str:
-    """Return the family of a frame of mlearn.
+    """Return the family of a frame of mlearn, given the energy per atom of the perfect crystal, eV.
 
-    Parameters
-    ----------
-    frame : Case
-        From :func:`helpers.benchmarks.off_equilibrium.single_element`.
-    crystal_ev : float
-        Energy per atom of the perfect crystal, eV.
-
-    Notes
-    -----
     Whether a frame of molecular dynamics is molten is read from its energy: the temperatures in the descriptions of the vacancy frames of
     Si are interchanged (those of "300 K" lie 0.7 eV/atom above the crystal, those of "3374 K" 0.1).
     """
@@ -204,8 +174,8 @@ def silicon(held_out_share: float) -> Pool:
     """Return the frames of silicon by family; which are held out does not depend on anything else."""
     frames = off_equilibrium.single_element("Si")
     undeformed = (trial.of_frame(frame) for frame in frames if frame.info["group"] == "Elastic")
-    crystal = min(undeformed, key=lambda label: label.energy / len(label.atoms))
-    per_atom = crystal.energy / len(crystal.atoms)
+    crystal = min(undeformed, key=lambda label: label.total_energy / len(label.atoms))
+    per_atom = crystal.total_energy / len(crystal.atoms)
     members: dict[str, list[Label]] = {name: [] for name in FAMILIES}
     for frame in frames:
         members[family_of(frame, per_atom)].append(trial.of_frame(frame))
@@ -235,23 +205,10 @@ def taught(teacher: Potential) -> Pool:
 
 
 def draw(pool: Pool, families: Sequence[str], n_frames: int, share: float, seed: int) -> list[tuple[str, int]]:
-    """Return which frames to fit to, as (family, number).
+    """Return which frames to fit to, as (family, number); ValueError if a family has too few.
 
-    Parameters
-    ----------
-    pool : Pool
-    families : sequence of str
-    n_frames : int
-        Shared evenly among the families, the first ones get what is left over; 0: a share of all.
-    share : float
-        … which is this.
-    seed : int
-        With one seed the first few are the same whatever the number.
-
-    Raises
-    ------
-    ValueError
-        If a family has too few.
+    The frames are shared evenly among the families, the first ones get what is left over; with ``n_frames`` 0 it is a share of all. With
+    one seed the first few are the same whatever the number.
     """
     drawn = []
     for position, family in enumerate(families):
@@ -269,14 +226,7 @@ def draw(pool: Pool, families: Sequence[str], n_frames: int, share: float, seed:
 
 
 class Fitter:
-    """Linear potentials of one capacity, fitted to any choice of a pool's frames; each frame's features are found once.
-
-    Parameters
-    ----------
-    pool : Pool
-    capacity : Capacity
-    weights : Weights
-    """
+    """Linear potentials of one capacity, fitted to any choice of a pool's frames; each frame's features are found once."""
 
     def __init__(self, pool: Pool, capacity: Capacity, weights: Weights) -> None:
         self.weights = weights
@@ -289,7 +239,9 @@ class Fitter:
         }
         self._crystal = self.basis.features(pool.crystal.atoms)
         self._equations = {
-            (family, number): linear.equations(self.basis, self._features["training", family, number], label.energy, label.forces, weights)
+            (family, number): linear.equations(
+                self.basis, self._features["training", family, number], label.total_energy, label.forces, weights
+            )
             for family, labels in pool.training.items()
             for number, label in enumerate(labels)
         }
@@ -314,21 +266,9 @@ def _fitter(name: str, potential: Potential | None, capacity: Capacity, weights:
 
 
 def errors(labels: Sequence[Label], predictions: Sequence[Prediction], crystal: Label, crystal_ev: float) -> dict[str, float]:
-    """Return errors and slopes over some frames.
+    """Return errors and slopes over some frames, by the properties of the module's docstring.
 
-    Parameters
-    ----------
-    labels : sequence of Label
-    predictions : sequence of Prediction
-    crystal : Label
-        The perfect crystal: the zero of DFT's energy per atom.
-    crystal_ev : float
-        Its energy (eV) in the potential, the zero of that.
-
-    Returns
-    -------
-    dict
-        Property → value; see the module's docstring.
+    The perfect crystal is the zero of DFT's energy per atom, and its energy (eV) in the potential the zero of that.
     """
     reference, predicted = trial.forces(labels, predictions)
     found = {
@@ -339,7 +279,7 @@ def errors(labels: Sequence[Label], predictions: Sequence[Prediction], crystal: 
         fitted = softening.fit(reference, predicted)
         found |= {name: getattr(fitted, name) for name in ("slope", "inverse_slope", "r2")}
     sizes = np.array([len(label.atoms) for label in labels])
-    wanted = np.array([label.energy for label in labels]) / sizes - crystal.energy / len(crystal.atoms)
+    wanted = np.array([label.energy for label in labels]) / sizes - crystal.total_energy / len(crystal.atoms)
     given = np.array([prediction.energy for prediction in predictions]) / sizes - crystal_ev / len(crystal.atoms)
     found["energy_rmse"] = float(np.sqrt(np.mean((given - wanted) ** 2)))
     found["energy_slope"] = softening.softening_scale(wanted, given)
@@ -438,13 +378,7 @@ def _timed(potential: Potential, pool: Pool, protocol: Protocol) -> dict[str, di
 
 
 def over_seeds(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """Return mean and range of a property over the draws.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``set, series, capacity, families, n_frames, penalty, held_out, step`` (number of families), ``mean, low, high, draws``.
-    """
+    """Return ``mean, low, high, draws`` of a property over the draws, with what varies and ``step``, the number of families."""
     good = made[(made["property"] == quantity) & (made["status"] == "ok") & (made["capacity"] != "")]
     by = ["set", "series", "capacity", "families", "n_frames", "penalty", "held_out"]
     found = trial.over_seeds(good, by)
@@ -460,10 +394,7 @@ def of_potential(made: pd.DataFrame, quantity: str) -> pd.Series:
 def harm(made: pd.DataFrame, quantity: str, series: str = "growing") -> pd.DataFrame:
     """Return what the last family (the melt) does to each of the others, draw by draw.
 
-    Returns
-    -------
-    DataFrame
-        Columns ``capacity, held_out, seed, before`` (trained on all families but the last), ``after`` and ``ratio``.
+    Columns ``capacity, held_out, seed, before`` (trained on all families but the last), ``after`` and ``ratio``.
     """
     rows = made[(made["set"] == "silicon") & (made["series"] == series) & (made["property"] == quantity)]
     wide = rows.pivot_table(index=["capacity", "held_out", "seed"], columns="families", values="value", observed=True, sort=False)

@@ -63,27 +63,13 @@ _COLUMNS = ("q", "branch", "distance", "label")
 
 @dataclass(frozen=True)
 class Protocol(trial.PaperProtocol):
-    """Settings, besides those of :class:`helpers.training.trial.PaperProtocol`.
+    """Settings, besides those of :class:`helpers.training.trial.PaperProtocol`."""
 
-    Attributes
-    ----------
-    max_label_atoms : int
-        Largest supercell of a label in set ``displacements``; what is larger takes long to train on.
-    n_held_out : int
-        Compounds held out in that set.
-    max_held_out_atoms : int
-        Most atoms in all displaced supercells of a compound that is held out.
-    elements : tuple of str
-        Metals of set ``vacancy-hops``.
-    hop_seeds : tuple of int
-        The ``seeds`` of set ``vacancy-hops``, where training takes longer.
-    """
-
-    max_label_atoms: int = 64
-    n_held_out: int = 30
-    max_held_out_atoms: int = 1500
-    elements: tuple[str, ...] = ("Cu",)
-    hop_seeds: tuple[int, ...] = (0,)
+    max_label_atoms: int = 64  # largest supercell of a label in set ``displacements``; what is larger takes long to train on
+    n_held_out: int = 30  # compounds held out in that set
+    max_held_out_atoms: int = 1500  # most atoms in all displaced supercells of a compound that is held out
+    elements: tuple[str, ...] = ("Cu",)  # metals of set ``vacancy-hops``
+    hop_seeds: tuple[int, ...] = (0,)  # the ``seeds`` of set ``vacancy-hops``, where training takes longer
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -213,13 +199,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def before_and_after(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the draws of :func:`summarise` after fine-tuning with what was there before beside them.
-
-    Returns
-    -------
-    DataFrame
-        Columns of :func:`summarise` for stage ``after``, and ``ratio_median_before, ratio_mean_before, share_below_before, mae_before``.
-    """
+    """Return the draws of :func:`summarise` after fine-tuning, with what was there before beside them (``_before``)."""
     summary = summarise(table)
     keys = ["model", "set", "material", "property"]
     numbers = ["ratio_median", "ratio_mean", "share_below", "mae"]

@@ -49,18 +49,10 @@ TOLERANCES = {"force": 0.05, "surface_energy": 2e-3, "validation_force_mae": 0.0
 
 @dataclass(frozen=True)
 class Protocol(trial.PaperProtocol):
-    """Settings, besides those of :class:`helpers.training.trial.PaperProtocol`.
+    """Settings, besides those of :class:`helpers.training.trial.PaperProtocol`."""
 
-    Attributes
-    ----------
-    materials : tuple of str
-        Elements of the single-element sets.
-    n_held_out : int
-        Frames never trained on.
-    """
-
-    materials: tuple[str, ...] = ("Si", "Mo", "Li")
-    n_held_out: int = 100
+    materials: tuple[str, ...] = ("Si", "Mo", "Li")  # elements of the single-element sets
+    n_held_out: int = 100  # frames never trained on
     seeds: tuple[int, ...] = (0, 1, 2)
 
 

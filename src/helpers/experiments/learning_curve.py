@@ -77,64 +77,35 @@ _NO_FORCE = 1e-3
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings.
+    """Settings."""
 
-    Attributes
-    ----------
-    materials : tuple of str
-        Elements.
-    counts : tuple of int
-        Numbers of labels.
-    seeds : tuple of int
-        Of the draws of ``curve``.
-    few_seeds : tuple of int
-        Of the draws of ``kinds`` and ``parts``.
-    n_held_out, n_held_out_strained, n_held_out_slabs : int
-        Frames of the element that are tested on, never trained on.
-    n_kind : int
-        Labels of one kind.
-    n_parts : tuple of int
-        Numbers of labels where less than all weights are trained.
-    n_other, n_compounds, n_element : int
-        Frames without the element, with it, and of each other element.
-    max_atoms : int
-        Of those compounds.
-    steps_per_label, max_steps, scratch_steps : int
-        Gradient steps: see :meth:`steps`.
-    rank : int
-        Of the corrections ``low-rank``.
-    scratch_counts : tuple of int
-        Numbers of labels where a network is trained from random weights.
-    scratch_channels : int
-        Its width.
-    learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight
-        See :class:`helpers.training.fine_tune.Recipe`; the paper's.
-    part_learning_rate, scratch_learning_rate : float
-        Where few numbers are trained, or all of them are wrong, they have further to go. Of 0.003 and 0.01 the better for every method,
-        with ten labels of Li and thirty more frames to validate, none of them a test frame.
-    """
-
-    materials: tuple[str, ...] = ("Si", "Mo", "Li")
-    counts: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    few_seeds: tuple[int, ...] = (0, 1)
+    materials: tuple[str, ...] = ("Si", "Mo", "Li")  # elements
+    counts: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)  # numbers of labels
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the draws of ``curve``
+    few_seeds: tuple[int, ...] = (0, 1)  # of the draws of ``kinds`` and ``parts``
+    # Frames of the element that are tested on, never trained on.
     n_held_out: int = 44
     n_held_out_strained: int = 8
     n_held_out_slabs: int = 4
-    n_kind: int = 5
-    n_parts: tuple[int, ...] = (10,)
+    n_kind: int = 5  # labels of one kind
+    n_parts: tuple[int, ...] = (10,)  # numbers of labels where less than all weights are trained
+    # Frames without the element, with it, and of each other element.
     n_other: int = 30
     n_compounds: int = 15
     n_element: int = 2
-    max_atoms: int = 32
+    max_atoms: int = 32  # of those compounds
+    # Gradient steps: see :meth:`steps`.
     steps_per_label: int = 100
     max_steps: int = 200
     scratch_steps: int = 400
-    rank: int = 4
-    scratch_counts: tuple[int, ...] = (1, 5, 10, 100)
-    scratch_channels: int = 32
+    rank: int = 4  # of the corrections ``low-rank``
+    scratch_counts: tuple[int, ...] = (1, 5, 10, 100)  # numbers of labels where a network is trained from random weights
+    scratch_channels: int = 32  # its width
+    # See :class:`helpers.training.fine_tune.Recipe`; the paper's.
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
+    # Where few numbers are trained, or all of them are wrong, they have further to go. Of 0.003 and 0.01 the better for every method, with
+    # ten labels of Li and thirty more frames to validate, none of them a test frame.
     part_learning_rate: float = 1e-2
     scratch_learning_rate: float = 1e-2
     energy_weight: float = 0.1
@@ -276,12 +247,9 @@ def _teach(potential: Potential, case: Case) -> None:
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
-    """Train the potential as each case says and test it; a tidy table as the module's docstring says.
-
-    What cannot be done is a failed row.
-    """
+    """Train the potential as each case says and test it; a tidy table as the module's docstring says."""
     protocol = protocol or Protocol()
-    rows: list[dict[str, object]] = []
+    rows: trial.Rows = []
     for case in cases:
         if case.set == "teacher":
             case = replace(case, structures={}, reference={})
@@ -323,13 +291,7 @@ def train(
     steps: int | None = None,
     progress: bool = False,
 ) -> fine_tune.FineTuned:
-    """Train on labels by one of the methods ``all``, ``scratch``, ``readout``, ``last-layer`` and ``low-rank``.
-
-    Raises
-    ------
-    PotentialError
-        If the method is unknown, or the potential cannot be trained so.
-    """
+    """Train on labels by one of the methods ``all``, ``scratch``, ``readout``, ``last-layer`` and ``low-rank``; else PotentialError."""
     recipe = protocol.recipe(method, len(labels), seed, steps)
     start = potential
     if method == "scratch":
@@ -405,28 +367,17 @@ _KIND = ["model", "set", "material", "method", "kind", "n_labels"]
 
 
 def over_seeds(made: pd.DataFrame, quantity: str, held_out: str = "all") -> pd.DataFrame:
-    """Return a property on a test set, mean and range over the draws, beside its value before.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``model, set, material, method, kind, n_labels``, then ``before``, ``mean``, ``low``, ``high`` and ``draws``.
-    """
+    """Return a property on a test set, ``mean, low, high, draws`` over the draws of each kind of case, and its value ``before``."""
     each = over_each(made, quantity, held_out)
-    return trial.over_seeds(each, _KIND).merge(
-        each[["model", "material", "before"]].drop_duplicates(), on=["model", "material"], how="left"
-    )
+    before = each[["model", "material", "before"]].drop_duplicates()
+    return trial.over_seeds(each, _KIND).merge(before, on=["model", "material"], how="left")
 
 
 def forgotten(made: pd.DataFrame) -> pd.DataFrame:
     """Return typical force errors (``frame_mae``) on materials that no label shows, over what they were before.
 
-    Returns
-    -------
-    DataFrame
-        Columns ``model, set, material, method, kind, n_labels``, ``elsewhere`` (``other-chemistry``, ``compounds``,
-        ``other-elements``), then ``mean``, ``low`` and ``high`` over the draws of the ratio after / before (for other elements the
-        geometric mean over them).
+    ``elsewhere`` is ``other-chemistry``, ``compounds`` or ``other-elements``; ``mean``, ``low`` and ``high`` are those over the draws of
+    the ratio after / before (for other elements the geometric mean over them).
     """
     parts = []
     for name in ("other-chemistry", "compounds", *ELEMENTS):
@@ -448,12 +399,9 @@ def over_each(made: pd.DataFrame, quantity: str, held_out: str = "all") -> pd.Da
 
 
 def by_kind(made: pd.DataFrame, n_labels: int, quantity: str = "force_mae") -> pd.DataFrame:
-    """Return a property after training on labels of one kind, by test set, over what it was before.
+    """Return a property after training on labels of one kind, by test set, over what it was before: ``ratio``, the mean over the draws.
 
-    Returns
-    -------
-    DataFrame
-        Columns ``model, material, kind, held_out, ratio``; mean over the draws. Kind ``any`` comes from ``curve``.
+    Kind ``any`` comes from ``curve``.
     """
     parts = []
     for name in OWN:
@@ -464,10 +412,7 @@ def by_kind(made: pd.DataFrame, n_labels: int, quantity: str = "force_mae") -> p
 
 
 def reached(made: pd.DataFrame, error: float, material: str, method: str) -> float:
-    """Return how many labels a method needs for a force error (eV/Å), read off its mean curve with logarithmic axes.
-
-    Infinite if it never gets there.
-    """
+    """Return how many labels a method needs for a force error (eV/Å), from its mean curve with logarithmic axes; it may be infinite."""
     line = over_seeds(made, "force_mae")
     line = line[(line["set"] == "curve") & (line["material"] == material) & (line["method"] == method)].sort_values("n_labels")
     below = np.flatnonzero(line["mean"].to_numpy() <= error)

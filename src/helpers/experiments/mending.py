@@ -70,22 +70,13 @@ TOLERANCES |= {"validation_force_mae": 0.02, "loss": 0.5, "best_epoch": 100}
 
 @dataclass(frozen=True)
 class Protocol(trial.PaperProtocol):
-    """Settings, besides those of :class:`helpers.training.trial.PaperProtocol`.
+    """Settings, besides those of :class:`helpers.training.trial.PaperProtocol`."""
 
-    Attributes
-    ----------
-    elements, alloys : tuple of str
-        Materials of the two sets.
-    n_held_out : int
-        Vacancy frames never trained on.
-    n_held_out_orderings : int
-        Relaxed orderings evaluated, none of which is a relaxed label.
-    """
-
+    # Materials of the two sets.
     elements: tuple[str, ...] = ("Si", "Mo", "Li", "Cu", "Ni")
     alloys: tuple[str, ...] = ("Nb-Mo", "Ta-W")
-    n_held_out: int = 12
-    n_held_out_orderings: int = 100
+    n_held_out: int = 12  # vacancy frames never trained on
+    n_held_out_orderings: int = 100  # relaxed orderings evaluated, none of which is a relaxed label
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -163,7 +154,7 @@ def _teach(potential: Potential, case: Case) -> None:
             yield atoms
 
     *labels, pure = trial.labelled(trial.stiffer(potential), [*trial.rattled(with_vacancy(), 0.12, rng), crystal], stress=True)
-    draw(case, Pool(labels[:4], labels[4:], {"Al": (crystal, pure.energy)}), 4)
+    draw(case, Pool(labels[:4], labels[4:], {"Al": (crystal, pure.total_energy)}), 4)
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
@@ -195,7 +186,7 @@ def _difference_rows(
     rows = []
     for (columns, label), prediction in zip(trial.numbered(trial.labels_of(case, "held")), predictions, strict=True):
         shares = {element: label.atoms.symbols.count(element) / len(crystal) for element, crystal in crystals.items()}
-        reference = label.energy - sum(share * case.reference[f"energy/crystal/{element}"] for element, share in shares.items())
+        reference = label.total_energy - sum(share * case.reference[f"energy/crystal/{element}"] for element, share in shares.items())
         error = wrong or prediction.error
         value = np.nan if error else prediction.energy - sum(share * pure[element].energy for element, share in shares.items())
         rows.append(record("energy_difference", value, reference, "eV", error=error, **columns))

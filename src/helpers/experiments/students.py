@@ -43,6 +43,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Any
 
 import ase
 import ase.build
@@ -83,57 +84,33 @@ _QUANTILES = np.linspace(0, 1, 101)
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings; the standard student, and what is varied about it.
+    """Settings; the standard student, and what is varied about it."""
 
-    Attributes
-    ----------
-    n_frames : int
-        Training frames.
-    channels : int
-        Width of the standard student, a MACE.
-    start_a : float
-        Root mean square displacement of each coordinate where relaxations start, Å. With the standard value the forces of the frames
-        are spread about as those of MPtrj are, the training data of the published models.
-    start_strain : float
-        Largest change of the lattice parameter where relaxations start.
-    shares, other_channels, other_frames, other_starts_a, other_steps
-        Values that are tried besides.
-    chgnet_channels : int
-        Width of the students with CHGNet's architecture.
-    seeds : tuple of int
-    steps : int
-        Gradient steps of a training.
-    batch_size : int
-        Structures per step.
-    n_small_frames, n_small_steps : int
-        For the set ``small``.
-    learning_rate, final_learning_rate, energy_weight, force_weight
-        See :class:`helpers.training.fine_tune.Recipe`.
-    mending_epochs : int
-        Of the fine-tuning on one frame.
-    mending_learning_rate : float
-    """
-
-    n_frames: int = 100
-    channels: int = 16
+    n_frames: int = 100  # training frames
+    channels: int = 16  # width of the standard student, a MACE
+    # Root mean square displacement of each coordinate where relaxations start, Å. With the standard value the forces of the frames are
+    # spread about as those of MPtrj are, the training data of the published models.
     start_a: float = 0.08
-    start_strain: float = 0.05
+    start_strain: float = 0.05  # largest change of the lattice parameter where relaxations start
+    # Values that are tried besides.
     shares: tuple[float, ...] = (0.0, 0.05, 0.1, 0.25, 0.5, 1.0)
     other_channels: tuple[int, ...] = (4, 32)
     other_frames: tuple[int, ...] = (25, 400)
     other_starts_a: tuple[float, ...] = (0.03, 0.15, 0.3)
     other_steps: tuple[int, ...] = (150, 2400)
-    chgnet_channels: int = 32
+    chgnet_channels: int = 32  # width of the students with CHGNet's architecture
     seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 600
-    batch_size: int = 10
+    steps: int = 600  # gradient steps of a training
+    batch_size: int = 10  # structures per step
+    # For the set ``small``.
     n_small_frames: int = 20
     n_small_steps: int = 20
+    # See :class:`helpers.training.fine_tune.Recipe`.
     learning_rate: float = 1e-2
     final_learning_rate: float = 1e-4
     energy_weight: float = 10.0
     force_weight: float = 10.0
-    mending_epochs: int = 100
+    mending_epochs: int = 100  # of the fine-tuning on one frame
     mending_learning_rate: float = 1e-3
 
 
@@ -234,19 +211,10 @@ def slab(cell: ase.Atoms, facet: str) -> ase.Atoms:
 
 @lru_cache(maxsize=12)
 def relaxation_frames(teacher: Potential, material: str, n_frames: int, start_a: float, strain: float, seed: int) -> tuple[Label, ...]:
-    """Return frames along the teacher's relaxations from wrong cells and positions.
+    """Return frames along the teacher's relaxations from wrong cells and positions, eight of each, evenly spread over its steps.
 
-    Parameters
-    ----------
-    teacher : Potential
-    material : {"Cu", "MgO"}
-    n_frames : int
-        Eight frames of each relaxation, evenly spread over its steps.
-    start_a : float
-        Root mean square of the initial displacement of each coordinate, Å.
-    strain : float
-        Initial strains are drawn from ± this; half of it for shears.
-    seed : int
+    Initial displacements have the root mean square ``start_a`` (Å, each coordinate), initial strains are drawn from ± ``strain``, half of
+    it for shears.
     """
     rng = np.random.default_rng([seed, 0])
     frames: list[Label] = []
@@ -419,10 +387,10 @@ def examine(teacher: Potential, student: Potential, case: Case, stage: str) -> t
     return rows
 
 
-def _scalars(potential: Potential, teacher: Potential, material: str) -> list[tuple[str, str, dict[str, object], float]]:
+def _scalars(potential: Potential, teacher: Potential, material: str) -> list[tuple[str, str, dict[str, Any], float]]:
     """Return a potential's surface and vacancy energies and its force on a pulled atom, as (property, unit, further columns, value)."""
     cell = conventional(teacher_cell(teacher, material))
-    names: list[tuple[str, str, dict[str, object]]] = []
+    names: list[tuple[str, str, dict[str, Any]]] = []
     structures = [cell]
     for facet in _FACETS[material]:
         structures.append(slab(cell, facet))
@@ -486,23 +454,14 @@ STUDENT = ["architecture", "channels", "share", "n_frames", "start_a", "steps", 
 
 
 def scales(made: pd.DataFrame, by: Sequence[str] = ("model", "set", "stage", "temperature_k", *STUDENT)) -> pd.DataFrame:
-    """Return the slopes of every student's forces, one row per student, stage and temperature.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``model, set, stage, temperature_k``, those of :class:`Student` (or those of ``by``), ``slope``, ``inverse_slope``, ``r2``
-        (about the origin, their product), ``mae`` and ``cmae`` (eV/Å).
-    """
+    """Return ``slope``, ``inverse_slope``, ``r2``, ``mae`` and ``cmae`` (eV/Å) of every student's forces, by stage and temperature."""
     forces = made[(made["property"] == "force") & (made["status"] == "ok")]
     records = []
     for key, group in forces.groupby(list(by), observed=True):
         fitted = softening.fit(group["reference"], group["value"])
-        records.append(dict(zip(by, key, strict=True)) | {name: getattr(fitted, name) for name in _NUMBERS})
+        numbers = {name: getattr(fitted, name) for name in ("slope", "inverse_slope", "r2", "mae", "cmae")}
+        records.append(dict(zip(by, key, strict=True)) | numbers)
     return pd.DataFrame(records)
-
-
-_NUMBERS = ("slope", "inverse_slope", "r2", "mae", "cmae")
 
 
 def ratios(made: pd.DataFrame) -> pd.DataFrame:
@@ -520,13 +479,9 @@ def standard(rows: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFra
 
 
 def overview(made: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
-    """Return student over teacher for every quantity: the standard student of near frames, the same fine-tuned, and that of broad frames.
+    """Return student over teacher (``ratio``; of forces: the slope) for every quantity and seed.
 
-    Returns
-    -------
-    DataFrame
-        One row per seed: ``model, set, quantity, student`` (``near``, ``mended``: fine-tuned, ``broad``), ``seed``,
-        ``ratio`` (of forces: the slope).
+    ``student`` is the standard student of ``near`` frames, the same fine-tuned (``mended``), or that of ``broad`` frames.
     """
     slopes = scales(made)
     slopes = slopes.assign(quantity="forces at " + slopes["temperature_k"].map("{:.0f} K".format), ratio=slopes["slope"])
@@ -541,18 +496,8 @@ def overview(made: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFra
 def curves(values: pd.DataFrame, column: str, protocol: Protocol | None = None) -> pd.DataFrame:
     """Return a number against each thing that was varied, mean and range over seeds: what :func:`helpers.figures.seed_curves` draws.
 
-    Parameters
-    ----------
-    values : DataFrame
-        One row per student (one stage, temperature or property), from :func:`scales` or :func:`ratios`.
-    column : str
-        The number.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``model, set, panel, kind, x, mean, low, high, draws``. Panels are ``share`` (percent; kind ``mixed``), ``start_a``,
-        ``n_frames``, ``steps`` (kind ``near``) and ``channels`` (kinds ``near`` and ``broad``).
+    The values have one row per student (one stage, temperature or property), as from :func:`scales` or :func:`ratios`. Panels are ``share``
+    (percent; kind ``mixed``), ``start_a``, ``n_frames``, ``steps`` (kind ``near``) and ``channels`` (kinds ``near`` and ``broad``).
     """
     protocol = protocol or Protocol()
     parts = []
@@ -572,12 +517,9 @@ def curves(values: pd.DataFrame, column: str, protocol: Protocol | None = None) 
 
 
 def corrected_by_one_factor(made: pd.DataFrame) -> pd.DataFrame:
-    """Correct the near-equilibrium students' forces with the factor of one hot frame, for every choice of the frame.
+    """Correct the near-equilibrium students' forces with the factor of one frame, for every choice of it, at the hottest temperature.
 
-    Returns
-    -------
-    DataFrame
-        As from :func:`helpers.softening.one_label_corrections`, with the columns of :class:`Student`; frames of the hottest temperature.
+    As :func:`helpers.softening.one_label_corrections`, with the columns of :class:`Student`.
     """
     forces = made[(made["property"] == "force") & (made["stage"] == "trained") & (made["share"] == 0)]
     forces = forces[forces["temperature_k"] == forces["temperature_k"].max()]

@@ -25,6 +25,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache, partial
+from typing import Any
 
 import ase
 import numpy as np
@@ -67,7 +68,7 @@ class Student:
     max_l: int = 0
 
 
-ARMS: dict[str, dict[str, dict[str, object]]] = {
+ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "single": {
         "standard": {},
         "energy 100 : 1": {"force_weight": 0.1},

@@ -59,47 +59,24 @@ _METHODS = ("plain", "taylor", "spatial")
 
 @dataclass(frozen=True)
 class Protocol:
-    """Settings.
+    """Settings."""
 
-    Attributes
-    ----------
-    counts : tuple of int
-        Numbers of labels in set ``labels``.
-    n_labels : int
-        In set ``steps``.
-    n_tests : int
-        Held-out frames.
-    seeds : tuple of int
-        Draws of labels.
-    gradient_steps : int
-        Of every training.
-    learning_rate, final_learning_rate : float
-    energy_weight, force_weight : float
-        See :class:`helpers.training.fine_tune.Recipe`; a force weight of zero where the labels are energies alone.
-    weight, step_a : float
-        Of the losses in set ``labels``; the weight is per (eV/atom)², as that of the energy.
-    heavy_weight : float
-        In set ``steps``.
-    steps_a : tuple of float
-        Sizes of the step in set ``steps``, Å.
-    largest_step_a : float
-        … and that with adversarial directions, and with energies alone.
-    """
-
-    counts: tuple[int, ...] = (1, 10)
-    n_labels: int = 10
-    n_tests: int = 5
-    seeds: tuple[int, ...] = (0, 1, 2)
-    gradient_steps: int = 10
+    counts: tuple[int, ...] = (1, 10)  # numbers of labels in set ``labels``
+    n_labels: int = 10  # in set ``steps``
+    n_tests: int = 5  # held-out frames
+    seeds: tuple[int, ...] = (0, 1, 2)  # draws of labels
+    gradient_steps: int = 10  # of every training
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
+    # See :class:`helpers.training.fine_tune.Recipe`; a force weight of zero where the labels are energies alone.
     energy_weight: float = 1e3
     force_weight: float = 1.0
+    # Of the losses in set ``labels``; the weight is per (eV/atom)², as that of the energy.
     weight: float = 1e4
     step_a: float = 0.01
-    heavy_weight: float = 1e5
-    steps_a: tuple[float, ...] = (0.01, 0.03)
-    largest_step_a: float = 0.03
+    heavy_weight: float = 1e5  # in set ``steps``
+    steps_a: tuple[float, ...] = (0.01, 0.03)  # sizes of the step in set ``steps``, Å
+    largest_step_a: float = 0.03  # … and that with adversarial directions, and with energies alone
 
     def recipe(self, info: dict, n_labels: int, steps: int) -> Recipe:
         """Return the recipe of a case."""
@@ -120,11 +97,8 @@ class Protocol:
 
 
 def _info(method: str, labels: str, n_labels: int, seed: int, **weak: object) -> dict:
-    return (
-        {"method": method, "labels": labels, "n_labels": n_labels, "weight": 0.0, "step_a": 0.0, "direction": "random"}
-        | weak
-        | {"seed": seed}
-    )
+    plain = {"method": method, "labels": labels, "n_labels": n_labels, "weight": 0.0, "step_a": 0.0, "direction": "random"}
+    return plain | weak | {"seed": seed}
 
 
 def _variants(name: str, protocol: Protocol) -> list[dict]:
@@ -239,8 +213,8 @@ def _teach(potential: Potential, case: Case) -> None:
     crystal = bulk("Si", cubic=True)
     frames = trial.rattled([crystal] * 4, 0.08, np.random.RandomState(7))
     *labels, rest = trial.labelled(trial.stiffer(potential), [*frames, crystal])
-    excess = rest.energy * (1 - 1 / trial.STIFFER)
-    labels = [replace(label, energy=label.energy - excess) for label in labels]
+    excess = rest.total_energy * (1 - 1 / trial.STIFFER)
+    labels = [replace(label, energy=label.total_energy - excess) for label in labels]
     trial.put(case, label=labels[:2], test=labels[2:])
 
 
@@ -249,13 +223,7 @@ def _teach(potential: Potential, case: Case) -> None:
 
 
 def over_seeds(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """Return mean and range of a property over the draws, and what it is untrained.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``set, method, labels, n_labels, weight, step_a, direction``, then ``mean, low, high, draws, before``.
-    """
+    """Return ``mean, low, high, draws`` of a property over the draws, and what it is untrained, ``before``."""
     good = made[(made["property"] == quantity) & (made["status"] == "ok")]
     before = good.loc[(good["method"] == "none") & (good["set"] != "teacher"), "value"]
     by = ["set", "method", "labels", "n_labels", "weight", "step_a", "direction"]
@@ -264,13 +232,7 @@ def over_seeds(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
 
 
 def differences(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """Return what each loss changes against plain fine-tuning with the same frames, draw by draw (set ``labels``).
-
-    Returns
-    -------
-    DataFrame
-        Columns ``method, labels, n_labels, seed, difference``.
-    """
+    """Return what each loss changes against plain fine-tuning with the same frames (``difference``), draw by draw, in set ``labels``."""
     rows = made[(made["set"] == "labels") & (made["property"] == quantity) & (made["method"] != "none")]
     wide = rows.pivot_table(index=["labels", "n_labels", "seed"], columns="method", values="value", observed=True)
     found = wide.drop(columns="plain").sub(wide["plain"], axis=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import dataclass, field
+from typing import Any
 
 import ase
 import numpy as np
@@ -37,7 +38,7 @@ class Frame:
     energy: float
     forces: np.ndarray
     stress: np.ndarray
-    info: dict[str, object] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
 
 
 def reference(name: str) -> list[dict[str, str]]:

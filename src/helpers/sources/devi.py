@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +45,7 @@ class Hop:
 
 
 def hops() -> list[Hop]:
-    """Return all hops.
-
-    Raises
-    ------
-    ValueError
-        If the sheet does not have one of them.
-    """
+    """Return all hops; ValueError if the sheet does not have one of them."""
     sheet = {line["sys_name"]: line for line in read_sheet(registry.fetch(SHEET))}
     found = []
     for key in PATHS:
@@ -88,12 +81,7 @@ def read_sheet(path: Path) -> list[dict[str, str]]:
     shared = ["".join(part.text or "" for part in text.iter(f"{_TAG}t")) for text in texts]
     lines = []
     for line in sheet.iter(f"{_TAG}row"):
-        cells = {}
-        for cell in line:
-            value = cell.find(f"{_TAG}v")
-            if value is not None:
-                column = re.match("[A-Z]+", cell.get("r")).group()
-                cells[column] = shared[int(value.text)] if cell.get("t") == "s" else value.text
-        lines.append(cells)
+        values = {cell.get("r", "").rstrip("0123456789"): (cell.get("t"), cell.findtext(f"{_TAG}v")) for cell in line}
+        lines.append({column: shared[int(text)] if kind == "s" else text for column, (kind, text) in values.items() if text is not None})
     header = lines[0]
     return [{header[column]: value for column, value in cells.items() if column in header} for cells in lines[1:]]

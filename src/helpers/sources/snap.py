@@ -26,22 +26,14 @@ SINGLE_ELEMENTS = (
     *[f"{SNAP}/{name}.json" for name in ("Cu/training/AIMD", "Cu/training/Vacancy", "Ni/training/Vacancy")],
 )
 
+_GROUPS = ("AIMD-NVT", "Vacancy", "Surface", "Elastic", "SS")  # SS: orderings of an alloy
+
 
 def frames(keys: Iterable[str], group: str | None = None) -> list[Frame]:
     """Return the frames of some files; those of snap that an earlier file of the same material has too are left out.
 
-    Parameters
-    ----------
-    keys : iterable of str
-        Of the registry.
-    group : str, optional
-        Only these: ``AIMD-NVT``, ``Vacancy``, ``Surface``, ``Elastic``, ``SS`` (orderings of an alloy).
-
-    Returns
-    -------
-    list of Frame
-        ``info`` holds ``source_file``, ``split``, ``group``, ``temperature_k`` (NaN if not told), ``miller`` (of a slab; None if
-        not told), ``reconstructed`` and ``notes``.
+    With a ``group``, one of ``_GROUPS``, only those. ``info`` holds ``source_file``, ``split``, ``group``, ``temperature_k`` (NaN if not
+    told), ``miller`` (of a slab; None if not told), ``reconstructed`` and ``notes``.
     """
     found: list[Frame] = []
     for key in keys:
@@ -56,7 +48,7 @@ def frames(keys: Iterable[str], group: str | None = None) -> list[Frame]:
                 own_group = record["group"]
                 stress = _stress(answers["virial_stress"], swapped=_shears_swapped(material, own_group))
             else:
-                own_group = re.search("AIMD|Vacancy|Surface|Elastic|SS", file)[0].replace("AIMD", "AIMD-NVT")
+                own_group = next(kind for kind in _GROUPS if kind.removesuffix("-NVT") in file)
                 stress = _stress(answers["stress"], swapped=False)
             if group not in (None, own_group):
                 continue
@@ -86,11 +78,9 @@ def same(one: Frame, other: Frame) -> bool:
 
 
 def undeformed(strained: Sequence[Frame]) -> Frame:
-    """Return, of strained cells, the undeformed crystal: the one of least stress.
-
-    Not the one of lowest energy. For Cu and Ni, whose 108-atom cells scatter by 1 meV/atom, that would be a strained cell, for
-    Mo one with displaced atoms, and the surface energies would agree less well with Tran et al. (2016).
-    """
+    """Return, of strained cells, the undeformed crystal: the one of least stress."""
+    # Not the one of lowest energy. For Cu and Ni, whose 108-atom cells scatter by 1 meV/atom, that would be a strained cell, for
+    # Mo one with displaced atoms, and the surface energies would agree less well with Tran et al. (2016).
     return min(strained, key=lambda frame: np.abs(frame.stress).max())
 
 
@@ -103,10 +93,7 @@ def _miller(description: str, notes: dict[str, str]) -> tuple[int, ...] | None:
 
 
 def _stress(six: Sequence[float], *, swapped: bool) -> np.ndarray:
-    """Return a stress (3, 3), eV/Å³, ASE's sign, from VASP's six numbers xx, yy, zz, xy, yz, zx in kbar, positive under compression.
-
-    ``swapped`` says that the last two are in the order zx, yz.
-    """
+    """Return a stress (3, 3), eV/Å³, ASE's sign, from VASP's xx, yy, zz, xy, yz, zx (swapped: zx, yz) in kbar, of a pressure."""
     xx, yy, zz, xy, yz, zx = six
     if swapped:
         yz, zx = zx, yz
@@ -114,9 +101,7 @@ def _stress(six: Sequence[float], *, swapped: bool) -> np.ndarray:
 
 
 def _shears_swapped(element: str, group: str) -> bool:
-    """Tell whether mlearn stores the last two shears of a frame in the order zx, yz.
-
-    Not documented. Cu and Ni frames that mlearn shares with snap have them in the other order than there; for Si, Mo and Li
-    only one of the orders agrees with a model's stress (for Si it differs between strained cells and the rest).
-    """
+    """Tell whether mlearn stores the last two shears of a frame in the order zx, yz."""
+    # Not documented. Cu and Ni frames that mlearn shares with snap have them in the other order than there; for Si, Mo and Li
+    # only one of the orders agrees with a model's stress (for Si it differs between strained cells and the rest).
     return element != "Li" and (element, group) != ("Si", "Elastic")

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import ase
 import ase.data
@@ -131,22 +132,16 @@ class AlchemicalPotential(GraphPotential):
 
     def energies(self, graph: Graph) -> torch.Tensor:  # noqa: D102
         top = graph.topology
-        unfolded = self._unfolded(graph, top)
+        unfolded, species = self._unfolded(graph, top), top["species"]
         unfolded.topology = {name.removeprefix("base "): tensor for name, tensor in top.items() if name.startswith("base ")}
         # Set only where the energy is to be differentiated in the weights: one row for each structure.
         lambdas = top.get("lambdas", self._lambdas.expand(graph.n_systems, -1))
-        own = lambdas[unfolded.system, unfolded.species.clamp(min=0)]
-        unfolded.weights = torch.where(unfolded.species < 0, 1.0, own).to(self.network_dtype)
+        own = lambdas[unfolded.system, species.clamp(min=0)]
+        unfolded.weights = torch.where(species < 0, 1.0, own).to(self.network_dtype)
         return self.base.energies(unfolded)
 
     def responses(self, structures: Sequence[ase.Atoms]) -> list[Response]:
-        """Return energies and their derivatives in the weights, one structure after the other.
-
-        Raises
-        ------
-        StructureError
-            If a structure cannot be evaluated.
-        """
+        """Return energies and their derivatives in the weights, one structure after the other; StructureError if one fails."""
         return [self._response(atoms) for atoms in structures]
 
     def _response(self, atoms: ase.Atoms) -> Response:
@@ -154,7 +149,7 @@ class AlchemicalPotential(GraphPotential):
         lambdas = self._lambdas.expand(graph.n_systems, -1).clone().requires_grad_(True)
         graph.topology = {**graph.topology, "lambdas": lambdas}
         energies, _, stresses = self.compute(graph, stress=True, training=True)
-        mean_stress = torch.diagonal(stresses[0]).mean()
+        mean_stress = torch.diagonal(cast(torch.Tensor, stresses)[0]).mean()
         of_energy, of_stress = (
             torch.autograd.grad(value, lambdas, retain_graph=True, allow_unused=True)[0] for value in (energies.sum(), mean_stress)
         )
@@ -173,24 +168,12 @@ class AlchemicalPotential(GraphPotential):
 
 @dataclass(frozen=True)
 class Response:
-    """How a mixture answers to its composition.
+    """How a mixture answers to its composition."""
 
-    Attributes
-    ----------
-    energy : float
-        eV.
-    mean_stress : float
-        A third of the trace of the stress, eV/Å³, positive under tension.
-    energy_gradient : dict of str to float
-        Element → ∂E/∂λ, eV.
-    stress_gradient : dict of str to float
-        Element → derivative of the mean stress in λ, eV/Å³.
-    """
-
-    energy: float
-    mean_stress: float
-    energy_gradient: dict[str, float]
-    stress_gradient: dict[str, float]
+    energy: float  # eV
+    mean_stress: float  # a third of the trace of the stress, eV/Å³, positive under tension
+    energy_gradient: dict[str, float]  # element → ∂E/∂λ, eV
+    stress_gradient: dict[str, float]  # element → derivative of the mean stress in λ, eV/Å³
 
 
 def _checked(base: Potential, weights: Mapping[str, float]) -> tuple[list[int], list[float]]:
@@ -215,13 +198,7 @@ def _checked(base: Potential, weights: Mapping[str, float]) -> tuple[list[int], 
 
 
 def mix(potential: GraphPotential, weights: Mapping[str, float]) -> AlchemicalPotential:
-    """Return a potential for which all atoms of some elements are one mixture of them.
-
-    >>> magnesia_with_lime = mix(potential, {"Mg": 0.75, "Ca": 0.25})
-    >>> magnesia_with_lime.evaluate([bulk("MgO", "rocksalt", a=4.4)])
-
-    See :class:`AlchemicalPotential`.
-    """
+    """Return a potential for which all atoms of some elements are one mixture of them, as of ``{"Mg": 0.75, "Ca": 0.25}``."""
     return AlchemicalPotential(potential, weights)
 
 
@@ -231,20 +208,11 @@ def mix(potential: GraphPotential, weights: Mapping[str, float]) -> AlchemicalPo
 
 @dataclass(frozen=True)
 class Equilibrium:
-    """A crystal at the size at which its mean stress vanishes.
-
-    Attributes
-    ----------
-    atoms : ase.Atoms
-    energy : float
-        eV.
-    bulk_modulus : float
-        V dσ/dV, with σ the mean stress and all fractional coordinates held, eV/Å³.
-    """
+    """A crystal at the size at which its mean stress vanishes."""
 
     atoms: ase.Atoms
-    energy: float
-    bulk_modulus: float
+    energy: float  # eV
+    bulk_modulus: float  # V dσ/dV, with σ the mean stress and all fractional coordinates held, eV/Å³
 
     @property
     def bulk_modulus_gpa(self) -> float:
@@ -263,16 +231,7 @@ def equilibrium(potential: Potential, crystal: ase.Atoms, *, window: float = 0.1
     """Resize a crystal until its mean stress vanishes; atoms keep their fractional coordinates.
 
     For rocksalt and other cubic crystals without free coordinates that is the full relaxation. For an alloy on ideal sites it is the best
-    lattice without relaxation of the atoms.
-
-    Parameters
-    ----------
-    potential : Potential
-        Any that gives stress.
-    crystal : ase.Atoms
-        Where the search starts.
-    window : float
-        How far, as a part of its lengths, the search may go to either side.
+    lattice without relaxation of the atoms. The window is how far, as a part of its lengths, the search may go to either side.
 
     Raises
     ------
@@ -291,11 +250,14 @@ def equilibrium(potential: Potential, crystal: ase.Atoms, *, window: float = 0.1
         )
     factor = optimize.brentq(tension, 1 - window, 1 + window, rtol=_LENGTH_ACCURACY, xtol=_LENGTH_ACCURACY)
     atoms = resized(crystal, factor)
-    slope = (_mean_stress(potential, resized(atoms, 1 + _STRAIN))[1] - _mean_stress(potential, resized(atoms, 1 - _STRAIN))[1]) / (
-        2 * _STRAIN
-    )
     # dV/V = 3 dl/l.
-    return Equilibrium(atoms, _mean_stress(potential, atoms)[0], slope / 3)
+    return Equilibrium(atoms, _mean_stress(potential, atoms)[0], _slope(potential, atoms, _STRAIN) / 3)
+
+
+def _slope(potential: Potential, atoms: ase.Atoms, strain: float) -> float:
+    """Return the derivative of the mean stress by the relative change of length, taken over ± a strain, eV/Å³."""
+    longer, shorter = (_mean_stress(potential, resized(atoms, 1 + sign * strain))[1] for sign in (1, -1))
+    return (longer - shorter) / (2 * strain)
 
 
 def _mean_stress(potential: Potential, atoms: ase.Atoms) -> tuple[float, float]:
@@ -311,49 +273,25 @@ def _mean_stress(potential: Potential, atoms: ase.Atoms) -> tuple[float, float]:
 def length_slope(mixed: AlchemicalPotential, crystal: ase.Atoms, gained: str, lost: str, strain: float = 1e-3) -> float:
     """Return d ln l/dx of a crystal at its equilibrium: how fast its lengths l grow as one element replaces another.
 
-    The mean stress σ(l, x) stays zero along the equilibrium, so dl/dx = −(∂σ/∂x) / (∂σ/∂l) with ∂σ/∂x from automatic differentiation.
-
-    Parameters
-    ----------
-    mixed : AlchemicalPotential
-    crystal : ase.Atoms
-        From :func:`equilibrium` with the same potential.
-    gained, lost : str
-        Elements of the mixture: x counts the first.
-    strain : float
-        Relative change of length over which ∂σ/∂l is taken.
-
-    Raises
-    ------
-    PotentialError
-        If an element is not in the mixture.
+    The mean stress σ(l, x) stays zero along the equilibrium, so dl/dx = −(∂σ/∂x) / (∂σ/∂l) with ∂σ/∂x from automatic differentiation and
+    ∂σ/∂l taken over ± a strain. The crystal is from :func:`equilibrium` with the same potential, x counts the element gained;
+    PotentialError if one is not in the mixture.
     """
     missing = [symbol for symbol in (gained, lost) if symbol not in mixed.mixture]
     if missing:
         raise PotentialError(f"{', '.join(missing)} is not in the mixture {mixed.mixture}")
     (response,) = mixed.responses([crystal])
     in_x = response.stress_gradient[gained] - response.stress_gradient[lost]
-    ends = [_mean_stress(mixed, resized(crystal, 1 + sign * strain))[1] for sign in (1, -1)]
-    return -in_x / ((ends[0] - ends[1]) / (2 * strain))
+    return -in_x / _slope(mixed, crystal, strain)
 
 
 @dataclass(frozen=True)
 class Design:
-    """A composition with a wanted lattice parameter.
+    """A composition with a wanted lattice parameter."""
 
-    Attributes
-    ----------
-    x : float
-        Fraction of the gained element.
-    lattice_parameter : float
-        Å, of the conventional cube.
-    steps : list of (float, float)
-        Compositions on the way, with their lattice parameters (Å).
-    """
-
-    x: float
-    lattice_parameter: float
-    steps: list[tuple[float, float]]
+    x: float  # fraction of the gained element
+    lattice_parameter: float  # Å, of the conventional cube
+    steps: list[tuple[float, float]]  # compositions on the way, with their lattice parameters (Å)
 
 
 def lattice_parameter(atoms: ase.Atoms) -> float:

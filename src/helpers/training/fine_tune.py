@@ -63,6 +63,13 @@ class Label:
             stress = np.asarray(self.stress, dtype=float)
             object.__setattr__(self, "stress", voigt_6_to_full_3x3_stress(stress) if stress.shape == (6,) else stress)
 
+    @property
+    def total_energy(self) -> float:
+        """The energy, eV; ValueError if it is not known."""
+        if self.energy is None:
+            raise ValueError(f"{self.atoms.get_chemical_formula()} has no energy")
+        return self.energy
+
 
 LOSSES = ("squared", "huber", "absolute")
 
@@ -131,17 +138,7 @@ class FineTuned:
 
 
 def linear_correction(potential: Potential, labels: Sequence[Label], method: str = "inverse_slope") -> Potential:
-    """Return c·E with c fitted to the labels' forces.
-
-    Parameters
-    ----------
-    potential : Potential
-    labels : sequence of Label
-        One is enough.
-    method : {"inverse_slope", "least_squares"}
-        ``inverse_slope``: c = 1/s, s the softening scale; turns the cloud of model against DFT forces onto
-        the diagonal (the paper's definition). ``least_squares``: the c that minimises the squared error, which
-        is what training the scalar with an MSE loss converges to. See :func:`helpers.softening.correction`.
+    """Return c·E with c fitted to the labels' forces, by a method of :func:`helpers.softening.correction`; one label is enough.
 
     Raises
     ------
@@ -169,9 +166,9 @@ def _check(labels: Sequence[Label], *, energy: bool = False, stress: bool = Fals
             wrong = f"forces of shape {np.shape(forces)}, but {n} atom(s) need ({n}, 3)"
         elif np.isinf(forces).any() or np.isnan(forces).all():
             wrong = "a force is infinite" if np.isinf(forces).any() else "no force is a number"
-        elif energy and not np.isfinite(label.energy):
+        elif energy and not np.isfinite(label.total_energy):
             wrong = f"the energy is not a number: {label.energy}"
-        elif stress and not (label.stress.shape == (3, 3) and np.isfinite(label.stress).all()):
+        elif stress and label.stress is not None and not (label.stress.shape == (3, 3) and np.isfinite(label.stress).all()):
             wrong = "the stress is not 3 × 3, or 6, numbers"
         if wrong:
             raise ValueError(f"label {k} ({label.atoms.get_chemical_formula()}): {wrong}")
@@ -310,15 +307,8 @@ def fine_tune(
             raise PotentialError(f"the loss became NaN in epoch {epoch}; lower the learning rate ({recipe.learning_rate:g}).")
         errors = [_loss(tuned, group, recipe, training=False)[1] for group in held]
         validation_error = float(np.average(errors, weights=[len(group) for group in groups])) if groups else math.nan
-        result.history.append(
-            {
-                "epoch": epoch,
-                "learning_rate": rate,
-                "loss": loss_sum / len(train),
-                "train_force_mae": error_sum / len(train),
-                "validation_force_mae": validation_error,
-            }
-        )
+        entry = {"epoch": epoch, "learning_rate": rate, "loss": loss_sum / len(train), "train_force_mae": error_sum / len(train)}
+        result.history.append(entry | {"validation_force_mae": validation_error})
         if recipe.keep == "last" or validation_error < best_error:
             best_error, result.best_epoch = validation_error, epoch
             best_weights = copy.deepcopy(tuned.network.state_dict())
@@ -350,24 +340,10 @@ def fine_tune(
 
 
 def part(potential: GraphPotential, name: str) -> tuple[str, ...]:
-    """Return where the parameters of a part of a network are, for ``Recipe.trained``.
+    """Return how the names of the parameters of a part of a CHGNet, M3GNet or MACE begin, for ``Recipe.trained``; else PotentialError.
 
-    Parameters
-    ----------
-    potential : GraphPotential
-        A CHGNet, M3GNet or MACE.
-    name : {"readout", "last-layer"}
-        The layers that turn the features of an atom into its energy; or these and the last message passing.
-
-    Returns
-    -------
-    tuple of str
-        Beginnings of parameter names.
-
-    Raises
-    ------
-    PotentialError
-        If the part or the family of the potential is not known.
+    Parts are ``readout``, the layers that turn the features of an atom into its energy, and ``last-layer``, these and the last message
+    passing.
     """
     network, family = potential.network, potential.describe()["family"]
     if family == "CHGNet":
@@ -480,7 +456,7 @@ def _batch(potential: GraphPotential, systems: Sequence[System], labels: Sequenc
         forces=torch.nan_to_num(forces),
         # Every structure counts once, however many atoms it has.
         weights=(1 / (n_counted * len(labels)))[graph.system, None] * counted,
-        stress=tensor(np.stack([label.stress for label in labels])) if with_stress else None,
+        stress=tensor(np.stack([label.stress for label in labels if label.stress is not None])) if with_stress else None,
     )
 
 
@@ -497,7 +473,7 @@ def _loss(
         loss = loss + recipe.energy_weight * torch.mean(_penalty((energies - batch.energy) / n_atoms, recipe))
     if with_stress:
         loss = loss + recipe.stress_weight * torch.mean(_penalty((stresses - batch.stress) * EV_PER_A3_IN_GPA, recipe))
-    if moves is not None:
+    if moves is not None and recipe.weak is not None:
         loss = loss + weak_supervision.loss(potential, batch.graph, (energies, forces), recipe.weak, moves)
     return loss, float(torch.sum(batch.weights * error.detach().abs()))
 

@@ -30,41 +30,22 @@ from helpers.potentials.base import PotentialError, Prediction
 
 @dataclass(frozen=True)
 class Capacity:
-    """How much a linear potential can learn.
+    """How much a linear potential can learn."""
 
-    Attributes
-    ----------
-    pair_intervals : int
-        Intervals between knots of the two-body spline.
-    triangle_intervals : int
-        The same for the two legs of a triangle (the side opposite has twice as many); 0: no three-body term.
-    shortest_a : float
-        First knot, Å. The potential knows no shorter distance.
-    pair_cutoff_a, leg_cutoff_a : float
-        Last knots, Å; the side opposite reaches twice as far as the legs.
-    """
-
-    pair_intervals: int = 16
-    triangle_intervals: int = 6
-    shortest_a: float = 1.5
+    pair_intervals: int = 16  # intervals between knots of the two-body spline
+    triangle_intervals: int = 6  # the same for the two legs of a triangle (the side opposite has twice as many); 0: no three-body term
+    shortest_a: float = 1.5  # First knot, Å. The potential knows no shorter distance.
+    # Last knots, Å; the side opposite reaches twice as far as the legs.
     pair_cutoff_a: float = 5.5
     leg_cutoff_a: float = 4.5
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a linear potential sees of a structure: energy = ``energy`` @ c, forces = ``forces`` @ c.
+    """What a linear potential sees of a structure: energy = ``energy`` @ c, forces = ``forces`` @ c."""
 
-    Attributes
-    ----------
-    energy : ndarray, shape (n_features,)
-        The first is the number of atoms, then come pairs and triangles.
-    forces : ndarray, shape (3 n_atoms, n_features)
-        Minus its derivative, 1/Å.
-    """
-
-    energy: np.ndarray
-    forces: np.ndarray
+    energy: np.ndarray  # shape (n_features,); the first is the number of atoms, then come pairs and triangles
+    forces: np.ndarray  # shape (3 n_atoms, n_features); minus its derivative, 1/Å
 
     @property
     def n_atoms(self) -> int:
@@ -72,15 +53,11 @@ class Features:
         return len(self.forces) // 3
 
 
-class Basis:
-    """The splines of one element at one capacity.
+Side = tuple[np.ndarray, np.ndarray, np.ndarray]  # of triangles: where they start and end, atoms' numbers, and unit vectors
 
-    Parameters
-    ----------
-    element : str
-        Chemical symbol.
-    capacity : Capacity
-    """
+
+class Basis:
+    """The splines of one element (a chemical symbol) at one capacity."""
 
     def __init__(self, element: str, capacity: Capacity) -> None:
         # Compiling and plotting make its import slow: only when a linear potential is asked for.
@@ -121,13 +98,7 @@ class Basis:
         return sparse.csr_array(sparse.vstack(columns))
 
     def features(self, atoms: ase.Atoms) -> Features:
-        """Return the features of a periodic structure.
-
-        Raises
-        ------
-        PotentialError
-            If it holds another element, is not periodic, or two atoms are closer than the first knot.
-        """
+        """Return a structure's features; PotentialError for another element, no periodic cell, or atoms closer than the first knot."""
         centre, neighbour, vectors, lengths = self._neighbours(atoms)
         parts = [self._pairs(len(atoms), centre, neighbour, vectors, lengths)]
         if self.capacity.triangle_intervals:
@@ -177,7 +148,7 @@ class Basis:
             forces -= (_derivative(n_atoms, *side) @ products(*columns)).toarray()
         return np.asarray(products(*_VALUES).sum(axis=0)).ravel(), forces
 
-    def _triangle_splines(self, centre, neighbour, vectors, lengths) -> tuple[list[tuple[np.ndarray, ...]], np.ndarray, np.ndarray]:
+    def _triangle_splines(self, centre, neighbour, vectors, lengths) -> tuple[list[Side], np.ndarray, np.ndarray]:
         """Return, for T triangles, their sides (start, end, direction), their splines (T, 4, 6) and the products' places (T, 4, 4, 4)."""
         from uf3.representation.angles import evaluate_triplet_derivatives
 
@@ -205,19 +176,7 @@ class Basis:
         return sides, splines, index
 
     def evaluate(self, atoms: ase.Atoms, coefficients: np.ndarray) -> Prediction:
-        """Return energy and forces of a structure, as :func:`predict` does from its features, but faster.
-
-        Parameters
-        ----------
-        atoms : ase.Atoms
-        coefficients : ndarray, shape (n_features,)
-            From :func:`fit`.
-
-        Raises
-        ------
-        PotentialError
-            As for :meth:`features`.
-        """
+        """Return energy and forces of a structure, as :func:`predict` does from its features, but faster; errors are the same."""
         centre, neighbour, vectors, lengths = self._neighbours(atoms)
         near = lengths < self.capacity.pair_cutoff_a
         values, slopes = self._pair_splines(lengths[near])
@@ -260,19 +219,11 @@ class Weights:
 
     Minimised is the mean over frames of (ΔE/N)²/energy_ev² + mean(ΔF²)/force_ev_per_a², plus |P c|², with P the penalty matrix of the
     package: differences of neighbouring coefficients times ``curvature``, and coefficients times ``ridge``.
-
-    Attributes
-    ----------
-    energy_ev : float
-        Error of the energy per atom that counts one, eV.
-    force_ev_per_a : float
-        Error of a force component that counts one, eV/Å.
-    ridge, curvature : float
-        1/eV. The values have about the smallest error for all capacities when silicon's frames are divided for cross-validation.
     """
 
-    energy_ev: float = 0.01
-    force_ev_per_a: float = 0.1
+    energy_ev: float = 0.01  # error of the energy per atom that counts one, eV
+    force_ev_per_a: float = 0.1  # error of a force component that counts one, eV/Å
+    # 1/eV. The values have about the smallest error for all capacities when silicon's frames are divided for cross-validation.
     ridge: float = 1e-3
     curvature: float = 1e-2
 
@@ -286,18 +237,7 @@ class Equations:
 
 
 def equations(basis: Basis, features: Features, energy: float, forces: np.ndarray, weights: Weights) -> Equations:
-    """Return what a labelled frame adds to the normal equations.
-
-    Parameters
-    ----------
-    basis : Basis
-    features : Features
-    energy : float
-        eV.
-    forces : ndarray, shape (n_atoms, 3)
-        eV/Å.
-    weights : Weights
-    """
+    """Return what a labelled frame (energy in eV, forces in eV/Å of shape (n_atoms, 3)) adds to the normal equations."""
     forces = np.asarray(forces, dtype=float).ravel()
     if len(forces) != len(features.forces):
         raise ValueError(f"forces of {len(forces) // 3} atoms for a structure of {features.n_atoms}")
@@ -310,13 +250,7 @@ def equations(basis: Basis, features: Features, energy: float, forces: np.ndarra
 
 
 def fit(basis: Basis, parts: Sequence[Equations], weights: Weights) -> np.ndarray:
-    """Return the coefficients, shape (n_features,), that minimise the loss of :class:`Weights` over some frames.
-
-    Raises
-    ------
-    ValueError
-        If there is no frame.
-    """
+    """Return the coefficients, shape (n_features,), that minimise the loss of :class:`Weights` over some frames, at least one."""
     if not parts:
         raise ValueError("a fit needs at least one labelled frame")
     from uf3.regression.least_squares import WeightedLinearModel

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
@@ -22,15 +23,14 @@ import pandas as pd
 from helpers import results, structures
 from helpers.potentials import untrained
 from helpers.potentials.base import GraphPotential, Potential, Prediction, StructureError
-from helpers.results import Case, row, table
+from helpers.results import Case, Rows, row, table
 from helpers.training import fine_tune
 from helpers.training.fine_tune import FineTuned, Label, Recipe
 
 QUANTITIES = ("energy", "forces", "stress")
 STIFFER = 1.25
 
-Rows = list[dict[str, object]]
-Record = Callable[..., dict[str, object]]
+Record = Callable[..., dict[str, Any]]
 
 _TEACHER = {"epochs": 6, "learning_rate": 3e-4}
 _UNITS = {"cmae": "eV/Å", "residual": "eV/atom", "seconds": "s"}
@@ -57,8 +57,12 @@ def put(case: Case, **parts: Iterable[Label]) -> None:
 
 def labels_of(case: Case, part: str = "label") -> list[Label]:
     """Return the labels that :func:`put` put into a case as this part."""
-    roles = [role for role in case.structures if role.startswith(f"{part}/")]
-    return [Label(case.structures[role], *(case.reference.get(f"{name}/{role}") for name in QUANTITIES)) for role in roles]
+    known = case.reference
+    return [
+        Label(atoms, known.get(f"energy/{role}"), known[f"forces/{role}"], known.get(f"stress/{role}"))
+        for role, atoms in case.structures.items()
+        if role.startswith(f"{part}/")
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -66,17 +70,12 @@ def labels_of(case: Case, part: str = "label") -> list[Label]:
 
 
 def divide(frames: Sequence, n_held_out: int) -> tuple[list, list]:
-    """Divide frames into those held out and those that labels may be drawn from; the same at every call, and in order.
-
-    Raises
-    ------
-    ValueError
-        If nothing is left to draw from.
-    """
+    """Divide frames into those held out and those, at least one, that labels may be drawn from; the same at every call, and in order."""
     if len(frames) <= n_held_out:
         raise ValueError(f"{len(frames)} frames do not suffice to hold {n_held_out} out")
     order = np.random.default_rng(0).permutation(len(frames))
-    return tuple([frames[k] for k in np.sort(part)] for part in (order[:n_held_out], order[n_held_out:]))
+    held, free = ([frames[k] for k in np.sort(part)] for part in (order[:n_held_out], order[n_held_out:]))
+    return held, free
 
 
 def draw(pool: Sequence, number: int, seed: int) -> list:
@@ -85,13 +84,7 @@ def draw(pool: Sequence, number: int, seed: int) -> list:
 
 
 def draw_nested(pool: Sequence, number: int, seed: int) -> list:
-    """Draw labels one after the other: with one seed, the first few are the same whatever the number.
-
-    Raises
-    ------
-    ValueError
-        If there are not enough.
-    """
+    """Draw labels one after the other: with one seed, the first few are the same whatever the number."""
     if number > len(pool):
         raise ValueError(f"{number} labels are asked for, but there are {len(pool)}")
     return [pool[k] for k in np.random.default_rng(seed + 1).permutation(len(pool))[:number]]
@@ -117,13 +110,7 @@ def stiffer(potential: Potential) -> Potential:
 
 
 def labelled(teacher: Potential, frames: Sequence[ase.Atoms], *, stress: bool = False) -> list[Label]:
-    """Let a teacher label structures, taken as periodic.
-
-    Raises
-    ------
-    StructureError
-        If it cannot.
-    """
+    """Let a teacher label structures, taken as periodic; StructureError if it cannot."""
     plain = [ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True) for atoms in frames]
     answers = teacher.evaluate(plain, stress=stress)
     for atoms, answer in zip(plain, answers, strict=True):
@@ -136,7 +123,7 @@ def labelled(teacher: Potential, frames: Sequence[ase.Atoms], *, stress: bool = 
 # Recipes and networks
 
 
-def recipe(protocol: object, **changes: object) -> Recipe:
+def recipe(protocol: Any, **changes: Any) -> Recipe:
     """Return a recipe of those fields of a protocol that are also a recipe's, with changes."""
     names = {field.name for field in fields(Recipe)}
     return Recipe(**{name: value for name, value in vars(protocol).items() if name in names} | changes)
@@ -144,20 +131,11 @@ def recipe(protocol: object, **changes: object) -> Recipe:
 
 @dataclass(frozen=True)
 class PaperProtocol:
-    """What protocols share that fine-tune on a few labels as the paper does.
+    """What protocols share that fine-tune on a few labels as the paper does."""
 
-    Attributes
-    ----------
-    n_labels : int
-        Labelled frames per draw; a tenth of them (at least one) selects the epoch.
-    seeds : tuple of int
-        One draw of labels each.
-    epochs, learning_rate, final_learning_rate, energy_weight, force_weight, stress_weight, batch_size
-        See :class:`helpers.training.fine_tune.Recipe`.
-    """
-
-    n_labels: int = 10
-    seeds: tuple[int, ...] = (0,)
+    n_labels: int = 10  # labelled frames per draw; a tenth of them (at least one) selects the epoch
+    seeds: tuple[int, ...] = (0,)  # one draw of labels each
+    # See :class:`helpers.training.fine_tune.Recipe`.
     epochs: int = 100
     learning_rate: float = 1e-3
     final_learning_rate: float = 1e-5
@@ -167,7 +145,7 @@ class PaperProtocol:
     batch_size: int = 1
 
 
-def student_recipe(protocol: object, n_frames: int, steps: int, **changes: object) -> Recipe:
+def student_recipe(protocol: Any, n_frames: int, steps: int, **changes: Any) -> Recipe:
     """Return the recipe of so many gradient steps from random weights, as :func:`recipe` does."""
     n_train = n_frames - max(1, round(Recipe().validation_fraction * n_frames))
     settings = {"epochs": max(1, round(steps * protocol.batch_size / n_train)), "stress_weight": 0.0, "max_gradient_norm": 10.0}
@@ -185,7 +163,7 @@ def reference_energies(labels: Sequence[Label]) -> dict[str, float]:
     return dict(zip(elements, solution.tolist(), strict=True))
 
 
-def untaught(labels: Sequence[Label], architecture: str, channels: int, seed: int, **options: object) -> GraphPotential:
+def untaught(labels: Sequence[Label], architecture: str, channels: int, seed: int, **options: Any) -> GraphPotential:
     """Return a network with random weights, its energies and the size of its forces set for these labels (:func:`untrained.build`)."""
     force_rms = float(np.sqrt(np.mean(np.concatenate([label.forces for label in labels]) ** 2)))
     return untrained.build(architecture, reference_energies(labels), channels=channels, force_rms=force_rms, seed=seed, **options)
@@ -203,22 +181,19 @@ def before_and_after(
     test: Callable[[Potential, Case, Record], Rows],
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Fine-tune on the labels of each case, and test before and after.
+    """Fine-tune on the labels of each case, and test before (with the first seed only) and after.
 
     Training writes a checkpoint after every epoch, so that a killed run goes on where it stopped; it is removed when the case is done.
 
     Parameters
     ----------
-    potential : Potential
-    cases : sequence of Case
-        With labels under ``label``, and their ``seed``. What is there before is tested with the first seed only.
-    protocol : PaperProtocol
+    potential, cases, protocol, progress
+        As in every benchmark; cases hold labels under ``label``, and their ``seed``.
     teach : callable
         Puts labels into a case of set ``teacher``.
     test : callable
         Returns the rows of a potential and a case; it makes them with its third argument, :func:`helpers.results.row` without what is the
         same in all of them.
-    progress : bool
     """
     rows: Rows = []
     for case in cases:
@@ -268,7 +243,7 @@ def numbered(labels: Iterable[Label]) -> list[tuple[dict[str, object], Label]]:
     return [({"held_out": f"{number:03d}"}, label) for number, label in enumerate(labels)]
 
 
-def force_rows(record: Record, frames: Iterable[tuple[dict[str, object], Label]], predictions: Iterable[Prediction]) -> Rows:
+def force_rows(record: Record, frames: Iterable[tuple[Mapping[str, object], Label]], predictions: Iterable[Prediction]) -> Rows:
     """Return one row per force component of labelled frames, each with its further columns; one failed row where there is no answer."""
     rows = []
     for (columns, label), prediction in zip(frames, predictions, strict=True):
@@ -282,30 +257,13 @@ def force_rows(record: Record, frames: Iterable[tuple[dict[str, object], Label]]
 
 
 def rows_of(record: Record, made: pd.DataFrame, columns: Sequence[str] = (), name: str | None = None) -> Rows:
-    """Return the rows of a benchmark's table; ``held_out`` names its case.
-
-    Parameters
-    ----------
-    record : callable
-    made : DataFrame
-    columns : sequence of str
-        That are kept besides, where there are any.
-    name : str, optional
-        A new name of the property.
-    """
-    kept = [column for column in columns if column in made]
-    return [
-        record(
-            name or entry["property"],
-            entry["value"],
-            entry["reference"],
-            entry["unit"],
-            error=entry["reason"] or None,
-            held_out=entry["case"],
-            **{column: entry[column] for column in kept},
-        )
-        for entry in made.to_dict("records")
-    ]
+    """Return a benchmark's rows, with some columns if it has them and the property under a new name; ``held_out`` is the case."""
+    rows = []
+    for entry in made.to_dict("records"):
+        known = {"held_out": entry["case"]} | {column: entry[column] for column in columns if column in entry}
+        values = (entry[column] for column in ("value", "reference", "unit"))
+        rows.append(record(name or entry["property"], *values, error=entry["reason"] or None, **known))
+    return rows
 
 
 def filled(made: pd.DataFrame) -> pd.DataFrame:
@@ -325,12 +283,13 @@ def fault(predictions: Iterable[Prediction]) -> str | None:
 
 def forces(labels: Sequence[Label], predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
     """Return all force components, of the labels and predicted (eV/Å)."""
-    return tuple(np.concatenate([answer.forces.ravel() for answer in answers]) for answers in (labels, predictions))
+    reference, predicted = (np.concatenate([answer.forces.ravel() for answer in answers]) for answers in (labels, predictions))
+    return reference, predicted
 
 
 def energy_errors(labels: Sequence[Label], predictions: Sequence[Prediction]) -> np.ndarray:
     """Return prediction minus label, eV/atom."""
-    return np.array([(p.energy - label.energy) / len(label.atoms) for label, p in zip(labels, predictions, strict=True)])
+    return np.array([(p.energy - label.total_energy) / len(label.atoms) for label, p in zip(labels, predictions, strict=True)])
 
 
 def error_rows(record: Record, found: dict[str, float], **columns: object) -> Rows:
@@ -366,8 +325,7 @@ def per_stage(made: pd.DataFrame) -> Iterator[tuple[dict[str, object], pd.DataFr
 def compare_stages(summary: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     """Return, per material of a summary, some of its columns before fine-tuning, and their mean and range over the draws after.
 
-    Columns of the result: ``<column>_before``, ``<column>`` (mean after), ``<column>_low``, ``<column>_high`` (NaN of a single draw), and
-    ``draws``.
+    They are ``<column>_before``, ``<column>`` (mean after), ``<column>_low``, ``<column>_high`` (NaN of a single draw), and ``draws``.
     """
     before = summary[summary["stage"] == "before"].set_index("material")
     after = summary[summary["stage"] == "after"].groupby("material", sort=False)

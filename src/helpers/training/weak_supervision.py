@@ -28,27 +28,13 @@ from helpers.potentials.base import Graph, GraphPotential
 
 @dataclass(frozen=True)
 class Weak:
-    """Settings of the losses.
+    """Settings of the losses."""
 
-    Attributes
-    ----------
-    taylor_weight : float
-        Of PITC, per (eV/atom)², the unit of :attr:`helpers.training.fine_tune.Recipe.energy_weight`.
-    spatial_weight : float
-        Of PISC.
-    step_a : float
-        How far every atom is moved, Å.
-    direction : {"random", "adversarial"}
-        Random for each atom; or the one in which PITC's loss grows fastest, seen from there.
-    seed : int
-        Of the random directions.
-    """
-
-    taylor_weight: float = 0.0
-    spatial_weight: float = 0.0
-    step_a: float = 0.01
-    direction: str = "random"
-    seed: int = 0
+    taylor_weight: float = 0.0  # of PITC, per (eV/atom)², the unit of :attr:`helpers.training.fine_tune.Recipe.energy_weight`
+    spatial_weight: float = 0.0  # of PISC
+    step_a: float = 0.01  # how far every atom is moved, Å
+    direction: str = "random"  # of each atom; or "adversarial", the one in which PITC's loss grows fastest, seen from there
+    seed: int = 0  # of the random directions
 
     def __post_init__(self) -> None:
         if self.direction not in ("random", "adversarial"):
@@ -99,17 +85,8 @@ def taylor_residual(
 ) -> torch.Tensor:
     """Return E(r + d) − E(r) + Σ_i d_i · F_i(r), eV, shape (B,): one sum per structure.
 
-    Parameters
-    ----------
-    potential : GraphPotential
-    graph : Graph
-        Structures at r.
-    displacement : tensor, shape (N, 3)
-        d, Å.
-    known : (energies, forces), optional
-        At r, if they have been computed.
-    training : bool
-        Keep the graph, so that the residual can be differentiated by the weights.
+    The graph is at r; d has shape (N, 3), Å; energies and forces at r may be ``known``. In training the graph of derivatives is kept, so
+    that the residual can be differentiated by the weights.
     """
     energies, forces = known or potential.compute(graph, training=training)[:2]
     with torch.set_grad_enabled(training):
@@ -121,15 +98,7 @@ def taylor_residual(
 def spatial_residual(
     potential: GraphPotential, graph: Graph, displacement: torch.Tensor, other: torch.Tensor, *, training: bool = False
 ) -> torch.Tensor:
-    """Return E(r + d) − E(r + d′) + Σ_i (d − d′)_i · F_i(r + d′), eV, shape (B,).
-
-    Parameters
-    ----------
-    potential, graph, training
-        As for :func:`taylor_residual`.
-    displacement, other : tensor, shape (N, 3)
-        d and d′, Å.
-    """
+    """Return E(r + d) − E(r + d′) + Σ_i (d − d′)_i · F_i(r + d′), eV, shape (B,); see :func:`taylor_residual`."""
     return taylor_residual(potential, displaced(graph, other), displacement - other, training=training)
 
 
@@ -142,15 +111,7 @@ def loss(
 ) -> torch.Tensor:
     """Return the weighted loss: squared residuals per atom, the mean over structures, each in a direction drawn anew.
 
-    Parameters
-    ----------
-    potential : GraphPotential
-    graph : Graph
-    known : (energies, forces)
-        At r, differentiable by the weights.
-    settings : Weak
-    generator : torch.Generator
-        Of the directions.
+    Energies and forces at r that are ``known`` must be differentiable by the weights.
     """
     n_atoms = graph.n_atoms
     first, second = (directions(len(graph.positions), generator, graph.positions.device) for _ in range(2))
@@ -168,7 +129,7 @@ def loss(
 def best_scale(
     reference: Sequence[np.ndarray],
     forces: Sequence[np.ndarray],
-    residuals: Sequence[float],
+    residuals: Sequence[float] | np.ndarray,
     *,
     force_weight: float,
     weak_weight: float,
