@@ -1,8 +1,9 @@
 """The one visual language of the book: a colour and a marker for each model, and every kind of figure.
 
 Functions take tidy tables (:mod:`helpers.benchmarks`, :mod:`helpers.softening`) and return a figure; they touch no global
-plotting state. :func:`show` gives a figure its alternative text and its caption. The paper's values
-are open markers in the colour of the model they belong to.
+plotting state. ``models`` says which models are drawn, in which order: by default all, in that of the catalogue. Failed rows are left out.
+A ValueError says what is wrong with a table: nothing to draw, a missing column, a value that is not finite, a row given twice.
+:func:`show` gives a figure its alternative text and its caption. The paper's values are open markers in the colour of their model.
 """
 
 from __future__ import annotations

@@ -45,15 +45,8 @@ def parity(
         The paper's points, from :func:`paper_points`: open markers behind ours.
     clusters : str or None
         Column to resample for the interval; None resamples single values.
-    models : sequence of str, optional
-        Which models, in which order. By default all, in the order of the catalogue.
     fit : bool
         Draw the fitted line and its slope; not where the reference is another functional.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, or the table holds several properties or units.
     """
     rows = style.property_rows(table, quantity)
     units = rows["unit"].unique()
@@ -81,9 +74,8 @@ def parity(
             Line2D([], [], label="model = DFT", **style.IDEAL),
         ]
         if len(shown):
-            handles.insert(
-                1, Line2D([], [], color="#444444", marker="o", markerfacecolor="none", linestyle="none", alpha=0.55, label="paper")
-            )
+            look = {"marker": "o", "markerfacecolor": "none", "linestyle": "none", "alpha": 0.55}
+            handles.insert(1, Line2D([], [], color="#444444", label="paper", **look))
         style.legend(figure, spare, handles)
     return figure
 
@@ -144,8 +136,6 @@ def force_parity(
     ----------
     table : DataFrame
         Tidy table, one row per component; failed rows are left out.
-    models : sequence of str, optional
-        Which models, in which order.
     limit : float, optional
         Largest component drawn, eV/Å. By default it holds 99.9 % of the DFT components; how many points lie outside is written in the
         panel. All count for the numbers.
@@ -153,11 +143,6 @@ def force_parity(
         The property.
     gridsize : int
         Hexagons across a panel.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw.
     """
     rows = style.property_rows(table, quantity)
     models = style.chosen(rows, models)
@@ -190,17 +175,9 @@ def force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsi
     """Draw one model's force components as hexagons, with the fit and the numbers (``brief``: two of them); return the hexagons."""
     x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
     inside = (np.abs(x) <= limit) & (np.abs(y) <= limit)
-    hexagons = axes.hexbin(
-        x[inside],
-        y[inside],
-        gridsize=gridsize,
-        extent=(-limit, limit, -limit, limit),
-        mincnt=1,
-        cmap=_ramp(colour(model)),
-        norm=LogNorm(),
-        linewidths=0.1,
-        zorder=2,
-    )
+    colours = {"cmap": _ramp(colour(model)), "norm": LogNorm(), "linewidths": 0.1}
+    extent = (-limit, limit, -limit, limit)
+    hexagons = axes.hexbin(x[inside], y[inside], gridsize=gridsize, extent=extent, mincnt=1, zorder=2, **colours)
     style.square(axes, -limit, limit)
     fitted = softening.fit(x, y)
     ends = np.array([-limit, limit])

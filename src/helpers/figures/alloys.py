@@ -37,19 +37,12 @@ def by_composition(
     paper : DataFrame, optional
         The paper's points in the same form: ``model`` is a catalogue key, or ``DFT``, which is drawn in every panel. Points are
         drawn beside their composition, DFT on the left, the paper's model on the right; means at their composition.
-    models : sequence of str, optional
-        Which models, in which order.
     quantity : str, optional
         Which ``property`` of ours, if the table has several.
     what, unit : str
         Name and unit of the energy.
     species : str
         The species that ``x`` counts.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, the table holds several properties, a column is missing, or a value is not finite.
     """
     rows = style.good_rows(style.one_property(ours, quantity) if "property" in ours else ours, ["model"], ["x", "value"])
     models = style.chosen(rows, models)
@@ -124,12 +117,6 @@ def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None,
         The top of each gap, one row per model and source, with the same columns. It is joined to its line and marked.
     species : str
         The species that ``x`` counts.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, a column is missing, a value is not finite, a source is unknown, or a consolute point is without a gap
-        or given twice.
     """
     columns = ["model", "source", "x", "temperature_k"]
     rows = style.good_rows(binodals, columns[:2], columns[2:])
@@ -153,15 +140,8 @@ def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None,
             axes.plot(line["x"], line["temperature_k"], color=colour(model), zorder=3, **_gap_style(model, source))
             if len(top):
                 face = "white" if source == "paper" else colour(model)
-                axes.plot(
-                    top["x"],
-                    top["temperature_k"],
-                    **style.look(model, 8),
-                    markerfacecolor=face,
-                    markeredgewidth=1.8 if model == "DFT" else 1.4,
-                    linestyle="none",
-                    zorder=4,
-                )
+                point = {"markerfacecolor": face, "markeredgewidth": 1.8 if model == "DFT" else 1.4, "linestyle": "none"}
+                axes.plot(top["x"], top["temperature_k"], zorder=4, **style.look(model, 8), **point)
         axes.set(xlim=(0, 1), xlabel=f"{species} fraction", ylabel="temperature (K)")
         axes.set_ylim(bottom=0)
         handles = [Line2D([], [], **style.look(model, 7), label="DFT (paper)" if model == "DFT" else label(model)) for model in models]
@@ -196,11 +176,6 @@ def continuous_composition(curves: pd.DataFrame, species: str = "Ca") -> Figure:
         Columns ``source``, ``x`` (fraction of ``species``), ``deviation`` (Å, from the line between the end members) and ``mixing_energy``
         (eV per formula unit); either may be NaN where a source has none. Sources are drawn in the order in which they come.
     species : str
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, a column is missing, or there are more sources than styles.
     """
     missing = [column for column in ("source", "x", "deviation", "mixing_energy") if column not in curves]
     if missing or curves.empty:

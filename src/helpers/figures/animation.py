@@ -22,35 +22,16 @@ _BALL, _POINTED_OUT, _BEAD = 0.55, 0.9, 0.4
 
 @dataclass(frozen=True)
 class AnimationView:
-    """Frames of a structure that play, can be stepped through, and turned. Jupyter and the book show it by itself.
-
-    Attributes
-    ----------
-    frames : tuple of ase.Atoms
-    alt : str
-        Alternative text.
-    labels : tuple of str
-        What is written below each frame.
-    order : tuple of int
-        Frames in the order in which they play.
-    seconds : float
-        Time of one pass through ``order``.
-    highlight : tuple of int
-        Atoms drawn larger.
-    script : str
-        Address of 3Dmol.js, relative to the page.
-    height : int
-        Pixels.
-    """
+    """Frames of a structure that play, can be stepped through, and turned. Jupyter and the book show it by itself."""
 
     frames: tuple[ase.Atoms, ...]
-    alt: str
-    labels: tuple[str, ...]
-    order: tuple[int, ...]
-    seconds: float
-    highlight: tuple[int, ...]
-    script: str
-    height: int
+    alt: str  # alternative text
+    labels: tuple[str, ...]  # what is written below each frame
+    order: tuple[int, ...]  # frames in the order in which they play
+    seconds: float  # time of one pass through ``order``
+    highlight: tuple[int, ...]  # atoms drawn larger
+    script: str  # address of 3Dmol.js, relative to the page
+    height: int  # pixels
 
     def _repr_html_(self) -> str:
         identifier = interactive.element_id("animation", self.alt)

@@ -24,11 +24,6 @@ def families(panels: Mapping[str, tuple[pd.DataFrame, str, bool]], reference: st
         (many components about zero) instead of points.
     reference : str
         Name of the horizontal axis.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, or a value is not finite.
     """
     if not panels:
         raise ValueError("there is nothing to draw: no family has values")

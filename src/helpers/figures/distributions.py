@@ -38,17 +38,10 @@ def scale_distribution(
     paper_stats : DataFrame, optional
         ``fig5b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75``. Drawn as an open marker with a bar, or
         without where the quartiles are not known.
-    models : sequence of str, optional
-        Which models, in which order.
     limits : (float, float), optional
         Range of scales drawn. By default all, unless a few lie far out; the number of those outside is written at the edge.
     what : str
         Name of the axis.
-
-    Raises
-    ------
-    ValueError
-        If no material has a fit, or a material occurs more than once for a model.
     """
     good, models = _good_fits(fits, models)
 
@@ -73,17 +66,10 @@ def error_distribution(
         Tidy table with one row per ``model`` and ``case``. Rows whose ``status`` is not ``ok`` are left out.
     paper_stats : DataFrame, optional
         ``fig3b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75`` of the paper's errors.
-    models : sequence of str, optional
-        Which models, in which order.
     limits : (float, float), optional
         Range of errors drawn. By default all, unless a few lie far out; the number of those outside is written at the edge.
     what : str
         Name of the quantity on the axis.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, a value is not finite, or a case occurs more than once for a model.
     """
     good = style.property_rows(table, None)
     twice = good[good.duplicated(["model", "case"])]
@@ -124,34 +110,14 @@ def _distributions(
             _quartile_box(axes, _five(values, limits), lane - 0.06, 0.13, hue, "white")
             size = float(np.clip(60 / np.sqrt(len(values)), 2.5, 6))
             jitter = lane + 0.12 + rng.uniform(-0.055, 0.055, len(inside))
-            axes.plot(
-                inside, jitter, marker=marker(model), linestyle="none", color=hue, markersize=size, alpha=0.55, markeredgewidth=0, zorder=3
-            )
+            points = {"marker": marker(model), "color": hue, "linestyle": "none"}
+            axes.plot(inside, jitter, markersize=size, alpha=0.55, markeredgewidth=0, zorder=3, **points)
             paper = _paper_row(paper_stats, model)
             if paper is not None:
                 if np.isfinite([paper["q25"], paper["q75"]]).all():
                     axes.plot([paper["q25"], paper["q75"]], [lane + 0.28] * 2, color=hue, linewidth=1.4, zorder=3)
-                axes.plot(
-                    paper["median"],
-                    lane + 0.28,
-                    marker=marker(model),
-                    color=hue,
-                    markerfacecolor="white",
-                    markersize=8,
-                    markeredgewidth=1.6,
-                    zorder=4,
-                )
-            axes.text(
-                1.0,
-                lane - 0.06,
-                words(values),
-                transform=axes.get_yaxis_transform(),
-                ha="left",
-                va="center",
-                fontsize=10,
-                color=style.TEXT,
-                linespacing=1.3,
-            )
+                axes.plot(paper["median"], lane + 0.28, markerfacecolor="white", markersize=8, markeredgewidth=1.6, zorder=4, **points)
+            _beside(axes, 1.0, lane - 0.06, words(values))
             _outside(axes, values, limits, lane)
         axes.set_xlim(limits)
         axes.set_xlabel(axis)
@@ -181,15 +147,8 @@ def mae_cmae(
     paper_quartiles : DataFrame, optional
         ``fig6b_quartiles.csv``: columns ``model``, ``quantity`` (MAE, cMAE), ``q25``, ``median``, ``q75``; drawn as dashed boxes
         without whiskers.
-    models : sequence of str, optional
-        Which models, in which order.
     limits : (float, float), optional
         Range drawn, eV/Å. By default from zero to the largest 95 % quantile.
-
-    Raises
-    ------
-    ValueError
-        As for :func:`scale_distribution`.
     """
     good, models = _good_fits(fits, models)
     with mpl.rc_context(STYLE):
@@ -203,16 +162,9 @@ def mae_cmae(
                 values = part[quantity].to_numpy(dtype=float)
                 tint = tuple(0.45 * np.array(to_rgb(hue)) + 0.55) if filled else "white"
                 _quartile_box(axes, _five(values, limits), at, 0.2, hue, tint)
-                axes.text(
-                    1.01,
-                    at,
-                    f"{'cMAE' if quantity == 'cmae' else 'MAE'} {np.median(values):.3f}",
-                    transform=axes.get_yaxis_transform(),
-                    va="center",
-                    fontsize=10,
-                    color=style.TEXT,
-                )
-                paper = _paper_row(paper_quartiles, model, quantity="cMAE" if quantity == "cmae" else "MAE")
+                name = "cMAE" if quantity == "cmae" else "MAE"
+                _beside(axes, 1.01, at, f"{name} {np.median(values):.3f}")
+                paper = _paper_row(paper_quartiles, model, quantity=name)
                 if paper is not None:
                     q25, median, q75 = paper[["q25", "median", "q75"]].astype(float)
                     _quartile_box(axes, (q25, q25, median, q75, q75), at + 0.19, 0.11, hue, tint, dashed=True)
@@ -272,6 +224,11 @@ def _lanes(models: Sequence[str], height: float) -> tuple[Figure, Axes]:
     axes.grid(False, axis="y")
     axes.spines["left"].set_visible(False)
     return figure, axes
+
+
+def _beside(axes: Axes, x: float, y: float, text: str) -> None:
+    """Write right of the axes, at a height in the units of the data."""
+    axes.text(x, y, text, transform=axes.get_yaxis_transform(), va="center", fontsize=10, color=style.TEXT, linespacing=1.3)
 
 
 def _good_fits(fits: pd.DataFrame, models: Sequence[str] | None) -> tuple[pd.DataFrame, list[str]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -25,17 +24,8 @@ _KINDS = (
 )
 
 
-def _looks(kinds: Mapping[str, str]) -> dict[str, dict[str, object]]:
-    if len(kinds) > len(_KINDS):
-        raise ValueError(f"{len(kinds)} kinds, but there are {len(_KINDS)} colours")
-    return {
-        kind: {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 6.0, "linewidth": 1.6}
-        for kind, (colour, marker, dashes) in zip(kinds, _KINDS, strict=False)
-    }
-
-
 def _handles(kinds: Mapping[str, str]) -> list[Line2D]:
-    return [Line2D([], [], label=kinds[kind], **look) for kind, look in _looks(kinds).items()]
+    return [Line2D([], [], label=kinds[kind], **look) for kind, look in style.looks(kinds, _KINDS).items()]
 
 
 def seed_curves(
@@ -69,11 +59,6 @@ def seed_curves(
         Of the vertical axis.
     ticks : tuple of float
         Of logarithmic axes, which then all have one range; by default the values that were tried.
-
-    Raises
-    ------
-    ValueError
-        If a panel has nothing to draw.
     """
     with mpl.rc_context(STYLE):
         figure, axes, spare = style.panels(len(panels))
@@ -85,15 +70,10 @@ def seed_curves(
             axis.axhline(1, zorder=1, **style.IDEAL)
             if marked and panel in marked:
                 axis.axvline(marked[panel], color="#C9CED4", linewidth=5, zorder=0)
-            for kind, look in _looks(kinds).items():
-                line = here[here["kind"] == kind].sort_values("x")
-                spread = np.abs(line[["low", "high"]].to_numpy().T - line["mean"].to_numpy())
-                axis.errorbar(line["x"], line["mean"], spread, markeredgecolor="white", markeredgewidth=0.6, zorder=3, **look)
+            for kind, look in style.looks(kinds, _KINDS).items():
+                style.with_ranges(axis, here[here["kind"] == kind], "x", look)
             if panel in logarithmic:
-                axis.set_xscale("log")
-                places = ticks or sorted(set(here["x"]))
-                axis.set_xticks(places, [f"{place:g}" for place in places])
-                axis.set_xticks([], minor=True)
+                style.log_places(axis, ticks or sorted(set(here["x"])))
                 if ticks:
                     axis.set_xlim(0.8 * curves["x"].min(), 1.25 * curves["x"].max())
             axis.set_xlabel(x_label)
@@ -114,17 +94,12 @@ def arms(table: pd.DataFrame, panels: Mapping[str, str]) -> Figure:
         range is shaded.
     panels : mapping of str to str
         Panel → label of its axis, in order.
-
-    Raises
-    ------
-    ValueError
-        If a panel has nothing to draw.
     """
     names = list(dict.fromkeys(table["arm"]))
     with mpl.rc_context(STYLE):
         figure = style.blank(1.0 + 0.3 * len(names), 8.6)
         axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-        for axis, (panel, look) in zip(axes, _looks(panels).items(), strict=True):
+        for axis, (panel, look) in zip(axes, style.looks(panels, _KINDS).items(), strict=True):
             here = table[table["panel"] == panel].set_index("arm").reindex(names)
             if here["mean"].isna().all():
                 raise ValueError(f"there is nothing to draw for {panel!r}")
@@ -147,11 +122,6 @@ def restoring_force(pulled: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
         Columns ``kind``, ``seed``, ``displacement`` (Å), ``value`` and ``reference`` (eV/Å, along the pull).
     kinds : mapping of str to str
         Kind of training data → name in the legend, in order. A line per seed.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw.
     """
     pulled = pulled[pulled["kind"].isin(kinds)]
     if pulled.empty:
@@ -163,7 +133,7 @@ def restoring_force(pulled: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
         force, share = axes
         force.plot(teacher.index, -teacher, color=style.TEXT, linewidth=2.4, zorder=2)
         share.axhline(1, zorder=1, **style.IDEAL)
-        for kind, look in _looks(kinds).items():
+        for kind, look in style.looks(kinds, _KINDS).items():
             for _, line in pulled[pulled["kind"] == kind].groupby("seed"):
                 line = line.sort_values("displacement")
                 force.plot(line["displacement"], -line["value"], zorder=3, **{**look, "markersize": 3.5, "linewidth": 1.2})
@@ -184,17 +154,12 @@ def seed_parity(forces: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
         Columns ``kind``, ``seed``, ``value``, ``reference`` (eV/Å) and ``status``; failed rows are left out.
     kinds : mapping of str to str
         Kind of training data → title, in order.
-
-    Raises
-    ------
-    ValueError
-        If a kind has no forces.
     """
     good = forces[forces["status"] == "ok"]
     limit = 1.05 * float(good[good["kind"].isin(kinds)][["value", "reference"]].abs().to_numpy().max())
     with mpl.rc_context(STYLE):
         figure, axes, _ = style.panels(len(kinds))
-        for axis, (kind, look) in zip(axes, _looks(kinds).items(), strict=True):
+        for axis, (kind, look) in zip(axes, style.looks(kinds, _KINDS).items(), strict=True):
             part = good[good["kind"] == kind]
             if part.empty:
                 raise ValueError(f"there are no forces of {kind!r}")

@@ -46,11 +46,6 @@ def interactive_parity(
     -------
     plotly.graph_objects.Figure
         As wide as its place. Only ``scatter`` traces: the basic bundle of plotly.js is enough. Give it to :func:`show`.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, or the label column is missing.
     """
     if label_column not in table:
         raise ValueError(f"the table has no column {label_column!r}")
@@ -176,31 +171,16 @@ class Scene:
 
 @dataclass(frozen=True)
 class StructureView:
-    """Structures that can be turned with mouse or finger. Jupyter and the book show it by itself.
+    """Structures that can be turned with mouse or finger. Jupyter and the book show it by itself."""
 
-    Attributes
-    ----------
-    structures : dict of str to ase.Atoms
-        By the name written below each.
-    alt : str
-        Alternative text.
-    script : str
-        Address of 3Dmol.js, relative to the page.
-    height : int
-        Of each view, pixels.
-    arrows, sites : dict of str to ndarray
-        Displacements (n_atoms, 3) and positions of empty sites (k, 3), Å, by name.
-    arrow_scale : float
-        Length of an arrow over that of the displacement.
-    """
-
-    structures: Mapping[str, ase.Atoms]
-    alt: str
-    script: str
-    height: int
+    structures: Mapping[str, ase.Atoms]  # by the name written below each
+    alt: str  # alternative text
+    script: str  # address of 3Dmol.js, relative to the page
+    height: int  # of each view, pixels
+    # Displacements (n_atoms, 3) and positions of empty sites (k, 3), Å, by name.
     arrows: Mapping[str, np.ndarray]
     sites: Mapping[str, np.ndarray]
-    arrow_scale: float
+    arrow_scale: float  # length of an arrow over that of the displacement
 
     def _repr_html_(self) -> str:
         boxes, scripts = [], []
@@ -259,21 +239,17 @@ def structure_view(
     sites: Mapping[str, np.ndarray] | None = None,
     arrow_scale: float = 10.0,
 ) -> StructureView:
-    """Show structures with their unit cells, to be turned with mouse or finger.
+    """Show structures, by name, with their unit cells, to be turned with mouse or finger.
 
     A picture is shown first; 3Dmol.js (Rego and Koes, Bioinformatics 31, 1322 (2015)) replaces it if it can be loaded. So there
     is a picture without scripts, without WebGL, and in a notebook that does not find the file.
 
     Parameters
     ----------
-    structures : mapping of str to ase.Atoms
-        By name.
+    structures, script, height
+        See :class:`StructureView`.
     alt : str
         What they show, for those who cannot see them. Name and formula of each are added, and what is drawn besides atoms.
-    script : str
-        Address of 3Dmol.js, relative to the page.
-    height : int
-        Of each view, pixels.
     arrows : mapping of str to array of shape (n_atoms, 3), optional
         Displacement of each atom, Å, for some of the structures. Arrows start at the surface of the ball of their atom, so that short
         ones are seen; those shorter than 2 % of the longest are left out.
@@ -348,19 +324,12 @@ def drawing(scene: Scene, radii: np.ndarray | None = None, ghosts: Sequence[tupl
     atoms = scene.atoms
     symbols = atoms.get_chemical_symbols()
     colours = element_colours(symbols)
-    if radii is None:
-        radii = np.full(len(atoms), BALL) if len(scene.arrows) else 0.55
+    size = radii if radii is not None else np.full(len(atoms), BALL) if len(scene.arrows) else 0.55
     ghosts = [*((site, _SITE_RADIUS, _SITE) for site in scene.sites), *ghosts]
     with mpl.rc_context(STYLE):
         figure = style.blank(2.8, 2.8)
         axes = figure.subplots()
-        picture = Matplotlib(
-            atoms,
-            axes,
-            rotation=f"{TILT}x,{TURN}y,0z",
-            radii=radii,
-            colors=[colours[symbol] for symbol in symbols],
-        )
+        picture = Matplotlib(atoms, axes, rotation=f"{TILT}x,{TURN}y,0z", radii=size, colors=[colours[symbol] for symbol in symbols])
         picture.write()
         for centre, radius, hue in ghosts:
             x, y, _ = picture.to_image_plane_positions(centre)

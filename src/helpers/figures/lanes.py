@@ -60,11 +60,6 @@ def label_choices(choices: pd.DataFrame, what: str, limits: tuple[float, float] 
         Range drawn; points beyond are put on the edge.
     order : sequence of str, optional
         Order of the lanes, the first on top; sorted by default.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, a column is missing, or a ratio is not finite.
     """
     good = style.good_rows(choices, ["model", "material"], ["ratio"])
     models = in_order(good["model"])
@@ -81,21 +76,11 @@ def label_choices(choices: pd.DataFrame, what: str, limits: tuple[float, float] 
                 y = row + _lane(lane, len(models))
                 # The cloud stays within its model's share of the lane.
                 jitter = rng.uniform(-0.24, 0.24, len(ratio)) / len(models)
-                axes.plot(
-                    np.clip(ratio, *limits), y + jitter, ".", color=colour(model), markersize=2.5, alpha=0.35, zorder=3, clip_on=False
-                )
+                dots = {"color": colour(model), "markersize": 2.5, "alpha": 0.35, "clip_on": False}
+                axes.plot(np.clip(ratio, *limits), y + jitter, ".", zorder=3, **dots)
                 axes.hlines(y, *np.clip(np.quantile(ratio, [0.1, 0.9]), *limits), color=colour(model), linewidth=2.6, alpha=0.55, zorder=4)
-                axes.plot(
-                    np.clip(np.median(ratio), *limits),
-                    y,
-                    **style.look(model, 6.5),
-                    markeredgecolor="white",
-                    markeredgewidth=0.6,
-                    linestyle="none",
-                    zorder=5,
-                    clip_on=False,
-                    label=label(model),
-                )
+                middle = {"markeredgecolor": "white", "markeredgewidth": 0.6, "linestyle": "none", "clip_on": False, "label": label(model)}
+                axes.plot(np.clip(np.median(ratio), *limits), y, zorder=5, **style.look(model, 6.5), **middle)
         beyond = bool((good["ratio"] > limits[1]).any())
         axes.set(xlabel=f"{what} (beyond {limits[1]:g}: at the edge)" if beyond else what, xlim=limits)
         handles = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -124,12 +109,6 @@ def before_after(table: pd.DataFrame, what: str, ideal: float = 1.0, start: str 
         Name of what the cures are compared with.
     order : sequence of str, optional
         Order of the lanes, the first on top; alphabetical by default.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, a column is missing, a value is not finite, a material lacks the value before, a material has a cure
-        twice, or there are more cures than markers.
     """
     rows = style.good_rows(table, ["material", "cure"], ["value"])
     intervals = ["value_low", "value_high"]
@@ -155,28 +134,12 @@ def before_after(table: pd.DataFrame, what: str, ideal: float = 1.0, start: str 
             after = rows[rows["cure"] == cure].set_index("material").reindex(materials)
             y = lanes + _lane(position, len(cures))
             axes.hlines(y, after["value_low"], after["value_high"], color=hue, linewidth=4.5, alpha=0.3, zorder=2.5)
+            arrow = {"arrowstyle": "-|>,head_width=0.18,head_length=0.35", "color": hue, "shrinkA": 0, "shrinkB": 3, "linewidth": 1.3}
             for old, new, at in zip(before["value"], after["value"], y, strict=True):
                 if np.isfinite(new):
-                    arrow = {
-                        "arrowstyle": "-|>,head_width=0.18,head_length=0.35",
-                        "color": hue,
-                        "shrinkA": 0,
-                        "shrinkB": 3,
-                        "linewidth": 1.3,
-                    }
                     axes.annotate("", (new, at), (old, at), arrowprops=arrow, zorder=4)
-            axes.plot(
-                after["value"],
-                y,
-                marker=shape,
-                color=hue,
-                markeredgecolor="white",
-                markeredgewidth=0.6,
-                markersize=_CURE_SIZE.get(shape, 8),
-                linestyle="none",
-                zorder=5,
-                label=cure,
-            )
+            point = {"marker": shape, "color": hue, "markersize": _CURE_SIZE.get(shape, 8), "linestyle": "none", "label": cure}
+            axes.plot(after["value"], y, markeredgecolor="white", markeredgewidth=0.6, zorder=5, **point)
         axes.set_xlabel(what)
         figure.legend(loc="outside upper center", ncols=2, columnspacing=1.6)
     return figure

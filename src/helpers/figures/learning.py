@@ -47,18 +47,8 @@ def error_curves(
     y_label : str
     marked : (str, DataFrame), optional
         Points of another source: their name, and a table with ``material``, ``n_labels`` and ``value``.
-
-    Raises
-    ------
-    ValueError
-        If there are too many methods, or a material has nothing to draw.
     """
-    if len(methods) > len(METHODS):
-        raise ValueError(f"{len(methods)} methods, but there are {len(METHODS)} colours")
-    looks = {
-        method: {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 6.0, "linewidth": 1.6}
-        for method, (colour, marker, dashes) in zip(methods, METHODS, strict=False)
-    }
+    looks = style.looks(methods, METHODS)
     with mpl.rc_context(STYLE):
         figure, axes, spare = style.panels(len(materials))
         for axis, material in zip(axes, materials, strict=True):
@@ -67,14 +57,12 @@ def error_curves(
                 raise ValueError(f"there is nothing to draw for {material}")
             axis.axhline(here["before"].iloc[0], zorder=1, **style.IDEAL)
             for method, look in looks.items():
-                line = here[here["method"] == method].sort_values("n_labels")
-                spread = np.abs(line[["low", "high"]].to_numpy().T - line["mean"].to_numpy())
-                axis.errorbar(line["n_labels"], line["mean"], spread, markeredgecolor="white", markeredgewidth=0.6, zorder=3, **look)
+                style.with_ranges(axis, here[here["method"] == method], "n_labels", look)
             if marked is not None:
                 points = marked[1][marked[1]["material"] == material]
                 axis.plot(points["n_labels"], points["value"], zorder=4, **_REFERENCE)
-            _count_axis(axis, sorted(set(here["n_labels"])))
-            axis.set(yscale="log", ylabel=y_label)
+            style.log_places(axis, sorted(set(here["n_labels"])))
+            axis.set(yscale="log", xlabel="labels", ylabel=y_label)
             plain_ticks(axis)
             axis.set_title(material, loc="left")
         handles = [Line2D([], [], label="no label", **style.IDEAL)]
@@ -83,13 +71,6 @@ def error_curves(
             handles.append(Line2D([], [], label=marked[0], **_REFERENCE))
         style.legend(figure, spare, handles)
     return figure
-
-
-def _count_axis(axis: Axes, counts: Sequence[int]) -> None:
-    axis.set_xscale("log")
-    axis.set_xticks(counts, [f"{count:g}" for count in counts])
-    axis.set_xticks([], minor=True)
-    axis.set_xlabel("labels")
 
 
 def plain_ticks(axis: Axes) -> None:
@@ -119,11 +100,6 @@ def kind_matrix(
         Panels, one below the other.
     what : str
         What the ratio is; below the colour bar.
-
-    Raises
-    ------
-    ValueError
-        If a material has nothing to draw.
     """
     with mpl.rc_context(STYLE):
         height = 0.36 * len(kinds) + 0.5
@@ -134,9 +110,9 @@ def kind_matrix(
             if here.empty:
                 raise ValueError(f"there is nothing to draw for {material}")
             wide = here.pivot_table(index="kind", columns="held_out", values="ratio").reindex(index=list(kinds), columns=list(tests))
-            # A factor of four either way fills the scale: blue mends, red ruins.
+            # A factor of four either way fills the scale: blue is better, red worse.
             image = axis.imshow(wide.to_numpy(dtype=float), cmap="RdBu_r", norm=LogNorm(0.25, 4), aspect="auto")
-            for (line, column), value in np.ndenumerate(wide.to_numpy(dtype=float)):
+            for (line, column), value in zip(np.ndindex(wide.shape), wide.to_numpy(dtype=float).ravel().tolist(), strict=True):
                 if np.isfinite(value):
                     ink = "white" if abs(np.log(value)) > np.log(2.6) else style.TEXT
                     text = f"{value:.2f}" if value < 10 else f"{value:.0f}"
@@ -163,11 +139,6 @@ def descent(paths: Mapping[str, Sequence[float]], levels: Mapping[str, float], y
     levels : mapping of str to float
         Name of the closed form → its value; horizontal lines, the first dashed, the others dotted.
     y_label : str
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, or more than there are colours.
     """
     if not 0 < len(paths) <= len(METHODS):
         raise ValueError(f"{len(paths)} paths; between one and {len(METHODS)} can be drawn")

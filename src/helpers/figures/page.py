@@ -6,6 +6,7 @@ import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,26 +19,11 @@ from helpers.figures.interactive import StructureView, element_id, script_tag
 from helpers.figures.style import in_order, label
 
 
-def caption(provenances: Iterable[Mapping[str, object]], extra: str = "") -> str:
-    """Return the footer of a figure: models with their packages, device and date.
+def caption(provenances: Iterable[Mapping[str, Any]], extra: str = "") -> str:
+    """Return the footer of a figure: models with their packages, device and date, and a sentence to end with.
 
-    Parameters
-    ----------
-    provenances : iterable of mapping
-        From :func:`helpers.results.provenance`: ``model``, ``device``, ``date``, and ``potential`` with ``package`` and, for a model
-        outside the catalogue, ``label``.
-    extra : str
-        A sentence to end with.
-
-    Returns
-    -------
-    str
-        Models that were run on one device on one day share a clause.
-
-    Raises
-    ------
-    ValueError
-        If a provenance lacks model, device or date, or there is none.
+    Provenances are from :func:`helpers.results.provenance`: ``model``, ``device``, ``date``, and ``potential`` with ``package`` and, for a
+    model outside the catalogue, ``label``. Models that were run on one device on one day share a clause.
     """
     groups: dict[tuple[str, str], list[str]] = {}
     for provenance in provenances:
@@ -135,12 +121,8 @@ class ShownTable:
 
     def _repr_html_(self) -> str:
         # The name of the index goes into the corner instead of a line of its own; several become columns.
-        single = self.frame.index.nlevels == 1
-        frame = (
-            self.frame.rename_axis(index=None, columns=self.frame.index.name)
-            if single
-            else self.frame.reset_index().rename_axis(columns=None)
-        )
+        frame, single = self.frame, self.frame.index.nlevels == 1
+        frame = frame.rename_axis(index=None, columns=frame.index.name) if single else frame.reset_index().rename_axis(columns=None)
         body = frame.to_html(border=0, escape=True, na_rep="–", classes="table result-table", index=single)
         # The empty corner is no heading.
         body = body.replace("<th></th>", "<td></td>", 1) if len(frame) else "<p>None.</p>"
@@ -203,11 +185,6 @@ def summary(
     rows : str or sequence of str
         What names the rows; ``column as heading`` gives it another heading. Models come in the order of the catalogue, everything else
         in the order of the table.
-
-    Raises
-    ------
-    ValueError
-        If the table lacks what names its rows.
     """
     named = [name.partition(" as ")[::2] for name in ([rows] if isinstance(rows, str) else rows)]
     table = table.reset_index() if any(table.index.names) else table
@@ -221,16 +198,15 @@ def summary(
         table = table.assign(model=table["model"].map(label))
     shown = {}
     for heading, wanted in columns.items():
-        given = (wanted,) if isinstance(wanted, str) else wanted
-        column, digits, scale = (*given, *(2, 1.0)[len(given) - 1 :])
+        column, *how = (wanted,) if isinstance(wanted, str) else wanted
         if column in table:
-            shown[heading] = _cells(table, column, digits, scale)
+            shown[heading] = _cells(table, column, *how)
     index = pd.MultiIndex.from_frame(table[[name for name, _ in named]], names=[heading or name for name, heading in named])
     frame = pd.DataFrame(shown, index=index if len(named) > 1 else index.get_level_values(0))
     return show_table(frame, caption, footer, filters)
 
 
-def _cells(table: pd.DataFrame, column: str, digits: int, scale: float) -> list[object]:
+def _cells(table: pd.DataFrame, column: str, digits: int = 2, scale: float = 1.0) -> list[object]:
     if {f"{column}_low", f"{column}_high"} <= set(table):
         return [text.replace("-", "−") for text in with_interval(table, column, digits, scale=scale)]
     if pd.api.types.is_float_dtype(table[column]):
@@ -241,9 +217,6 @@ def _cells(table: pd.DataFrame, column: str, digits: int, scale: float) -> list[
 def with_interval(
     table: pd.DataFrame, column: str, digits: int = 2, low: str = "_low", high: str = "_high", scale: float = 1.0
 ) -> list[str]:
-    """Return a column as text with its interval, ``0.80 [0.70, 0.87]``, from the columns with the endings ``low`` and ``high``.
-
-    What is no number is a dash.
-    """
+    """Return a column as text with its interval, ``0.80 [0.70, 0.87]``, from the columns with these endings; no number is a dash."""
     numbers = table[[column, column + low, column + high]].astype(float).to_numpy() * scale
     return ["–" if np.isnan(x) else f"{x:.{digits}f}" + style.interval(lower, upper, digits) for x, lower, upper in numbers]

@@ -23,15 +23,8 @@ def energy_profiles(table: pd.DataFrame, models: Sequence[str] | None = None, or
     table : DataFrame
         One row per image: ``model, material, path_coordinate`` (0 to 1), ``value`` and ``reference`` (eV above the first image). Rows whose
         ``status`` is not ``ok`` are left out. The reference is black.
-    models : sequence of str, optional
-        Which models, in which order.
     order : sequence of str, optional
         Order of the panels; by default that of the table.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, a column is missing, a value is not finite, or a model has an image twice.
     """
     rows = style.good_rows(table, ["model", "material"], ["path_coordinate", "value", "reference"])
     models = style.chosen(rows, models)
@@ -56,9 +49,6 @@ def energy_profiles(table: pd.DataFrame, models: Sequence[str] | None = None, or
         style.outer_labels(axes, "path coordinate", "energy (eV)")
         handles = [Line2D([], [], color=colour("DFT"), linewidth=2.2, marker=marker("DFT"), markersize=6.5, label="DFT")]
         handles += [Line2D([], [], linewidth=1.5, label=label(model), **style.look(model, 5.5)) for model in models]
-        if spare is None and len(axes) > 1 and len(handles) > 4:
-            # More do not fit side by side.
-            figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.6)
-        else:
-            style.legend(figure, spare, handles)
+        # More than four do not fit side by side.
+        style.legend(figure, spare, handles, 3 if len(axes) > 1 and len(handles) > 4 else None)
     return figure

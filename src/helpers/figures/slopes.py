@@ -33,11 +33,6 @@ def clouds(simulated: pd.DataFrame, titles: Mapping[str, str], n_points: int = 9
         Model → title, in order.
     n_points : int
         Draw at most so many points of each; the lines are fitted to all.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw or a value is not finite.
     """
     rows = style.good_rows(simulated, ["model"], ["reference", "value"])
     models = style.chosen(rows, list(titles))
@@ -62,10 +57,7 @@ def clouds(simulated: pd.DataFrame, titles: Mapping[str, str], n_points: int = 9
             Line2D([], [], color=_ON_PREDICTION, linewidth=2.4, linestyle=(0, (5, 1.5)), label="truth on prediction (slope s′)"),
             Line2D([], [], label="perfect", **style.IDEAL),
         ]
-        if spare is not None:
-            style.legend(figure, spare, handles)
-        else:
-            figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.2)
+        style.legend(figure, spare, handles, 2)
     return figure
 
 
@@ -87,11 +79,6 @@ def slope_plane(
         Family → title, in order. Families without a row are left out.
     s_limits, reverse_limits : (float, float)
         Range of s and of s'; a point beyond is put on the edge.
-
-    Raises
-    ------
-    ValueError
-        If none of the families has a row, or a slope is not finite.
     """
     rows = style.good_rows(overview[overview["family"].isin(names)], ["family", "model"], ["slope", "inverse_slope"])
     families = [key for key in names if key in set(rows["family"])]
@@ -143,16 +130,8 @@ def _in_plane(axes: Axes, entry, s_limits: tuple[float, float], reverse_limits: 
     axes.hlines(y, *np.clip([entry.slope_low, entry.slope_high], *s_limits), color=hue, linewidth=1.5, alpha=0.75, zorder=3)
     ends = np.clip([entry.inverse_slope_low, entry.inverse_slope_high], *reverse_limits)
     axes.vlines(x, *ends, color=hue, linewidth=1.5, alpha=0.75, zorder=3)
-    axes.plot(
-        x,
-        y,
-        **style.look(entry.model, 7.5),
-        markeredgecolor="white",
-        markeredgewidth=0.7,
-        linestyle="none",
-        zorder=4,
-        clip_on=False,
-    )
+    point = {"markeredgecolor": "white", "markeredgewidth": 0.7, "linestyle": "none", "zorder": 4, "clip_on": False}
+    axes.plot(x, y, **style.look(entry.model, 7.5), **point)
 
 
 # What a part of 1 − s is owed to: Tol's muted colours, with a hatch where lightness alone would not do.
@@ -179,11 +158,6 @@ def parts(explained: pd.DataFrame, names: Mapping[str, str], models: Sequence[st
         One or two.
     limits : (float, float)
         Range drawn; a bar that is longer is cut, and what is left is written beside it.
-
-    Raises
-    ------
-    ValueError
-        If a model has no row, or a part is not finite.
     """
     rows = style.good_rows(explained[explained["family"].isin(names)], ["family", "model", "explanation"], ["part"])
     models = style.chosen(rows, models)
@@ -247,11 +221,6 @@ def pairs(found: pd.DataFrame, names: Mapping[str, str], limits: tuple[float, fl
         Family → name, in order.
     limits : (float, float)
         Range drawn.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, or a number is not finite.
     """
     rows = style.good_rows(found[found["family"].isin(names)], ["family", "first", "second"], ["slope_first", "slope_second"])
     rows = rows.set_index("family").loc[[key for key in names if key in set(rows["family"])]]
@@ -288,11 +257,6 @@ def ratio_by_size(binned: pd.DataFrame, titles: Mapping[str, str], limits: tuple
         Family → title, in order.
     limits : (float, float)
         Range of the ratio.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, or a ratio is not finite.
     """
     rows = style.good_rows(binned[binned["family"].isin(titles)], ["model", "family", "on"], ["size", "ratio"])
     families = [key for key in titles if key in set(rows["family"])]

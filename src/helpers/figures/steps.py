@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -48,18 +47,8 @@ def stepwise(
     logarithmic : bool
     limits : (float, float), optional
         Of the vertical axis; what lies beyond is marked with an arrow at the edge.
-
-    Raises
-    ------
-    ValueError
-        If there are too many lines, or a panel has nothing to draw.
     """
-    if len(lines) > len(METHODS):
-        raise ValueError(f"{len(lines)} lines, but there are {len(METHODS)} colours")
-    looks = {
-        name: {"color": shade, "marker": marker, "linestyle": dashes, "markersize": 5.5, "linewidth": 1.6}
-        for name, (shade, marker, dashes) in zip(lines, METHODS, strict=False)
-    }
+    looks = style.looks(lines, METHODS, 5.5)
     with mpl.rc_context(STYLE):
         figure, axes, spare = style.panels(len(panels))
         for axis, (panel, title) in zip(axes, panels.items(), strict=True):
@@ -73,9 +62,7 @@ def stepwise(
             if model is not None:
                 axis.axhline(model[1][panel], color=colour(model[0]), linewidth=1.6, zorder=2)
             for name, look in looks.items():
-                line = here[here["capacity"] == name].sort_values("step")
-                spread = np.abs(line[["low", "high"]].to_numpy().T - line["mean"].to_numpy())
-                axis.errorbar(line["step"], line["mean"], spread, markeredgecolor="white", markeredgewidth=0.6, zorder=3, **look)
+                style.with_ranges(axis, here[here["capacity"] == name], "step", look)
             axis.set(xlim=(0.5, len(steps) + 0.5), ylabel=y_label)
             axis.set_xticks(range(1, len(steps) + 1), steps, rotation=30, ha="right")
             axis.set_title(title, loc="left")
@@ -90,10 +77,7 @@ def stepwise(
             handles.append(Line2D([], [], color=colour(model[0]), linewidth=1.6, label=label(model[0])))
         if enters:
             handles.append(Line2D([], [], color="#D5D9DE", linewidth=8, label="family not seen"))
-        if spare is None:
-            figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.2)
-        else:
-            style.legend(figure, spare, handles)
+        style.legend(figure, spare, handles, 3)
     return figure
 
 

@@ -21,11 +21,6 @@ def training_curve(history: Sequence[Mapping[str, float]], best_epoch: int, mode
     best_epoch : int
     model : str
         Its key; it decides the colour.
-
-    Raises
-    ------
-    ValueError
-        If the history is empty.
     """
     if not history:
         raise ValueError("there is nothing to draw: the training has no epochs")

@@ -38,9 +38,8 @@ def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float
                 part = table[(table["model"] == model) & (table["crystal"] == crystal)].sort_values("temperature_k")
                 spread = np.abs(part[["slope_low", "slope_high"]].to_numpy().T - part["slope"].to_numpy())
                 panel.errorbar(part["temperature_k"], part["slope"], spread, linewidth=1.4, zorder=3, **style.look(model, 5.5))
-            panel.set(xscale="log", xlim=(230, 7500), ylim=(0.3, 1.45))
-            panel.set_xticks([300, 1000, 3000], ["300", "1000", "3000"])
-            panel.set_xticks([], minor=True)
+            style.log_places(panel, [300, 1000, 3000])
+            panel.set(xlim=(230, 7500), ylim=(0.3, 1.45))
             panel.set_title(crystal, loc="left")
         style.outer_labels(axes, "nominal temperature (K)", "softening scale s")
         handles = [Line2D([], [], label=label(model), **style.look(model, 5.5)) for model in models]
@@ -64,15 +63,8 @@ def cell_size(
         Tidy table with the column ``n_sites``; failed rows are left out. The reference is a dashed line.
     quantity : str, optional
         Which property, if the table has several.
-    models : sequence of str, optional
-        Which models, in which order.
     what : str
         Name of the energy.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, the column is missing, a metal has several references, or a model has a size of cell twice.
     """
     rows = style.good_rows(style.property_rows(table, quantity), ["model", "material"], ["n_sites", "value", "reference"])
     models = style.chosen(rows, models)
@@ -98,9 +90,7 @@ def cell_size(
                 line = part[part["model"] == model].sort_values("n_sites")
                 panel.plot(line["n_sites"], line["value"], linewidth=1.4, **style.look(model, 5.5))
             sizes = sorted(part["n_sites"].unique())
-            panel.set_xscale("log")
-            panel.set_xticks(sizes, [f"{size:g}" for size in sizes])
-            panel.set_xticks([], minor=True)
+            style.log_places(panel, sizes)
             panel.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
             panel.set_ylim(centre[metal] - span / 2, centre[metal] + span / 2)
             panel.set_title(metal, loc="left")
@@ -128,20 +118,11 @@ def error_against_coordination(
         (fraction of nearest neighbours lost) and ``ratio`` (model/DFT). Rows whose ``status`` is not ``ok`` are left out.
     quantity : str, optional
         Which ``property``, if the table has several.
-    models : sequence of str, optional
-        Which models, in which order.
     edges : sequence of float
         Edges of the bins. A loss on an edge belongs to the bin below it.
-
-    Raises
-    ------
-    ValueError
-        If there is nothing to draw, the table holds several properties, a column is missing, a value is not finite, or a loss lies outside
-        the bins.
     """
-    rows = style.good_rows(
-        style.one_property(table, quantity) if "property" in table else table, ["model", "kind"], ["coordination_loss", "ratio"]
-    )
+    rows = style.one_property(table, quantity) if "property" in table else table
+    rows = style.good_rows(rows, ["model", "kind"], ["coordination_loss", "ratio"])
     models = style.chosen(rows, models)
     rows = rows[rows["model"].isin(models)]
     beyond = rows[(rows["coordination_loss"] <= edges[0]) | (rows["coordination_loss"] > edges[-1])]
@@ -157,30 +138,17 @@ def error_against_coordination(
             _binned(panel, part, edges, colour(model))
             for vacancy, look in _KINDS.items():
                 points = part[(part["kind"] == "vacancy") == vacancy]
-                panel.plot(
-                    points["coordination_loss"],
-                    points["ratio"],
-                    linestyle="none",
-                    color=colour(model),
-                    markeredgecolor="white",
-                    markeredgewidth=0.5,
-                    alpha=0.85,
-                    zorder=4,
-                    **look,
-                )
+                edge = {"color": colour(model), "markeredgecolor": "white", "markeredgewidth": 0.5, "linestyle": "none"}
+                panel.plot(points["coordination_loss"], points["ratio"], alpha=0.85, zorder=4, **edge, **look)
             outside = np.count_nonzero((part["ratio"] < low) | (part["ratio"] > high))
             style.note(panel, f"n = {len(part)}" + (f", {outside} outside" if outside else ""), "lower right")
             panel.set(xlim=(edges[0], edges[-1]), ylim=(low, high))
             style.title(panel, model)
         style.outer_labels(axes, "nearest neighbours lost (fraction)", "model / DFT")
-        handles = [
-            *(
-                Line2D([], [], color="#444444", linestyle="none", label="vacancy" if vacancy else "surface", **look)
-                for vacancy, look in _KINDS.items()
-            ),
-            Patch(facecolor="#444444", alpha=0.25, label="quartiles"),
-            Line2D([], [], color=style.TEXT, linewidth=2.2, label="median"),
-        ]
+        kinds = zip(("vacancy", "surface"), _KINDS.values(), strict=True)
+        handles = [Line2D([], [], color="#444444", linestyle="none", label=name, **look) for name, look in kinds]
+        handles += [Patch(facecolor="#444444", alpha=0.25, label="quartiles")]
+        handles += [Line2D([], [], color=style.TEXT, linewidth=2.2, label="median")]
         style.legend(figure, spare, handles)
     return figure
 

@@ -25,15 +25,8 @@ def bands_and_dos(table: pd.DataFrame, models: Sequence[str] | None = None, pape
     table : DataFrame
         Rows of one case from :func:`helpers.benchmarks.phonons.run`: ``band`` (THz, with ``q``, ``branch``, ``distance``, ``label``) and,
         if the densities are to be drawn, ``dos`` (1/THz, with ``frequency_thz``). Other properties are left out.
-    models : sequence of str, optional
-        Which models, in which order.
     paper : mapping of str to float, optional
         The paper's highest frequency for some models, THz: an open marker at the right edge.
-
-    Raises
-    ------
-    ValueError
-        If there are no bands, a column is missing, a value is not finite, a point is there twice, or they belong to several crystals.
     """
     bands = style.good_rows(table[table["property"] == "band"], ["model", "case"], ["q", "branch", "distance", "value", "reference"])
     cases = sorted(bands["case"].unique())
@@ -97,15 +90,7 @@ def _bands(axes: Axes, model: str, rows: pd.DataFrame, paper: float | None) -> N
     axes.grid(visible=False, axis="x")
     top, top_dft = rows["value"].max(), rows["reference"].max()
     if paper is not None:
-        axes.plot(
-            distance[-1],
-            paper,
-            **style.look(model, 7.5),
-            markerfacecolor="white",
-            markeredgewidth=1.5,
-            clip_on=False,
-            zorder=6,
-        )
+        axes.plot(distance[-1], paper, **style.look(model, 7.5), markerfacecolor="white", markeredgewidth=1.5, clip_on=False, zorder=6)
     style.note(axes, f"highest {top:.2f}, DFT {top_dft:.2f}")
     axes.set_title(label(model), color=style.readable(model), loc="left")
 
