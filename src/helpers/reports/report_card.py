@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -68,7 +69,7 @@ def plans(full: bool, quick: Mapping[str, Mapping[str, Sample]] | None) -> tuple
     absent = []
     sample = QUICK if quick is None else quick
     for benchmark in BENCHMARKS if full else sample:
-        wanted = dict.fromkeys(benchmarks.module(benchmark).SETS) if full else dict(sample[benchmark])
+        wanted: dict[str, Sample | None] = dict.fromkeys(benchmarks.module(benchmark).SETS) if full else dict(sample[benchmark])
         plan[benchmark] = benchmarks.at_hand(benchmark, wanted)
         for name in wanted:
             if name not in plan[benchmark]:
@@ -85,7 +86,7 @@ def _joined(benchmark: str, own: pd.DataFrame, key: str) -> pd.DataFrame:
     """Return a table with the same cases of the book's models below it."""
     parts = [own.astype({name: object for name in own.select_dtypes("category")})]
     wanted = set(own["case"].astype(str))
-    for model in results.models(benchmark):
+    for model in potentials.at_home(results.models(benchmark)):
         if model != key:
             table = results.read(benchmark, model)
             table = table[table["case"].isin(wanted)]
@@ -94,23 +95,11 @@ def _joined(benchmark: str, own: pd.DataFrame, key: str) -> pd.DataFrame:
 
 
 def beside(rows: pd.DataFrame, key: str, n_resamples: int = 2000) -> pd.DataFrame:
-    """Compare a model with the others on the cases that all of them have.
+    """Compare the card's model with the others on the cases of :func:`helpers.explanations.rows` that all of them have.
 
-    Parameters
-    ----------
-    rows : DataFrame
-        From :func:`helpers.explanations.rows`, of several models.
-    key : str
-        The model that the card is of. A model that lacks more than a tenth of its values is left out: with it the others would be
-        compared on few cases.
-    n_resamples : int
-        As for :func:`helpers.softening.bootstrap_over`.
-
-    Returns
-    -------
-    DataFrame
-        One row per model: ``model``, ``rank`` (1 is the smallest MAE), ``mae``, and the columns of
-        :func:`helpers.explanations.slopes`. Empty if there is nothing to compare.
+    A model that lacks more than a tenth of its values is left out: with it the others would be compared on few cases. One row per model:
+    ``model``, ``rank`` (1 is the smallest MAE), ``mae``, and the columns of :func:`helpers.explanations.slopes`. Empty if there is nothing
+    to compare.
     """
     names = explanations.places(rows)
     places = {str(model): pd.MultiIndex.from_frame(part[names]) for model, part in rows.groupby("model", observed=True)}
@@ -137,27 +126,11 @@ def _mae(part: pd.DataFrame, factor: float = 1.0) -> float:
 
 def judge(
     key: str, family: Family, rows: pd.DataFrame, unit: str, against: str = "DFT", n_resamples: int = 2000
-) -> tuple[dict[str, object], pd.DataFrame] | None:
-    """Return what the card says of one family, and the comparison with the models of the book.
+) -> tuple[dict[str, Any], pd.DataFrame] | None:
+    """Return what the card says of one family (:attr:`Card.lanes`), and :func:`beside`.
 
-    Parameters
-    ----------
-    key : str
-        The model that the card is of.
-    family : Family
-    rows : DataFrame
-        From :func:`helpers.explanations.rows`.
-    unit : str
-    against : str
-        What ``reference`` is.
-    n_resamples : int
-        As for :func:`helpers.softening.bootstrap_over`.
-
-    Returns
-    -------
-    dict, DataFrame
-        Columns of :attr:`Card.lanes`, and :func:`beside`; None if there are fewer than two values, or all are the same, as of a flat
-        potential: there is no slope then.
+    Rows are those of :func:`helpers.explanations.rows`, ``against`` says what their reference is. There is no slope, and None is returned,
+    if there are fewer than two values, or all are the same, as of a flat potential.
     """
     own = rows[rows["model"] == key]
     if len(own) < 2 or np.ptp(own["value"]) == 0:
@@ -244,14 +217,7 @@ def with_common_factor(lanes: pd.DataFrame, points: Mapping[str, pd.DataFrame]) 
     """Add ``removed_common``: the share of each family's error that one factor for all families removes; return that factor, too.
 
     The factor is the median over benchmarks of the factors that they ask for, each the median over its families; geometric, and
-    without the control.
-
-    Parameters
-    ----------
-    lanes : DataFrame
-        Rows of :func:`judge`.
-    points : mapping of str to DataFrame
-        By lane, the values that it was judged by.
+    without the control. Lanes are rows of :func:`judge`, points the values that they were judged by.
     """
     factors = _by_benchmark(lanes)
     if factors["factor"].isna().all():
@@ -266,11 +232,9 @@ def with_common_factor(lanes: pd.DataFrame, points: Mapping[str, pd.DataFrame]) 
 
 def _counted(lanes: pd.DataFrame) -> pd.DataFrame:
     """Return the lines that the advice rests on: against DFT, of three values or more, no control."""
-    return (
-        lanes[(lanes["against"] == "DFT") & ~lanes["lane"].isin(benchmarks.families("control")) & (lanes["n"] >= 3)]
-        if len(lanes)
-        else lanes
-    )
+    if not len(lanes):
+        return lanes
+    return lanes[(lanes["against"] == "DFT") & ~lanes["lane"].isin(benchmarks.families("control")) & (lanes["n"] >= 3)]
 
 
 def _by_benchmark(lanes: pd.DataFrame) -> pd.DataFrame:
@@ -320,21 +284,10 @@ RULES = (
 
 
 def advise(lanes: pd.DataFrame, common: float, lost: float = 0.0) -> tuple[str, list[str]]:
-    """Recommend a cure, by :data:`RULES`.
+    """Recommend a cure, by :data:`RULES`, from :func:`with_common_factor` and the share of the cases of which nothing is left (``lost``).
 
-    Parameters
-    ----------
-    lanes : DataFrame
-        From :func:`with_common_factor`.
-    common : float
-        The factor that belongs to it.
-    lost : float
-        Share of the cases of which nothing is left.
-
-    Returns
-    -------
-    str, list of str
-        One of :data:`ADVICE`, and the reasons, a sentence or two each: what is soft and what is not, what follows, what it rests on.
+    Returned are one of :data:`ADVICE`, and the reasons, a sentence or two each: what is soft and what is not, what follows, what it rests
+    on.
     """
     families, counted = _by_benchmark(lanes), _counted(lanes)
     if families.empty:
@@ -350,7 +303,7 @@ def advise(lanes: pd.DataFrame, common: float, lost: float = 0.0) -> tuple[str, 
         why = f"Fewer than {ENOUGH} families" if len(families) < ENOUGH else f"The {1 - lost:.0%} of the cases that have values"
         advice, reasons = TOO_LITTLE, [f"{why} are no basis for advice."]
     if wrong := counted.loc[counted["verdict"] == "wrong sign", "name"].tolist():
-        reasons.append(f"The sign is wrong in {', '.join(wrong)}: no factor mends that.")
+        reasons.append(f"The sign is wrong in {', '.join(wrong)}: no factor helps there.")
     few = [f"{lane.name} ({lane.n_materials})" for lane in counted[counted["n_materials"] < _FEW].itertuples(index=False)]
     if few or len(families) < len(BENCHMARKS):
         of_few = f" The intervals of fewer than {_FEW} materials are too narrow: {', '.join(few)}." if few else ""
@@ -364,12 +317,12 @@ def _decide(families: pd.DataFrame, common: float) -> tuple[str, list[str]]:
     if n_soft <= len(families) / 2 < n_soft + n_open:
         return TOO_LITTLE, [f"The intervals of {n_open} are too wide to tell. More cases (--full, softening fetch) make them narrower."]
     if 2 * n_soft <= len(families):
-        return "neither", [f"The slope of the median family is {families['slope'].median():.2f}: there is no common softness to be mended."]
+        return "neither", [f"The slope of the median family is {families['slope'].median():.2f}: there is no common softness to be fixed."]
     reasons: list[str] = []
     if families["r2"].median() < SCATTER:
         reasons.append(
             f"Scatter is the larger part of the error (median R² {families['r2'].median():.2f}). A factor would amplify it, and a few "
-            "labels mend one material, not the model."
+            "labels fix one material, not the model."
         )
         return "neither", reasons
     share = families["removed_common"].median()
@@ -386,7 +339,7 @@ def _decide(families: pd.DataFrame, common: float) -> tuple[str, list[str]]:
         removes += f"; the error of {_words(worst['benchmark'])} grows by {-worst['removed_common']:.0%}"
     reasons += [f"{removes}.", spread]
     if share >= softening.SUFFICES and agree:
-        reasons.append("One number mends most of it, and keeps every symmetry and every equilibrium geometry.")
+        reasons.append("One number removes most of it, and keeps every symmetry and every equilibrium geometry.")
         return "scalar fix", reasons
     if share >= softening.WORTH_HAVING:
         reasons.append(
@@ -511,13 +464,7 @@ def _request(potential: Potential, mode: str, seed: int, plan: Mapping[str, Mapp
 
 
 def _finished(out: Path, request: dict[str, object]) -> bool:
-    """Tell whether the folder holds this very card, complete.
-
-    Raises
-    ------
-    PotentialError
-        If it holds anything but this card, complete or not.
-    """
+    """Tell whether the folder holds this very card, complete; PotentialError if it holds anything but this card, complete or not."""
     if out.exists() and not out.is_dir():
         raise PotentialError(f"{out} is a file; choose a new folder for --out.")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
@@ -564,13 +511,8 @@ def _overdue(benchmark: str, missing: Sequence[Case]) -> list[dict[str, str]]:
 def failures(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Count the cases that have failed rows, by benchmark and reason.
 
-    Reasons that differ only in numbers, chemical symbols and formulas are counted together.
-
-    Returns
-    -------
-    DataFrame
-        ``benchmark``, ``cases``, ``reason`` (the first of its kind), ``kinds`` (how many different ones) and ``example`` (the case
-        that it is the reason of).
+    Reasons that differ only in numbers, chemical symbols and formulas are counted together: ``reason`` (the first of its kind), ``kinds``
+    (how many different ones) and ``example`` (the case that it is the reason of).
     """
     records = []
     for benchmark, table in tables.items():
@@ -600,7 +542,7 @@ def _card(
     potential: Potential,
     request: dict[str, object],
     tables: Mapping[str, pd.DataFrame],
-    made: dict[str, dict[str, object]],
+    made: dict[str, dict[str, Any]],
     not_run: pd.DataFrame,
     notes: list[str],
     n_resamples: int,
@@ -683,13 +625,7 @@ def write(card: Card) -> None:
 
 
 def read(folder: Path | str) -> Card:
-    """Read a card from its folder.
-
-    Raises
-    ------
-    PotentialError
-        If there is none.
-    """
+    """Read a card from its folder; PotentialError if there is none."""
     folder = Path(folder)
     try:
         found = json.loads((folder / RECORD).read_text())
