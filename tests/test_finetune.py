@@ -10,6 +10,7 @@ import torch
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.stress import full_3x3_to_voigt_6_stress
+from conftest import RUNNABLE
 
 from helpers import potentials
 from helpers.potentials import PotentialError, StructureError
@@ -345,6 +346,24 @@ def test_only_a_part_is_trained(chgnet, labels, name, beginnings):
     counted = sum(p.numel() for key, p in chgnet.network.named_parameters() if key.startswith(beginnings))
     assert outcome.n_trained == counted
     assert outcome.history[-1]["loss"] < outcome.history[0]["loss"]
+
+
+BEFORE_READOUT = {"m3gnet-mp-2021.2.8": "embedding three_body_interactions graph_layers", "nequix-mp-1": "atom_energies layers"}
+BEFORE_READOUT |= {"tensornet-matpes-pbe-2025.1": "tensor_embedding layers"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", sorted(BEFORE_READOUT))
+def test_the_readout_is_what_follows_the_messages(key, load_model):
+    if key not in RUNNABLE:
+        pytest.skip("needs its weights")
+    model = load_model(key)
+    readout, last = (fine_tune.part(model, name) for name in ("readout", "last-layer"))
+    names = [name for name, _ in model.network.named_parameters()]
+    assert {name.split(".")[0] for name in names if not name.startswith(readout)} == set(BEFORE_READOUT[key].split())
+    in_lists = [tuple(name.split(".")[:2]) for name in names if name.startswith(last) and not name.startswith(readout)]
+    every = [tuple(name.split(".")[:2]) for name in names if name.startswith(in_lists[0][0] + ".")]
+    assert set(in_lists) == {max(every, key=lambda one: int(one[1]))}
 
 
 def test_parts_that_do_not_exist_are_refused(chgnet, labels):

@@ -339,25 +339,29 @@ def fine_tune(
 # Training less than all weights
 
 
+# The layers behind the message passing, and the lists of layers whose last ones pass the last message.
+_PARTS = {
+    "CHGNet": (("readout_norm.", "mlp."), ("atom_conv_layers",)),
+    "M3GNet": (("final_layer.",), ("graph_layers",)),
+    "TensorNet": (("out_norm.", "linear.", "final_layer."), ("layers",)),
+    "Nequix": (("readout",), ("layers",)),
+    "MACE": (("readouts.",), ("interactions", "products")),
+}
+
+
 def part(potential: GraphPotential, name: str) -> tuple[str, ...]:
-    """Return how the names of the parameters of a part of a CHGNet, M3GNet or MACE begin, for ``Recipe.trained``; else PotentialError.
+    """Return how the names of the parameters of a part of a network begin, for ``Recipe.trained``; PotentialError if they are not known.
 
     Parts are ``readout``, the layers that turn the features of an atom into its energy, and ``last-layer``, these and the last message
     passing.
     """
     network, family = potential.network, potential.describe()["family"]
-    if family == "CHGNet":
-        readout, last = ("readout_norm.", "mlp."), (f"atom_conv_layers.{len(network.atom_conv_layers) - 1}.",)
-    elif family == "M3GNet":
-        readout, last = ("final_layer.",), (f"graph_layers.{len(network.graph_layers) - 1}.",)
-    elif family == "MACE":
-        at = len(network.interactions) - 1
-        readout, last = ("readouts.",), (f"interactions.{at}.", f"products.{at}.")
-    else:
+    if family not in _PARTS:
         raise PotentialError(f"the parts of a {family} are not known; name its parameters in Recipe.trained.")
     if name not in ("readout", "last-layer"):
         raise PotentialError(f"unknown part {name!r}; there are: readout, last-layer")
-    return readout if name == "readout" else (*readout, *last)
+    readout, lists = _PARTS[family]
+    return readout if name == "readout" else (*readout, *(f"{one}.{len(getattr(network, one)) - 1}." for one in lists))
 
 
 def _trainable(potential: GraphPotential, recipe: Recipe) -> list[torch.nn.Parameter]:
