@@ -43,40 +43,20 @@ class NotYet(AssertionError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Slip:
-    """A usual mistake.
+    """A usual mistake."""
 
-    Attributes
-    ----------
-    answer : callable
-        Maps the question's data to what one answers who makes this mistake.
-    hint : str
-        What to look at. It must not contain the answer.
-    """
-
-    answer: Callable[..., object]
-    hint: str
+    answer: Callable[..., object]  # maps the question's data to what one answers who makes this mistake
+    hint: str  # What to look at. It must not contain the answer.
 
 
 @dataclass(frozen=True)
 class Question:
-    """Something a lab asks for.
+    """Something a lab asks for."""
 
-    Attributes
-    ----------
-    name : str
-        As it is called in the messages.
-    reference : callable
-        Maps the data to the right answer.
-    slips : tuple of Slip
-        The more specific ones first.
-    tolerance : float
-        Relative.
-    """
-
-    name: str
-    reference: Callable[..., object]
-    slips: tuple[Slip, ...] = ()
-    tolerance: float = TOLERANCE
+    name: str  # as it is called in the messages
+    reference: Callable[..., object]  # maps the data to the right answer
+    slips: tuple[Slip, ...] = ()  # the more specific ones first
+    tolerance: float = TOLERANCE  # relative
 
 
 # ---------------------------------------------------------------------------------------------------

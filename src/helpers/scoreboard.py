@@ -22,7 +22,8 @@ that are public: ``compared`` says which, and ``ours_on`` what ours is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,13 +46,7 @@ _OTHER_WEIGHTS = {"M3GNet": ", other weights"}
 
 
 def printed(figure: str, panel: str, model: str, quantity: str) -> float:
-    """Return a number printed in the paper (``data/paper/printed_values.csv``).
-
-    Raises
-    ------
-    KeyError
-        If there is not exactly one such number.
-    """
+    """Return a number printed in the paper (``data/paper/printed_values.csv``); KeyError if there is not exactly one."""
     table = pd.read_csv(data_dir() / "paper" / "printed_values.csv", dtype={"figure": str})
     chosen = table[(table["figure"] == figure) & (table["panel"] == panel) & (table["model"] == model) & (table["quantity"] == quantity)]
     if len(chosen) != 1:
@@ -62,25 +57,10 @@ def printed(figure: str, panel: str, model: str, quantity: str) -> float:
 def verdict(
     paper: float, ours: float, low: float = np.nan, high: float = np.nan, not_soft: float = 1.0, signed: bool = True, within: float = WITHIN
 ) -> str:
-    """Compare two numbers by the rule in the module's docstring; return one of :data:`VERDICTS`.
+    """Compare two numbers in one unit by the rule in the module's docstring; return one of :data:`VERDICTS`.
 
-    Parameters
-    ----------
-    paper, ours : float
-        In one unit.
-    low, high : float
-        Ends of our interval; an end that is not finite is ``ours`` itself.
-    not_soft : float
-        The value of a potential that is not soft.
-    signed : bool
-        Whether the two sides of ``not_soft`` mean different things.
-    within : float
-        Half width of the band, as a share of the paper's effect.
-
-    Raises
-    ------
-    ValueError
-        If the published number is not finite, or the interval's ends are the wrong way round.
+    An end of our interval that is not finite is ``ours`` itself. ``signed`` tells whether the two sides of ``not_soft``, the value of a
+    potential that is not soft, mean different things; ``within`` is the half width of the band, as a share of the paper's effect.
     """
     if not np.isfinite(paper):
         raise ValueError(f"the published number is {paper}: nothing can be compared with it")
@@ -145,12 +125,21 @@ def _line(
     }
 
 
-def _paper_models() -> list[potentials.Entry]:
-    order = ("M3GNet", "CHGNet", "MACE")
-    return sorted((e for e in potentials.CATALOGUE.values() if e.paper_label), key=lambda entry: order.index(entry.paper_label))
+def _lines(figure: str, entry, benchmark: str, found, ours_on: str, numbers: Iterable[tuple], **more: object) -> list[dict[str, Any]]:
+    """Return lines of one figure and model; numbers are (name, quantity, unit, paper, source, kind)."""
+    return [
+        _line(figure, quantity, unit, entry, paper, source, found, name, kind, ours_on, benchmark, **more)
+        for name, quantity, unit, paper, source, kind in numbers
+    ]
 
 
-def _ours(benchmark: str, key: str, **where: str) -> dict[str, object] | None:
+def _paper_models() -> dict[str, potentials.Entry]:
+    """Return the entries of the paper's models, by their name there."""
+    known = {entry.paper_label: entry for entry in potentials.CATALOGUE.values() if entry.paper_label}
+    return {label: known[label] for label in ("M3GNet", "CHGNet", "MACE")}
+
+
+def _ours(benchmark: str, key: str, **where: str) -> dict[str, Any] | None:
     """Return a row of a benchmark's summary; None if the model has no table."""
     if key not in results.models(benchmark):
         return None
@@ -163,49 +152,41 @@ def _digitised(points: pd.DataFrame, key: str) -> dict[str, float]:
     return softening.scalar_summary(of_model["value"], of_model["reference"])
 
 
-def _surface_lines(entry: potentials.Entry) -> list[dict[str, object]]:
+def _surface_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
     digitised = _digitised(figures.paper_points("fig2a"), entry.key)
     found = _ours("surfaces", entry.key, set="slabs-109", property="gamma_relaxed")
-    where = "{n} slabs, relaxed" + _OTHER_WEIGHTS.get(entry.paper_label, "")
-    return [
-        _line("2a", quantity, unit, entry, paper, source, found, name, kind, where, "surfaces")
-        for name, quantity, unit, paper, source, kind in (
-            ("mae", "surface energy, MAE", "eV/Å²", printed("2", "a", entry.paper_label, "MAE"), "printed", _ERROR),
-            ("mean_error", "surface energy, mean error", "eV/Å²", digitised["mean_error"], "digitised", _MEAN_ERROR),
-            ("share_below", "surface energy, share below DFT", "1", digitised["share_below"], "digitised", _SHARE),
-        )
-    ]
+    numbers = (
+        ("mae", "surface energy, MAE", "eV/Å²", printed("2", "a", label, "MAE"), "printed", _ERROR),
+        ("mean_error", "surface energy, mean error", "eV/Å²", digitised["mean_error"], "digitised", _MEAN_ERROR),
+        ("share_below", "surface energy, share below DFT", "1", digitised["share_below"], "digitised", _SHARE),
+    )
+    return _lines("2a", entry, "surfaces", found, "{n} slabs, relaxed" + _OTHER_WEIGHTS.get(label, ""), numbers)
 
 
-def _defect_lines(entry: potentials.Entry) -> list[dict[str, object]]:
+def _defect_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
     digitised = _digitised(figures.paper_points("fig2b"), entry.key)
     found = _ours("defects", entry.key, set="all", property="relaxed")
-    where = "{n} vacancies and combinations of defects in alloys"
-    return [
-        _line("2b", quantity, unit, entry, paper, source, found, name, kind, where, "defects")
-        for name, quantity, unit, paper, source, kind in (
-            ("mae", "defect energy, MAE", "eV", printed("2", "b", entry.paper_label, "MAE"), "printed", _ERROR),
-            ("slope", "defect energy, slope", "1", digitised["slope"], "digitised", _SLOPE),
-            ("share_below", "defect energy, share below DFT", "1", digitised["share_below"], "digitised", _SHARE),
-        )
-    ]
+    numbers = (
+        ("mae", "defect energy, MAE", "eV", printed("2", "b", label, "MAE"), "printed", _ERROR),
+        ("slope", "defect energy, slope", "1", digitised["slope"], "digitised", _SLOPE),
+        ("share_below", "defect energy, share below DFT", "1", digitised["share_below"], "digitised", _SHARE),
+    )
+    return _lines("2b", entry, "defects", found, "{n} vacancies and combinations of defects in alloys", numbers)
 
 
-def _solution_lines(entry: potentials.Entry) -> list[dict[str, object]]:
+def _solution_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
     lowest = "lowest formation energy at x_Ca=0.5 (arrow label)"
     points = figures.paper_points("fig2c").query("model == @entry.key")
     slope = softening.softening_scale(points["reference"], points["value"])
     has_table = entry.key in results.models("solid_solutions")
     found = solid_solutions.against_paper(results.read("solid_solutions", entry.key)) if has_table else None
-    ratio = printed("2", "c", entry.paper_label, lowest) / printed("2", "c", "DFT", lowest)
-    where = "Ca-Mg-O, {n} orderings of a 16-cation cell" + _OTHER_WEIGHTS.get(entry.paper_label, "")
-    return [
-        _line("2c", quantity, "1", entry, paper, source, found, name, _SLOPE, where, "solid_solutions")
-        for name, quantity, paper, source in (
-            ("lowest_ratio", "formation energy, lowest at x = ½ over DFT", ratio, "printed"),
-            ("slope", "formation energy, slope", slope, "digitised"),
-        )
-    ]
+    ratio = printed("2", "c", label, lowest) / printed("2", "c", "DFT", lowest)
+    where = "Ca-Mg-O, {n} orderings of a 16-cation cell" + _OTHER_WEIGHTS.get(label, "")
+    numbers = (
+        ("lowest_ratio", "formation energy, lowest at x = ½ over DFT", "1", ratio, "printed", _SLOPE),
+        ("slope", "formation energy, slope", "1", slope, "digitised", _SLOPE),
+    )
+    return _lines("2c", entry, "solid_solutions", found, where, numbers)
 
 
 def _csf_peaks() -> pd.Series:
@@ -216,10 +197,10 @@ def _csf_peaks() -> pd.Series:
 def csf_maxima() -> dict[str, float]:
     """Return the highest frequency of CsF that the paper's Fig. 4a shows for each of its models, THz, by catalogue key."""
     peaks = _csf_peaks()
-    return {entry.key: float(peaks[entry.paper_label]) for entry in _paper_models()}
+    return {entry.key: float(peaks[label]) for label, entry in _paper_models().items()}
 
 
-def _phonon_lines(entry: potentials.Entry) -> list[dict[str, object]]:
+def _phonon_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
     stats = pd.read_csv(data_dir() / "paper" / "fig4b_stats.csv").set_index("model")
     dft = float(_csf_peaks()["DFT"])
     found = _ours("phonons", entry.key, set="phonondb", property="omega_max", subset="all")
@@ -227,22 +208,19 @@ def _phonon_lines(entry: potentials.Entry) -> list[dict[str, object]]:
     if found is not None:
         table = results.read("phonons", entry.key)
         csf = {"n": 1, "value": table.loc[(table["set"] == "csf") & (table["property"] == "omega_max"), "value"].iloc[0]}
-    below = printed("4", "b", entry.paper_label, "fraction max(w_MLIP)/max(w_DFT) < 1") / 100
-    mean, median = stats.loc[entry.paper_label, ["mean", "median"]]
-    where = "{n} compounds, the paper's own"
-    return [
-        _line(figure, quantity, unit, entry, paper, source, given, name, kind, ours_on, "phonons", compared=LIKE)
-        for figure, name, quantity, unit, paper, source, given, kind, ours_on in (
-            ("4a", "value", "CsF, highest frequency", "THz", csf_maxima()[entry.key], "digitised", csf, (dft, True), "CsF (mp-1784)"),
-            ("4b", "ratio_mean", "highest frequency / DFT, mean", "1", mean, "digitised", found, _SLOPE, where),
-            ("4b", "ratio_median", "highest frequency / DFT, median", "1", median, "digitised", found, _SLOPE, where),
-            ("4b", "share_below_one", "share of compounds below DFT", "1", below, "printed", found, _SHARE, where),
-        )
-    ]
+    below = printed("4", "b", label, "fraction max(w_MLIP)/max(w_DFT) < 1") / 100
+    mean, median = stats.loc[label, ["mean", "median"]]
+    highest = [("value", "CsF, highest frequency", "THz", csf_maxima()[entry.key], "digitised", (dft, True))]
+    numbers = (
+        ("ratio_mean", "highest frequency / DFT, mean", "1", mean, "digitised", _SLOPE),
+        ("ratio_median", "highest frequency / DFT, median", "1", median, "digitised", _SLOPE),
+        ("share_below_one", "share of compounds below DFT", "1", below, "printed", _SHARE),
+    )
+    lines = _lines("4a", entry, "phonons", csf, "CsF (mp-1784)", highest, compared=LIKE)
+    return lines + _lines("4b", entry, "phonons", found, "{n} compounds, the paper's own", numbers, compared=LIKE)
 
 
-def _migration_lines(entry: potentials.Entry) -> list[dict[str, object]]:
-    label = entry.paper_label
+def _migration_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
     stats = pd.read_csv(data_dir() / "paper" / "fig3b_stats.csv").set_index("model").loc[label]
     found = _ours("migration", entry.key, set="hops-Mg", property="barrier")
     below = printed("3", "b", label, "fraction barrier underpredicted") / 100
@@ -257,8 +235,7 @@ def _migration_lines(entry: potentials.Entry) -> list[dict[str, object]]:
     ]
 
 
-def _force_lines(entry: potentials.Entry) -> list[dict[str, object]]:
-    label = entry.paper_label
+def _force_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
     stats = pd.read_csv(data_dir() / "paper" / "fig5b_stats.csv").set_index("model").loc[label]
     quartiles = pd.read_csv(data_dir() / "paper" / "fig6b_quartiles.csv").set_index(["model", "quantity"])["median"][label]
     own, many = (_ours("off_equilibrium", entry.key, set=name) for name in ("wbm-21", "mattersim-tp"))
@@ -287,13 +264,8 @@ def one_label(key: str = "chgnet-0.3.0") -> pd.DataFrame:
     """Correct the forces in crystals with one label and one scalar: every choice of the label, both factors, by temperature.
 
     A scalar that is trained with a squared loss becomes s' (DFT on model); the paper's formula divides by s. The labels of one run of
-    molecular dynamics share a temperature, and so do the frames that test them.
-
-    Returns
-    -------
-    DataFrame
-        Those columns of :func:`helpers.softening.one_label_corrections` for labels that have a factor, with ``factor`` (``s′``, ``1/s``),
-        ``frames`` (nominal ``300 K`` …, or ``all temperatures``) and ``ratio``, MAE after over before.
+    molecular dynamics share a temperature, and so do the frames that test them. This is :func:`helpers.softening.one_label_corrections`
+    for labels that have a factor, with ``factor`` (``s′``, ``1/s``) and ``frames`` (nominal ``300 K`` …, or ``all temperatures``).
     """
     crystals = off_equilibrium.crystals(results.read("off_equilibrium", key))
     runs = {f"{kelvin:.0f} K": part for kelvin, part in crystals.groupby("temperature_k")} | {"all temperatures": crystals}
@@ -305,7 +277,7 @@ def one_label(key: str = "chgnet-0.3.0") -> pd.DataFrame:
     return pd.concat(found, ignore_index=True).query("status == 'ok'")
 
 
-def _cure_lines() -> list[dict[str, object]]:
+def _cure_lines() -> list[dict[str, Any]]:
     entry = potentials.CATALOGUE["chgnet-0.3.0"]
     one, ten = None, None
     if entry.key in results.models("off_equilibrium"):
@@ -340,7 +312,7 @@ def _spread(columns: dict[str, pd.Series], middle: str, ends: tuple[float, float
 def table() -> pd.DataFrame:
     """Return the scoreboard: one row per published number and model, in the order of the paper's figures."""
     of_models = (_surface_lines, _defect_lines, _solution_lines, _migration_lines, _phonon_lines, _force_lines)
-    found = [line for lines_of in of_models for entry in _paper_models() for line in lines_of(entry)]
+    found = [line for lines_of in of_models for label, entry in _paper_models().items() for line in lines_of(label, entry)]
     lines = pd.DataFrame(found + _cure_lines()).sort_values("figure", kind="stable", ignore_index=True)
     lines["verdict"] = judge(lines)
     # A missing model needs one line per quantity, not one per set.
@@ -366,8 +338,7 @@ def hero(key: str = "chgnet-0.3.0", material: str = "Si") -> Figure:
 def readable(board: pd.DataFrame, *, family: bool = False) -> pd.DataFrame:
     """Return the scoreboard as a reader wants to see it: numbers with their intervals as text, digitised ones with a star.
 
-    Where a figure of the paper contradicts the number printed in it, both stand there.
-    ``family``: with a column that names the family of properties, for a table that has several.
+    Where a figure of the paper contradicts the number printed in it, both stand there. ``family`` adds a column.
     """
     missing = board["verdict"] == "missing"
     star = board["paper_source"].map({"digitised": "\u00a0*", "printed": ""})
@@ -388,18 +359,7 @@ def readable(board: pd.DataFrame, *, family: bool = False) -> pd.DataFrame:
 
 
 def ideas(key: str = "chgnet-0.3.0") -> pd.DataFrame:
-    """Return what became of the related ideas: the question, what was measured, the answer.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by ``idea``, in words for a reader; the numbers are read from the tables of the three chapters.
-
-    Raises
-    ------
-    ResultsError
-        If one of the tables is not there.
-    """
+    """Return what became of the related ideas, in words: the question, what was measured (from the chapters' tables), the answer."""
     labels = results.read("weak_labels", key)
     labels = labels[(labels["status"] == "ok") & (labels["labels"] == "energy and forces") & (labels["seed"] == 0)]
     slope = weak_labels.over_seeds(labels, "slope").set_index(["set", "method", "direction", "n_labels", "step_a"])["mean"]

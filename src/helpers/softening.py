@@ -18,7 +18,9 @@ model and in DFT. So the means of x and y vanish, and the line with a free inter
 origin by itself: both slopes agree. For scalar properties the origin is imposed: the correction E → c E
 that a slope stands for has no constant in it.
 
-Tables are the tidy tables of :mod:`helpers.benchmarks`: for forces, one row per force component.
+Tables are the tidy tables of :mod:`helpers.benchmarks`: for forces, one row per force component. ``by`` names the columns that make a
+group, ``n_resamples``, ``seed`` and ``level`` are those of :func:`bootstrap_over`. ``reference`` and ``predicted`` are those of
+:func:`softening_scale`, with its errors; a constant prediction has no inverse slope, and no R².
 """
 
 from __future__ import annotations
@@ -146,16 +148,6 @@ def inverse_slope(reference: ArrayLike, predicted: ArrayLike, intercept: bool = 
 
     It is 1 for a calibrated predictor, whatever its scatter, and above 1 for a soft one; it is also the factor c that
     minimises Σ(c y − x)².
-
-    Parameters
-    ----------
-    reference, predicted, intercept
-        As for :func:`softening_scale`.
-
-    Raises
-    ------
-    ValueError
-        As for :func:`softening_scale`, and if the prediction is constant.
     """
     _, yy, xy = _moments(*_predicted_varies(*_pair(reference, predicted)), intercept)
     return xy / yy
@@ -172,16 +164,6 @@ def r_squared(reference: ArrayLike, predicted: ArrayLike, intercept: bool = Fals
 
     With an intercept it is the square of Pearson's correlation. Without, moments are taken about zero, so that for
     quantities of one sign it is close to one whatever the model: for those read it with ``intercept=True``.
-
-    Parameters
-    ----------
-    reference, predicted, intercept
-        As for :func:`softening_scale`.
-
-    Raises
-    ------
-    ValueError
-        As for :func:`inverse_slope`.
     """
     xx, yy, xy = _moments(*_predicted_varies(*_pair(reference, predicted)), intercept)
     return xy * xy / (xx * yy)
@@ -189,35 +171,17 @@ def r_squared(reference: ArrayLike, predicted: ArrayLike, intercept: bool = Fals
 
 @dataclass(frozen=True)
 class Fit:
-    """What a cloud of (reference, prediction) points says.
+    """What a cloud of (reference, prediction) points says."""
 
-    Attributes
-    ----------
-    n : int
-        Number of values (for forces: components).
-    slope : float
-        Softening scale s, prediction on reference.
-    intercept : float
-        Of that line, in units of the values; 0 if it was held there.
-    inverse_slope : float
-        s', reference on prediction.
-    r2 : float
-        slope × inverse_slope.
-    mae, rmse : float
-        Mean absolute and root mean square error, in units of the values.
-    cmae : float
-        MAE after the prediction has been turned onto the diagonal, mean of |(y − intercept) / s − x|
-        (Deng et al. 2025, Fig. 5a, 6b).
-    """
-
-    n: int
-    slope: float
-    intercept: float
-    inverse_slope: float
-    r2: float
-    mae: float
+    n: int  # number of values (for forces: components)
+    slope: float  # softening scale s, prediction on reference
+    intercept: float  # of that line, in units of the values; 0 if it was held there
+    inverse_slope: float  # s', reference on prediction
+    r2: float  # slope × inverse_slope
+    mae: float  # mean absolute error, in units of the values
+    # MAE after the prediction has been turned onto the diagonal, mean of |(y − intercept) / s − x| (Deng et al. 2025, Fig. 5a, 6b).
     cmae: float
-    rmse: float
+    rmse: float  # root mean square error
 
     @property
     def r(self) -> float:
@@ -235,18 +199,7 @@ class Fit:
 
 
 def fit(reference: ArrayLike, predicted: ArrayLike, intercept: bool = False) -> Fit:
-    """Return slopes, R² and errors of a cloud of points.
-
-    Parameters
-    ----------
-    reference, predicted, intercept
-        As for :func:`softening_scale`.
-
-    Raises
-    ------
-    ValueError
-        As for :func:`inverse_slope`, and if the slope is exactly zero (then there is no corrected MAE).
-    """
+    """Return slopes, R² and errors of a cloud of points; ValueError if the slope is exactly zero: then there is no corrected MAE."""
     x, y = _predicted_varies(*_pair(reference, predicted))
     xx, yy, xy = _moments(x, y, intercept)
     if xy == 0.0:
@@ -269,23 +222,10 @@ def fit(reference: ArrayLike, predicted: ArrayLike, intercept: bool = False) -> 
 def robust_slope(reference: ArrayLike, predicted: ArrayLike) -> float:
     """Return the slope through the origin that minimises Σ|y − s x| (least absolute deviations).
 
-    The minimiser is the median of the ratios y/x, each weighted with |x|: exact, O(n log n), no parameter. Half of the weight can be
-    wrong before it breaks, against a single wrong value for least squares. It guards against wild
-    predictions; x is assumed sound. Theil–Sen and Siegel slopes need all O(n²) pairs and a free intercept.
-
-    Parameters
-    ----------
-    reference, predicted
-        As for :func:`softening_scale`.
-
-    Raises
-    ------
-    ValueError
-        As for :func:`softening_scale`.
-
-    References
-    ----------
-    Laplace's méthode de situation; Birkes and Dodge, Alternative Methods of Regression (Wiley, 1993), ch. 4.
+    The minimiser is the median of the ratios y/x, each weighted with |x|: exact, O(n log n), no parameter (Laplace's méthode de situation;
+    Birkes and Dodge, Alternative Methods of Regression (Wiley, 1993), ch. 4). Half of the weight can be wrong before it breaks, against a
+    single wrong value for least squares. It guards against wild predictions; x is assumed sound. Theil–Sen and Siegel slopes need all
+    O(n²) pairs and a free intercept.
     """
     x, y = _pair(reference, predicted)
     used = x != 0.0
@@ -307,24 +247,17 @@ def robust_slope(reference: ArrayLike, predicted: ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Two exact splits of 1 − s. All attributes are floats, or arrays of one shape.
+    """Two exact splits of 1 − s. All attributes are floats, or arrays of one shape."""
 
-    Attributes
-    ----------
-    slope, r, amplitude
-        s = r · amplitude, with amplitude = σ_y / σ_x.
-    from_correlation, from_amplitude
-        Parts of 1 − s owed to r < 1 and to σ_y < σ_x (forces too small).
-    from_regression, from_miscalibration
-        Parts of 1 − s owed to regression to the mean (s = R² of a calibrated predictor with the same correlation) and
-        to what is left, s' > 1: softening in the strict sense.
-    """
-
+    # s = r · amplitude, with amplitude = σ_y / σ_x.
     slope: float | np.ndarray
     r: float | np.ndarray
     amplitude: float | np.ndarray
+    # Parts of 1 − s owed to r < 1 and to σ_y < σ_x (forces too small).
     from_correlation: float | np.ndarray
     from_amplitude: float | np.ndarray
+    # Parts of 1 − s owed to regression to the mean (s = R² of a calibrated predictor with the same correlation) and to what is left,
+    # s' > 1: softening in the strict sense.
     from_regression: float | np.ndarray
     from_miscalibration: float | np.ndarray
 
@@ -342,20 +275,8 @@ def decompose(fitted: Fit | pd.DataFrame) -> Decomposition:
     decomposition: Ang, Energy Policy 33, 867 (2005)).
     A part is negative where it works the other way (σ_y > σ_x, or s' < 1).
 
-    Parameters
-    ----------
-    fitted : Fit or DataFrame
-        Anything with ``slope`` and ``inverse_slope``: a fit, or the tables of :func:`per_material` and :func:`pooled`.
-
-    Returns
-    -------
-    Decomposition
-        Of floats or arrays. Entries with s ≤ 0 are NaN in a table: there a logarithm has no meaning.
-
-    Raises
-    ------
-    ValueError
-        If a single fit has s ≤ 0.
+    ``fitted`` is anything with ``slope`` and ``inverse_slope``: a fit, or the tables of :func:`per_material` and :func:`pooled`. Where s ≤
+    0 a logarithm has no meaning: NaN in a table, a ValueError for a single fit.
     """
     slope, inverse = np.asarray(fitted.slope, dtype=float), np.asarray(fitted.inverse_slope, dtype=float)
     if slope.ndim == 0 and slope <= 0:
@@ -417,12 +338,8 @@ def bootstrap_over(
         k additive quantities of each group, such as Σxx and Σxy.
     statistic : callable
         Maps totals of shape (..., k) to values of shape (...).
-    n_resamples : int
-        Number of bootstrap samples.
-    seed : int
-        Of the random generator.
-    level : float
-        Coverage.
+    n_resamples, seed, level
+        Number of bootstrap samples, seed of the random generator, and coverage.
 
     Returns
     -------
@@ -516,23 +433,14 @@ class _Grouped:
 
 
 def per_material(table: pd.DataFrame, quantity: str = "force", by: Sequence[str] = ("model", "set", "material")) -> pd.DataFrame:
-    """Fit each material on its own.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy table with one row per force component. Rows whose status is not ``ok`` are counted and left out.
-    quantity : str
-        The property to fit.
-    by : sequence of str
-        What makes a group.
+    """Fit a property of each material on its own.
 
     Returns
     -------
     DataFrame
         One row per group, in sorted order: the columns of ``by``, ``n`` (components), ``n_cases`` (frames), ``n_failed``
-        (rows left out), the columns of :class:`Fit` but the intercept (which is zero), and ``status``, ``reason``: a
-        material without a slope is a ``failed`` row.
+        (rows that failed and are left out), the columns of :class:`Fit` but the intercept (which is zero), and ``status``, ``reason``:
+        a material without a slope is a ``failed`` row.
 
     Raises
     ------
@@ -632,17 +540,8 @@ def pooled(
     The pooled slope weights each material with its Σx²: violent frames of large cells count most. Compare it with :func:`distribution`,
     in which each material counts once.
 
-    Parameters
-    ----------
-    table, quantity
-        As for :func:`per_material`.
-    clusters : str
-        Column whose values are resampled. For a set of one material use ``"case"``, and remember that frames of one
-        trajectory are alike.
-    by : sequence of str
-        What makes a group.
-    n_resamples, seed, level
-        As for :func:`bootstrap_over`.
+    The values of the column ``clusters`` are resampled. For a set of one material use ``"case"``, and remember that frames of one
+    trajectory are alike.
 
     Returns
     -------
@@ -719,29 +618,11 @@ def _read_off(grid: np.ndarray, curves: np.ndarray, at: np.ndarray) -> np.ndarra
 def distribution(
     fits: pd.DataFrame, by: Sequence[str] = ("model", "set"), n_resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> pd.DataFrame:
-    """Summarise the softening scales of materials, each material counting once.
+    """Summarise the fits of :func:`per_material`, each material counting once; ValueError if no material of a group has a slope.
 
-    Parameters
-    ----------
-    fits : DataFrame
-        From :func:`per_material`; failed materials are left out and counted.
-    by : sequence of str
-        What makes a group.
-    n_resamples, seed, level
-        As for :func:`bootstrap_over`.
-
-    Returns
-    -------
-    DataFrame
-        One row per group: ``n_materials``, ``n_failed``, and each of ``slope_mean``, ``slope_median``,
-        ``inverse_slope_median``, ``mae_median``, ``cmae_median``, ``share_below_one`` with ``_low`` and ``_high``, and
-        the quartiles ``slope_q25``, ``slope_q75``.
-        The ends are as in :func:`bootstrap_over`, and NaN for one material.
-
-    Raises
-    ------
-    ValueError
-        If no material of a group has a slope.
+    One row per group: ``n_materials``, ``n_failed``, and each of ``slope_mean``, ``slope_median``,
+    ``inverse_slope_median``, ``mae_median``, ``cmae_median``, ``share_below_one`` with ``_low`` and ``_high``, and
+    the quartiles ``slope_q25``, ``slope_q75``. The ends are as in :func:`bootstrap_over`, and NaN for one material.
     """
     by = list(by)
     columns = ["slope", "inverse_slope", "mae", "cmae"]
@@ -794,8 +675,6 @@ def scalar_summary(
     clusters : array_like, shape (n,), optional
         What each value belongs to (the element of a surface, …): values of one cluster are resampled together. By default each value
         stands for itself.
-    n_resamples, seed, level
-        As for :func:`bootstrap_over`.
 
     Returns
     -------
@@ -890,18 +769,7 @@ SUFFICES, WORTH_HAVING = 0.5, 0.2
 
 
 def verdict(slope: float, inverse_slope: float) -> str:
-    """Say in a word what two slopes mean.
-
-    Parameters
-    ----------
-    slope, inverse_slope : float
-        s and s'; see the module's text.
-
-    Returns
-    -------
-    str
-        ``stiff``, ``right``, ``calibrated`` (s is low and s' near one, as of a shrunken prediction) or ``soft``.
-    """
+    """Say in a word what s and s' mean: ``stiff``, ``right``, ``calibrated`` (s low, s' near one: a shrunken prediction) or ``soft``."""
     if slope > 1 + NO_SOFTNESS:
         return "stiff"
     if slope >= 1 - NO_SOFTNESS:
@@ -924,23 +792,16 @@ def correction(reference: ArrayLike, predicted: ArrayLike, method: str = "invers
     These are the two regressions of the module's text. Their ratio is R², so ``least_squares`` is the smaller factor, and they
     agree only for R² = 1. The first leaves larger errors, the second a slope below one.
 
-    Parameters
-    ----------
-    reference, predicted
-        As for :func:`softening_scale`.
-    method : {"inverse_slope", "least_squares"}
-        How c is found.
-
     Raises
     ------
     ValueError
-        As for :func:`inverse_slope`, if the method is unknown, or if the slope is not positive: no factor mends that.
+        If the method is unknown, or if the slope is not positive: no factor helps there.
     """
     _check_method(method)
     x, y = _predicted_varies(*_pair(reference, predicted))
     xx, yy, xy = _moments(x, y, intercept=False)
     if xy <= 0:
-        raise ValueError(f"the slope is {xy / xx:.3g}: only forces that point the right way can be mended with a factor")
+        raise ValueError(f"the slope is {xy / xx:.3g}: a factor helps only forces that point the right way")
     return xx / xy if method == "inverse_slope" else xy / yy
 
 
@@ -969,8 +830,7 @@ def one_label_corrections(table: pd.DataFrame, method: str = "inverse_slope", qu
     DataFrame
         One row per label: ``model, set, material, label, method, c``, ``n_label`` and ``n_others`` (components), and, on all *other*
         frames, ``mae_before, mae_after, ratio`` (after over before), ``slope_before, slope_after``; ``status`` and ``reason`` (a frame
-        whose slope is not
-        positive gives no correction and is a ``failed`` row with NaN for c and what follows from it).
+        whose slope is not positive gives no correction and is a ``failed`` row with NaN for c and what follows from it).
 
     Raises
     ------
@@ -1027,20 +887,10 @@ def _correct(data: _Grouped, method: str) -> dict[str, np.ndarray]:
 
 
 def over_choices(choices: pd.DataFrame, by: Sequence[str] = ("model",)) -> pd.DataFrame:
-    """Return what a correction does over all choices of its label.
+    """Return what a correction (:func:`one_label_corrections`, :func:`transferred`) does over all choices of its label that give a factor.
 
-    Parameters
-    ----------
-    choices : DataFrame
-        From :func:`one_label_corrections` or :func:`transferred`. Labels that give no factor are left out.
-    by : sequence of str
-        Columns that tell the groups apart.
-
-    Returns
-    -------
-    DataFrame
-        Columns ``by``, ``n``, medians of the numbers of the table, ``ratio_low`` and ``ratio_high`` (10 and 90 % of the choices), and
-        ``helps``, the share of choices with a ratio below one, %.
+    Columns ``by``, ``n``, medians of the numbers of the table, ``ratio_low`` and ``ratio_high`` (10 and 90 % of the choices), and
+    ``helps``, the share of choices with a ratio below one, %.
     """
     groups = choices[choices["status"] == "ok"].groupby(list(by), observed=True, sort=False)
     found = groups.median(numeric_only=True).assign(n=groups.size())
@@ -1055,20 +905,10 @@ def corrected(table: pd.DataFrame, c: float) -> pd.DataFrame:
 
 
 def transferred(scalars: pd.DataFrame, factors: pd.DataFrame) -> pd.DataFrame:
-    """Apply factors found on one property to another one of the same material.
+    """Apply factors of :func:`one_label_corrections` to another property of the same material, a scalar (surface energies, …).
 
-    Parameters
-    ----------
-    scalars : DataFrame
-        Tidy table of a scalar property (surface energies, …), one row per case.
-    factors : DataFrame
-        From :func:`one_label_corrections`: one row per label, with its ``c``.
-
-    Returns
-    -------
-    DataFrame
-        One row per label of each model and material that both tables have: ``model, material, label, c, needed, mae_before, mae_after,
-        ratio, status``, with ``needed`` = 1/s, the factor that the scalars themselves ask for.
+    One row per label of each model and material that both tables have: ``model, material, label, c, needed, mae_before, mae_after,
+    ratio, status``, with ``needed`` = 1/s, the factor that the scalars themselves ask for.
     """
     good = _good(scalars)
     labels = factors[factors["status"] == "ok"]
@@ -1080,26 +920,18 @@ def transferred(scalars: pd.DataFrame, factors: pd.DataFrame) -> pd.DataFrame:
         x, y = group["reference"].to_numpy(dtype=float), group["value"].to_numpy(dtype=float)
         before = np.abs(y - x).mean()
         after = np.abs(chosen["c"].to_numpy()[:, None] * y - x).mean(axis=1)
-        part = chosen[["model", "material", "label", "c", "status"]].assign(mae_before=before, mae_after=after, ratio=after / before)
+        with np.errstate(divide="ignore", invalid="ignore"):  # values without error have no ratio
+            ratio = after / before
+        part = chosen[["model", "material", "label", "c", "status"]].assign(mae_before=before, mae_after=after, ratio=ratio)
         # A single value has no slope, but it asks for a factor all the same.
         parts.append(part.assign(needed=(x @ x) / (x @ y)))
     return pd.concat(parts, ignore_index=True)
 
 
 def transfer_matrix(table: pd.DataFrame, condition: str, quantity: str = "force") -> pd.DataFrame:
-    """Correct one condition (temperature, …) with the factor c = 1/s of another, for all pairs.
+    """Correct one model and material under one condition (a column: temperature, …) with the factor c = 1/s of another, for all pairs.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy table of one model and one material.
-    condition : str
-        The column whose values are compared.
-
-    Returns
-    -------
-    DataFrame
-        MAE after over MAE before: the condition that gave the factor in the rows, the condition it is tested on in the columns.
+    MAE after over MAE before: the condition that gave the factor in the rows, the condition it is tested on in the columns.
     """
     good = _good(_select(table, quantity, [condition]))
     groups = {value: part for value, part in good.groupby(condition, observed=True)}

@@ -5,7 +5,7 @@
 ``cases(protocol=None, sets=None)``
     reference structures with their DFT values, as a list of :class:`Case`, of some sets or of all; files that are not here are fetched.
     KeyError if a set is unknown, RegistryError if a file cannot be had, ValueError if one is not what it should be.
-``run(potential, cases, protocol=None, progress=False)``
+``run(potential, cases, protocol, progress=False)``
     a tidy table, one row per case and property (columns :data:`COLUMNS` first), of these cases or of a reader's own. A failure is a row
     with a reason.
 ``summarise(table)``

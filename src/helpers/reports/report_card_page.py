@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -20,45 +21,29 @@ VERDICTS |= {"calibrated": "calibrated (shrunken)", "right": "right size", "uncl
 
 @dataclass(frozen=True)
 class Card:
-    """What :func:`helpers.reports.report_card.make` found.
-
-    Attributes
-    ----------
-    folder : Path
-    about : dict
-        ``model``, ``name`` (to be shown), ``mode``, ``seed``, ``date``, ``cases`` and ``failed_cases``, ``common_factor``,
-        ``atoms_per_second`` (of one process, energies and forces of single frames; None if not measured), ``trainable``, and
-        ``benchmarks``: for each its provenance, with the number of cases there are (``of``) and seconds.
-    lanes : DataFrame
-        One row per family: ``lane, name, benchmark, against`` (``DFT``, or the model of the book that stands in), ``unit, power``, the
-        columns of :func:`helpers.explanations.slopes`, ``mae``, ``verdict`` (:func:`helpers.softening.verdict`), ``factor`` (that
-        brings s to one), ``removed_own`` and ``removed_common`` (share of the MAE that this factor, and one for all families, removes),
-        ``rank`` among ``n_ranked`` models by MAE on ``n_common`` values that all have.
-    beside : DataFrame
-        :func:`helpers.reports.report_card.beside` of each lane.
-    failures : DataFrame
-        From :func:`helpers.reports.report_card.failures`.
-    not_run : DataFrame
-        ``benchmark, set, cases, reason, command``.
-    recommendation, reasons
-        From :func:`helpers.reports.report_card.advise`.
-    points : dict of str to DataFrame
-        By lane, the values behind it; empty for a card read from disk.
-    """
+    """What :func:`helpers.reports.report_card.make` found."""
 
     folder: Path
-    about: dict[str, object]
+    # ``model``, ``name`` (to be shown), ``mode``, ``seed``, ``date``, ``cases`` and ``failed_cases``, ``common_factor``,
+    # ``atoms_per_second`` (of one process, energies and forces of single frames; None if not measured), ``trainable``, and ``benchmarks``:
+    # for each its provenance, with the number of cases there are (``of``) and seconds.
+    about: dict[str, Any]
+    # One row per family: ``lane, name, benchmark, against`` (``DFT``, or the model of the book that stands in), ``unit, power``, the
+    # columns of :func:`helpers.explanations.slopes`, ``mae``, ``verdict`` (:func:`helpers.softening.verdict`), ``factor`` (that brings s to
+    # one), ``removed_own`` and ``removed_common`` (share of the MAE that this factor, and one for all families, removes), ``rank`` among
+    # ``n_ranked`` models by MAE on ``n_common`` values that all have.
     lanes: pd.DataFrame
-    beside: pd.DataFrame
-    failures: pd.DataFrame
-    not_run: pd.DataFrame
+    beside: pd.DataFrame  # :func:`helpers.reports.report_card.beside` of each lane
+    failures: pd.DataFrame  # from :func:`helpers.reports.report_card.failures`
+    not_run: pd.DataFrame  # ``benchmark, set, cases, reason, command``
+    # From :func:`helpers.reports.report_card.advise`.
     recommendation: str
     reasons: list[str]
-    points: dict[str, pd.DataFrame] = field(default_factory=dict)
+    points: dict[str, pd.DataFrame] = field(default_factory=dict)  # by lane, the values behind it; empty for a card read from disk
 
 
 _HEADLINES = {
-    "scalar fix": "Recommendation: a scalar fix. One factor on the energy mends most of the error.",
+    "scalar fix": "Recommendation: a scalar fix. One factor on the energy removes most of the error.",
     "fine-tuning": "Recommendation: fine-tuning. The model is soft, and one factor does not suffice.",
     "neither": "Recommendation: neither a scalar fix nor fine-tuning.",
     "no advice: nothing was measured": "No advice: nothing was measured. This says neither that the model is soft nor that it is not.",
@@ -90,13 +75,7 @@ def _named(table: pd.DataFrame, card: Card) -> pd.DataFrame:
 
 
 def slopes_figure(card: Card) -> Figure:
-    """Draw the softening scale of each family, of the model and of the book's models on the same cases.
-
-    Raises
-    ------
-    ValueError
-        If no family could be measured against DFT.
-    """
+    """Draw the softening scale of each family measured against DFT, of the model and of the book's models on the same cases."""
     lanes = _lanes(card)
     if lanes.empty:
         raise ValueError("there is nothing to draw: no family was measured against DFT")
@@ -113,13 +92,7 @@ def slopes_figure(card: Card) -> Figure:
 
 
 def parity_figure(card: Card) -> Figure:
-    """Draw the model against DFT, a panel for each family.
-
-    Raises
-    ------
-    ValueError
-        If no family could be measured against DFT, or the card was read from disk, where single values are not kept.
-    """
+    """Draw the model against DFT, a panel for each family; ValueError for a card read from disk, where single values are not kept."""
     lanes = _lanes(card)
     panels = {
         lane["name"]: (_named(card.points[lane["lane"]], card), lane["unit"], _is_dense(lane["lane"]))
@@ -282,7 +255,7 @@ def _not_run(card: Card) -> page.Section:
 
 
 def _provenance(card: Card) -> page.Section:
-    made: Mapping[str, Mapping[str, object]] = card.about["benchmarks"]
+    made: Mapping[str, Mapping[str, Any]] = card.about["benchmarks"]
     potential = card.about["request"]["potential"]
     some = next(iter(made.values()), {})
     speed = card.about["atoms_per_second"]
@@ -314,14 +287,7 @@ def _provenance(card: Card) -> page.Section:
 
 
 def write(card: Card, rules: Sequence[str]) -> None:
-    """Write ``report.html`` and ``report.md`` into the card's folder.
-
-    Parameters
-    ----------
-    card : Card
-    rules : sequence of str
-        By which the recommendation was found.
-    """
+    """Write ``report.html`` and ``report.md`` into the card's folder, with the rules by which the recommendation was found."""
     sections = [_short(card), _families(card), *_beside(card), *_without_dft(card), _failed(card), _not_run(card)]
     sections += [page.Section("How the recommendation is found", [page.Bullets(rules)]), _provenance(card)]
     what = "a sample of the book's cases" if card.about["mode"] == "quick" else "all cases that are here"

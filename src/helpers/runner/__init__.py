@@ -94,14 +94,7 @@ def shards(cases: Sequence[Case], atoms_per_shard: int = ATOMS_PER_SHARD) -> lis
 
 @contextmanager
 def workers(device: str | torch.device, processes: int | None = None) -> Iterator[Executor | None]:
-    """Yield processes for one or several runs; None where one is enough, which is then this one.
-
-    Parameters
-    ----------
-    device : str or torch.device
-    processes : int, optional
-        By default one per core on a CPU, one on a GPU.
-    """
+    """Yield processes, by default one per core on a CPU, one on a GPU, for several runs; None where this one is enough."""
     number = processes or (1 if torch.device(device).type == "cuda" else os.cpu_count() or 1)
     if number == 1:
         yield None
@@ -119,52 +112,24 @@ def workers(device: str | torch.device, processes: int | None = None) -> Iterato
 
 @dataclass(frozen=True)
 class Where:
-    """Where and how shards are computed; by default in this process.
+    """Where and how shards are computed; by default in this process."""
 
-    Attributes
-    ----------
-    pool : Executor, optional
-        Processes of this machine, from :func:`workers`.
-    scheduler : str, optional
-        A Dask cluster instead, as for :func:`run`.
-    processes : int, optional
-        Its number of workers.
-    device : str, optional
-        For the workers; by default that of the potential.
-    trust : bool
-        Workers may load a model file whose checksum is not known.
-    compiled : bool
-        Workers compile the network, as the potential that is given is.
-    atoms_per_shard : int, optional
-        Size of the pieces; by default the benchmark's own.
-    """
-
-    pool: Executor | None = None
-    scheduler: str | None = None
-    processes: int | None = None
-    device: str | None = None
-    trust: bool = False
-    compiled: bool = False
-    atoms_per_shard: int | None = None
+    pool: Executor | None = None  # processes of this machine, from :func:`workers`
+    scheduler: str | None = None  # a Dask cluster instead, as for :func:`run`
+    processes: int | None = None  # its number of workers
+    device: str | None = None  # for the workers; by default that of the potential
+    trust: bool = False  # workers may load a model file whose checksum is not known
+    compiled: bool = False  # workers compile the network, as the potential that is given is
+    atoms_per_shard: int | None = None  # size of the pieces; by default the benchmark's own
 
 
 @dataclass(frozen=True)
 class Run:
-    """What :func:`run_cases` computed or found.
+    """What :func:`run_cases` computed or found."""
 
-    Attributes
-    ----------
-    table : DataFrame
-        Tidy.
-    missing : list of Case
-        Those for which there was no time; the same call goes on with them.
-    made : dict
-        Provenance, as :func:`helpers.results.provenance` reads it.
-    """
-
-    table: pd.DataFrame
-    missing: list[Case]
-    made: dict[str, object]
+    table: pd.DataFrame  # tidy
+    missing: list[Case]  # those for which there was no time; the same call goes on with them
+    made: dict[str, object]  # provenance, as :func:`helpers.results.provenance` reads it
 
 
 def run(
@@ -243,17 +208,12 @@ def run_cases(
     force: bool = False,
     progress: bool = True,
 ) -> Run:
-    """Run a benchmark on given cases; what :func:`run` does once it has them.
+    """Run a benchmark on given cases, all or some; what :func:`run`, whose arguments and errors it shares, does once it has them.
 
     Parameters
     ----------
-    benchmark : str
     potential : Potential
         Where several processes compute, they load it anew by its key.
-    cases : sequence of Case
-        All, or some.
-    protocol : dataclass, optional
-        The benchmark's ``Protocol``; its default if None.
     where : Where, optional
         By default everything is computed in this process.
     limits : Limits, optional
@@ -261,15 +221,6 @@ def run_cases(
     base : Path, optional
         Folder for ``results`` and ``runs``; by default the data folder. Where it is another one, a complete table of the same run
         in the data folder is used as it is, and nothing is written there.
-    force : bool
-        Compute again what is complete.
-    progress : bool
-        Show a progress bar.
-
-    Raises
-    ------
-    RunError
-        As for :func:`run`.
     """
     module, where = benchmarks.module(benchmark), where or Where()
     protocol = module.Protocol() if protocol is None else protocol
@@ -451,21 +402,9 @@ class LiveCheckError(AssertionError):
 def live_check(
     benchmark: str, key: str, *, sets: Iterable[str] | None = None, protocol: object | None = None, limit: int | None = None
 ) -> pd.DataFrame:
-    """Recompute some cases and compare them with the committed table.
+    """Recompute some cases and compare them with the committed table: ``value`` (now), ``committed`` and ``difference``, row by row.
 
-    Parameters
-    ----------
-    benchmark, key : str
-    sets : iterable of str, optional
-        Sets to recompute; by default the benchmark's ``LIVE`` set, which needs no external file.
-    protocol : dataclass, optional
-    limit : int, optional
-        Recompute at most so many cases of each set, evenly spread.
-
-    Returns
-    -------
-    pandas.DataFrame
-        One row per value, with columns ``value`` (now), ``committed`` and ``difference``.
+    Sets are by default the benchmark's ``LIVE`` set, which needs no external file; at most ``limit`` cases of each, evenly spread.
 
     Raises
     ------

@@ -29,17 +29,10 @@ from helpers.runner.cluster import RunError
 
 @dataclass(frozen=True)
 class Limits:
-    """How far a run may go.
+    """How far a run may go."""
 
-    Attributes
-    ----------
-    deadline : float or None
-        Time (:func:`time.time`, s) after which nothing more is evaluated; None for no limit.
-    keep_going : bool
-        A case that breaks the benchmark's code becomes a failed row with the exception as its reason, instead of ending the run.
-    """
-
-    deadline: float | None = None
+    deadline: float | None = None  # time (:func:`time.time`, s) after which nothing more is evaluated; None for no limit
+    # A case that breaks the benchmark's code becomes a failed row with the exception as its reason, instead of ending the run.
     keep_going: bool = False
 
 

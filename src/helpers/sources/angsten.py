@@ -44,32 +44,17 @@ _UNUSED = {
 
 @dataclass(frozen=True)
 class Vacancy:
-    """A vacancy in a metal.
-
-    Attributes
-    ----------
-    element : str
-    structure : {"fcc", "hcp"}
-    ground_state : bool
-        Whether that is the metal's own structure.
-    host : ase.Atoms
-        Primitive cell of the volume in DFT. Of an hcp crystal c/a is not published: it is the ideal one or, where the metal is hcp, the
-        measured one, as it is far from ideal in Zn and Cd.
-    volume_per_atom : float
-        Å³.
-    energy : float
-        Formation energy, eV.
-    barriers : dict of str to (float or None)
-        Migration barrier (eV) by hop, ``fcc`` or ``in-plane`` and ``out-of-plane``; None if there is none.
-    """
+    """A vacancy in a metal."""
 
     element: str
     structure: str
-    ground_state: bool
+    ground_state: bool  # whether that is the metal's own structure
+    # Primitive cell of the volume in DFT. Of an hcp crystal c/a is not published: it is the ideal one or, where the metal is hcp, the
+    # measured one, as it is far from ideal in Zn and Cd.
     host: ase.Atoms
-    volume_per_atom: float
-    energy: float
-    barriers: dict[str, float | None]
+    volume_per_atom: float  # Å³
+    energy: float  # formation energy, eV
+    barriers: dict[str, float | None]  # migration barrier (eV) by hop, ``fcc`` or ``in-plane`` and ``out-of-plane``; None if there is none
 
 
 def vacancies() -> list[Vacancy]:

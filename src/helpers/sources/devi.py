@@ -20,27 +20,17 @@ SHEET = f"{_REPOSITORY}/TABULATION-GIT-HUB.xlsx"
 
 @dataclass(frozen=True)
 class Hop:
-    """A hop.
+    """A hop."""
 
-    Attributes
-    ----------
-    name, ion, formula, family, functional : str
-        As in the sheet; ``ion`` is the element that hops.
-    barrier : float
-        eV.
-    authors_mace : float
-        Barrier that the authors computed with MACE, eV; NaN if there is none.
-    images : list of ase.Atoms
-        On the straight line between two sites of the unrelaxed crystal, at 0, ¼, ½, ¾ and 1; the ion is the first atom.
-    """
-
+    # As in the sheet; ``ion`` is the element that hops.
     name: str
     ion: str
     formula: str
     family: str
     functional: str
-    barrier: float
-    authors_mace: float
+    barrier: float  # eV
+    authors_mace: float  # barrier that the authors computed with MACE, eV; NaN if there is none
+    # On the straight line between two sites of the unrelaxed crystal, at 0, ¼, ½, ¾ and 1; the ion is the first atom.
     images: list[ase.Atoms]
 
 

@@ -71,38 +71,20 @@ ROUNDING = 3.0
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is measured.
+    """What is measured."""
 
-    Attributes
-    ----------
-    materials, frames : int
-        Compounds of MatterSim-TP, drawn at random, and frames of each, for statics.
-    relaxed : int
-        How many of these frames are relaxed,
-    steps : int
-        in a fixed cell, for so many steps.
-    supercell : int
-        Displaced supercells are rutile TiO2, so many cells along each vector.
-    scaling : tuple of (int, int)
-        Rocksalt cells: conventional cells along each vector, and number of structures.
-    rounds : int
-        How often everything is measured.
-    threads : bool
-        Also measure the ways that use PyTorch's threads. Beside other work threads wait for each other, up to a hundred times as long.
-    variants : tuple of str
-        What was tried (:data:`helpers.speed.variants.VARIANTS`).
-    seed : int
-    """
-
+    # Compounds of MatterSim-TP, drawn at random, and frames of each, for statics.
     materials: int = 5
     frames: int = 3
-    relaxed: int = 4
-    steps: int = 5
-    supercell: int = 2
+    relaxed: int = 4  # so many of these frames are relaxed,
+    steps: int = 5  # in a fixed cell, for so many steps
+    supercell: int = 2  # displaced supercells are rutile TiO2, so many cells along each vector
+    # Rocksalt cells: conventional cells along each vector, and number of structures.
     scaling: tuple[tuple[int, int], ...] = ((1, 1), (1, 4), (1, 16), (2, 2), (3, 1))
-    rounds: int = 5
+    rounds: int = 5  # how often everything is measured
+    # Also measure the ways that use PyTorch's threads. Beside other work threads wait for each other, up to a hundred times as long.
     threads: bool = True
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    variants: tuple[str, ...] = tuple(VARIANTS)  # what was tried (:data:`helpers.speed.variants.VARIANTS`)
     seed: int = 0
 
 
@@ -312,22 +294,14 @@ def _family(key: str) -> str:
 
 
 def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str] | None = None, progress: bool = False) -> pd.DataFrame:
-    """Measure all ways that can compute with a model.
+    """Measure all ways that can compute with a model; the table is that of the module's docstring.
 
     Parameters
     ----------
     key : str
         A catalogue key of the families CHGNet, MatGL, MACE or SevenNet, or :data:`RANDOM_MACE`.
-    protocol : Protocol, optional
     routes : sequence of str, optional
         Keys of :data:`helpers.speed.routes.ROUTES`; all that fit the model if None. ``ours`` is always among them.
-    progress : bool
-        Say what is going on.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Tidy; see the module's docstring.
 
     Raises
     ------

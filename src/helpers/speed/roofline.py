@@ -25,22 +25,13 @@ from helpers.potentials.base import GraphPotential
 
 @dataclass(frozen=True)
 class Count:
-    """Operations of one evaluation of energy and forces.
+    """Operations of one evaluation of energy and forces."""
 
-    Attributes
-    ----------
-    flop : float
-        Floating-point operations of matrix products; a multiplication and an addition are two.
-    bytes_products, bytes_others : float
-        Read and written by matrix products, and by all other operations.
-    operations : int
-        Calls.
-    """
-
-    flop: float
+    flop: float  # floating-point operations of matrix products; a multiplication and an addition are two
+    # Read and written by matrix products, and by all other operations.
     bytes_products: float
     bytes_others: float
-    operations: int
+    operations: int  # calls
 
 
 class Traffic(TorchDispatchMode):

@@ -36,26 +36,13 @@ _NEVER = 1e-9
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be computed.
+    """What is to be computed."""
 
-    Attributes
-    ----------
-    kind : str
-        ``statics``, ``relaxation``, ``displacements`` or ``scaling``.
-    case : str
-        Its name.
-    structures : tuple of ase.Atoms
-    groups : tuple of str
-        Material of each structure; matcalc wants frames sorted so.
-    steps : int
-        Steps of a relaxation in a fixed cell; 0 for energies and forces of the structures as they are.
-    """
-
-    kind: str
-    case: str
+    kind: str  # ``statics``, ``relaxation``, ``displacements`` or ``scaling``
+    case: str  # its name
     structures: tuple[ase.Atoms, ...]
-    groups: tuple[str, ...] = ()
-    steps: int = 0
+    groups: tuple[str, ...] = ()  # material of each structure; matcalc wants frames sorted so
+    steps: int = 0  # steps of a relaxation in a fixed cell; 0 for energies and forces of the structures as they are
 
 
 @dataclass(frozen=True)
@@ -71,26 +58,13 @@ Compute = Callable[[Task], Answer]
 
 @dataclass(frozen=True)
 class Route:
-    """A way.
+    """A way."""
 
-    Attributes
-    ----------
-    label : str
-        For tables.
-    make : callable
-        From the model's key and the number of cores to a function that computes.
-    families : tuple of str
-        Modules of :mod:`helpers.potentials` whose models it can compute.
-    kinds : tuple of str
-        Kinds of tasks that it can do.
-    threads, processes : int
-        0 stands for all cores.
-    """
-
-    label: str
-    make: Callable[[str, int], Compute]
-    families: tuple[str, ...]
-    kinds: tuple[str, ...]
+    label: str  # for tables
+    make: Callable[[str, int], Compute]  # from the model's key and the number of cores to a function that computes
+    families: tuple[str, ...]  # modules of :mod:`helpers.potentials` whose models it can compute
+    kinds: tuple[str, ...]  # kinds of tasks that it can do
+    # 0 stands for all cores.
     threads: int = 1
     processes: int = 1
 

@@ -242,32 +242,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Costs:
-    """The measured costs that a projection needs. Seconds of one core.
+    """The measured costs that a projection needs. Seconds of one core."""
 
-    Attributes
-    ----------
-    n_atoms : int
-        Size of the structures.
-    neighbours, network : float
-        Per structure: the neighbour list, which stays on the CPU, and all else, which goes to the accelerator.
-    start : float
-        Until a worker has imported the code and loaded the potential.
-    dispatch, write, join : Line
-        Per shard, in the one process that hands out and writes. The first two pass while workers compute, the last at the end.
-    structures_per_shard : int
-        As the runner cuts them by default.
-    bytes_case, bytes_on_disk, bytes_joined : float
-        Per structure: as it is sent to a worker, in the file, and in memory when all shards are joined.
-    """
-
-    n_atoms: int
+    n_atoms: int  # size of the structures
+    # Per structure: the neighbour list, which stays on the CPU, and all else, which goes to the accelerator.
     neighbours: float
     network: float
-    start: float
+    start: float  # until a worker has imported the code and loaded the potential
+    # Per shard, in the one process that hands out and writes. The first two pass while workers compute, the last at the end.
     dispatch: Line
     write: Line
     join: Line
-    structures_per_shard: int
+    structures_per_shard: int  # as the runner cuts them by default
+    # Per structure: as it is sent to a worker, in the file, and in memory when all shards are joined.
     bytes_case: float
     bytes_on_disk: float
     bytes_joined: float
