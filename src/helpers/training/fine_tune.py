@@ -355,7 +355,7 @@ def part(potential: GraphPotential, name: str) -> tuple[str, ...]:
     Parts are ``readout``, the layers that turn the features of an atom into its energy, and ``last-layer``, these and the last message
     passing.
     """
-    network, family = potential.network, potential.describe()["family"]
+    network, family = potential.network, str(potential.describe()["family"])
     if family not in _PARTS:
         raise PotentialError(f"the parts of a {family} are not known; name its parameters in Recipe.trained.")
     if name not in ("readout", "last-layer"):
