@@ -1,12 +1,16 @@
 """The book's machinery, and the anatomy of its chapters."""
 
+import ast
 import importlib.util
+import math
 import re
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
+
+from helpers import chapter
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -138,6 +142,48 @@ def test_chapters_have_one_switch_near_the_top(path):
     checked = set(re.findall(r'here\.live_check\(\s*"(\w+)"', "\n".join(code)))
     assert checked == set(re.findall(r'"(\w+)"', code[1].splitlines()[-2]))
     assert "runner.live_check" not in "\n".join(code)
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, ROOT / "book" / "template.ipynb"], ids=lambda path: path.stem)
+def test_another_model_is_one_changed_word(path):
+    """Rows are chosen by ``here.own``, which never comes back empty and names whose they are; so no cell filters by MODEL itself."""
+    code = build.code(path)
+    nodes = list(ast.walk(ast.parse(code)))
+    calls = {call: ast.unparse(call.func) for call in nodes if isinstance(call, ast.Call)}
+    may = ("chapter.begin", "here.live_check", "potentials.load", "figures.label")
+    allowed = {id(argument) for call, name in calls.items() if name in may for argument in call.args}
+    used = [node for node in nodes if isinstance(node, ast.Name) and node.id == "MODEL" and isinstance(node.ctx, ast.Load)]
+    assert not [f"line {node.lineno}" for node in used if id(node) not in allowed]
+    assert "@MODEL" not in code
+    assert not re.search(r"live, n.*label\(MODEL\)", code), "the check is of whatever model has a table"
+    named = {"model"} | {f"{call.args[0].value}_model" for call, name in calls.items() if name == "here.own"}
+    text = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+    assert set(re.findall(r"\{glue:text\}`(model|\w+_model)`", text)) <= named
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["tensornet-matpes-pbe-2025.1", "file:my-fix"])
+@pytest.mark.parametrize(
+    ("name", "experiment"),
+    [("surfaces", "fine_tuning"), ("defects", "mending"), ("migration", "curvature_mending"), ("weak_supervision", "weak_labels")],
+)
+def test_what_is_trained_is_shown_with_another_model(name, experiment, model, monkeypatch, capsys):
+    """Neither has a table; the cells up to the next sentence still run, and name the model that they show."""
+    glued = {}
+    monkeypatch.setattr(chapter.myst_nb, "glue", lambda name, value, display: glued.__setitem__(name, value))
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    start = next(number for number, cell in enumerate(cells) if f'here.own("{experiment}")' in cell.source)
+    end = next(number for number, cell in enumerate(cells) if number > start and cell.cell_type == "markdown")
+    names = {}
+    for cell in (*cells[1:3], *cells[start:end]):
+        source = re.sub('^MODEL = "[^"]+"', f'MODEL = "{model}"', cell.source, flags=re.MULTILINE)
+        exec(source.replace('RUN = "sample"', 'RUN = "results"'), names)  # noqa: S102
+    assert f"{experiment}: these are numbers of CHGNet 0.3.0" in capsys.readouterr().out
+    assert glued[f"{experiment}_model"] == "CHGNet 0.3.0"
+    quoted = re.findall(r"\{glue:text\}`([^`:]+)[:`]", cells[end].source)
+    of_cells = [value for number, value in glued.items() if number in quoted]
+    assert len(of_cells) >= 3
+    assert not any(isinstance(value, float) and math.isnan(value) for value in of_cells)
 
 
 def test_numbers_of_ours_are_glued_not_typed():

@@ -138,6 +138,7 @@ def glued(monkeypatch):
 
 def test_numbers_are_named_by_model_column_and_whatever_else(glued):
     here = chapter.begin("results", "surfaces", "file:my-fix", device="cpu")
+    assert glued.pop("model") == "Your model (my-fix)"
     table = pd.DataFrame(
         {"model": ["chgnet-0.3.0", "sevennet-0", "file:my-fix", "MACE (others)"], "metal": "Cu", "slope": [0.8, 1.0, 0.9, 0.7], "n": 3}
     )
@@ -156,6 +157,7 @@ def test_numbers_are_named_by_model_column_and_whatever_else(glued):
 
 def test_numbers_that_cannot_be_told_apart_or_are_not_there_are_refused(glued):
     here = chapter.begin("results", "surfaces", EMT, device="cpu")
+    glued.clear()
     table = pd.DataFrame({"model": "chgnet-0.3.0", "metal": ["Cu", "Al"], "slope": [0.8, 0.9]})
     with pytest.raises(ValueError, match="two numbers would be called 'chgnet_slope'"):
         here.glue(table, "slope")
@@ -164,6 +166,35 @@ def test_numbers_that_cannot_be_told_apart_or_are_not_there_are_refused(glued):
     with pytest.raises(ValueError, match="share is no number and no text but a Series"):
         here.glue(share=table["slope"])
     assert not glued
+
+
+def test_another_model_stands_in_for_one_without_rows_and_is_named(glued, capsys):
+    here = chapter.begin("results", "surfaces", "file:my-fix", device="cpu")
+    table = pd.DataFrame({"model": ["chgnet-0.2.0", "sevennet-0", "chgnet-0.3.0"], "slope": [0.7, 1.0, 0.8]})
+    rows, name = here.own("mending", table)
+    assert rows["slope"].to_list() == [0.8]
+    assert name == glued["mending_model"] == "CHGNet 0.3.0"
+    said = capsys.readouterr().out
+    assert "mending: these are numbers of CHGNet 0.3.0; there are none of Your model (my-fix) yet" in said
+    assert "softening run mending --model file:my-fix" in said
+    here.own("slopes", table)
+    assert "softening run" not in capsys.readouterr().out, "there is no benchmark of that name"
+    rows, name = here.own("mending", pd.concat([table, pd.DataFrame({"model": ["file:my-fix"], "slope": [0.9]})]))
+    assert rows["slope"].to_list() == [0.9]
+    assert name == glued["mending_model"] == "Your model (my-fix)"
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_live_check_of_a_training_is_of_the_model_that_stands_in(data, monkeypatch, capsys):
+    runner.run("surfaces", EMT, device="cpu", processes=1, progress=False)
+    monkeypatch.setattr(chapter.Chapter, "read", lambda self, name: results.read(name))  # as for an experiment: no sample
+    checked = chapter.begin("sample", "surfaces", "file:my-fix", device="cpu").live_check("surfaces", "file:my-fix")
+    assert set(checked["model"]) == {EMT}
+    assert checked["difference"].abs().max() < 1e-6
+    said = capsys.readouterr().out
+    assert f"these are numbers of {EMT}" in said
+    assert "recomputed: 3 cases" in said
 
 
 @pytest.mark.slow

@@ -66,12 +66,15 @@ class Chapter:
         -------
         pandas.DataFrame
             As there. If nothing is recomputed, ``value`` repeats ``committed``, and a line says so. A potential without a table has nothing
-            to be compared with: its sample (:meth:`read`) comes back, without differences.
+            to be compared with: its sample (:meth:`read`) comes back, without differences, or the check is of the model that stands in
+            for it (:meth:`own`).
         """
         if key not in results.models(benchmark):
-            print(f"{key} has no table of {benchmark} to be compared with: a sample was computed.")
-            table = self.read(benchmark)
-            return table[table["model"] == key].assign(committed=np.nan, was="", difference=np.nan)
+            table, _ = self.own(benchmark)
+            if table["model"].iloc[0] == key:
+                print(f"{key} has no table of {benchmark} to be compared with: a sample was computed.")
+                return table.assign(committed=np.nan, was="", difference=np.nan)
+            key = table["model"].iloc[0]
         if self.run != "results":
             start = time.perf_counter()
             checked = runner.live_check(benchmark, key, sets=sets, protocol=protocol, limit=limit)
@@ -99,6 +102,27 @@ class Chapter:
         own = runner.run_cases(benchmark, potential, cases, base=results.runs_dir() / "samples").table
         print(f'{self.key}: {len(cases)} cases of {benchmark}, a sample. RUN = "everything" computes all.')
         return pd.concat([table, own[own["set"].isin(sets)] if sets else own], ignore_index=True)
+
+    def own(self, benchmark: str, table: pd.DataFrame | None = None) -> tuple[pd.DataFrame, str]:
+        """Return the rows of the chapter's potential and its name; where it has none, those of another model, which a line says.
+
+        Where something is trained few potentials have a table. The first model in the order of the figures stands in.
+
+        Parameters
+        ----------
+        benchmark : str
+            The name is glued as ``{benchmark}_model``, for the sentences that quote the rows.
+        table : DataFrame, optional
+            With a column ``model``; by default what :meth:`read` returns.
+        """
+        table = self.read(benchmark) if table is None else table
+        key = self.key if (table["model"] == self.key).any() else figures.in_order(table["model"])[0]
+        name = figures.label(key)
+        if key != self.key:
+            how = f" To make them: softening run {benchmark} --model {self.key}" if benchmark in benchmarks.CATALOGUE else ""
+            print(f"{benchmark}: these are numbers of {name}; there are none of {figures.label(self.key)} yet.{how}")
+        self.glue(**{f"{benchmark}_model": name})
+        return table[table["model"] == key], name
 
     def board(self, *numbers: str, caption: str = "", name: str = "{model}_verdicts") -> figures.ShownTable:
         """Show figures of the paper beside ours (:func:`helpers.scoreboard.readable`), and name the verdicts, in words, for the text.
@@ -191,6 +215,8 @@ class Chapter:
 def begin(run: str, names: str | Sequence[str], key: str, *, device: str = "auto", processes: int | None = None) -> Chapter:
     """Say where a chapter runs and what it costs; with ``everything``, first compute its tables anew.
 
+    The potential's name is glued as ``model``, for the sentences that quote what is computed live.
+
     Parameters
     ----------
     run : str
@@ -220,7 +246,9 @@ def begin(run: str, names: str | Sequence[str], key: str, *, device: str = "auto
             _compute(name, key, device, processes)
     versions = results.package_versions()
     packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "ase"))
-    return Chapter(run, names, key, results.device_name(str(where)), packages, tuple(_cost(name, key) for name in names))
+    here = Chapter(run, names, key, results.device_name(str(where)), packages, tuple(_cost(name, key) for name in names))
+    here.glue(model=figures.label(key))
+    return here
 
 
 def _made(name: str, key: str) -> dict | None:
