@@ -95,6 +95,7 @@ bench: env-bench  ## Measure the speed beside other packages; other programs on 
 
 results: $(VENV)/.core  ## Recompute every result table (resumes; needs the data: softening fetch; MODELS="KEY ..." for some potentials)
 	$(BIN)/softening run-all $(addprefix --model ,$(MODELS))
+	$(BIN)/python -c 'from helpers import results; from helpers.benchmarks import off_equilibrium as off; results.condense("off_equilibrium", off.KEYS)'
 
 new-chapter: $(VENV)/.core  ## Copy the template of a chapter: make new-chapter NAME=lattice_constants TITLE="Lattice constants"
 	@$(BIN)/python book/new_chapter.py "$(NAME)" "$(TITLE)"

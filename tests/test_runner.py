@@ -363,6 +363,35 @@ def test_live_check_passes_and_catches_a_change(data, few_cases):
         runner.live_check("surfaces", EMT)
 
 
+def test_what_all_tables_share_is_stored_once(data, few_cases):
+    """Numbers, columns and their order stay; a model that is added later stands whole until the tables are condensed again."""
+
+    def of(model, factor, n):
+        rows = [{"case": f"c{k // 3}", "atom": k // 3, "component": "xyz"[k % 3], "reference": np.float32(k / 7)} for k in range(n)]
+        table = pd.DataFrame(rows).assign(model=model, set="s", material="M", property="force", unit="eV/Å", status="ok", reason="")
+        table = table.assign(value=(factor * table["reference"]).astype(np.float32), pressure=np.nan, own=factor)
+        return table.astype({"component": "category"})[[*results.COLUMNS, "pressure", "own", "component", "atom"]]
+
+    keys = ("atom", "component")
+    before = {model: of(model, factor, n) for model, factor, n in (("soft", 0.5, 300), ("stiff", 0.9, 270), ("other", 1.0, 330))}
+    for model in ("soft", "stiff"):
+        results.write("forces", model, before[model], {}, keys=keys)
+    folder = results.results_dir() / "forces"
+    for added in ("stiff", "other"):
+        if added == "other":
+            results.write("forces", added, before[added], {}, keys=keys)
+        results.condense("forces", keys)
+        for model in results.models("forces"):
+            pd.testing.assert_frame_equal(results.read("forces", model), before[model], check_categorical=False)
+        assert len(list(folder.glob("rows-*"))) == 1
+        assert not {"reference", "case", "pressure"} & set(pd.read_parquet(folder / "soft.parquet"))
+        assert "own" in pd.read_parquet(folder / "soft.parquet")
+    assert results.models("forces") == ["other", "soft", "stiff"]
+    next(folder.glob("rows-*")).unlink()
+    with pytest.raises(results.ResultsError, match=r"soft\.parquet is missing or damaged .*rows-"):
+        results.read("forces", "soft")
+
+
 def test_a_missing_table_names_the_command(data):
     with pytest.raises(results.ResultsError, match=r"softening run surfaces --model chgnet-0\.3\.0"):
         results.read("surfaces", "chgnet-0.3.0")
@@ -387,9 +416,10 @@ def test_writing_is_atomic(data, monkeypatch):
 @pytest.mark.slow
 def test_committed_tables_have_complete_provenance():
     """Every table in the project says how it was made, and with which weights and data."""
-    for path in sorted(results.results_dir().glob("*/*.parquet")):
-        made = json.loads(path.with_suffix(".json").read_text())
-        table = pd.read_parquet(path)
+    for source in sorted(results.results_dir().glob("*/*.json")):
+        made = json.loads(source.read_text())
+        path = source.with_suffix(".parquet")
+        table = results.read_table(path)
         assert made["rows"] == len(table), path
         assert made["failed_rows"] == int((table["status"] == "failed").sum()), path
         assert set(table["model"]) == {made["model"]}, path

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from helpers import scoreboard
+from helpers import results, scoreboard
 
 DATA = Path(__file__).parents[1] / "data"
 KEYS = {"M3GNet": "m3gnet-mp-2021.2.8", "CHGNet": "chgnet-0.3.0", "MACE": "mace-mp-0-medium"}
@@ -37,7 +37,7 @@ def good(benchmark, key):
     path = DATA / "results" / benchmark / f"{key}.parquet"
     if not path.exists():
         return None
-    table = pd.read_parquet(path)
+    table = results.read_table(path)
     for name in ("set", "material", "case", "property", "status"):
         table[name] = table[name].astype(str)
     return table[table["status"] == "ok"].astype({"value": float, "reference": float})

@@ -8,6 +8,7 @@ name and renamed, so a reader never sees half a file and a killed run loses at m
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -176,7 +177,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table that :func:`write_parquet` wrote.
+    """Read a table that :func:`write_parquet` or :func:`condense` wrote.
 
     Raises
     ------
@@ -184,9 +185,51 @@ def read_table(path: Path) -> pd.DataFrame:
         If it is missing or damaged; the message names it.
     """
     try:
-        return pd.read_parquet(path)
+        table = pd.read_parquet(path)
+        if "rows" not in table.attrs:
+            return table
+        common = pd.read_parquet(path.with_name(table.attrs["rows"]))
     except (OSError, ValueError) as error:
         raise ResultsError(f"{path} is missing or damaged ({error}): give the command again that made it.") from error
+    order, table.attrs = table.attrs["columns"], {}
+    return pd.concat([table, common.iloc[table["row"].cumsum() - 1].reset_index(drop=True)], axis=1)[order]
+
+
+def condense(benchmark: str, keys: Collection[str], base: Path | None = None) -> None:
+    """Store what the tables of a benchmark have in common once, beside them; :func:`read_table` puts it back, and no number changes.
+
+    Parameters
+    ----------
+    benchmark : str
+    keys : collection of str
+        As for :func:`check`.
+    base : Path, optional
+    """
+    paths = [table_path(benchmark, model, base) for model in models(benchmark)]
+    tables = [read_table(path) for path in paths]
+    marks = [pd.util.hash_pandas_object(table[["set", "case", "property", *keys]].astype(object), index=False) for table in tables]
+    row, _ = pd.factorize(pd.concat(marks))
+    first = ~pd.Series(row).duplicated().to_numpy()
+    rows = {}
+    for name in set.intersection(*map(set, tables)) - {"model", "value", "status", "reason"}:
+        column = pd.concat([table[name] for table in tables], ignore_index=True)
+        codes, _ = pd.factorize(column)
+        if np.array_equal(codes, codes[first][row]):
+            rows[name] = column[first].astype(tables[0][name].dtype).reset_index(drop=True)
+    common = pd.DataFrame(rows)
+    content = common.to_parquet(index=False, compression="zstd", compression_level=19)
+    name = f"rows-{hashlib.sha256(content).hexdigest()[:8]}.parquet"
+    write_bytes(content, paths[0].with_name(name))
+    start = 0
+    for path, table in zip(paths, tables, strict=True):
+        steps = np.diff(row[start : start + len(table)], prepend=-1).astype(np.int32)  # nearly all 1: they take no space
+        own = table.drop(columns=list(common)).assign(row=steps)
+        own.attrs = {"rows": name, "columns": list(table)}
+        write_bytes(own.to_parquet(index=False, compression="zstd", compression_level=19), path)
+        start += len(table)
+    for other in paths[0].parent.glob("rows-*.parquet"):
+        if other.name != name:
+            other.unlink()
 
 
 def check(table: pd.DataFrame, keys: Collection[str] = ()) -> None:
