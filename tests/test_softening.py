@@ -683,8 +683,9 @@ def test_one_label_failures():
     assert result["status"].tolist() == ["failed", "ok", "ok", "ok"]
     assert np.isnan(result.loc[0, ["c", "mae_after", "slope_after"]].astype(float)).all()
     assert np.isfinite(result.loc[0, "mae_before"])
-    with pytest.raises(ValueError, match="one frame only"):
-        softening.one_label_corrections(force_table([0.8], n_frames=1))
+    (alone,) = softening.one_label_corrections(force_table([0.8], n_frames=1)).to_dict("records")
+    assert (alone["status"], alone["reason"]) == ("failed", "no other frame to test it on")
+    assert np.isnan([alone["c"], alone["ratio"], alone["slope_after"]]).all()
     with pytest.raises(ValueError, match="method must be"):
         softening.one_label_corrections(table, "best")
 

@@ -830,12 +830,12 @@ def one_label_corrections(table: pd.DataFrame, method: str = "inverse_slope", qu
     DataFrame
         One row per label: ``model, set, material, label, method, c``, ``n_label`` and ``n_others`` (components), and, on all *other*
         frames, ``mae_before, mae_after, ratio`` (after over before), ``slope_before, slope_after``; ``status`` and ``reason`` (a frame
-        whose slope is not positive gives no correction and is a ``failed`` row with NaN for c and what follows from it).
+        whose slope is not positive, or that has no others, gives no correction: a ``failed`` row with NaN for c and what follows from it).
 
     Raises
     ------
     ValueError
-        If the method is unknown, a material has a single frame, or as for :func:`per_material`.
+        If the method is unknown, or as for :func:`per_material`.
     """
     _check_method(method)
     by = ["model", "set", "material"]
@@ -843,8 +843,6 @@ def one_label_corrections(table: pd.DataFrame, method: str = "inverse_slope", qu
     results = []
     for key, group in good.groupby(by, observed=True, sort=True):
         codes, labels = pd.factorize(group["case"])
-        if len(labels) < 2:
-            raise ValueError(f"{'/'.join(map(str, key))} has one frame only: nothing is left to test a correction on")
         data = _Grouped.of(group["reference"].to_numpy(dtype=float), group["value"].to_numpy(dtype=float), codes)
         frame = pd.DataFrame({"label": np.asarray(labels), "method": method, **_correct(data, method)})
         for position, (name, entry) in enumerate(zip(by, key, strict=True)):
@@ -857,12 +855,12 @@ def _correct(data: _Grouped, method: str) -> dict[str, np.ndarray]:
     """Return c of each frame and what it does to the other frames."""
     x, y, n = data.x, data.y, data.sizes
     xx, yy, xy = data.total(x * x), data.total(y * y), data.total(x * y)
-    usable = xy > 0
+    others = x.size - n
+    usable = (xy > 0) & (others > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         c = np.where(usable, xx / xy if method == "inverse_slope" else xy / yy, np.nan)
         slope_before = (xy.sum() - xy) / (xx.sum() - xx)
     error = data.total(np.abs(y - x))
-    others = x.size - n
     after = np.empty(len(n))
     step = max(1, _MAX_ELEMENTS // x.size)
     for first in range(0, len(n), step):
@@ -871,18 +869,18 @@ def _correct(data: _Grouped, method: str) -> dict[str, np.ndarray]:
         summed = data.total(np.abs(c[chosen, None] * y - x))
         after[chosen] = summed.sum(axis=1) - summed[np.arange(len(chosen)), chosen]
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = after / (error.sum() - error)
+        ratio, mae_before, mae_after = after / (error.sum() - error), (error.sum() - error) / others, after / others
     return {
         "c": c,
         "n_label": n,
         "n_others": others,
-        "mae_before": (error.sum() - error) / others,
-        "mae_after": after / others,
+        "mae_before": mae_before,
+        "mae_after": mae_after,
         "ratio": ratio,
         "slope_before": slope_before,
         "slope_after": c * slope_before,
         "status": np.where(usable, "ok", "failed"),
-        "reason": np.where(usable, "", "the slope of the labelled frame is not positive"),
+        "reason": np.select([usable, others == 0], ["", "no other frame to test it on"], "the slope of the labelled frame is not positive"),
     }
 
 
