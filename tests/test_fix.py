@@ -1,4 +1,4 @@
-"""Mending a potential with one's own labels, from the files to the report."""
+"""Fixing a potential with one's own labels, from the files to the report."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_linear_finds_the_constant(linear, chgnet, images):
     assert chgnet.scale == 1
 
 
-def test_a_mended_potential_is_a_potential(linear, images):
+def test_a_fixed_potential_is_a_potential(linear, images):
     again = potentials.load(linear.key, "cpu")
     expected = images[0].get_forces()
     atoms = images[0].copy()
@@ -258,7 +258,7 @@ def damage(path):
 
 @pytest.fixture
 def copied(full, tmp_path):
-    """A copy of a mended potential, to be damaged."""
+    """A copy of a fixed potential, to be damaged."""
     folder = tmp_path / "copy"
     folder.mkdir()
     for path in full.folder.iterdir():
@@ -313,7 +313,7 @@ def test_weights_are_never_unpickled(copied, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mended_potential_can_be_mended_again(full, tmp_path, labels_file):
+def test_a_fixed_potential_can_be_fixed_again(full, tmp_path, labels_file):
     before = {path: registry.sha256(path) for path in full.folder.iterdir()}
     again = fix.fix(full.key, [labels_file], out=tmp_path / "again", device="cpu")
     content = fixes.record(again.folder)
@@ -356,7 +356,7 @@ def test_mace_file(tmp_path, mace_file):
 @pytest.mark.slow
 @pytest.mark.parametrize("key", MATGL)
 def test_matgl(tmp_path, key):
-    """Weights of an older convention are turned once, when the base is loaded, and not again with the mended weights."""
+    """Weights of an older convention are turned once, when the base is loaded, and not again with the fixed weights."""
     if not potentials.runnable(key):
         pytest.skip("the weights are not on this machine")
     images = labelled(potentials.load(key, "cpu"), 3)
@@ -565,7 +565,7 @@ class Wrong(EMT):
         self.results["forces"] = self.results["forces"] / 1.25
 
 
-def test_a_calculator_is_examined_before_it_is_mended(tmp_path, monkeypatch):
+def test_a_calculator_is_examined_before_it_is_fixed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     with pytest.raises(PotentialError, match=r"forces.* 0\.[78]\d* times"):
         fix.fix(f"ase:{Path(__file__).stem}.Wrong", copper(3), out=tmp_path / "fix")
@@ -644,7 +644,7 @@ def test_damaged_records_are_named(tmp_path, two_ways, copied):
     assert fix.fix(EMT_KEY, two_ways[1], out=started.parent).potential.scale == pytest.approx(1.25)
     fixed = fix.fix(EMT_KEY, two_ways[1], out=tmp_path / "done")
     edit(fixed.folder, lambda c: c.pop("advice"))
-    with pytest.raises(PotentialError, match=r"mended.json is damaged \(KeyError\('advice'\)\): mend the potential again"):
+    with pytest.raises(PotentialError, match=r"mended.json is damaged \(KeyError\('advice'\)\): fix the potential again"):
         fix.fix(EMT_KEY, two_ways[1], out=tmp_path / "done")
     for scale in (float("nan"), -1.0):
         edit(copied, lambda c, scale=scale: c.update(scale=scale))

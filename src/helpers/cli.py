@@ -207,7 +207,7 @@ def run_all(
 @app.command()
 def fix(
     model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
-    out: Annotated[Path, typer.Option("--out", "-o", callback=_folder, help="New folder for the mended potential and its report.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=_folder, help="New folder for the fixed potential and its report.")],
     labels: Annotated[list[Path] | None, typer.Option("--labels", "-l", help="DFT frames, in any format of ASE. May be repeated.")] = None,
     more: Annotated[list[Path] | None, typer.Argument(help="Further files, so that --labels *.xml works.", show_default=False)] = None,
     method: Annotated[str, typer.Option(help="linear: one factor, seconds. full: train the weights, minutes.")] = "linear",
@@ -222,20 +222,20 @@ def fix(
     forces_only: Annotated[bool, typer.Option("--forces-only", help="Ignore energies and stresses of the labels.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
 ) -> None:
-    """Mend a potential with your own DFT labels, test it on frames held back, and write it with a report.
+    """Fix a potential with your own DFT labels, test it on frames held back, and write it with a report.
 
     The labels are checked first: missing or zero forces, wrong units or sign, energies of another kind, duplicates, unknown elements.
     Can be interrupted at any time: the same command goes on. Afterwards the folder is a model: --model file:FOLDER.
     """
     import torch
 
-    from helpers.reports import fix as mending
+    from helpers.reports import fix as fixing
     from helpers.training.fine_tune import Recipe
 
     if not 0 < learning_rate < float("inf"):
         raise ValueError(f"--learning-rate {learning_rate:g}: a positive number is wanted; with zero nothing is trained")
     torch.set_num_threads(threads)
-    fixed = mending.fix(
+    fixed = fixing.fix(
         model,
         [*(labels or []), *(more or [])],
         method=method,
@@ -273,7 +273,7 @@ def report(
     """Test a potential on every family of properties and write its report card.
 
     One HTML page: how soft it is family by family, its rank among the book's models, what failed, and whether a factor or
-    fine-tuning would mend it. Sets whose data are not here are listed. Can be interrupted at any time: the same command goes on.
+    fine-tuning would fix it. Sets whose data are not here are listed. Can be interrupted at any time: the same command goes on.
     """
     from helpers.reports import report_card
 

@@ -1,4 +1,4 @@
-"""Mend a potential with a few DFT labels: check them, split them, fit, test, save, report.
+"""Fix a potential with a few DFT labels: check them, split them, fit, test, save, report.
 
 >>> from helpers.reports import fix
 >>> fixed = fix.fix("chgnet-0.3.0", ["my.extxyz"], method="linear", out="my-fix")
@@ -58,27 +58,16 @@ _USUAL_FACTORS = (0.8, 2.0)
 
 @dataclass(frozen=True)
 class Fixed:
-    """What :func:`fix` made.
-
-    Attributes
-    ----------
-    folder : Path
-    key : str
-        What :func:`helpers.potentials.load` takes: ``file:FOLDER``.
-    potential : Potential
-        The mended one, as it loads from the folder.
-    scores : DataFrame
-        One row per ``stage`` and ``frames`` (``test`` or ``fit``): ``n_frames``, ``n_components``, ``slope``, ``inverse_slope``, ``r2``,
-        ``mae`` and ``cmae`` (eV/Å), ``energy_mae`` (eV/atom, after reference energies of the elements have been fitted on the frames
-        that were fitted; NaN if unknown).
-    advice, notes, dropped : list of str
-        Whether a factor suffices; what to know of the labels; which frames were left out, and why.
-    """
+    """What :func:`fix` made."""
 
     folder: Path
-    key: str
-    potential: Potential
+    key: str  # what :func:`helpers.potentials.load` takes: ``file:FOLDER``
+    potential: Potential  # the fixed one, as it loads from the folder
+    # One row per ``stage`` and ``frames`` (``test`` or ``fit``): ``n_frames``, ``n_components``, ``slope``, ``inverse_slope``, ``r2``,
+    # ``mae`` and ``cmae`` (eV/Å), ``energy_mae`` (eV/atom, after reference energies of the elements have been fitted on the frames that
+    # were fitted; NaN if unknown).
     scores: pd.DataFrame
+    # Whether a factor suffices; what to know of the labels; which frames were left out, and why.
     advice: list[str]
     notes: list[str]
     dropped: list[str]
@@ -100,12 +89,12 @@ def fix(
     forces_only: bool = False,
     progress: bool = False,
 ) -> Fixed:
-    """Mend a potential with labels, and write it, with a report, to a folder.
+    """Fix a potential with labels, and write it, with a report, to a folder.
 
     Parameters
     ----------
-    model : str or Path
-        As :func:`helpers.potentials.load` takes it.
+    model, device, trust
+        As :func:`helpers.potentials.load` takes them; a Path is a file or folder.
     sources : path, Label or ase.Atoms, or iterable of paths, of Label or of ase.Atoms
         Files that ASE reads, or a folder of them; labels in memory; atoms with their answers (of a calculator, or as arrays).
     method : {"linear", "full"}
@@ -118,16 +107,10 @@ def fix(
         Share of the frames held back for the test (:func:`split`); 0 tests nothing.
     seed : int
         Of the split, and of the default recipe.
-    device, trust
-        As for :func:`helpers.potentials.load`.
-    skip_bad : bool
-        Leave out frames that cannot be used, instead of an error.
-    drop_duplicates : bool
-        Leave out frames that repeat another, instead of an error.
+    skip_bad, drop_duplicates : bool
+        Leave out frames that cannot be used, or that repeat another, instead of an error.
     forces_only : bool
         Ignore energies and stresses of the labels.
-    progress : bool
-        Show progress bars.
 
     Raises
     ------
@@ -168,11 +151,11 @@ def fix(
         with _alone(out):
             # Another one may have come first.
             if not _finished(out, request):
-                _mend(out, request, model, potential, frames, files, recipe, progress)
+                _make(out, request, model, potential, frames, files, recipe, progress)
     return _reload(out, device)
 
 
-def _mend(out: Path, request: dict, model: str, potential: Potential, frames: list, files: list, recipe: Recipe, progress: bool) -> None:
+def _make(out: Path, request: dict, model: str, potential: Potential, frames: list, files: list, recipe: Recipe, progress: bool) -> None:
     method = request["method"]
     known = exam.examine(potential)
     if request["forces_only"]:
@@ -198,7 +181,7 @@ def _mend(out: Path, request: dict, model: str, potential: Potential, frames: li
         stages["fine-tuned"] = new.evaluate([frame.atoms for frame in frames], progress=progress)
     for frame, prediction in zip(frames, list(stages.values())[-1], strict=True):
         if not prediction.ok:
-            raise PotentialError(f"the mended potential fails on {frame.file}, frame {frame.number}, and was not saved: {prediction.error}")
+            raise PotentialError(f"the fixed potential fails on {frame.file}, frame {frame.number}, and was not saved: {prediction.error}")
 
     scores = _scores(frames, fitted, tested, stages)
     about: dict[str, Any] = {
@@ -298,7 +281,7 @@ def _reload(out: Path, device: str) -> Fixed:
         scores = pd.DataFrame(content["scores"]).astype({"energy_mae": float})
         return Fixed(out, key, potential, scores, content["advice"], content["notes"], content["dropped"])
     except (KeyError, TypeError, ValueError) as error:
-        raise PotentialError(f"{out / fixes.RECORD} is damaged ({error!r}): mend the potential again, into a new folder.") from error
+        raise PotentialError(f"{out / fixes.RECORD} is damaged ({error!r}): fix the potential again, into a new folder.") from error
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -388,7 +371,7 @@ def _complaint(frames: Sequence[Frame], problems: Sequence[labels.Problem], any_
         lines.append("No frame is left.")
     else:
         if "frame" in kinds:
-            lines.append("Mend these frames, or go on without them: --skip-bad. The report lists what was left out.")
+            lines.append("Correct these frames, or go on without them: --skip-bad. The report lists what was left out.")
         if "duplicate" in kinds:
             lines.append("Go on with the first of each: --drop-duplicates.")
     return "\n".join(lines)
@@ -399,19 +382,8 @@ def split(frames: Sequence[Frame], test_fraction: float, seed: int) -> tuple[lis
 
     Neighbours in a trajectory are nearly the same structure, so a test on frames drawn one by one would be too kind. The frames of each
     composition, in the order given, whether each has its own file or not, are cut into blocks of consecutive ones, a tenth of all each.
-    Blocks drawn at random make up the test set, the last one cut to size.
-
-    Parameters
-    ----------
-    frames : sequence of Frame
-    test_fraction : float
-        At least one frame is held back, unless it is 0 or there is only one frame; at least one is fitted.
-    seed : int
-
-    Returns
-    -------
-    fitted, tested : list of int
-        Sorted positions.
+    Blocks drawn at random make up the test set, the last one cut to size. At least one frame is held back, unless the fraction is 0 or
+    there is only one frame; at least one is fitted. Positions are sorted.
     """
     n = len(frames)
     if test_fraction == 0 or n == 1:
@@ -472,10 +444,8 @@ def _offset(frame: Frame, elements: np.ndarray, energies: np.ndarray) -> float:
 
 
 def _on_the_models_zero(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> tuple[list[Label], dict[str, float]]:
-    """Return labels whose energies are shifted, per element, to the model's own reference energies, and the shifts (eV per atom).
-
-    Another code or pseudopotential counts energies from another zero. To learn that offset would take all of the training.
-    """
+    """Return labels whose energies are shifted, per element, to the model's own reference energies, and the shifts (eV per atom)."""
+    # Another code or pseudopotential counts energies from another zero. To learn that offset would take all of the training.
     known = [frame.energy for frame in frames if frame.energy is not None]
     if len(known) < len(frames):
         return [frame.label() for frame in frames], {}
@@ -511,35 +481,15 @@ def _scores(frames: Sequence[Frame], fitted: Sequence[int], tested: Sequence[int
     for name, chosen in (("test", tested), ("fit", fitted)):
         for stage, predictions in stages.items() if chosen else ():
             x, y = _components([frames[k] for k in chosen], [predictions[k] for k in chosen])
-            fit_ = softening.fit(x, y)
-            rows.append(
-                {
-                    "stage": stage,
-                    "frames": name,
-                    "n_frames": len(chosen),
-                    "n_components": fit_.n,
-                    "slope": fit_.slope,
-                    "inverse_slope": fit_.inverse_slope,
-                    "r2": fit_.r2,
-                    "mae": fit_.mae,
-                    "cmae": fit_.cmae,
-                    "energy_mae": _energy_mae(frames, predictions, fitted, chosen),
-                }
-            )
+            found = softening.fit(x, y)
+            row: dict[str, Any] = {"stage": stage, "frames": name, "n_frames": len(chosen), "n_components": found.n}
+            row |= {column: getattr(found, column) for column in ("slope", "inverse_slope", "r2", "mae", "cmae")}
+            rows.append(row | {"energy_mae": _energy_mae(frames, predictions, fitted, chosen)})
     return pd.DataFrame(rows)
 
 
 def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -> list[str]:
-    """Say in words whether one factor suffices. The rules stand in the report (:data:`RULES`).
-
-    Parameters
-    ----------
-    scores : DataFrame
-        Of :class:`Fixed`.
-    single_factors : sequence of float
-        c from each fitted frame alone.
-    method : {"linear", "full"}
-    """
+    """Say in words whether one factor suffices, by :data:`RULES`, from the scores and the c of each fitted frame alone."""
     judged = "test" if (scores["frames"] == "test").any() else "fit"
     rows = scores[scores["frames"] == judged].set_index("stage")
     before = rows.loc["before"]
@@ -578,7 +528,7 @@ def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -
     if last["energy_mae"] > 1.2 * before["energy_mae"] and last["energy_mae"] - before["energy_mae"] > _ENERGY_WORSE:
         said.append(
             f"Energies became worse: {1000 * before['energy_mae']:.0f} before, {1000 * last['energy_mae']:.0f} meV/atom after. "
-            "Force labels mend forces; check energy differences before you use them."
+            "Force labels fix forces; check energy differences before you use them."
         )
     if len(single_factors) > 1:
         low, high = min(single_factors), max(single_factors)
@@ -674,7 +624,7 @@ def _write_report(
         page.Section("How the advice is found", [page.Bullets(RULES), page.Text(_DEFINITIONS)]),
         _provenance(about),
     ]
-    title = f"{figures.label(base)}, mended with {about['n_labels']} label{'' if about['n_labels'] == 1 else 's'}"
+    title = f"{figures.label(base)}, fixed with {about['n_labels']} label{'' if about['n_labels'] == 1 else 's'}"
     how = "one factor on energies, forces and stresses" if outcome is None else "fine-tuned weights"
     lead = f"{how[0].upper()}{how[1:]}. Elements: {', '.join(about['elements'])}. {about['date']}."
     footer = "Written by softening fix. Method: Deng et al., npj Comput. Mater. 11, 9 (2025)."
@@ -763,7 +713,7 @@ def _provenance(about: dict[str, Any]) -> page.Section:
     if len(sums) > _SHOWN:
         sums = {f"SHA-256 of the {len(sums)} label files": f"in {fixes.RECORD}"}
     rows = {
-        "mended from": about["model_key"],
+        "fixed from": about["model_key"],
         "SHA-256 of its weights": about["base_sha256"] or "not known",
         **sums,
         "method": about["method"],

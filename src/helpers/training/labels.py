@@ -92,8 +92,8 @@ _CORRELATED = 0.7  # below this correlation a slope says nothing, about units or
 _SMALL_FORCES = 0.05  # eV/Å
 _NET = 0.02, 0.05  # mean force of a frame: eV/Å, and of its root mean square
 _FORCE_NOISE, _STRESS_NOISE = 0.005, 5e-4  # eV/Å, eV/Å³: no label is better
-# A frame departs from the others if its error is this many times what is usual for its size, and is mended if it is usual again.
-_ODD, _MENDED = 2.0, 1.5
+# A frame departs from the others if its error is this many times what is usual for its size; a remedy must make it usual again.
+_ODD, _USUAL_AGAIN = 2.0, 1.5
 # Beside others that agree with the model this well, an error this many times the usual one is told, whether or not a remedy is known.
 _AGREED, _FAR, _LOW = 0.95, 4.0, 0.98
 # Distances of nearest neighbours over the sum of covalent radii. In crystals it is 0.85 to 1.3.
@@ -113,37 +113,19 @@ class LabelError(ValueError):
 
 @dataclass(frozen=True)
 class Frame:
-    """A structure as read, with what the file says of it.
+    """A structure as read, with what the file says of it."""
 
-    Attributes
-    ----------
-    file, number : str, int
-        Counted in the file, from 0.
-    atoms : ase.Atoms
-        Without constraints and answers; charge, spin, initial magnetic moments, tags and whatever else a calculator may read stay.
-    energy : float or None
-        eV.
-    forces : ndarray or None
-        eV/Å, as in the file, in whatever shape it has.
-    stress : ndarray of shape (3, 3), or None
-        eV/Å³, ASE's sign.
-    names : str
-        Under which names the answers were found.
-    fault : str
-        Why the frame is no DFT label, as far as reading shows; empty if it is one.
-    remarks : tuple of str
-        What was found in the file and not used.
-    """
-
+    # Counted in the file, from 0.
     file: str
     number: int
+    # Without constraints and answers; charge, spin, initial magnetic moments, tags and whatever else a calculator may read stay.
     atoms: ase.Atoms
-    energy: float | None
-    forces: np.ndarray | None
-    stress: np.ndarray | None = None
-    names: str = ""
-    fault: str = ""
-    remarks: tuple[str, ...] = ()
+    energy: float | None  # eV
+    forces: np.ndarray | None  # eV/Å, as in the file, in whatever shape it has
+    stress: np.ndarray | None = None  # shape (3, 3); eV/Å³, ASE's sign
+    names: str = ""  # under which names the answers were found
+    fault: str = ""  # why the frame is no DFT label, as far as reading shows; empty if it is one
+    remarks: tuple[str, ...] = ()  # what was found in the file and not used
 
     @property
     def counted(self) -> np.ndarray:
@@ -168,22 +150,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with labels.
+    """Something wrong with labels."""
 
-    Attributes
-    ----------
-    kind : {"file", "frame", "duplicate"}
-        ``file``: most of the labels are meant, and leaving out frames does not help. ``frame``: one frame. ``duplicate``: the last of the
-        frames repeats the first.
-    text : str
-        What is wrong, with the value, and what to do about it.
-    frames : tuple of int
-        Positions in the list of frames.
-    """
-
+    # ``file``: most of the labels are meant, and leaving out frames does not help. ``frame``: one frame. ``duplicate``: the last of the
+    # frames repeats the first.
     kind: str
-    text: str
-    frames: tuple[int, ...]
+    text: str  # what is wrong, with the value, and what to do about it
+    frames: tuple[int, ...]  # positions in the list of frames
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -195,12 +168,8 @@ def read(sources: Path | str | Iterable[Path | str]) -> list[Frame]:
 
     Energies, forces and stresses are taken from arrays and entries named for DFT (``REF_forces``, ``dft_energy``, …), else from the
     results of a calculator, else from plain names (``forces``, ``energy``, ``stress``, ``virials``, …; a virial is turned into stress,
-    σ = −W/V). Of a vasprun.xml or OUTCAR every ionic step that was begun is a frame, also those that cannot be read or are no DFT.
-
-    Parameters
-    ----------
-    sources : path, or iterable of paths
-        Files that ASE reads, or folders: of these, and of the folders in them, all files with forces, in natural order.
+    σ = −W/V). Of a vasprun.xml or OUTCAR every ionic step that was begun is a frame, also those that cannot be read or are no DFT. Of a
+    folder, and of the folders in it, all files with forces are read, in natural order.
 
     Raises
     ------
@@ -428,14 +397,7 @@ def _tensor(stress: object) -> np.ndarray:
 
 
 def inspect(frames: Sequence[Frame], elements: frozenset[int]) -> list[Problem]:
-    """Find frames that no model could be fitted to, and frames that occur twice.
-
-    Parameters
-    ----------
-    frames : sequence of Frame
-    elements : frozenset of int
-        Atomic numbers that the model knows.
-    """
+    """Find frames that no model could be fitted to, given the atomic numbers that it knows, and frames that occur twice."""
     found = [Problem("frame", text, (k,)) for k, frame in enumerate(frames) if (text := frame.fault or _fault(frame, elements))]
     bad = {problem.frames[0] for problem in found}
     for first, second in duplicates(frames, [k for k in range(len(frames)) if k not in bad]):
@@ -465,7 +427,7 @@ def _fault(frame: Frame, elements: frozenset[int]) -> str:
     if frame.energy is not None and not np.isfinite(frame.energy):
         return f"the energy is not a number: {frame.energy}"
     if frame.stress is not None and not np.isfinite(frame.stress).all():
-        return "the stress is not 6 or 9 numbers; mend it, or use --forces-only"
+        return "the stress is not 6 or 9 numbers; correct it, or use --forces-only"
     radii = covalent_radii[atoms.numbers]
     search = NeighborList(cutoff=2 * CONTACT * radii.max(), full_list=False)
     left, right, distance = search.compute(points=atoms.positions, box=atoms.cell.array, periodic=True, quantities="ijd")
@@ -510,22 +472,10 @@ def compare(frames: Sequence[Frame], predictions: Sequence[Prediction], *, energ
     A frame is told from the others by correlation and slope of model against label, and by an error that is large for the size of its
     forces: a soft or noisy model is so on all frames, a wrong sign, unit or order of atoms is not. Where most frames are wrong in the
     same way, that is said of all of them. Energies are compared after slope and a reference energy per element have been fitted, so
-    neither softness nor a constant offset between codes does harm.
+    neither softness nor a constant offset between codes does harm. If ``energies`` are not used at all, what is wrong with them is a note.
 
-    Parameters
-    ----------
-    frames : sequence of Frame
-        Without those that :func:`inspect` finds fault with.
-    predictions : sequence of Prediction
-        Of the same frames; with stress if that is to be checked.
-    energies : bool
-        Whether energies are used at all; if not, what is wrong with them is a note.
-
-    Returns
-    -------
-    problems : list of Problem
-    notes : list of str
-        What is allowed but should be known.
+    Frames come without those that :func:`inspect` finds fault with, predictions with stress if that is to be checked. Returned are
+    problems, and notes: what is allowed but should be known.
     """
     bad = [k for k, prediction in enumerate(predictions) if not prediction.ok]
     problems = [Problem("frame", f"the model cannot evaluate it: {predictions[k].error}", (k,)) for k in bad]
@@ -607,14 +557,13 @@ class _Beside:
             # Softness differs by as much as eV/bohr from eV/Å: only a set without scatter tells them apart.
             far = {unit: f for unit, f in units.items() if unit not in _LIKE_SOFTNESS and abs(np.log(ratio / f)) < np.log(2)}
             if self.odd(n) > _FAR and self.common_r > _AGREED:
-                far |= {
-                    u: f for u in _LIKE_SOFTNESS if (f := units.get(u)) and self.odd(n, np.sign(self.r[n]) * f * self.label[n]) < _MENDED
-                }
+                label = np.sign(self.r[n]) * self.label[n]
+                far |= {u: f for u in _LIKE_SOFTNESS if (f := units.get(u)) and self.odd(n, f * label) < _USUAL_AGAIN}
             if unit := _nearest(ratio, far):
                 return unit
         odd = {name: self.odd(n, label) for name, label in others.items()}
         best = min(odd, key=lambda name: odd[name])
-        return best if odd[best] < min(_MENDED, self.odd(n) / 3) else ""
+        return best if odd[best] < min(_USUAL_AGAIN, self.odd(n) / 3) else ""
 
 
 def _rms(x: np.ndarray) -> float:
@@ -669,9 +618,8 @@ def _forces_off(frames, predictions, chosen, notes) -> tuple[list[Problem], floa
             text = ""
     if text:
         return [Problem("file", every + text, tuple(chosen))], None
-    texts = {
-        n: text for n in range(len(chosen)) if r >= _CORRELATED and (text := _force_off(set_, n, frames[chosen[n]], predictions[chosen[n]]))
-    }
+    judged = {n: _force_off(set_, n, frames[k], predictions[k]) for n, k in enumerate(chosen)} if r >= _CORRELATED else {}
+    texts = {n: text for n, text in judged.items() if text}
     _departures(set_, frames, chosen, texts, notes)
     # Where nothing is held, forces add up to zero.
     net = [float(np.linalg.norm(frames[k].forces.mean(axis=0) * frames[k].counted.all(axis=0))) for k in chosen]
@@ -782,7 +730,7 @@ def _stress_off(frames, predictions, chosen) -> list[Problem]:
     six, model_six = (np.stack([each[k].stress[_VOIGT] for k in chosen]) for each in (frames, predictions))
     set_ = _Beside.of(label, model, _STRESS_NOISE)
     ratios = np.array([_rms(y) / max(_rms(x), 1e-300) for x, y in zip(label, model, strict=True)])
-    remedy = "mend them, or leave stresses and energies out with --forces-only."
+    remedy = "correct them, or leave stresses and energies out with --forces-only."
     sign = "the stresses have the wrong sign (correlation with the model {:.2f}); ASE's stress is positive under tension: " + remedy
     scale = "the model's stresses are {:.2g} times the labels'{}; they must be in eV/Å³: " + remedy
     sheared = np.flatnonzero(six[:, 3:].any(axis=1))
