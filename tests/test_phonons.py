@@ -125,7 +125,8 @@ def test_scaling_the_energy_scales_frequencies_by_the_root():
     plain, scaled = (phonons.run(potential, [case], phonons.Protocol()) for potential in (emt(), emt().scaled(1.44)))
     ratio = scalars(scaled) / scalars(plain)
     assert ratio["CuAu", "omega_max"] == pytest.approx(1.2, rel=1e-3)
-    assert ratio["CuAu", "omega_mean"] == pytest.approx(1.2, rel=1e-3)
+    # The three translations are zero but for rounding, whose sign decides whether they count as real: 3 of the 3072 modes of the mesh.
+    assert ratio["CuAu", "omega_mean"] == pytest.approx(1.2, rel=1e-3 + 3 / 3072)
     assert ratio["CuAu", "volume_per_atom"] == pytest.approx(1, rel=1e-4)
 
 
