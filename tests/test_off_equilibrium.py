@@ -560,7 +560,7 @@ def test_a_harmonic_crystal_has_the_temperature_it_was_sampled_at(springs):
     model = [0.8 * f + noise * random.normal(size=f.shape) for f in exact]
     (row,) = off.by_temperature(off.run(Given(model), thermal_cases(frames, noisy))).to_dict("records")
     assert (row["material"], row["crystal"], row["n_frames"], row["temperature_k"]) == ("Cu 300 K", "Cu", 60, 300)
-    # Degenerate modes, and so the frames, are another choice on each machine: a 95 % interval misses on one in twenty, twice its width does not.
+    # Degenerate modes, and so the frames, are another choice on each machine: a 95 % interval misses on one in twenty, so twice its width.
     assert row["label_k"] == pytest.approx(300, abs=row["label_k_high"] - row["label_k_low"])
     assert row["label_k_high"] - row["label_k_low"] < 30
     assert row["virial_ratio"] == pytest.approx(0.8, abs=row["virial_ratio_high"] - row["virial_ratio_low"])
