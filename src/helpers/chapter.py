@@ -16,7 +16,7 @@ import os
 import string
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import myst_nb
@@ -48,6 +48,8 @@ class Chapter:
         The versions of what computes.
     costs : tuple of str
         How much the live part and everything are, a line for each benchmark.
+    named : dict
+        What :meth:`glue` has given names.
     """
 
     run: str
@@ -56,6 +58,7 @@ class Chapter:
     device: str
     packages: str
     costs: tuple[str, ...]
+    named: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
 
     def live_check(
         self, benchmark: str, key: str, *, sets: Iterable[str] | None = None, protocol: object | None = None, limit: int | None = None
@@ -136,8 +139,7 @@ class Chapter:
         name : str
             Template, as for :meth:`glue`; also ``{figure}``.
         """
-        board = scoreboard.table()
-        board = board[board["figure"].isin(numbers)]
+        board = scoreboard.table(*numbers)
         told = board[["figure", "key"]].drop_duplicates().rename(columns={"key": "model"})
         told["verdict"] = [scoreboard.told(board, *line) for line in told.itertuples(index=False)]
         self.glue(told, "verdict", name)
@@ -199,7 +201,10 @@ class Chapter:
         for wanted, value in values.items():
             if not np.isscalar(value):
                 raise ValueError(f"{wanted} is no number and no text but a {type(value).__name__}")
-            myst_nb.glue(wanted, value.item() if isinstance(value, np.generic) else value, display=False)
+            value = value.item() if isinstance(value, np.generic) else value
+            if wanted not in self.named or self.named[wanted] != value:  # a name given twice is a warning of the book
+                self.named[wanted] = value
+                myst_nb.glue(wanted, value, display=False)
 
     def _lines(self) -> list[tuple[str, str]]:
         runs = ", ".join(f"<b>{name}</b>" if name == self.run else name for name in RUNS)
