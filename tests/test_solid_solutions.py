@@ -405,7 +405,7 @@ def test_curve_by_hand():
     assert curve.loc[("DFT", 0.5), "n"] == 3
 
 
-PAPER = {entry.paper_label: key for key, entry in potentials.CATALOGUE.items() if entry.paper_label}
+PAPER = {label: entry.key for label, entry in potentials.papers("2c").items()}
 
 
 def test_a_model_made_of_the_papers_dft_has_its_slope():

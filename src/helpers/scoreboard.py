@@ -12,8 +12,10 @@ the published number lies a band, a fifth of the effect (:data:`WITHIN`) to eith
     they do not, but all of our interval lies on the paper's side of *not soft*. Absolute errors have no sign.
 ``differs``
     none of these.
+``published by others``
+    there is no result table of ours; ours is what others computed with these weights, and is not judged.
 ``missing``
-    there is no result table for the model; the command that makes one stands in the comment.
+    nor is there that; the command that makes a table stands in the comment.
 
 An interval is the 95 % interval, in Fig. 6a the range over choices of the label or draws of labels; a value without one is its own.
 The paper's test sets are public in part only, so most lines compare the same quantity on other systems, and some on those few frames
@@ -30,19 +32,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers import benchmarks, figures, potentials, results, softening
-from helpers.benchmarks import off_equilibrium, solid_solutions
+from helpers.benchmarks import off_equilibrium, phonons, solid_solutions
 from helpers.experiments import alchemy, coverage, fine_tuning, weak_labels
 from helpers.registry import data_dir
 
-VERDICTS = ("agrees", "compatible", "same sign", "differs", "missing")
+PUBLISHED = "published by others"
+VERDICTS = ("agrees", "compatible", "same sign", "differs", PUBLISHED, "missing")
 WITHIN = 0.2  # half width of the band around a published number, as a share of its effect
 LIKE, PART, OTHER = "like for like", "a part of the same", "other systems"
 
 # What kind a number is: the value that says "not soft", and whether it has a side of it.
 _SLOPE, _SHARE, _MEAN_ERROR, _ERROR = (1.0, True), (0.5, True), (0.0, True), (0.0, False)
-
-# The paper's Figs. 2a and 2c show the first M3GNet, written in TensorFlow; ours is MatGL's, which was trained anew.
-_OTHER_WEIGHTS = {"M3GNet": ", other weights"}
 
 
 def printed(figure: str, panel: str, model: str, quantity: str) -> float:
@@ -57,7 +57,7 @@ def printed(figure: str, panel: str, model: str, quantity: str) -> float:
 def verdict(
     paper: float, ours: float, low: float = np.nan, high: float = np.nan, not_soft: float = 1.0, signed: bool = True, within: float = WITHIN
 ) -> str:
-    """Compare two numbers in one unit by the rule in the module's docstring; return one of :data:`VERDICTS`.
+    """Compare two numbers in one unit by the rule in the module's docstring; return one of :data:`VERDICTS`, but for what others published.
 
     An end of our interval that is not finite is ``ours`` itself. ``signed`` tells whether the two sides of ``not_soft``, the value of a
     potential that is not soft, mean different things; ``within`` is the half width of the band, as a share of the paper's effect.
@@ -81,7 +81,8 @@ def verdict(
 def judge(board: pd.DataFrame, within: float = WITHIN, against: str = "paper") -> list[str]:
     """Return the verdict on each line of a board, for a band of another width or another column of published numbers."""
     columns = [against, "ours", "ours_low", "ours_high", "not_soft", "signed"]
-    return [verdict(*line, within=within) for line in board[columns].itertuples(index=False)]
+    words = [verdict(*line, within=within) for line in board[columns].itertuples(index=False)]
+    return [PUBLISHED if by_others else word for word, by_others in zip(words, board["by_others"], strict=True)]
 
 
 def counts(board: pd.DataFrame, within: Sequence[float] = (0.1, WITHIN, 0.3)) -> pd.DataFrame:
@@ -95,8 +96,9 @@ def counts(board: pd.DataFrame, within: Sequence[float] = (0.1, WITHIN, 0.3)) ->
 
 
 def _line(
-    figure, quantity, unit, entry, paper, source, found, name, kind, ours_on, benchmark, *, compared=OTHER, digitised=np.nan, family=""
-):
+    figure, quantity, unit, entry, paper, source, found, name, kind, ours_on, benchmark, *, compared=OTHER, digitised=np.nan, family="",
+    by_others=False,
+):  # fmt: skip
     """Return one line. ``digitised``: what the figure shows where it contradicts the number printed in it; ``ours_on`` is a template."""
     comment = f"softening run {benchmark} --model {entry.key}"
     if found is not None:
@@ -121,6 +123,7 @@ def _line(
         "n": int(found["n"]),
         "family": family or benchmark.replace("_", " "),
         "compared": compared,
+        "by_others": by_others,
         "ours_on": comment,
     }
 
@@ -131,12 +134,6 @@ def _lines(figure: str, entry, benchmark: str, found, ours_on: str, numbers: Ite
         _line(figure, quantity, unit, entry, paper, source, found, name, kind, ours_on, benchmark, **more)
         for name, quantity, unit, paper, source, kind in numbers
     ]
-
-
-def _paper_models() -> dict[str, potentials.Entry]:
-    """Return the entries of the paper's models, by their name there."""
-    known = {entry.paper_label: entry for entry in potentials.CATALOGUE.values() if entry.paper_label}
-    return {label: known[label] for label in ("M3GNet", "CHGNet", "MACE")}
 
 
 def _ours(benchmark: str, key: str, **where: str) -> dict[str, Any] | None:
@@ -160,7 +157,7 @@ def _surface_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
         ("mean_error", "surface energy, mean error", "eV/Å²", digitised["mean_error"], "digitised", _MEAN_ERROR),
         ("share_below", "surface energy, share below DFT", "1", digitised["share_below"], "digitised", _SHARE),
     )
-    return _lines("2a", entry, "surfaces", found, "{n} slabs, relaxed" + _OTHER_WEIGHTS.get(label, ""), numbers)
+    return _lines("2a", entry, "surfaces", found, "{n} slabs, relaxed", numbers)
 
 
 def _defect_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
@@ -176,15 +173,15 @@ def _defect_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
 
 def _solution_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
     lowest = "lowest formation energy at x_Ca=0.5 (arrow label)"
-    points = figures.paper_points("fig2c").query("model == @entry.key")
-    slope = softening.softening_scale(points["reference"], points["value"])
+    means = solid_solutions.paper_curves().pivot_table(index="x", columns="model", values="mean")
+    slope = softening.softening_scale(means["DFT"], means[entry.key])
     has_table = entry.key in results.models("solid_solutions")
     found = solid_solutions.against_paper(results.read("solid_solutions", entry.key)) if has_table else None
     ratio = printed("2", "c", label, lowest) / printed("2", "c", "DFT", lowest)
-    where = "Ca-Mg-O, {n} orderings of a 16-cation cell" + _OTHER_WEIGHTS.get(label, "")
+    where = "Ca-Mg-O, {n} orderings of a 16-cation cell"
     numbers = (
         ("lowest_ratio", "formation energy, lowest at x = ½ over DFT", "1", ratio, "printed", _SLOPE),
-        ("slope", "formation energy, slope", "1", slope, "digitised", _SLOPE),
+        ("slope", "formation energy, slope of composition means", "1", slope, "digitised", _SLOPE),
     )
     return _lines("2c", entry, "solid_solutions", found, where, numbers)
 
@@ -197,15 +194,18 @@ def _csf_peaks() -> pd.Series:
 def csf_maxima() -> dict[str, float]:
     """Return the highest frequency of CsF that the paper's Fig. 4a shows for each of its models, THz, by catalogue key."""
     peaks = _csf_peaks()
-    return {entry.key: float(peaks[label]) for label, entry in _paper_models().items()}
+    return {entry.key: float(peaks[label]) for label, entry in potentials.papers("4a").items()}
 
 
 def _phonon_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
     stats = pd.read_csv(data_dir() / "paper" / "fig4b_stats.csv").set_index("model")
     dft = float(_csf_peaks()["DFT"])
     found = _ours("phonons", entry.key, set="phonondb", property="omega_max", subset="all")
-    csf = None
-    if found is not None:
+    csf, by_others = None, False
+    if found is None and label == "MACE" and (made := results.models("phonons")):
+        published = phonons.summarise(phonons.authors(results.read("phonons", made[0])))
+        found, by_others = dict(published.query("subset == 'all'").iloc[0]), True
+    elif found is not None:
         table = results.read("phonons", entry.key)
         csf = {"n": 1, "value": table.loc[(table["set"] == "csf") & (table["property"] == "omega_max"), "value"].iloc[0]}
     below = printed("4", "b", label, "fraction max(w_MLIP)/max(w_DFT) < 1") / 100
@@ -217,7 +217,8 @@ def _phonon_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
         ("share_below_one", "share of compounds below DFT", "1", below, "printed", _SHARE),
     )
     lines = _lines("4a", entry, "phonons", csf, "CsF (mp-1784)", highest, compared=LIKE)
-    return lines + _lines("4b", entry, "phonons", found, "{n} compounds, the paper's own", numbers, compared=LIKE)
+    where = "{n} compounds, the paper's own" + (", its authors' table" if by_others else "")
+    return lines + _lines("4b", entry, "phonons", found, where, numbers, compared=LIKE, by_others=by_others)
 
 
 def _migration_lines(label: str, entry: potentials.Entry) -> list[dict[str, Any]]:
@@ -309,11 +310,19 @@ def _spread(columns: dict[str, pd.Series], middle: str, ends: tuple[float, float
     return found
 
 
-def table() -> pd.DataFrame:
-    """Return the scoreboard: one row per published number and model, in the order of the paper's figures."""
-    of_models = (_surface_lines, _defect_lines, _solution_lines, _migration_lines, _phonon_lines, _force_lines)
-    found = [line for lines_of in of_models for label, entry in _paper_models().items() for line in lines_of(label, entry)]
-    lines = pd.DataFrame(found + _cure_lines()).sort_values("figure", kind="stable", ignore_index=True)
+def table(*chosen: str) -> pd.DataFrame:
+    """Return the scoreboard: one row per published number and model, in the order of the paper's figures; of some, or of all."""
+    of_models = {("2a",): _surface_lines, ("2b",): _defect_lines, ("2c",): _solution_lines, ("3b",): _migration_lines}
+    of_models |= {("4a", "4b"): _phonon_lines, ("5b", "6b"): _force_lines}
+    found = [
+        line
+        for names, lines_of in of_models.items()
+        if not chosen or set(names) & set(chosen)
+        for label, entry in potentials.papers(names[0]).items()
+        for line in lines_of(label, entry)
+    ]
+    lines = pd.DataFrame(found + (_cure_lines() if not chosen or "6a" in chosen else [])).sort_values("figure", kind="stable")
+    lines = lines[lines["figure"].isin(chosen or lines["figure"])].reset_index(drop=True)
     lines["verdict"] = judge(lines)
     # A missing model needs one line per quantity, not one per set.
     return lines[~(lines.duplicated(["figure", "quantity", "key"]) & (lines["verdict"] == "missing"))].reset_index(drop=True)

@@ -58,7 +58,7 @@ from ase.geometry import find_mic
 
 from helpers import engine, registry, softening, structures
 from helpers.benchmarks import NO_U, Case, Family, Rows, Sample, beside, chosen_sets, of, row, table, without
-from helpers.potentials import CATALOGUE
+from helpers.potentials import papers
 from helpers.potentials.base import Potential, Prediction
 from helpers.sources import angsten, devi
 
@@ -591,7 +591,7 @@ def path_frames(potential: Potential, case: Case, protocol: Protocol) -> list[as
 def published_path() -> pd.DataFrame:
     """Return the paper's path of Mg in V2O3(SO4)2, its DFT and its models (Fig. 3a, digitised), in the columns of :func:`run`."""
     wide = pd.read_csv(registry.data_dir() / "paper" / "fig3a_digitised.csv")
-    models = {entry.paper_label: entry.key for entry in CATALOGUE.values() if entry.paper_label}
+    models = {label: entry.key for label, entry in papers("3a").items()}
     last = wide["image"].max()
     rows = [
         {

@@ -476,7 +476,7 @@ def paper_orderings() -> pd.DataFrame:
     ``model`` is a key of the catalogue, or ``DFT``; ``case`` tells which points of the models and of DFT belong to one ordering (which one
     is not known); ``x`` is the fraction of Ca, ``value`` in eV per formula unit.
     """
-    keys = {entry.paper_label: key for key, entry in potentials.CATALOGUE.items() if entry.paper_label} | {"DFT": "DFT"}
+    keys = {label: entry.key for label, entry in potentials.papers("2c").items()} | {"DFT": "DFT"}
     digitised = pd.read_csv(registry.data_dir() / "paper" / "fig2c_digitised.csv")
     # All compositions of the figure are sixteenths.
     x = (digitised["x_Ca"] * 16).round().abs() / 16

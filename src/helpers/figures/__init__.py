@@ -22,7 +22,7 @@ from helpers.figures.paths import energy_profiles
 from helpers.figures.slopes import clouds, parts, ratio_by_size, slope_plane
 from helpers.figures.slopes import pairs as model_pairs
 from helpers.figures.steps import stepwise
-from helpers.figures.style import STYLE, apply_style, base_key, colour, in_order, label, marker, paper_key, paper_points
+from helpers.figures.style import STYLE, apply_style, base_key, colour, in_order, label, marker, paper_points
 from helpers.figures.training import training_curve
 from helpers.figures.trends import cell_size, error_against_coordination, scale_against_temperature
 from helpers.figures.vibrations import bands_and_dos
@@ -63,7 +63,6 @@ __all__ = [
     "mae_cmae",
     "marker",
     "model_pairs",
-    "paper_key",
     "paper_points",
     "parity",
     "parts",

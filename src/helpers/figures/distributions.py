@@ -16,7 +16,7 @@ from scipy import stats
 
 from helpers.figures import style
 from helpers.figures.style import STYLE, colour, label, marker
-from helpers.potentials import CATALOGUE
+from helpers.potentials import papers
 
 
 def scale_distribution(
@@ -288,9 +288,10 @@ def _outside(axes: Axes, values: np.ndarray, limits: tuple[float, float], lane: 
 
 def _paper_row(paper: pd.DataFrame | None, model: str, **conditions: str) -> pd.Series | None:
     """Return the paper's row for a model, or None if the paper does not have that model."""
-    if paper is None or model not in CATALOGUE or CATALOGUE[model].paper_label is None:
+    labels = {entry.key: label for label, entry in papers().items()}
+    if paper is None or model not in labels:
         return None
-    rows = paper[paper["model"] == CATALOGUE[model].paper_label]
+    rows = paper[paper["model"] == labels[model]]
     for column, value in conditions.items():
         rows = rows[rows[column] == value]
     return rows.iloc[0] if len(rows) else None

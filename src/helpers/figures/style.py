@@ -19,7 +19,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from helpers.potentials import CATALOGUE
+from helpers.potentials import CATALOGUE, papers
 from helpers.registry import data_dir
 
 _DFT = "DFT"
@@ -30,6 +30,7 @@ _MARKER_SCALE = {"D": 0.85, "P": 1.25, "*": 1.4, "X": 1.15, "^": 1.1, "v": 1.1, 
 
 # A model of the reader's own, and models made from a catalogue model.
 _OTHER_COLOUR, _OTHER_MARKER, _SCALED_MARKER, _TUNED_MARKER = "#5A5A5A", "<", "*", "X"
+_PUBLISHED_MARKER = "$△$"
 
 PLOTLY_SYMBOL = {
     "x": "x-thin",
@@ -48,6 +49,7 @@ PLOTLY_SYMBOL = {
     "8": "octagon",
     "d": "diamond-tall",
     "H": "hexagon2",
+    "$△$": "triangle-up-open",
     "<": "triangle-left",
     "*": "star",
     "X": "x",
@@ -101,8 +103,11 @@ def apply_style() -> None:
 
 
 def base_key(model: str) -> str:
-    """Return the catalogue key that a model was made from: ``chgnet-0.3.0*1.2500`` and ``chgnet-0.3.0+10`` are CHGNet 0.3.0."""
-    return model if model.startswith(("ase:", "file:")) else model.split("*")[0].split("+")[0]
+    """Return the catalogue key that a model was made from: ``chgnet-0.3.0*1.2500`` and ``chgnet-0.3.0+10`` are CHGNet 0.3.0.
+
+    ``mace-mp-0-medium@published`` stands for values that others published.
+    """
+    return model if model.startswith(("ase:", "file:")) else re.split(r"[*+@]", model)[0]
 
 
 def colour(model: str) -> str:
@@ -114,11 +119,11 @@ def colour(model: str) -> str:
 
 
 def marker(model: str) -> str:
-    """Return the marker of a model. A scaled model is a star, a fine-tuned one a filled cross."""
+    """Return the marker of a model. A scaled model is a star, a fine-tuned one a filled cross, what others published a hollow triangle."""
     base = base_key(model)
     made = model[len(base) :]
     if made:
-        return _SCALED_MARKER if "*" in made else _TUNED_MARKER
+        return _SCALED_MARKER if "*" in made else _PUBLISHED_MARKER if "@" in made else _TUNED_MARKER
     if base == _DFT:
         return _DFT_MARKER
     return CATALOGUE[base].marker if base in CATALOGUE else _OTHER_MARKER
@@ -135,7 +140,9 @@ def label(model: str) -> str:
     base = base_key(model)
     name = CATALOGUE[base].label if base in CATALOGUE else re.sub(r"^file:(?:.*/)?(.+?)/*$", r"Your model (\1)", base)
     made, _, factor = model[len(base) :].partition("*")
-    if made:
+    if made.startswith("@"):
+        name += f" ({made[1:]})"
+    elif made:
         labels = made.removeprefix("+")
         name += f" + {labels} label{'' if labels == '1' else 's'}"
     return f"{name} × {float(factor):.2f}" if factor else name
@@ -145,14 +152,6 @@ def in_order(models: Iterable[str]) -> list[str]:
     """Return models in the order of the catalogue, so that every figure lists them alike; unknown ones last."""
     order = {key: position for position, key in enumerate((_DFT, *CATALOGUE))}
     return sorted(set(models), key=lambda model: (order.get(base_key(model), len(order)), model))
-
-
-def paper_key(paper_label: str) -> str:
-    """Return the catalogue key of one of the paper's three models; ValueError if it is none of them."""
-    keys = {entry.paper_label: key for key, entry in CATALOGUE.items() if entry.paper_label}
-    if paper_label not in keys:
-        raise ValueError(f"the paper has no model {paper_label!r}; it has {', '.join(sorted(keys))}")
-    return keys[paper_label]
 
 
 def paper_points(figure: str) -> pd.DataFrame:
@@ -179,9 +178,11 @@ def paper_points(figure: str) -> pd.DataFrame:
     column = {name: next((c for c in wide if name in c.split("_")), None) for name in ("DFT", "M3GNet", "CHGNet", "MACE")}
     if column["DFT"] is None:
         raise ValueError(f"the digitised {figure} has no DFT column; it has {', '.join(wide)}")
-    reference = wide[column.pop("DFT")]
+    reference, entries = wide[column.pop("DFT")], papers(figure.removeprefix("fig"))
     parts = [
-        pd.DataFrame({"model": paper_key(name), "value": wide[source], "reference": reference}) for name, source in column.items() if source
+        pd.DataFrame({"model": entries[name].key, "value": wide[source], "reference": reference})
+        for name, source in column.items()
+        if source
     ]
     return pd.concat(parts, ignore_index=True).dropna(ignore_index=True)
 

@@ -28,6 +28,7 @@ __all__ = [
     "at_home",
     "installed",
     "load",
+    "papers",
     "runnable",
 ]
 
@@ -57,7 +58,9 @@ class Entry:
     weights : tuple of str
         Registry keys of the files it needs; empty when its package carries them.
     paper_label : str or None
-        Its name in Deng et al. (2025), if it is one of the paper's three models.
+        Its name in Deng et al. (2025), if it is one of the paper's models.
+    paper_figures : tuple of str
+        The paper's figures that show these weights, where it gives two sets of weights one name.
     package : str or None
         The module that must be importable, if it is not called like the family.
     environment : str or None
@@ -75,6 +78,7 @@ class Entry:
     training_set: str
     weights: tuple[str, ...] = ()
     paper_label: str | None = None
+    paper_figures: tuple[str, ...] = ()
     package: str | None = None
     environment: str | None = None
     guest: bool = False
@@ -110,6 +114,8 @@ CATALOGUE: dict[str, Entry] = {
             "m3gnet_tf",
             "MPF",
             tuple(f"{_M3GNET}/m3gnet.{name}" for name in ("index", "data-00000-of-00001", "json")),
+            paper_label="M3GNet",
+            paper_figures=("2a", "2c"),
             package="matgl",
             guest=True,
         ),
@@ -258,6 +264,15 @@ def installed(key: str) -> bool:
 def at_home(models: Iterable[str], guests: Collection[str] = ()) -> list[str]:
     """Return those of some models that every chapter shows (all but the catalogue's guests), and the guests that are asked for."""
     return [key for key in models if key in guests or key not in CATALOGUE or not CATALOGUE[key].guest]
+
+
+def papers(figure: str = "") -> dict[str, Entry]:
+    """Return the three models of Deng et al. (2025) by their names there, with the weights that a figure (``2a``) shows.
+
+    Its M3GNet is MatGL's in Fig. 4 and the first release in Figs. 2a and 2c: single values tell. Where none do, MatGL's is taken.
+    """
+    known = [entry for entry in CATALOGUE.values() if entry.paper_label and (not entry.paper_figures or figure in entry.paper_figures)]
+    return {label: [entry for entry in known if entry.paper_label == label][-1] for label in ("M3GNet", "CHGNet", "MACE")}
 
 
 def runnable(key: str) -> bool:
