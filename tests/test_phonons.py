@@ -714,3 +714,33 @@ def test_both_slopes_by_hand():
     assert slopes["slope"] == pytest.approx(18 / 20)
     assert slopes["inverse_slope"] == pytest.approx(18 / 17)
     assert slopes["n"] == 2
+
+
+# -- thermal conductivity ---------------------------------------------------------------------------
+
+
+def test_published_conductivities_stand_beside_the_frequencies_of_the_same_crystals():
+    found = phonons.conductivities(results.read("phonons", ["chgnet-0.3.0", "sevennet-0"]))
+    assert set(found.groupby("model").size()) == {103}
+    mgo = found[(found["model"] == "chgnet-0.3.0") & (found["material"] == "mp-1265")].iloc[0]
+    assert (mgo["kappa"], mgo["kappa_dft"]) == (22.2164, 47.5887)
+    assert mgo["kappa_ratio"] == pytest.approx(22.2164 / 47.5887)
+    rows = results.read("phonons", "chgnet-0.3.0").query("set == 'phonondb-pbe' and material == 'mp-1265'").set_index("property")
+    assert mgo["omega_max"] == rows.loc["omega_max", "value"] / rows.loc["omega_max", "reference"]
+    successor = found[found["model"] == "MACE-MP-0b medium"]
+    assert successor["omega_max"].mean() == pytest.approx(0.91, abs=0.005)
+    assert successor["omega_mean"].isna().all()
+    assert found.loc[found["model"] == "m3gnet-mp-2021.2.8", "omega_max"].isna().all(), "its table was not given"
+
+
+@pytest.mark.parametrize(("power", "share"), [(3.0, 1.0), (6.0, 0.5), (2.0, 1.5)])
+def test_softness_is_all_of_an_error_that_is_the_third_power(power, share):
+    ratio = np.array([0.7, 0.8, 0.9, 0.95])
+    table = pd.DataFrame({"model": "m", "kappa_ratio": ratio**power, "omega_max": ratio, "omega_mean": np.nan})
+    failed = pd.DataFrame({"model": "m", "kappa_ratio": [np.nan], "omega_max": [0.1], "omega_mean": [np.nan]})
+    found = phonons.heat_from_softness(pd.concat([table, failed])).loc["m"]
+    assert (found["n"], found["n_failed"]) == (4, 1)
+    assert [found[f"share_max{end}"] for end in ("", "_low", "_high")] == pytest.approx([share] * 3)
+    assert found["r_max"] == pytest.approx(1)
+    assert found["soft_max"] == pytest.approx(np.median(ratio**3), rel=0.02)
+    assert "share_mean" not in found

@@ -160,3 +160,14 @@ def test_ratios_have_their_own_axis_and_a_median_without_quartiles():
     assert any(np.allclose(np.ravel(line.get_xdata()), 0.906) for line in axes.lines)
     # Nothing with a NaN in it is drawn.
     assert not any(np.isnan(np.ravel(line.get_xdata()).astype(float)).any() for line in axes.lines)
+
+
+def test_conductivities_stand_beside_what_softness_alone_would_do():
+    found = pd.DataFrame({"model": MODELS[0], "kappa_ratio": [0.5, 1e-5, np.nan, 0.3], "omega_max": [0.8, 0.9, 0.9, np.nan]})
+    figure = figures.conductivity(pd.concat([found, found.assign(model=MODELS[1], kappa_ratio=np.nan)]))
+    (panel,) = figure.axes  # of the other model nothing is known
+    ideal, points, dft = panel.lines
+    assert ideal.get_ydata() == pytest.approx(np.asarray(ideal.get_xdata()) ** 3)
+    assert [*zip(points.get_xdata(), points.get_ydata(), strict=True)] == [(0.8, 0.5), (0.9, 1e-5)]
+    assert (dft.get_xdata()[0], dft.get_ydata()[0]) == (1, 1)
+    assert [text.get_text() for text in panel.texts] == ["n = 2, 1 outside"]

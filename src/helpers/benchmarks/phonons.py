@@ -841,6 +841,68 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     return summary[["model", "set", "property", "subset", "n", "n_failed", *[name + end for name in kept for end in ("", "_low", "_high")]]]
 
 
+# Of the potentials whose conductivities are published: those whose frequencies are known here.
+_CONDUCTING = {
+    "CHGNet 0.3.0": "chgnet-0.3.0",
+    "M3GNet (MatGL MP-2021.2.8)": "m3gnet-mp-2021.2.8",
+    "SevenNet-0 (11 July 2024)": "sevennet-0",
+    "MACE-MP-0 medium (2023-12-03)": "mace-mp-0-medium@published",
+}
+
+
+def conductivities(table: pd.DataFrame) -> pd.DataFrame:
+    """Set the lattice thermal conductivities that Póta et al. published beside frequencies of the same crystals (``phonondb-pbe``).
+
+    They are of other people's runs of twelve potentials, at 300 K, from force constants of second and third order (arXiv:2408.00755). The
+    frequencies are those of the table and, for MACE-MP-0b, those that the authors published.
+
+    Returns
+    -------
+    DataFrame
+        One row per potential and crystal: ``model``, a key of the catalogue where there is one, ``material``; ``kappa`` and ``kappa_dft``
+        (W/m/K, mean of the diagonal); the ratios to DFT ``kappa_ratio``, ``omega_max`` and ``omega_mean``. NaN: the authors' run found
+        no stable crystal, or nobody has the frequency.
+    """
+    known = ratios(table[(table["set"] == "phonondb-pbe") & (table["status"] == "ok")], ("omega_max", "omega_mean"))
+    wide = known.pivot_table(index=["model", "material"], columns="property", values="ratio", observed=True).reset_index()
+    top = known[known["property"] == "omega_max"].drop_duplicates("material").set_index("material")["reference"]
+    successor = pd.DataFrame(sources.reference("mace_mp0b_medium_omega_max.csv")).set_index("mp_id")["omega_max_thz"].astype(float)
+    successor = (successor / top).rename("omega_max").rename_axis("material").reset_index().assign(model="MACE-MP-0b medium")
+    found = pd.DataFrame(sources.reference("kappa_pota2024.csv")).rename(columns={"mp_id": "material"})
+    numbers = found[["kappa", "kappa_dft"]].apply(pd.to_numeric)
+    found = found[["model", "material"]].assign(**numbers, kappa_ratio=numbers["kappa"] / numbers["kappa_dft"])
+    found["model"] = found["model"].replace(_CONDUCTING)
+    return found.merge(pd.concat([wide, successor]), on=["model", "material"], how="left")
+
+
+def heat_from_softness(found: pd.DataFrame) -> pd.DataFrame:
+    """Return how much of the error of :func:`conductivities` a uniformly soft potential would make, by model.
+
+    If all energies are s times those of DFT, classical atoms move as they would at the temperature T/s, √s times as fast. With κ ∝ 1/T it
+    follows that κ is s^1.5 times as large: the ratio of frequencies to the third power, whatever the crystal. ``share`` is
+    Σ 3 ln(ω/ω_DFT) / Σ ln(κ/κ_DFT) over crystals, one if that is all; with the 95 % interval from resampling crystals.
+
+    Returns
+    -------
+    DataFrame
+        Index ``model``; ``n`` crystals with both conductivities and ``n_failed``; the median ``kappa_ratio``; and for ``max`` and ``mean``
+        the median ``soft_*`` (ω ratio to the third power), ``share_*`` with its ends, and ``r_*`` (correlation of the logarithms).
+    """
+    records = {}
+    for model, part in found.groupby("model"):
+        good = part[part["kappa_ratio"] > 0]
+        record = {"n": len(good), "n_failed": len(part) - len(good), "kappa_ratio": good["kappa_ratio"].median()}
+        for name in ("max", "mean"):
+            both = good[good[f"omega_{name}"] > 0]
+            logarithms = np.log(np.column_stack([both[f"omega_{name}"] ** 3, both["kappa_ratio"]]))
+            if len(both) > 2:
+                share = softening.bootstrap_over(logarithms, lambda sums: sums[..., 0] / sums[..., 1])
+                record |= {f"soft_{name}": np.exp(np.median(logarithms[:, 0])), f"r_{name}": np.corrcoef(logarithms.T)[0, 1]}
+                record |= {f"share_{name}": share.estimate, f"share_{name}_low": share.low, f"share_{name}_high": share.high}
+        records[model] = record
+    return pd.DataFrame.from_dict(records, orient="index").rename_axis("model")
+
+
 def both_slopes(table: pd.DataFrame) -> pd.DataFrame:
     """Return :func:`helpers.softening.scalar_summary` of the highest frequencies of ``phonondb`` over compounds (THz), index ``model``."""
     rows = ratios(table, ["omega_max"])

@@ -25,7 +25,7 @@ from helpers.figures.steps import stepwise
 from helpers.figures.style import STYLE, apply_style, base_key, colour, in_order, label, marker, paper_points
 from helpers.figures.training import training_curve
 from helpers.figures.trends import cell_size, error_against_coordination, scale_against_temperature
-from helpers.figures.vibrations import bands_and_dos
+from helpers.figures.vibrations import bands_and_dos, conductivity
 
 __all__ = [
     "STYLE",
@@ -45,6 +45,7 @@ __all__ = [
     "cell_size",
     "clouds",
     "colour",
+    "conductivity",
     "continuous_composition",
     "descent",
     "energy_profiles",

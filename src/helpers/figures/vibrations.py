@@ -1,4 +1,4 @@
-"""Charts of phonons: bands and density of states."""
+"""Charts of phonons: bands and density of states; thermal conductivity."""
 
 from __future__ import annotations
 
@@ -109,3 +109,32 @@ def _densities(axes: Axes, models: Sequence[str], rows: pd.DataFrame) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=min(0.0, float(rows["frequency_thz"].min())))
     axes.set_title("Density of states: DFT grey, models in their colours", loc="left", fontsize=10.5, fontweight="normal")
+
+
+def conductivity(found: pd.DataFrame) -> Figure:
+    """Draw thermal conductivities against highest frequencies, both over DFT's, one panel per model, with what softness alone would do.
+
+    Parameters
+    ----------
+    found : DataFrame
+        From :func:`helpers.benchmarks.phonons.conductivities`. Models without frequencies and crystals without a conductivity are left out.
+    """
+    rows = found[(found["kappa_ratio"] > 0) & found["omega_max"].notna()]
+    models, soft = style.in_order(rows["model"]), np.array([0.5, 1.3])
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = style.panels(len(models), 0.35)
+        for panel, model in zip(axes, models, strict=True):
+            part = rows[rows["model"] == model]
+            panel.plot(soft, soft**3, zorder=2, **style.IDEAL)
+            panel.plot(part["omega_max"], part["kappa_ratio"], linestyle="none", alpha=0.65, zorder=3, **style.look(model, 5.0))
+            panel.plot(1, 1, color="black", marker="+", markersize=11, markeredgewidth=1.6)
+            style.log_places(panel, [0.5, 0.7, 1.0, 1.3])
+            panel.set(xlim=(0.48, 1.35), ylim=(5e-4, 6), yscale="log")
+            outside = (~part["omega_max"].between(*panel.get_xlim()) | ~part["kappa_ratio"].between(*panel.get_ylim())).sum()
+            style.note(panel, f"n = {len(part)}" + (f", {outside} outside" if outside else ""), "lower right")
+            style.title(panel, model)
+        style.outer_labels(axes, "highest frequency, model / DFT", "conductivity, model / DFT")
+        handles = [Line2D([], [], label="softness alone: third power", **style.IDEAL)]
+        handles.append(Line2D([], [], color="black", marker="+", markersize=10, linestyle="none", label="DFT"))
+        style.legend(figure, spare, handles)
+    return figure

@@ -42,6 +42,6 @@ class Frame:
 
 
 def reference(name: str) -> list[dict[str, str]]:
-    """Return the lines of a table in the folder ``data/reference``, where numbers stand that were published in print."""
+    """Return the lines of a table in the folder ``data/reference``, where numbers stand that others published; # begins a comment."""
     with (registry.data_dir() / "reference" / name).open(newline="") as handle:
-        return list(csv.DictReader(handle))
+        return list(csv.DictReader(line for line in handle if not line.startswith("#")))
