@@ -211,7 +211,8 @@ def condense(benchmark: str, keys: Collection[str], base: Path | None = None) ->
     row, _ = pd.factorize(pd.concat(marks))
     first = ~pd.Series(row).duplicated().to_numpy()
     rows = {}
-    for name in set.intersection(*map(set, tables)) - {"model", "value", "status", "reason"}:
+    kept = {"model", "value", "status", "reason"}
+    for name in [name for name in tables[0] if name not in kept and all(name in table for table in tables)]:
         column = pd.concat([table[name] for table in tables], ignore_index=True)
         codes, _ = pd.factorize(column)
         if np.array_equal(codes, codes[first][row]):
