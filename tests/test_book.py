@@ -26,6 +26,7 @@ CHAPTERS = [
         "off_equilibrium",
         "why_soft",
         "is_it_real",
+        "six_diets",
         "the_cure",
         "alchemy",
         "weak_supervision",

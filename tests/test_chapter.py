@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from conftest import EMT_KEY as EMT
 
-from helpers import benchmarks, chapter, potentials, registry, results, runner, scoreboard
+from helpers import benchmarks, chapter, figures, potentials, registry, results, runner, scoreboard
 from helpers.benchmarks import surfaces
 
 
@@ -171,6 +171,13 @@ def test_numbers_that_cannot_be_told_apart_or_are_not_there_are_refused(glued):
     with pytest.raises(ValueError, match="share is no number and no text but a Series"):
         here.glue(share=table["slope"])
     assert not glued
+
+
+def test_a_chapter_shows_its_guests_and_names_them_in_its_footers():
+    guest = "nequix-mp-1"
+    alone, together = (chapter.begin("results", "strained_cells", "chgnet-0.3.0", guests=guests) for guests in ((), (guest,)))
+    assert set(together.read("strained_cells")["model"]) - set(alone.read("strained_cells")["model"]) == {guest}
+    assert [figures.label(guest) in here.footer("strained_cells") for here in (alone, together)] == [False, True]
 
 
 def test_another_model_stands_in_for_one_without_rows_and_is_named(glued, capsys):

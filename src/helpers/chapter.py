@@ -48,6 +48,8 @@ class Chapter:
         The versions of what computes.
     costs : tuple of str
         How much the live part and everything are, a line for each benchmark.
+    guests : tuple of str
+        Models of the catalogue that not every chapter shows, and this one does.
     named : dict
         What :meth:`glue` has given names.
     """
@@ -58,6 +60,7 @@ class Chapter:
     device: str
     packages: str
     costs: tuple[str, ...]
+    guests: tuple[str, ...] = ()
     named: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
 
     def live_check(
@@ -92,19 +95,23 @@ class Chapter:
         print('NOT RECOMPUTED (RUN = "results"): what is called live below repeats the table.')
         return table.assign(committed=table["value"], was=table["status"], difference=0.0)
 
-    def read(self, benchmark: str, *, sets: Collection[str] = (), guests: Collection[str] = ()) -> pd.DataFrame:
-        """Return the tables of the models that are :func:`~helpers.potentials.at_home`, of guests, and of the chapter's potential.
+    def read(self, benchmark: str, *, sets: Collection[str] = ()) -> pd.DataFrame:
+        """Return the tables of the models that are :func:`~helpers.potentials.at_home`, of its guests, and of the chapter's potential.
 
         One without a table of its own, as a reader's, is computed on the sample of a report card (:func:`helpers.benchmarks.sample`) where
         ``RUN`` allows it. The sample is kept, so that it is computed once, apart from the tables of the book.
         """
-        table = results.read(benchmark, potentials.at_home(results.models(benchmark), {self.key, *guests}), sets=sets)
+        table = results.read(benchmark, self.models(benchmark), sets=sets)
         if self.key in results.models(benchmark) or self.run == "results" or benchmark in benchmarks.EXPERIMENTS:
             return table
         potential, cases = potentials.load(self.key), benchmarks.sample(benchmark)
         own = runner.run_cases(benchmark, potential, cases, base=results.runs_dir() / "samples").table
         print(f'{self.key}: {len(cases)} cases of {benchmark}, a sample. RUN = "everything" computes all.')
         return pd.concat([table, own[own["set"].isin(sets)] if sets else own], ignore_index=True)
+
+    def models(self, benchmark: str) -> list[str]:
+        """Return the models with a table that the chapter shows."""
+        return potentials.at_home(results.models(benchmark), {self.key, *self.guests})
 
     def own(self, benchmark: str, table: pd.DataFrame | None = None) -> tuple[pd.DataFrame, str]:
         """Return the rows of the chapter's potential and its name; where it has none, those of another model, which a line says.
@@ -156,8 +163,7 @@ class Chapter:
 
     def footer(self, *names: str) -> str:
         """Return where the tables of some benchmarks come from, models in the order of the figures (:func:`helpers.figures.caption`)."""
-        made = {name: potentials.at_home(results.models(name), {self.key}) for name in names}
-        return figures.caption(results.provenance(name, key) for name in names for key in figures.in_order(made[name]))
+        return figures.caption(results.provenance(name, key) for name in names for key in figures.in_order(self.models(name)))
 
     def glue(self, table: pd.DataFrame | None = None, columns: str = "", name: str = "{model}_{column}", **values: object) -> None:
         """Give numbers names by which the text quotes them.
@@ -217,7 +223,9 @@ class Chapter:
         return "\n".join([f"runs on: {self.device}; {self.packages}", f"RUN: {self.run}", *self.costs])
 
 
-def begin(run: str, names: str | Sequence[str], key: str, *, device: str = "auto", processes: int | None = None) -> Chapter:
+def begin(
+    run: str, names: str | Sequence[str], key: str, *, guests: Sequence[str] = (), device: str = "auto", processes: int | None = None
+) -> Chapter:
     """Say where a chapter runs and what it costs; with ``everything``, first compute its tables anew.
 
     The potential's name is glued as ``model``, for the sentences that quote what is computed live.
@@ -230,6 +238,8 @@ def begin(run: str, names: str | Sequence[str], key: str, *, device: str = "auto
         The benchmarks that the chapter recomputes (:data:`helpers.benchmarks.CATALOGUE`).
     key : str
         The potential that it recomputes them with.
+    guests : sequence of str
+        Models that it shows beside those of every chapter (:attr:`helpers.potentials.Entry.guest`).
     device, processes
         For ``everything``, as for :func:`helpers.runner.run`.
 
@@ -251,7 +261,7 @@ def begin(run: str, names: str | Sequence[str], key: str, *, device: str = "auto
             _compute(name, key, device, processes)
     versions = results.package_versions()
     packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "ase"))
-    here = Chapter(run, names, key, results.device_name(str(where)), packages, tuple(_cost(name, key) for name in names))
+    here = Chapter(run, names, key, results.device_name(str(where)), packages, tuple(_cost(name, key) for name in names), tuple(guests))
     here.glue(model=figures.label(key))
     return here
 

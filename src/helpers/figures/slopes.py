@@ -246,6 +246,54 @@ def pairs(found: pd.DataFrame, names: Mapping[str, str], limits: tuple[float, fl
     return figure
 
 
+def diets(
+    board: pd.DataFrame,
+    names: Mapping[str, str],
+    alike: Sequence[str],
+    steps: Sequence[tuple[str, str]],
+    limits: tuple[float, float] = (0.0, 1.3),
+) -> Figure:
+    """Draw s of models that learned from the same frames as a band, and of models of one network as arrows, a lane per family.
+
+    Parameters
+    ----------
+    board : DataFrame
+        From :func:`helpers.explanations.overview`.
+    names : mapping of str to str
+        Family → name, in order.
+    alike : sequence of str
+        Models that learned from the same frames; the band reaches from the lowest s to the highest.
+    steps : sequence of (str, str)
+        Pairs of models of one network; an arrow leads from the first one's s to the second one's. The first is one of ``alike``.
+    limits : (float, float)
+        Range drawn.
+    """
+    rows = style.good_rows(board[board["family"].isin(names)], ["family", "model"], ["slope"])
+    slope = rows.pivot_table(index="family", columns="model", values="slope").reindex([key for key in names if key in set(rows["family"])])
+    last = [second for _, second in steps if second in slope]
+    with mpl.rc_context(STYLE):
+        figure = style.blank(1.2 + 0.52 * len(slope))
+        axes = figure.subplots()
+        name_lanes(axes, [names[key] for key in slope.index])
+        axes.axvline(1, zorder=2, **style.IDEAL)
+        for lane, (_, line) in enumerate(slope.iterrows()):
+            ends = line[[key for key in alike if key in slope]].agg(["min", "max"])
+            axes.barh(lane - 0.18, ends["max"] - ends["min"], left=ends["min"], height=0.3, color="#D5DAE0", zorder=1)
+            for number, (first, second) in enumerate(steps):
+                if second in slope and np.isfinite(line[[first, second]]).all():
+                    arrow = {"arrowstyle": "->", "color": colour(second), "linewidth": 1.8, "shrinkA": 0, "shrinkB": 3}
+                    y = lane + 0.08 + 0.3 * number / max(1, len(steps) - 1)
+                    axes.annotate("", (line[second], y), (line[first], y), arrowprops=arrow, zorder=3)
+                    axes.plot(line[second], y, zorder=4, **style.look(second, 6.5))
+            for key in alike:
+                axes.plot(line.get(key, np.nan), lane - 0.18, zorder=4, markeredgecolor="white", **style.look(key, 7.0))
+        axes.set(xlim=limits, xlabel="slope s, model on DFT")
+        handles = [Line2D([], [], linestyle="none", label=label(model), **style.look(model, 7.0)) for model in in_order([*alike, *last])]
+        handles.append(Patch(color="#D5DAE0", label="same frames"))
+        figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.2)
+    return figure
+
+
 def ratio_by_size(binned: pd.DataFrame, titles: Mapping[str, str], limits: tuple[float, float] = (0.45, 3.6)) -> Figure:
     """Draw model over DFT against the size of the force: bins by DFT on the left, by the model on the right, a line of panels per set.
 
