@@ -189,6 +189,36 @@ def test_a_pair_is_compared_on_the_cases_that_both_have():
     assert explanations.pairs({"x": part}, "m", "absent").empty
 
 
+@pytest.mark.parametrize(
+    ("scales", "avoided", "differ"),
+    [((0.4, 0.5, 0.6), 0.4, 0.2), ((0.5, 0.9, 0.95), 0.05, 0.45), ((1.1, 0.9, 1.0), -0.1, 0.2), ((0.7, 0.7, 0.7), 0.3, 0.0)],
+)
+def test_softness_that_no_network_avoids_is_told_from_what_they_differ_by(scales, avoided, differ):
+    """The least soft of three models leaves what none avoids; values that one of them lacks do not count."""
+    part = explanations.simulate("soft", n=40, seed=2)
+    table = pd.concat([part.assign(model=str(k), value=scale * part["reference"]) for k, scale in enumerate(scales)])
+    table.loc[(table["model"] == "2") & (table["case"] == "7"), "case"] = "another"
+    found = explanations.shared(table.drop(columns=["size_reference", "size_value"]), ["0", "1", "2"], n_resamples=50)
+    assert found["n"] == 39
+    for name, value in {"avoided_by_none": avoided, "differ": differ, "beyond": avoided - differ}.items():
+        assert [found[f"{name}{end}"] for end in ("", "_low", "_high")] == pytest.approx([value] * 3, abs=1e-9)
+    with pytest.raises(ValueError, match="at least two values"):
+        explanations.shared(table.drop(columns=["size_reference", "size_value"]), ["0", "absent"])
+
+
+def test_diets_show_what_networks_share_and_where_a_diet_leads():
+    board = pd.DataFrame(
+        [("mo", "chgnet-0.3.0", 0.4), ("mo", "nequix-mp-1", 0.5), ("mo", "nequix-omat-1", 0.8), ("si", "chgnet-0.3.0", 0.6)],
+        columns=["family", "model", "slope"],
+    )
+    alike, steps = ("chgnet-0.3.0", "nequix-mp-1"), [("nequix-mp-1", "nequix-omat-1"), ("nequix-mp-1", "nequix-oam-1")]
+    (axes,) = figures.diets(board, {"mo": "molybdenum", "si": "silicon", "absent": "no table"}, alike, steps).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["molybdenum", "silicon"]
+    assert [end for bar in axes.patches for end in (bar.get_x(), bar.get_width())] == pytest.approx([0.4, 0.1, 0.6, 0.0])
+    (arrow,) = axes.texts
+    assert (arrow.xyann[0], arrow.xy[0]) == (0.5, 0.8)
+
+
 @pytest.mark.parametrize(("kind", "by_truth", "by_prediction"), [("noisy", 1.0, 1 / R2), ("calibrated", R2, 1.0), ("soft", R2, R2)])
 def test_bins_show_what_their_axis_makes_them_show(kind, by_truth, by_prediction):
     cloud = explanations.simulate(kind, R2, n=40_000, seed=1)

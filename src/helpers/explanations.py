@@ -305,6 +305,39 @@ def pairs(families: Mapping[str, pd.DataFrame], first: str, second: str, n_resam
     return pd.DataFrame([{"family": key, "first": first, "second": second, **entry} for key, entry in found.items() if entry])
 
 
+def shared(table: pd.DataFrame, models: Sequence[str], n_resamples: int = 2000, seed: int = 0) -> dict[str, float]:
+    """Compare how soft several models are with how much they differ, on the cases of :func:`rows` that all of them have.
+
+    For models that learned from the same frames: what none of them avoids is not a network's choice. They are ``n``, ``n_materials``, and
+    with intervals ``avoided_by_none``, 1 − s of the least soft model; ``differ``, the largest s minus the smallest; and ``beyond``, the
+    former minus the latter.
+
+    Raises
+    ------
+    ValueError
+        If a model has no values there, or there are fewer than two.
+    """
+    keys = ["material", *places(table)]
+    sides = [table[table["model"] == model].set_index(keys)[["reference", "value"]] for model in models]
+    both = pd.concat([sides[0]["reference"], *[side["value"] for side in sides]], axis=1, join="inner", keys=range(len(sides) + 1))
+    both = both.reset_index()
+    _need(both)
+    x, *values = _numbers(both, *range(len(sides) + 1))
+    sums = _sums(both, [(x, y) for y in values])
+
+    def slopes_of(totals: np.ndarray) -> np.ndarray:
+        return totals[..., 2::3] / totals[..., ::3]
+
+    found: dict[str, float] = {"n": len(both), "n_materials": len(sums)}
+    for name, statistic in {
+        "avoided_by_none": lambda s: 1 - s.max(axis=-1),
+        "differ": lambda s: np.ptp(s, axis=-1),
+        "beyond": lambda s: 1 - 2 * s.max(axis=-1) + s.min(axis=-1),
+    }.items():
+        found |= _entry(name, _interval(sums, lambda t, f=statistic: f(slopes_of(t)), n_resamples=n_resamples, seed=seed))
+    return found
+
+
 # ---------------------------------------------------------------------------------------------------
 # Where on the axis
 
