@@ -899,3 +899,11 @@ def test_chgnet_on_the_papers_frames(everything, load_model):
     fitted = softening.fit(stress["reference"], stress["value"])
     assert fitted.r > 0.9
     assert 0.7 < fitted.slope < 1.3
+
+
+@needs_mirror
+def test_the_stored_count_of_elements_is_that_of_the_sample():
+    stored = pd.read_csv(registry.data_dir() / "reference" / "mptrj_1k_elements.csv", keep_default_na=False).set_index("element")
+    pd.testing.assert_frame_equal(off.elements_of_mptrj().round(3), stored)
+    frames = ase.io.read(registry.fetch(off.SETS["mptrj-1k"][0]), ":")
+    assert stored.loc["Mo", "frames"] == sum("Mo" in frame.symbols for frame in frames)

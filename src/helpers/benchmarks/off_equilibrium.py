@@ -449,6 +449,24 @@ def crystals(table: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["temperature_k"] < rows["material"].astype(str).map(MELTING_K).astype(float)]
 
 
+def elements_of_mptrj() -> pd.DataFrame:
+    """Count the elements in the sample of MPtrj, from its frames (``data/reference/mptrj_1k_elements.csv`` holds the result).
+
+    Returns
+    -------
+    DataFrame
+        Index ``element``; ``frames`` that hold it, ``alone`` (frames that hold nothing else), and ``largest_force``, the median over those
+        frames of the largest DFT force on one of its atoms (eV/Å).
+    """
+    rows = []
+    for case in cases(sets=["mptrj-1k"]):
+        (atoms,) = case.structures.values()
+        sizes = pd.Series(np.linalg.norm(case.reference["forces"], axis=1)).groupby(atoms.get_chemical_symbols()).max()
+        rows.append(pd.DataFrame({"frames": 1, "alone": int(len(sizes) == 1), "largest_force": sizes}))
+    found = pd.concat(rows).rename_axis("element").groupby(level=0)
+    return found.agg({"frames": "sum", "alone": "sum", "largest_force": "median"})
+
+
 def by_temperature(table: pd.DataFrame, block: int = 1) -> pd.DataFrame:
     """Return the scale of ``single-element-md`` at each nominal temperature of the ab-initio molecular dynamics, and the true one.
 
