@@ -319,10 +319,10 @@ def shared(table: pd.DataFrame, models: Sequence[str], n_resamples: int = 2000, 
     """
     keys = ["material", *places(table)]
     sides = [table[table["model"] == model].set_index(keys)[["reference", "value"]] for model in models]
-    both = pd.concat([sides[0]["reference"], *[side["value"] for side in sides]], axis=1, join="inner", keys=range(len(sides) + 1))
-    both = both.reset_index()
+    columns = {"reference": sides[0]["reference"]} | {f"value_{model}": side["value"] for model, side in zip(models, sides, strict=True)}
+    both = pd.concat(columns, axis=1, join="inner").reset_index()
     _need(both)
-    x, *values = _numbers(both, *range(len(sides) + 1))
+    x, *values = _numbers(both, *columns)
     sums = _sums(both, [(x, y) for y in values])
 
     def slopes_of(totals: np.ndarray) -> np.ndarray:

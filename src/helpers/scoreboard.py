@@ -312,13 +312,13 @@ def _spread(columns: dict[str, pd.Series], middle: str, ends: tuple[float, float
 
 def table(*chosen: str) -> pd.DataFrame:
     """Return the scoreboard: one row per published number and model, in the order of the paper's figures; of some, or of all."""
-    of_models = {("2a",): _surface_lines, ("2b",): _defect_lines, ("2c",): _solution_lines, ("3b",): _migration_lines}
-    of_models |= {("4a", "4b"): _phonon_lines, ("5b", "6b"): _force_lines}
+    of_models = {"2a": _surface_lines, "2b": _defect_lines, "2c": _solution_lines, "3b": _migration_lines}
+    of_models |= {"4a 4b": _phonon_lines, "5b 6b": _force_lines}
     found = [
         line
         for names, lines_of in of_models.items()
-        if not chosen or set(names) & set(chosen)
-        for label, entry in potentials.papers(names[0]).items()
+        if not chosen or set(names.split()) & set(chosen)
+        for label, entry in potentials.papers(names[:2]).items()
         for line in lines_of(label, entry)
     ]
     lines = pd.DataFrame(found + (_cure_lines() if not chosen or "6a" in chosen else [])).sort_values("figure", kind="stable")
