@@ -325,6 +325,8 @@ def test_what_cannot_be_evaluated_is_refused():
     intensive = small_model("M3GNet", is_intensive=True)
     with pytest.raises(PotentialError, match="sums over atoms"):
         wrap(intensive)
+    with pytest.raises(PotentialError, match="use_phi"):
+        wrap(small_model("M3GNet", use_phi=True))
     proper = small_model("TensorNet", equivariance_invariance_group="SO(3)")
     with pytest.raises(PotentialError, match="O\\(3\\)"):
         wrap(proper, matgl.LEGACY)

@@ -221,7 +221,7 @@ class Graph:
     @property
     def n_atoms(self) -> torch.Tensor:
         """Atoms in each structure, shape (B,)."""
-        return torch.bincount(self.system, minlength=self.n_systems)
+        return counts(self.system, self.n_systems)
 
     @property
     def edge_system(self) -> torch.Tensor:
@@ -261,7 +261,7 @@ class Graph:
         )
 
         def tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-            return torch.as_tensor(array).to(device=device, dtype=dtype)
+            return torch.as_tensor(array).to(device=device, dtype=dtype, non_blocking=True)
 
         return cls(
             numbers=tensor(np.concatenate([system.numbers for system in systems]), torch.int64),
@@ -272,6 +272,11 @@ class Graph:
             positions=tensor(np.concatenate([system.positions for system in systems]), torch.float64),
             cells=tensor(np.stack([system.cell for system in systems]), torch.float64),
         )
+
+
+def counts(members: torch.Tensor, n: int) -> torch.Tensor:
+    """Return how often each of the numbers below n occurs, int tensor of shape (n,): ``torch.bincount``, but nothing waits for a GPU."""
+    return members.new_zeros(n).index_add(0, members, torch.ones_like(members))
 
 
 def angles(centre: torch.Tensor, distances: torch.Tensor, cutoff: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -285,16 +290,13 @@ def angles(centre: torch.Tensor, distances: torch.Tensor, cutoff: float) -> tupl
     short = torch.nonzero(distances < cutoff).squeeze(1)
     short = short[torch.argsort(centre[short], stable=True)]
     owner = centre[short]
-    _, counts = torch.unique_consecutive(owner, return_counts=True)
-    starts = torch.cumsum(counts, 0) - counts
-    # Each short edge meets every short edge of its atom: repeat it that often, and number the partners.
-    partners = counts.repeat_interleave(counts)
+    # Each short edge meets every other short edge of its atom: repeat it that often, and number the partners.
+    first = torch.searchsorted(owner, owner)
+    partners = torch.searchsorted(owner, owner, right=True) - first - 1
     left = torch.arange(len(short), device=short.device).repeat_interleave(partners)
-    first = starts.repeat_interleave(counts).repeat_interleave(partners)
     block = torch.cumsum(partners, 0) - partners
-    right = first + torch.arange(len(left), device=short.device) - block.repeat_interleave(partners)
-    distinct = left != right
-    left, right = left[distinct], right[distinct]
+    right = first[left] + torch.arange(len(left), device=short.device) - block[left]
+    right = right + (right >= left)  # past the edge itself
     return owner[left], short[left], short[right]
 
 
@@ -310,17 +312,18 @@ def undirected_bonds(graph: Graph) -> tuple[torch.Tensor, torch.Tensor]:
     """
     centre, neighbour = graph.edge_index
     shifts = graph.shifts.to(torch.int64)
-    largest = int(shifts.abs().max()) if len(shifts) else 0
+    largest = shifts.abs().max() if len(shifts) else shifts.new_zeros(())
     forward = _edge_number(centre, neighbour, shifts, largest, len(graph.numbers))
     reverse = _edge_number(neighbour, centre, -shifts, largest, len(graph.numbers))
-    _, bond, counts = torch.unique(torch.minimum(forward, reverse), return_inverse=True, return_counts=True)
-    if not (counts == 2).all():
+    number, order = torch.sort(torch.minimum(forward, reverse), stable=True)
+    if len(number) % 2 or not ((number[::2] == number[1::2]).all() & (number[1:-1:2] != number[2::2]).all()):
         raise ValueError("the neighbour list does not hold every pair in both directions")
-    order = torch.argsort(bond, stable=True)
+    bond = torch.empty_like(order)
+    bond[order] = torch.arange(len(order), device=order.device) // 2
     return bond, order[::2]
 
 
-def _edge_number(centre: torch.Tensor, neighbour: torch.Tensor, shifts: torch.Tensor, largest: int, n_atoms: int) -> torch.Tensor:
+def _edge_number(centre: torch.Tensor, neighbour: torch.Tensor, shifts: torch.Tensor, largest: torch.Tensor, n_atoms: int) -> torch.Tensor:
     """Return one whole number for each edge, in the order of (centre, neighbour, shift); sorting these is faster than sorting rows."""
     number = centre * n_atoms + neighbour
     for axis in range(3):

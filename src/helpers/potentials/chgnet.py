@@ -19,7 +19,7 @@ import chgnet
 import torch
 from chgnet.model import CHGNet
 
-from helpers.potentials.base import Graph, GraphPotential, PotentialError, angles, linear_on_parts, undirected_bonds
+from helpers.potentials.base import Graph, GraphPotential, PotentialError, angles, counts, linear_on_parts, undirected_bonds
 from helpers.registry import sha256
 
 # The packages' own weight files, by SHA-256: a pickle is code, so only these are loaded.
@@ -58,7 +58,7 @@ class CHGNetPotential(GraphPotential):
         centre, left, right = angles(graph.edge_index[0], distances, self.network.graph_converter.bond_graph_cutoff)
         if graph.species is not None:
             one, other = (graph.species[graph.edge_index[1][edge]] for edge in (left, right))
-            kept = (one < 0) | (other < 0) | (one == other)
+            kept = torch.nonzero((one < 0) | (other < 0) | (one == other)).squeeze(1)
             centre, left, right = centre[kept], left[kept], right[kept]
         return {"bond": bond, "first": first, "centre": centre, "left": left, "right": right}
 
@@ -66,7 +66,7 @@ class CHGNetPotential(GraphPotential):
         # The package leaves the bonds of a structure without angles as they are, but as soon as there is one
         # angle in a batch it updates all bonds, in 0.2.0 with a constant. Without this split a structure
         # would depend on the others in its batch.
-        has_angles = torch.bincount(graph.system[graph.topology["centre"]], minlength=graph.n_systems) > 0
+        has_angles = counts(graph.system[graph.topology["centre"]], graph.n_systems) > 0
         if has_angles.all() or not has_angles.any():
             return self._energies(graph)
         energies = graph.vectors.new_zeros(graph.n_systems)

@@ -22,9 +22,9 @@ import torch
 with torch.serialization.safe_globals([slice]):  # the package unpickles a table of its own that holds slices
     from e3nn.o3 import FullyConnectedTensorProduct, Irreps, TensorProduct, spherical_harmonics, wigner_3j
 
-from helpers.potentials.base import Graph
+from helpers.potentials.base import Graph, counts
 
-__all__ = ["Convolution", "ElementLinear", "Irreps", "even", "even_edges", "spherical_harmonics"]
+__all__ = ["Convolution", "ElementLinear", "Irreps", "by_element", "even", "even_edges", "spherical_harmonics"]
 
 
 def even(receiver: torch.Tensor, n_atoms: int) -> torch.Tensor:
@@ -42,11 +42,29 @@ def even(receiver: torch.Tensor, n_atoms: int) -> torch.Tensor:
     int tensor, shape (N, K)
         Indices of edges; K is the largest number of edges that an atom has, and E stands where one has fewer.
     """
-    counts = torch.bincount(receiver, minlength=n_atoms)
+    sizes = counts(receiver, n_atoms)
     edges = torch.arange(len(receiver), device=receiver.device)
-    rows = receiver.new_full((n_atoms, int(counts.max())), len(receiver))
-    rows[receiver, edges - (torch.cumsum(counts, 0) - counts)[receiver]] = edges
+    rows = receiver.new_full((n_atoms, int(sizes.max())), len(receiver))
+    rows[receiver, edges - (torch.cumsum(sizes, 0) - sizes)[receiver]] = edges
     return rows
+
+
+def by_element(elements: torch.Tensor, n_elements: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sort atoms by element.
+
+    Parameters
+    ----------
+    elements : int tensor, shape (N,)
+        Number of each atom's element, below ``n_elements``.
+
+    Returns
+    -------
+    order : int tensor, shape (N,)
+        Atoms, one element after the other.
+    sizes : int tensor, shape (n_elements,), on the CPU
+        Atoms of each element.
+    """
+    return torch.argsort(elements, stable=True), counts(elements, n_elements).cpu()
 
 
 def even_edges(graph: Graph, cutoff: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -66,7 +84,7 @@ def even_edges(graph: Graph, cutoff: float) -> tuple[torch.Tensor, torch.Tensor,
     """
     rows = graph.topology["rows"]
     fill = rows.view(-1)
-    vectors = torch.cat([graph.vectors, graph.vectors.new_tensor([[0.0, 0.0, cutoff]])])[fill]
+    vectors = torch.cat([graph.vectors, torch.nn.functional.pad(graph.vectors.new_full((1, 1), cutoff), (2, 0))])[fill]
     sender = torch.cat([graph.edge_index[1], graph.edge_index.new_zeros(1)])[fill]
     receiver = torch.arange(len(rows), device=rows.device).repeat_interleave(rows.shape[1])
     return vectors, torch.stack([sender, receiver]), fill
@@ -111,7 +129,14 @@ class Convolution(torch.nn.Module):
         constants = [(path.i_in1, path.i_in2, path.path_weight) for path in paths]
         return cls(product.irreps_in1, harmonics, product.irreps_out, constants)
 
-    def forward(self, x: torch.Tensor, harmonics: torch.Tensor, weights: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        harmonics: torch.Tensor,
+        weights: torch.Tensor,
+        edge_index: torch.Tensor,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return the sums.
 
         Parameters
@@ -122,13 +147,15 @@ class Convolution(torch.nn.Module):
         weights : tensor, shape (E, sum of the paths' channels)
         edge_index : int tensor, shape (2, E)
             Row 0: the neighbour, which sends. Row 1: the atom whose sum it is, in ascending order.
+        rows : int tensor, shape (N, K), optional
+            What :func:`even` makes of row 1. To find it once for all layers saves time.
 
         Returns
         -------
         tensor, shape (N, irreps_out.dim)
         """
         sender, receiver = edge_index
-        rows = even(receiver, len(x))
+        rows = even(receiver, len(x)) if rows is None else rows
         if rows.numel() > len(sender):  # an edge of zeros fills the empty places
             fill = rows.view(-1)
             sender = torch.cat([sender, sender.new_zeros(1)])[fill]
@@ -192,7 +219,7 @@ class ElementLinear(torch.nn.Module):
             raise ValueError(f"{product} is no linear layer with weights for each element")
         self._product = [product]  # in a list, so that its weights have one name only
 
-    def forward(self, x: torch.Tensor, elements: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, elements: torch.Tensor, groups: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
         """Return the new features.
 
         Parameters
@@ -200,17 +227,20 @@ class ElementLinear(torch.nn.Module):
         x : tensor, shape (N, irreps_in1.dim)
         elements : tensor, shape (N, elements)
             A single 1 in each row.
+        groups : pair of tensors, optional
+            The atoms by element, from :func:`by_element`. To find them once for all layers saves time.
         """
         product = self._product[0]
-        which = elements.argmax(dim=1)
-        atoms = [(element, torch.nonzero(which == element).squeeze(1)) for element in torch.unique(which).tolist()]
-        inputs = x.split([one.dim for one in product.irreps_in1], dim=1)
+        order, sizes = groups or by_element(elements.argmax(dim=1), elements.shape[1])
+        present = [(element, size) for element, size in enumerate(sizes.tolist()) if size]
+        inputs = x[order].split([one.dim for one in product.irreps_in1], dim=1)
         outputs = [x.new_zeros(len(x), one.mul, one.ir.dim) for one in product.irreps_out]
         for path, weight in zip(product.instructions, product.weight_views(), strict=True):
             mul, ir = product.irreps_in1[path.i_in1]
             features = inputs[path.i_in1].view(len(x), mul, ir.dim)
             factor = path.path_weight / ir.dim**0.5
-            for element, rows in atoms:
-                part = torch.einsum("uw,nui->nwi", factor * weight[:, element], features[rows])
-                outputs[path.i_out] = outputs[path.i_out].index_add(0, rows, part)
-        return torch.cat([output.flatten(1) for output in outputs], dim=1)
+            parts = zip(present, features.split([size for _, size in present]), strict=True)
+            multiplied = [torch.einsum("uw,nui->nwi", factor * weight[:, element], part) for (element, _), part in parts]
+            outputs[path.i_out] = outputs[path.i_out] + torch.cat(multiplied)
+        result = torch.cat([output.flatten(1) for output in outputs], dim=1)
+        return torch.zeros_like(result).index_copy(0, order, result)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,15 @@ class MACEPotential(GraphPotential):
         # In a list of Python's, so that the network stays the package's. They hold constants only, no weights.
         self._convolutions = [_convolution(interaction) for interaction in network.interactions]
 
+    def topology(self, graph: Graph, distances: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: D102
+        from helpers.potentials.equivariant import by_element, even
+
+        elements = (graph.numbers[:, None] == self.network.atomic_numbers).int().argmax(dim=1)
+        order, sizes = by_element(elements, len(self.network.atomic_numbers))
+        return {"rows": even(graph.edge_index[0], len(graph.numbers)), "by_element": order, "of_element": sizes}
+
     def energies(self, graph: Graph) -> torch.Tensor:  # noqa: D102
-        network = _with_less_work(self.network, self._convolutions)
+        network = _with_less_work(self.network, self._convolutions, graph.topology)
         if graph.weights is not None:
             network = _weighted(network, graph)
         # MACE takes positions and lattice shifts and forms r[receiver] − r[sender] + shift. The bond vectors are already
@@ -87,7 +95,9 @@ def _convolution(interaction: torch.nn.Module) -> torch.nn.Module | None:
         return None
 
 
-def _with_less_work(network: torch.nn.Module, convolutions: Sequence[torch.nn.Module | None]) -> torch.nn.Module:
+def _with_less_work(
+    network: torch.nn.Module, convolutions: Sequence[torch.nn.Module | None], topology: Mapping[str, torch.Tensor]
+) -> torch.nn.Module:
     """Return a MACE that shares all parameters with another one, with this project's versions of some layers in its interactions."""
     from e3nn.o3 import FullyConnectedTensorProduct
 
@@ -100,10 +110,12 @@ def _with_less_work(network: torch.nn.Module, convolutions: Sequence[torch.nn.Mo
         other = copy.copy(interaction)
         other._modules = dict(interaction._modules)
         if convolution is not None:
-            other.conv_tp = convolution
+            del other.conv_tp  # what takes its place is no module
+            other.conv_tp = functools.partial(convolution, rows=topology["rows"])
             other.conv_fusion = True  # the package's word for a conv_tp that also sums
         if type(interaction.skip_tp) is FullyConnectedTensorProduct:
-            other.skip_tp = ElementLinear(interaction.skip_tp)
+            del other.skip_tp
+            other.skip_tp = functools.partial(ElementLinear(interaction.skip_tp), groups=(topology["by_element"], topology["of_element"]))
         interactions.append(other)
     twin.interactions = torch.nn.ModuleList(interactions)
     return twin
@@ -234,7 +246,7 @@ def _load(
             f"{path}: SHA-256 {found} is not in the registry, and a model file can run any code when it is opened. "
             "If you trust where it comes from, pass trust=True (on the command line: --trust)."
         )
-    network = _unpickle(path, content, device)
+    network = _unpickle(path, content)
     cutoff = round(float(network.r_max), 6)
     head, name = _head(path, getattr(network, "heads", None) or ["Default"])
     network = network.to(dtype)
@@ -260,12 +272,12 @@ def _load(
     return potential
 
 
-def _unpickle(path: Path, content: bytes, device: torch.device) -> torch.nn.Module:
+def _unpickle(path: Path, content: bytes) -> torch.nn.Module:
     with contained():
         from mace.modules.models import MACE, ScaleShiftMACE
 
         try:
-            network = torch.load(io.BytesIO(content), map_location=device, weights_only=False)
+            network = torch.load(io.BytesIO(content), map_location="cpu", weights_only=False)
         except Exception as error:  # a damaged pickle raises whatever its bytes spell
             raise PotentialError(
                 f"{path} cannot be opened as a MACE model file ({type(error).__name__}: {error}). "

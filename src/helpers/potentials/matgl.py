@@ -52,18 +52,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from ase.data import atomic_numbers
 
-from helpers.potentials.base import Graph, GraphPotential, PotentialError, angles, linear_on_parts
+from helpers.potentials.base import Graph, GraphPotential, PotentialError, angles, counts, linear_on_parts
 from helpers.registry import sha256
 
 with warnings.catch_warnings():
     # torch_geometric, which MatGL imports, still uses torch.jit.
     warnings.simplefilter("ignore", DeprecationWarning)
     from matgl.apps.pes import Potential as MatGLModel
-    from matgl.layers._three_body import combine_sbf_shf
     from matgl.models import M3GNet, TensorNet
     from matgl.utils.cutoff import cosine_cutoff, polynomial_cutoff
 
@@ -191,20 +191,19 @@ class M3GNetPotential(MatGLPotential):
         # As in MatGL, whose weights were trained so.
         cosines = cosines.clamp(-1 + 1e-7, 1 - 1e-7)
         basis = network.basis_expansion
-        # The radial part depends on one bond only: it is evaluated once per bond, not once per triple.
-        angular = combine_sbf_shf(
-            basis.sbf(lengths)[top["right"]],
-            basis.shf(cosines, torch.zeros_like(cosines)),
-            max_n=basis.max_n,
-            max_l=basis.max_l,
-            use_phi=basis.use_phi,
-        )
+        # The radial part depends on one bond only: it is evaluated once per bond, not once per triple. Its columns are those of degree 0,
+        # then those of degree 1, and so on.
+        spherical = basis.shf(cosines, torch.zeros_like(cosines)).repeat_interleave(basis.max_n, dim=1)
+        left, right = top["stands_left"], top["stands_right"]
         weights = polynomial_cutoff(lengths, network.threebody_cutoff)
-        triples = torch.stack([top["stands_left"], top["stands_right"]])
+        angular = basis.sbf(lengths)[top["right"]] * spherical * (weights[left] * weights[right])[:, None]
+        ends = edge_index[1][right]
 
         atoms, edges, _ = network.embedding(rows, radial, None)
         for three_body, block in zip(network.three_body_interactions, network.graph_layers, strict=True):
-            edges = three_body(edge_index[1], triples, None, edge_index.shape[1], angular, weights, atoms, edges)
+            # As the package does; but that makes the zeros to sum onto on the CPU.
+            bonds = edges.new_zeros(len(edges), angular.shape[1]).index_add(0, left, angular * three_body.update_network_atom(atoms)[ends])
+            edges = edges + three_body.update_network_bond(bonds)
             layer = block.conv
             edges = edges + _gated(layer.edge_update_func, atoms, edges, edge_index) * layer.edge_weight_func(radial)
             messages = _gated(layer.node_update_func, atoms, edges, edge_index) * layer.node_weight_func(radial)
@@ -231,14 +230,19 @@ class TensorNetPotential(MatGLPotential):
 
     bytes_measured = 140_000
 
+    def __init__(self, key: str, model: MatGLModel, convention: Convention, **settings: Any) -> None:
+        super().__init__(key, model, convention, **settings)
+        matrices = (one.to(self.device, self.network_dtype) for one in (_TO_MATRIX, torch.linalg.inv(_TO_MATRIX)))
+        self.forms = _Forms(*matrices, torch.tensor(_PART, device=self.device))
+
     def atomic_energies(self, graph: Graph, rows: torch.Tensor) -> torch.Tensor:  # noqa: D102
         network = self.network
         lengths = torch.linalg.norm(graph.vectors, dim=1)
         radial = network.bond_expansion(lengths)
         cutoff = cosine_cutoff(lengths, network.cutoff)[:, None]
-        tensors = _embedded(network.tensor_embedding, rows, graph.edge_index, graph.vectors / lengths[:, None], radial, cutoff)
+        tensors = _embedded(network.tensor_embedding, rows, graph.edge_index, graph.vectors / lengths[:, None], radial, cutoff, self.forms)
         for layer in network.layers:
-            tensors = _interacted(layer, tensors, graph.edge_index, radial, cutoff)
+            tensors = _interacted(layer, tensors, graph.edge_index, radial, cutoff, self.forms)
         features = network.linear(network.out_norm(torch.cat(_squares(tensors), dim=1)))
         return network.final_layer(features).view(-1)
 
@@ -264,14 +268,21 @@ _TO_MATRIX = torch.tensor(
 )
 
 
-def _matrices(tensors: torch.Tensor) -> torch.Tensor:
-    """Return tensors, shape (N, 9, units), as matrices, shape (N, 3, 3, units)."""
-    return (_TO_MATRIX.to(tensors) @ tensors).unflatten(1, (3, 3))
+@dataclass(frozen=True)
+class _Forms:
+    """What turns tensors from one form into the other, and the part that each component belongs to; it lies where the network does."""
 
+    to_matrix: torch.Tensor
+    to_components: torch.Tensor
+    part: torch.Tensor
 
-def _components(matrices: torch.Tensor) -> torch.Tensor:
-    """Return matrices, shape (N, 3, 3, units), as tensors, shape (N, 9, units)."""
-    return torch.linalg.inv(_TO_MATRIX).to(matrices) @ matrices.flatten(1, 2)
+    def matrices(self, tensors: torch.Tensor) -> torch.Tensor:
+        """Return tensors, shape (N, 9, units), as matrices, shape (N, 3, 3, units)."""
+        return (self.to_matrix @ tensors).unflatten(1, (3, 3))
+
+    def components(self, matrices: torch.Tensor) -> torch.Tensor:
+        """Return matrices, shape (N, 3, 3, units), as tensors, shape (N, 9, units)."""
+        return self.to_components @ matrices.flatten(1, 2)
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -308,6 +319,7 @@ def _embedded(
     directions: torch.Tensor,
     radial: torch.Tensor,
     cutoff: torch.Tensor,
+    forms: _Forms,
 ) -> torch.Tensor:
     """Return the first tensors of the atoms, shape (N, 9, units): sums over neighbours of the outer products of the bonds' directions."""
     centre, neighbour = edge_index
@@ -328,11 +340,11 @@ def _embedded(
     norm = embedding.init_norm(sum(_squares(tensors)))
     for linear in embedding.linears_scalar:
         norm = embedding.act(linear(norm))
-    return _mixed(embedding.linears_tensor, tensors) * norm.unflatten(1, (units, 3)).movedim(2, 1)[:, _PART]
+    return _mixed(embedding.linears_tensor, tensors) * norm.unflatten(1, (units, 3)).movedim(2, 1)[:, forms.part]
 
 
 def _interacted(
-    layer: torch.nn.Module, tensors: torch.Tensor, edge_index: torch.Tensor, radial: torch.Tensor, cutoff: torch.Tensor
+    layer: torch.nn.Module, tensors: torch.Tensor, edge_index: torch.Tensor, radial: torch.Tensor, cutoff: torch.Tensor, forms: _Forms
 ) -> torch.Tensor:
     """Return the tensors after one interaction, shape (N, 9, units)."""
     centre, neighbour = edge_index
@@ -344,16 +356,16 @@ def _interacted(
     tensors = tensors / (sum(_squares(tensors)) + 1)[:, None]
     own = _mixed(layer.linears_tensor[:3], tensors)
     messages = [own[neighbour, start:stop] * weights[:, part, None] for part, (start, stop) in enumerate(_PARTS)]
-    received = _matrices(_summed(messages, centre, len(own)))
-    own = _matrices(own)
+    received = forms.matrices(_summed(messages, centre, len(own)))
+    own = forms.matrices(own)
     if layer.equivariance_invariance_group == "O(3)":
         change = _product(received, own) + _product(own, received)
     else:
         change = 2 * _product(own, received)
     change = change / ((change**2).sum((1, 2)) + 1)[:, None, None]
-    change = _mixed(layer.linears_tensor[3:], _components(change))
-    matrix = _matrices(change)
-    return tensors + change + _components(_product(matrix, matrix))
+    change = _mixed(layer.linears_tensor[3:], forms.components(change))
+    matrix = forms.matrices(change)
+    return tensors + change + forms.components(_product(matrix, matrix))
 
 
 def exchange_ends(network: TensorNet) -> None:
@@ -390,8 +402,8 @@ def stand_ins(graph: Graph, distances: torch.Tensor, cutoff: float, three_body_c
     order = legacy_order(graph, cutoff)
     short = order[distances[order] <= three_body_cutoff]
     system = graph.edge_system
-    n_edges = torch.bincount(system, minlength=graph.n_systems)
-    n_short = torch.bincount(system[short], minlength=graph.n_systems)
+    n_edges = counts(system, graph.n_systems)
+    n_short = counts(system[short], graph.n_systems)
     first_edge = torch.cumsum(n_edges, 0) - n_edges
     first_short = torch.cumsum(n_short, 0) - n_short
     number = torch.arange(len(short), device=short.device) - first_short[system[short]]
@@ -426,7 +438,7 @@ def legacy_order(graph: Graph, cutoff: float) -> torch.Tensor:
     images = graph.positions[neighbour] + torch.einsum("es,esx->ex", graph.shifts, graph.cells[system])
     step = (cube(images, system) - home[centre] + 1).to(torch.int64)
 
-    fractional = torch.einsum("nx,nxs->ns", graph.positions, torch.linalg.inv(graph.cells)[graph.system])
+    fractional = torch.einsum("nx,nxs->ns", graph.positions, torch.linalg.inv_ex(graph.cells).inverse[graph.system])
     image = (graph.shifts + torch.floor(fractional)[neighbour]).to(torch.int64)
     image = image.max(dim=0).values - image
     span = image.max(dim=0).values + 1
@@ -485,6 +497,8 @@ def from_network(
         raise PotentialError("only energies that are sums over atoms, without state features, repulsion or charges, can be evaluated")
     if any(getattr(block, "dropout", None) is not None for block in getattr(network, "graph_layers", ())):
         raise PotentialError("networks with dropout cannot be evaluated")
+    if getattr(getattr(network, "basis_expansion", None), "use_phi", False):
+        raise PotentialError("networks with a second angle in their triples (use_phi) cannot be evaluated")
     if isinstance(network, TensorNet) and convention.receiver == 1:
         exchange_ends(network)
     network.to(dtype)

@@ -189,7 +189,7 @@ class NequixPotential(GraphPotential):
     def topology(self, graph: Graph, distances: torch.Tensor) -> dict[str, torch.Tensor]:  # noqa: D102
         bond, first = undirected_bonds(graph)
         return {
-            "bond": torch.cat([bond, bond.new_tensor([len(first)])]),
+            "bond": torch.nn.functional.pad(bond, (0, 1), value=len(first)),
             "first": first,
             "rows": even(graph.edge_index[0], len(graph.numbers)),
         }

@@ -54,7 +54,9 @@ class SevenNetPotential(GraphPotential):
                 break
             if name in self._sums:
                 weights = layer.weight_nn(data["edge_embedding"])
-                data["x"] = self._sums[name](data["x"], data["edge_attr"], weights, edge_index).div(layer.denominator)
+                data["x"] = self._sums[name](data["x"], data["edge_attr"], weights, edge_index, graph.topology["rows"]).div(
+                    layer.denominator
+                )
             else:
                 data = layer(data)
             if name == "onehot_idx_to_onehot":  # the package makes it in single precision, whatever the network's is
