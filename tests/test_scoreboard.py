@@ -134,6 +134,12 @@ def test_the_board_is_complete_and_comes_from_the_tables(board):
 
 
 @pytest.mark.slow
+def test_a_board_of_some_figures_is_that_part_of_the_whole(board):
+    for chosen in (("2c", "4b"), ("6a",)):
+        pd.testing.assert_frame_equal(scoreboard.table(*chosen), board[board["figure"].isin(chosen)].reset_index(drop=True))
+
+
+@pytest.mark.slow
 def test_a_line_says_how_many_of_its_cases_there_are(board):
     for key in ("chgnet-0.3.0", "m3gnet-mp-2021.2.8"):
         lines = board[board["key"] == key]
