@@ -13,6 +13,8 @@ Where the project is published stands in the environment variable SOFTENING_REPO
 gitlab.com), with SOFTENING_BRANCH (``main``) and SOFTENING_JUPYTERHUB (the address of a hub with nbgitpuller). With it the pages get
 buttons for Binder, Colab (GitHub only), the hub, edits and issues; without it they have none.
 
+Notebooks are executed as many at a time as there are cores; those that measure time run alone, last.
+
 The pages of the course labs are the students' versions, written to ``book/labs`` before every build and not executed.
 """
 
@@ -22,6 +24,7 @@ import ast
 import copy
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -32,6 +35,7 @@ from pathlib import Path
 import nbformat
 import yaml
 from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from polish import polish
@@ -42,6 +46,7 @@ BUILD = ROOT / "book" / "_build"
 CACHE = BUILD / ".jupyter_cache"
 FINGERPRINTS = BUILD / "fingerprints.json"
 LABS = ROOT / "notebooks" / "labs" / "source"
+ALONE = {"speed"}  # notebooks that measure time
 BINDER, COLAB = "https://mybinder.org", "https://colab.research.google.com"
 
 
@@ -116,6 +121,24 @@ def forget_stale(notebooks: list[Path]) -> dict[str, str]:
         # Sphinx reads again only what is newer than its last reading.
         os.utime(ROOT / name)
     return now
+
+
+def execute(notebooks: list[Path], timeout: int) -> None:
+    """Execute those notebooks whose outputs the cache lacks, as many at a time as there are cores; ``timeout`` (s) is for a cell.
+
+    The build finds the outputs in the cache. What failed, it executes once more, and reports.
+    """
+    CACHE.parent.mkdir(parents=True, exist_ok=True)
+    cache = get_cache(str(CACHE))
+    lacking = []
+    for path in notebooks:
+        try:
+            cache.match_cache_notebook(nbformat.read(path, as_version=4))
+        except KeyError:
+            lacking.append(cache.add_nb_to_project(str(path)).uri)
+    if lacking:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        load_executor("local-parallel", cache).run_and_cache(filter_uris=lacking, timeout=timeout)
 
 
 def lab_pages() -> dict[str, Path]:
@@ -216,6 +239,8 @@ def main() -> int:
     write_labs()
     notebooks = sorted(path for path in (ROOT / "notebooks").glob("*.ipynb"))
     now = forget_stale(notebooks)
+    timeout = yaml.safe_load((ROOT / "_config.yml").read_text())["execute"]["timeout"]
+    execute([path for path in notebooks if path.stem not in ALONE], timeout)
     tool = str(Path(sys.executable).parent / "jupyter-book")
     command = [tool, "build", str(ROOT), "--config", str(configuration), "--path-output", str(ROOT / "book"), "-W", "-n", "--keep-going"]
     environment = {**os.environ, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}

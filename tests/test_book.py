@@ -100,6 +100,24 @@ def test_the_check_finds_what_is_wrong(tmp_path, html, complaint):
     assert complaint in messages[0]
 
 
+@pytest.mark.slow
+def test_notebooks_are_executed_once_and_one_that_fails_is_left_to_the_build(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "CACHE", tmp_path / "_build" / "cache")
+    paths = []
+    for name, source in {"good": "open('runs', 'a').write('x')", "bad": "raise RuntimeError"}.items():
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source, id="one")])
+        paths.append(tmp_path / name / f"{name}.ipynb")
+        paths[-1].parent.mkdir()
+        nbformat.write(notebook, paths[-1])
+    for _ in range(2):
+        build.execute(paths, timeout=60)
+    assert (tmp_path / "good" / "runs").read_text() == "x", "in its own folder, once"
+    cache = build.get_cache(str(build.CACHE))
+    assert cache.match_cache_notebook(nbformat.read(paths[0], as_version=4))
+    with pytest.raises(KeyError):
+        cache.match_cache_notebook(nbformat.read(paths[1], as_version=4))
+
+
 def test_the_check_accepts_a_good_page(tmp_path):
     page = tmp_path / "page.html"
     page.write_text('<h2 id="here">x</h2><a href="#here">x</a><a href="https://doi.org/1">x</a><img src="data:image/png;base64,A" alt="x">')
@@ -130,8 +148,11 @@ def test_chapters_have_the_house_anatomy(path):
     assert positions == sorted(positions)
     assert text.index("## Exercises") < text.index("## References")
     assert 25 <= len(notebook.cells) <= 60
-    longest = max(len(cell.source.splitlines()) for cell in notebook.cells if cell.cell_type == "code")
+    lines = [(len(cell.source.split("\n")), cell.metadata.get("tags", [])) for cell in notebook.cells if cell.cell_type == "code"]
+    longest = max(n for n, _ in lines)
     assert longest <= 20, f"a code cell has {longest} lines; move its work into helpers"
+    seen, whole = (sum(n for n, tags in lines if not (hidden and tags)) for hidden in (True, False))
+    assert seen >= 0.45 * whole, f"{seen} of {whole} lines of code can be seen; move what only shows into helpers"
 
 
 @pytest.mark.parametrize("path", [*CHAPTERS, ROOT / "book" / "template.ipynb"], ids=lambda path: path.stem)

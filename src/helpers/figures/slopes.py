@@ -1,4 +1,7 @@
-"""Charts of the two slopes: simulated clouds, the plane of both, what 1 − s is made of, pairs of models, slopes in bins of size."""
+"""Charts of the two slopes: simulated clouds, the plane of both, what 1 − s is made of, pairs of models, slopes in bins of size.
+
+``names`` maps families to their names, in the order of the lanes; ``limits`` is the range drawn.
+"""
 
 from __future__ import annotations
 
@@ -152,8 +155,6 @@ def parts(explained: pd.DataFrame, names: Mapping[str, str], models: Sequence[st
     ----------
     explained : DataFrame
         From :func:`helpers.explanations.explain_all`.
-    names : mapping of str to str
-        Family → name, in order.
     models : sequence of str
         One or two.
     limits : (float, float)
@@ -217,10 +218,6 @@ def pairs(found: pd.DataFrame, names: Mapping[str, str], limits: tuple[float, fl
     ----------
     found : DataFrame
         From :func:`helpers.explanations.pairs`.
-    names : mapping of str to str
-        Family → name, in order.
-    limits : (float, float)
-        Range drawn.
     """
     rows = style.good_rows(found[found["family"].isin(names)], ["family", "first", "second"], ["slope_first", "slope_second"])
     rows = rows.set_index("family").loc[[key for key in names if key in set(rows["family"])]]
@@ -259,14 +256,10 @@ def diets(
     ----------
     board : DataFrame
         From :func:`helpers.explanations.overview`.
-    names : mapping of str to str
-        Family → name, in order.
     alike : sequence of str
         Models that learned from the same frames; the band reaches from the lowest s to the highest.
     steps : sequence of (str, str)
         Pairs of models of one network; an arrow leads from the first one's s to the second one's. The first is one of ``alike``.
-    limits : (float, float)
-        Range drawn.
     """
     rows = style.good_rows(board[board["family"].isin(names)], ["family", "model"], ["slope"])
     slope = rows.pivot_table(index="family", columns="model", values="slope").reindex([key for key in names if key in set(rows["family"])])

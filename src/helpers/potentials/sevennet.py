@@ -53,10 +53,9 @@ class SevenNetPotential(GraphPotential):
             if name == "reduce_total_enegy":  # the package's spelling
                 break
             if name in self._sums:
-                weights = layer.weight_nn(data["edge_embedding"])
-                data["x"] = self._sums[name](data["x"], data["edge_attr"], weights, edge_index, graph.topology["rows"]).div(
-                    layer.denominator
-                )
+                # The edges are as many for every atom already, so that the rows fill no further place.
+                made = data["x"], data["edge_attr"], layer.weight_nn(data["edge_embedding"])
+                data["x"] = self._sums[name](*made, edge_index, graph.topology["rows"]).div(layer.denominator)
             else:
                 data = layer(data)
             if name == "onehot_idx_to_onehot":  # the package makes it in single precision, whatever the network's is
