@@ -131,7 +131,7 @@ def conductivity(found: pd.DataFrame) -> Figure:
             style.log_places(panel, [0.5, 0.7, 1.0, 1.3])
             panel.set(xlim=(0.48, 1.35), ylim=(5e-4, 6), yscale="log")
             outside = (~part["omega_max"].between(*panel.get_xlim()) | ~part["kappa_ratio"].between(*panel.get_ylim())).sum()
-            style.note(panel, f"n = {len(part)}" + (f", {outside} outside" if outside else ""), "lower right")
+            style.note(panel, f"n = {len(part)}" + (f", {outside} outside" if outside else ""), "upper left")
             style.title(panel, model)
         style.outer_labels(axes, "highest frequency, model / DFT", "conductivity, model / DFT")
         handles = [Line2D([], [], label="softness alone: third power", **style.IDEAL)]
