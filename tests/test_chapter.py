@@ -180,6 +180,15 @@ def test_a_chapter_shows_its_guests_and_names_them_in_its_footers():
     assert [figures.label(guest) in here.footer("strained_cells") for here in (alone, together)] == [False, True]
 
 
+def test_what_a_chapter_does_not_know_is_asked_back():
+    with pytest.raises(potentials.PotentialError, match=r"unknown model 'nequix-mp1'.*Did you mean nequix-mp-1\?"):
+        chapter.begin("results", "surfaces", "chgnet-0.3.0", guests="nequix-mp1")
+    with pytest.raises(potentials.PotentialError, match=r"Did you mean chgnet-0\.3\.0\?"):
+        chapter.begin("results", "surfaces", "chgnet-0.3")
+    with pytest.raises(KeyError, match="unknown benchmark 'surface'"):
+        chapter.begin("results", "surface", "chgnet-0.3.0")
+
+
 def test_another_model_stands_in_for_one_without_rows_and_is_named(glued, capsys):
     here = chapter.begin("results", "surfaces", "file:my-fix", device="cpu")
     table = pd.DataFrame({"model": ["chgnet-0.2.0", "sevennet-0", "chgnet-0.3.0"], "slope": [0.7, 1.0, 0.8]})

@@ -11,6 +11,7 @@ import ase.io
 import nbformat
 import numpy as np
 import pytest
+import test_catalogue
 import torch
 import yaml
 from ase.build import bulk
@@ -74,6 +75,10 @@ def test_the_benchmark_that_is_shown_runs(monkeypatch):
     assert module.summarise(found)["slope"].iloc[0] == pytest.approx(1, abs=0.03)
     assert set(module.TOLERANCES) == set(found["property"])
     assert module.LIVE in module.SETS
+    # What the tests of all benchmarks ask of it.
+    monkeypatch.setattr(benchmarks, "module", lambda name: module)
+    test_catalogue.test_a_benchmark_has_the_names_of_all("lattice")
+    test_catalogue.test_a_family_of_the_paper_says_how_it_is_read_and_sampled("lattice")
 
 
 @pytest.mark.slow

@@ -202,8 +202,11 @@ def test_softness_that_no_network_avoids_is_told_from_what_they_differ_by(scales
     assert found["n"] == 39
     for name, value in {"avoided_by_none": avoided, "differ": differ, "beyond": avoided - differ}.items():
         assert [found[f"{name}{end}"] for end in ("", "_low", "_high")] == pytest.approx([value] * 3, abs=1e-9)
-    with pytest.raises(ValueError, match="at least two values"):
-        explanations.shared(table.drop(columns=["size_reference", "size_value"]), ["0", "absent"])
+    with pytest.raises(ValueError, match="no values of absent; there are those of 0, 1, 2"):
+        explanations.shared(table, ["0", "absent"])
+    for models in (["0"], ["0", "0"], []):
+        with pytest.raises(ValueError, match="at least two models are compared"):
+            explanations.shared(table, models)
 
 
 def test_diets_show_what_networks_share_and_where_a_diet_leads():

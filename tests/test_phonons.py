@@ -731,6 +731,8 @@ def test_published_conductivities_stand_beside_the_frequencies_of_the_same_cryst
     assert successor["omega_max"].mean() == pytest.approx(0.91, abs=0.005)
     assert successor["omega_mean"].isna().all()
     assert found.loc[found["model"] == "m3gnet-mp-2021.2.8", "omega_max"].isna().all(), "its table was not given"
+    with pytest.raises(ValueError, match="no frequencies of phonondb-pbe"):
+        phonons.conductivities(results.read("phonons", "chgnet-0.3.0").query("set == 'csf'"))
 
 
 @pytest.mark.parametrize(("power", "share"), [(3.0, 1.0), (6.0, 0.5), (2.0, 1.5)])

@@ -137,6 +137,8 @@ def test_the_board_is_complete_and_comes_from_the_tables(board):
 def test_a_board_of_some_figures_is_that_part_of_the_whole(board):
     for chosen in (("2c", "4b"), ("6a",)):
         pd.testing.assert_frame_equal(scoreboard.table(*chosen), board[board["figure"].isin(chosen)].reset_index(drop=True))
+    with pytest.raises(KeyError, match="no figure 9z; it has 2a, 2b"):
+        scoreboard.table("2a", "9z")
 
 
 @pytest.mark.slow

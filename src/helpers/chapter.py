@@ -224,7 +224,7 @@ class Chapter:
 
 
 def begin(
-    run: str, names: str | Sequence[str], key: str, *, guests: Sequence[str] = (), device: str = "auto", processes: int | None = None
+    run: str, names: str | Sequence[str], key: str, *, guests: str | Sequence[str] = (), device: str = "auto", processes: int | None = None
 ) -> Chapter:
     """Say where a chapter runs and what it costs; with ``everything``, first compute its tables anew.
 
@@ -238,7 +238,7 @@ def begin(
         The benchmarks that the chapter recomputes (:data:`helpers.benchmarks.CATALOGUE`).
     key : str
         The potential that it recomputes them with.
-    guests : sequence of str
+    guests : str or sequence of str
         Models that it shows beside those of every chapter (:attr:`helpers.potentials.Entry.guest`).
     device, processes
         For ``everything``, as for :func:`helpers.runner.run`.
@@ -247,6 +247,10 @@ def begin(
     ------
     ValueError
         If ``run`` is none of the three.
+    KeyError
+        If a benchmark is unknown.
+    PotentialError
+        If the potential or a guest is unknown.
     RegistryError
         If ``everything`` is asked for and a file cannot be had; it says which one, and where to put it.
     RunError
@@ -254,14 +258,18 @@ def begin(
     """
     if run not in RUNS:
         raise ValueError(f"RUN = {run!r}: give one of {', '.join(map(repr, RUNS))}{registry.nearest(run, RUNS)}")
-    names = (names,) if isinstance(names, str) else tuple(names)
+    names, guests = ((given,) if isinstance(given, str) else tuple(given) for given in (names, guests))
+    for name in names:
+        benchmarks.module(name)
+    for model in (key, *guests):
+        potentials.check(model)
     where = potentials.resolve_device(device)
     if run == "everything":
         for name in names:
             _compute(name, key, device, processes)
     versions = results.package_versions()
     packages = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "ase"))
-    here = Chapter(run, names, key, results.device_name(str(where)), packages, tuple(_cost(name, key) for name in names), tuple(guests))
+    here = Chapter(run, names, key, results.device_name(str(where)), packages, tuple(_cost(name, key) for name in names), guests)
     here.glue(model=figures.label(key))
     return here
 

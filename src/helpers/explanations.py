@@ -315,8 +315,12 @@ def shared(table: pd.DataFrame, models: Sequence[str], n_resamples: int = 2000, 
     Raises
     ------
     ValueError
-        If a model has no values there, or there are fewer than two.
+        If there are fewer than two models or cases, or a model has no values there.
     """
+    if missing := [model for model in models if model not in set(table["model"])]:
+        raise ValueError(f"no values of {', '.join(missing)}; there are those of {', '.join(sorted(set(table['model']))) or 'no model'}")
+    if len(set(models)) < 2:
+        raise ValueError(f"at least two models are compared, not {', '.join(models) or 'none'}")
     keys = ["material", *places(table)]
     sides = [table[table["model"] == model].set_index(keys)[["reference", "value"]] for model in models]
     columns = {"reference": sides[0]["reference"]} | {f"value_{model}": side["value"] for model, side in zip(models, sides, strict=True)}

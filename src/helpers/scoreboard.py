@@ -311,9 +311,15 @@ def _spread(columns: dict[str, pd.Series], middle: str, ends: tuple[float, float
 
 
 def table(*chosen: str) -> pd.DataFrame:
-    """Return the scoreboard: one row per published number and model, in the order of the paper's figures; of some, or of all."""
+    """Return the scoreboard: one row per published number and model, in the order of the paper's figures; of some, or of all.
+
+    KeyError if the board has no such figure.
+    """
     of_models = {"2a": _surface_lines, "2b": _defect_lines, "2c": _solution_lines, "3b": _migration_lines}
     of_models |= {"4a 4b": _phonon_lines, "5b 6b": _force_lines}
+    known = [*" ".join(of_models).split(), "6a"]
+    if unknown := [name for name in chosen if name not in known]:
+        raise KeyError(f"the board has no figure {', '.join(unknown)}; it has {', '.join(sorted(known))}")
     found = [
         line
         for names, lines_of in of_models.items()

@@ -862,8 +862,15 @@ def conductivities(table: pd.DataFrame) -> pd.DataFrame:
         One row per potential and crystal: ``model``, a key of the catalogue where there is one, ``material``; ``kappa`` and ``kappa_dft``
         (W/m/K, mean of the diagonal); the ratios to DFT ``kappa_ratio``, ``omega_max`` and ``omega_mean``. NaN: the authors' run found
         no stable crystal, or nobody has the frequency.
+
+    Raises
+    ------
+    ValueError
+        If the table has no frequencies of these crystals.
     """
     known = ratios(table[(table["set"] == "phonondb-pbe") & (table["status"] == "ok")], ("omega_max", "omega_mean"))
+    if known.empty:
+        raise ValueError("the table has no frequencies of phonondb-pbe: softening run phonons --sets phonondb-pbe computes them")
     wide = known.pivot_table(index=["model", "material"], columns="property", values="ratio", observed=True).reset_index()
     top = known[known["property"] == "omega_max"].drop_duplicates("material").set_index("material")["reference"]
     successor = pd.DataFrame(sources.reference("mace_mp0b_medium_omega_max.csv")).set_index("mp_id")["omega_max_thz"].astype(float)

@@ -282,7 +282,7 @@ def diets(
                 axes.plot(line.get(key, np.nan), lane - 0.18, zorder=4, markeredgecolor="white", **style.look(key, 7.0))
         axes.set(xlim=limits, xlabel="slope s, model on DFT")
         handles = [Line2D([], [], linestyle="none", label=label(model), **style.look(model, 7.0)) for model in in_order([*alike, *last])]
-        handles.append(Patch(color="#D5DAE0", label="same frames"))
+        handles.append(Patch(color="#D5DAE0", label="range of models with the same frames"))
         figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.2)
     return figure
 

@@ -26,6 +26,7 @@ __all__ = [
     "Prediction",
     "StructureError",
     "at_home",
+    "check",
     "installed",
     "load",
     "papers",
@@ -241,9 +242,7 @@ def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool)
         if path.is_dir():
             return import_module("helpers.potentials.fixes").load(key, path, target, dtype, trust=trust)
         return import_module("helpers.potentials.mace").load_file(key, path, target, dtype, trust=trust)
-    if key not in CATALOGUE:
-        near = f" Write file:{key} for that file or folder." if key and Path(key).exists() else registry.nearest(key, CATALOGUE)
-        raise PotentialError(f"unknown model {key!r}. Known: {', '.join(CATALOGUE)}, ase:module.factory, file:PATH.{near}")
+    check(key)
     entry = CATALOGUE[key]
     if not installed(key):
         where = f"; make env-{entry.environment}, then .venv-{entry.environment}/bin/softening …" if entry.environment else ""
@@ -256,13 +255,25 @@ def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool)
     return loaded
 
 
+def check(key: str) -> None:
+    """Check that a key is of the catalogue, or begins with ``ase:`` or ``file:``; PotentialError if not, with the keys there are."""
+    if key not in CATALOGUE and not key.startswith(("ase:", "file:")):
+        near = f" Write file:{key} for that file or folder." if key and Path(key).exists() else registry.nearest(key, CATALOGUE)
+        raise PotentialError(f"unknown model {key!r}. Known: {', '.join(CATALOGUE)}, ase:module.factory, file:PATH.{near}")
+
+
 def installed(key: str) -> bool:
     """Tell whether this environment has the package of a catalogue model; some have an environment of their own."""
     return find_spec(CATALOGUE[key].package or CATALOGUE[key].family) is not None
 
 
 def at_home(models: Iterable[str], guests: Collection[str] = ()) -> list[str]:
-    """Return those of some models that every chapter shows (all but the catalogue's guests), and the guests that are asked for."""
+    """Return those of some models that every chapter shows (all but the catalogue's guests), and the guests that are asked for.
+
+    PotentialError if a guest is unknown.
+    """
+    for guest in guests:
+        check(guest)
     return [key for key in models if key in guests or key not in CATALOGUE or not CATALOGUE[key].guest]
 
 
