@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from importlib import import_module
@@ -231,18 +232,18 @@ def load(
 
 
 def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool) -> Potential:
+    check(key)
     if key.startswith("ase:"):
         # A resolved device comes from a potential that stands on this one.
         if isinstance(device, str) and device not in ("auto", "cpu"):
             raise PotentialError(f"{key}: the device belongs to the calculator; let its factory choose {device}, and leave --device out.")
         return import_module("helpers.potentials.ase").load(key)
     target = resolve_device(device)
-    if key.startswith("file:") and key != "file:":
+    if key.startswith("file:"):
         path = Path(key.removeprefix("file:"))
         if path.is_dir():
             return import_module("helpers.potentials.fixes").load(key, path, target, dtype, trust=trust)
         return import_module("helpers.potentials.mace").load_file(key, path, target, dtype, trust=trust)
-    check(key)
     entry = CATALOGUE[key]
     if not installed(key):
         where = f"; make env-{entry.environment}, then .venv-{entry.environment}/bin/softening …" if entry.environment else ""
@@ -256,8 +257,8 @@ def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool)
 
 
 def check(key: str) -> None:
-    """Check that a key is of the catalogue, or begins with ``ase:`` or ``file:``; PotentialError if not, with the keys there are."""
-    if key not in CATALOGUE and not key.startswith(("ase:", "file:")):
+    """Check that a key is of the catalogue, or names a calculator or a file; PotentialError if not, with the keys there are."""
+    if key not in CATALOGUE and not re.match("(ase|file):.", key):
         near = f" Write file:{key} for that file or folder." if key and Path(key).exists() else registry.nearest(key, CATALOGUE)
         raise PotentialError(f"unknown model {key!r}. Known: {', '.join(CATALOGUE)}, ase:module.factory, file:PATH.{near}")
 
