@@ -429,6 +429,13 @@ def test_interactive_parity_names_cases():
     assert "%{text}" in ours.hovertemplate
     assert figure.layout.yaxis.scaleanchor == "x"
     assert figure.layout.width is None
+    shown = {button.label: list(button.args[1]) for button in figure.layout.updatemenus[0].buttons}
+    assert shown["all models"] == [True] * 4
+    assert shown["CHGNet 0.3.0"] == [True, True, False, False]
+    with_guest = figures.interactive_parity(scalars(["sevennet-0", "chgnet-0.3.0", "m3gnet-mp-2021.2.8"]), "x")
+    shown = {button.label: list(button.args[1]) for button in with_guest.layout.updatemenus[0].buttons}
+    seen = {trace.name for trace, visible in zip(with_guest.data, shown["the paper's models"], strict=True) if visible}
+    assert seen == {"model = DFT", figures.label("chgnet-0.3.0"), figures.label("m3gnet-mp-2021.2.8")}
     assert "gamma" not in figures.interactive_parity(scalars(), "x", label_column="material").data[1].text
     with pytest.raises(ValueError, match="no column 'formula'"):
         figures.interactive_parity(scalars(), "x", label_column="formula")
@@ -983,6 +990,23 @@ def test_a_summary_names_orders_and_rounds():
     assert list(groups) == [(name, model) for name in ("b", "a") for model in ("CHGNet 0.3.0", "SevenNet-0")]
     with pytest.raises(ValueError, match="no column kind to name its rows"):
         figures.summary(table, {"n": "n"}, "", rows="kind")
+
+
+def test_a_long_table_shows_the_papers_models_and_the_readers_first():
+    own = "file:fixes/my-fix"
+    models = ["chgnet-0.3.0", "sevennet-0", own, "m3gnet-mp-2021.2.8", "nequix-mp-1", "tensornet-matpes-pbe-2025.1"]
+    table = pd.DataFrame([{"set": name, "model": model, "n": 1} for name in "ab" for model in models])
+    shown = figures.summary(table, {"n": "n"}, "", rows=["set", "model"])
+    kept = {model for place, (_, model) in enumerate(shown.frame.index) if place not in shown.folded}
+    assert kept == {figures.label(key) for key in ("chgnet-0.3.0", "m3gnet-mp-2021.2.8", own)}
+    assert f"data-folded='{list(shown.folded)}'" in shown._repr_html_()
+    other = figures.summary(table, {"n": "n"}, "", rows=["set", "model"], first=["nequix-mp-1"])
+    assert {model for place, (_, model) in enumerate(other.frame.index) if place not in other.folded} == {"Nequix MP", "Your model (my-fix)"}
+    assert figures.summary(table[:8], {"n": "n"}, "", rows=["set", "model"]).folded == ()
+    # Without a model that comes first, as without models, the first rows do.
+    assert figures.summary(table[table["model"] == "sevennet-0"], {"n": "n"}, "", rows=["set", "model"]).folded == ()
+    assert figures.show_table(pd.DataFrame({"n": range(14)}), "").folded == (10, 11, 12, 13)
+    assert figures.show_table(pd.DataFrame({"n": range(12)}), "").folded == ()
 
 
 def test_a_readers_own_potential_has_a_readable_name():

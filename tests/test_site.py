@@ -422,6 +422,21 @@ def test_without_scripts_it_is_a_plain_table(window):
     assert page.locator("button, select, input").count() == 0
 
 
+@pytest.mark.slow
+def test_a_long_table_unfolds_at_a_click(window):
+    long = figures.show_table(pd.DataFrame({"n": range(14)}), caption="c")._repr_html_()
+    page = window(f"<style>{(STATIC / 'custom.css').read_text()}</style>{long}{board()}", ["tables.js"])
+    seen = page.locator("figure[data-folded] tbody tr:visible")
+    assert seen.count() == 10
+    page.get_by_role("button", name="All 14 rows").click()
+    assert seen.count() == 14
+    page.get_by_role("button", name="10 rows").click()
+    assert seen.count() == 10
+    page.emulate_media(media="print")
+    assert seen.count() == 14
+    assert page.locator("output").inner_text() == "4 of 4 rows", "others of the page sort and filter"
+
+
 def test_a_table_is_plain_unless_asked_and_filters_are_columns():
     assert "data-sortable" not in figures.show_table(FRAME, caption="c")._repr_html_()
     assert json.loads(BeautifulSoup(board(), "html.parser").figure["data-filters"]) == ["model"]

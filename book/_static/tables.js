@@ -1,4 +1,5 @@
-// Tables that sort and filter. A table stands in <figure data-sortable data-filters="[&quot;model&quot;]">; without scripts it is a plain table.
+// Tables that sort, filter and fold. A table stands in <figure data-sortable data-filters="[&quot;model&quot;]">, or in
+// <figure data-folded="[4, 5, 6]"> with the rows that appear at a click; without scripts, and on paper, it is a plain table.
 (() => {
   const words = (cell) => cell.textContent.trim();
 
@@ -91,9 +92,24 @@
     update();
   };
 
-  const enhance = () => document.querySelectorAll("figure[data-sortable]").forEach((figure) => {
+  const folding = (figure, rows, folded) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "table-unfold";
+    const fold = (closed) => {
+      folded.forEach((place) => rows[place].classList.toggle("folded", closed));
+      button.setAttribute("aria-expanded", String(!closed));
+      button.textContent = closed ? `All ${rows.length} rows` : `${rows.length - folded.length} rows`;
+    };
+    button.addEventListener("click", () => fold(button.getAttribute("aria-expanded") === "true"));
+    figure.querySelector(".table-wrapper").after(button);
+    fold(true);
+  };
+
+  const enhance = () => document.querySelectorAll("figure:is([data-sortable], [data-folded])").forEach((figure) => {
     const table = figure.querySelector("table");
     const rows = [...table.tBodies[0].rows];
+    if (figure.dataset.folded) return folding(figure, rows, JSON.parse(figure.dataset.folded));
     // Before the headings become buttons: the filters look for their words.
     filtering(figure, table, rows, JSON.parse(figure.dataset.filters));
     sorting(table, rows);

@@ -22,6 +22,7 @@ from matplotlib.patches import Circle
 
 from helpers.figures import style
 from helpers.figures.style import STYLE, colour, in_order, label, marker
+from helpers.potentials import CATALOGUE
 
 
 def interactive_parity(
@@ -45,7 +46,7 @@ def interactive_parity(
     Returns
     -------
     plotly.graph_objects.Figure
-        As wide as its place. Only ``scatter`` traces: the basic bundle of plotly.js is enough. Give it to :func:`show`.
+        As wide as its place, with a menu of models. Only ``scatter`` traces: the basic bundle of plotly.js is enough. Give it to :func:`show`.
     """
     if label_column not in table:
         raise ValueError(f"the table has no column {label_column!r}")
@@ -59,7 +60,8 @@ def interactive_parity(
     figure.add_scatter(
         x=ends, y=ends, mode="lines", line={"color": style.TEXT, "width": 1.2, "dash": "dash"}, hoverinfo="skip", name="model = DFT"
     )
-    for model in in_order(rows["model"]):
+    models = in_order(rows["model"])
+    for model in models:
         part = rows[rows["model"] == model]
         figure.add_scatter(
             x=part["reference"].astype(float).tolist(),
@@ -75,6 +77,21 @@ def interactive_parity(
             },
             hovertemplate=f"<b>%{{text}}</b><br>{label(model)} %{{y:.4g}}<br>DFT %{{x:.4g}} {unit}<extra></extra>",
         )
+    papers = [key for key in models if key in CATALOGUE and CATALOGUE[key].paper_label]
+    choices = {"all models": models, **({"the paper's models": papers} if papers else {}), **{label(key): [key] for key in models}}
+    menu = {
+        "buttons": [
+            {"label": words, "method": "restyle", "args": ["visible", [True, *(key in chosen for key in models)]]}
+            for words, chosen in choices.items()
+        ],
+        "x": 0.01,
+        "xanchor": "left",
+        "y": 0.99,
+        "yanchor": "top",
+        "bgcolor": "white",
+        "bordercolor": "#B8C0C8",
+        "font": {"size": 13},
+    }
     line = {"showline": True, "linecolor": "#444444", "gridcolor": "#E4E7EA", "zeroline": False, "ticks": "outside", "tickcolor": "#444444"}
     suffix = f" ({unit})" if unit else ""
     figure.update_layout(
@@ -90,6 +107,7 @@ def interactive_parity(
         # Dragging pans the page on a phone, not the plot; the mode bar has zoom.
         dragmode=False,
         modebar={"remove": ["select2d", "lasso2d", "autoScale2d"], "bgcolor": "rgba(255, 255, 255, 0.8)"},
+        updatemenus=[menu] if len(models) > 1 else [],
         legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0.5, "xanchor": "center"},
         xaxis={"title": {"text": f"DFT {what}{suffix}", "standoff": 8}, "range": ends, "constrain": "domain", **line},
         yaxis={

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,9 @@ from helpers.figures import style
 from helpers.figures.animation import AnimationView
 from helpers.figures.interactive import StructureView, element_id, script_tag
 from helpers.figures.style import in_order, label
+from helpers.potentials import CATALOGUE
+
+_ROWS = 10  # of a table are seen at once
 
 
 def caption(provenances: Iterable[Mapping[str, Any]], extra: str = "") -> str:
@@ -111,13 +114,15 @@ def show(
 class ShownTable:
     """A table with a caption; it scrolls by itself where the page is narrow.
 
-    In the book one with ``filters`` can also be sorted, and its rows chosen (``book/_static/tables.js``).
+    In the book one with ``filters`` can also be sorted, and its rows chosen; of others the rows ``folded`` appear at a click
+    (``book/_static/tables.js``).
     """
 
     frame: pd.DataFrame
     caption: str
     footer: str
     filters: tuple[str, ...] | None = None
+    folded: tuple[int, ...] = ()
 
     def _repr_html_(self) -> str:
         # The name of the index goes into the corner instead of a line of its own; several become columns.
@@ -127,7 +132,9 @@ class ShownTable:
         # The empty corner is no heading.
         body = body.replace("<th></th>", "<td></td>", 1) if len(frame) else "<p>None.</p>"
         words = html.escape(self.caption) + (f"<small>{html.escape(self.footer)}</small>" if self.footer else "")
-        use = "" if self.filters is None else f' data-sortable data-filters="{html.escape(json.dumps(self.filters))}"'
+        use = f" data-folded='{json.dumps(self.folded)}'" if self.folded else ""
+        if self.filters is not None:
+            use = f' data-sortable data-filters="{html.escape(json.dumps(self.filters))}"'
         wrapped = f'<div class="table-wrapper" tabindex="0">{body}</div>'
         return f'<figure class="result"{use}>{wrapped}<figcaption>{words}</figcaption></figure>'
 
@@ -159,7 +166,12 @@ def show_table(frame: pd.DataFrame, caption: str, footer: str = "", filters: Seq
     unknown = [name for name in filters or () if name not in columns]
     if unknown:
         raise ValueError(f"no column {', '.join(unknown)} to filter by; there are {', '.join(columns)}")
-    return ShownTable(frame, caption, footer, None if filters is None else tuple(filters))
+    return ShownTable(frame, caption, footer, None if filters is None else tuple(filters), _folded(np.arange(len(frame)) >= _ROWS))
+
+
+def _folded(rest: np.ndarray) -> tuple[int, ...]:
+    """Return the rows to fold, of which at least three make it worth a click."""
+    return tuple(np.flatnonzero(rest).tolist()) if len(rest) > _ROWS and rest.sum() > 2 else ()
 
 
 def summary(
@@ -170,6 +182,7 @@ def summary(
     *,
     rows: str | Sequence[str] = "model",
     filters: Sequence[str] | None = None,
+    first: Collection[str] | None = None,
 ) -> ShownTable:
     """Show a table of numbers as it should read: models by name and in order, digits as asked, intervals in the same cell.
 
@@ -185,16 +198,20 @@ def summary(
     rows : str or sequence of str
         What names the rows; ``column as heading`` gives it another heading. Models come in the order of the catalogue, everything else
         in the order of the table.
+    first : collection of str, optional
+        Models whose rows a long table shows at once, the others at a click. By default those of the paper and the reader's own.
     """
     named = [name.partition(" as ")[::2] for name in ([rows] if isinstance(rows, str) else rows)]
     table = table.reset_index() if any(table.index.names) else table
-    missing = [name for name, _ in named if name not in table]
+    missing, rest = [name for name, _ in named if name not in table], None
     if missing:
         raise ValueError(f"the table has no column {', '.join(missing)} to name its rows; it has {', '.join(map(str, table.columns))}")
     if "model" in [name for name, _ in named]:
         order = {model: position for position, model in enumerate(in_order(table["model"]))}
         places = {name: table[name].map(order) if name == "model" else pd.factorize(table[name])[0] for name, _ in named}
         table = table.iloc[np.lexsort([places[name] for name, _ in reversed(named)])]
+        known = [key for key, entry in CATALOGUE.items() if not (entry.paper_label if first is None else key in first)]
+        rest = table["model"].map(style.base_key).isin(known).to_numpy()
         table = table.assign(model=table["model"].map(label))
     shown = {}
     for heading, wanted in columns.items():
@@ -203,7 +220,9 @@ def summary(
             shown[heading] = _cells(table, column, *how)
     index = pd.MultiIndex.from_frame(table[[name for name, _ in named]], names=[heading or name for name, heading in named])
     frame = pd.DataFrame(shown, index=index if len(named) > 1 else index.get_level_values(0))
-    return show_table(frame, caption, footer, filters)
+    made = show_table(frame, caption, footer, filters)
+    # Where no model of the first is in the table, its first rows are as good as others.
+    return made if rest is None or rest.all() else replace(made, folded=_folded(rest))
 
 
 def _cells(table: pd.DataFrame, column: str, digits: int = 2, scale: float = 1.0) -> list[object]:
