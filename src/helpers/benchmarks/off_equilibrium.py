@@ -450,21 +450,24 @@ def crystals(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def elements_of_mptrj() -> pd.DataFrame:
-    """Count the elements in the sample of MPtrj, from its frames (``data/reference/mptrj_1k_elements.csv`` holds the result).
+    """Count elements and kinds of distortion in the sample of MPtrj (``data/reference/mptrj_1k_elements.csv`` holds the result).
 
     Returns
     -------
     DataFrame
-        Index ``element``; ``frames`` that hold it, ``alone`` (frames that hold nothing else), and ``largest_force``, the median over those
-        frames of the largest DFT force on one of its atoms (eV/Å).
+        Index ``element``; ``frames`` that hold it; of these ``alone`` (they hold nothing else), ``at_rest`` (no atom of it feels more than
+        0.01 eV/Å), ``displaced`` (one feels more than 0.5 eV/Å), ``sheared`` (shear stress above 1 GPa: half the difference of the largest
+        and the smallest principal stress); and ``largest_force``, the median over frames of the largest DFT force on one of its atoms (eV/Å).
     """
     rows = []
     for case in cases(sets=["mptrj-1k"]):
         (atoms,) = case.structures.values()
-        sizes = pd.Series(np.linalg.norm(case.reference["forces"], axis=1)).groupby(atoms.get_chemical_symbols()).max()
-        rows.append(pd.DataFrame({"frames": 1, "alone": int(len(sizes) == 1), "largest_force": sizes}))
+        largest = pd.Series(np.linalg.norm(case.reference["forces"], axis=1)).groupby(atoms.get_chemical_symbols()).max()
+        principal = np.linalg.eigvalsh(case.reference["stress"]) / units.GPa
+        kinds = {"alone": len(largest) == 1, "at_rest": largest < 0.01, "displaced": largest > 0.5}
+        rows.append(pd.DataFrame({"frames": 1, **kinds, "sheared": np.ptp(principal) > 2, "largest_force": largest}))
     found = pd.concat(rows).rename_axis("element").groupby(level=0)
-    return found.agg({"frames": "sum", "alone": "sum", "largest_force": "median"})
+    return found.agg({name: "median" if name == "largest_force" else "sum" for name in rows[0]})
 
 
 def by_temperature(table: pd.DataFrame, block: int = 1) -> pd.DataFrame:
