@@ -1001,7 +1001,10 @@ def test_a_long_table_shows_the_papers_models_and_the_readers_first():
     assert kept == {figures.label(key) for key in ("chgnet-0.3.0", "m3gnet-mp-2021.2.8", own)}
     assert f"data-folded='{list(shown.folded)}'" in shown._repr_html_()
     other = figures.summary(table, {"n": "n"}, "", rows=["set", "model"], first=["nequix-mp-1"])
-    assert {model for place, (_, model) in enumerate(other.frame.index) if place not in other.folded} == {"Nequix MP", "Your model (my-fix)"}
+    assert {model for place, (_, model) in enumerate(other.frame.index) if place not in other.folded} == {
+        "Nequix MP",
+        "Your model (my-fix)",
+    }
     assert figures.summary(table[:8], {"n": "n"}, "", rows=["set", "model"]).folded == ()
     # Without a model that comes first, as without models, the first rows do.
     assert figures.summary(table[table["model"] == "sevennet-0"], {"n": "n"}, "", rows=["set", "model"]).folded == ()

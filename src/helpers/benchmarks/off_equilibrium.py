@@ -457,7 +457,7 @@ def elements_of_mptrj() -> pd.DataFrame:
     DataFrame
         Index ``element``; ``frames`` that hold it; of these ``alone`` (they hold nothing else), ``at_rest`` (no atom of it feels more than
         0.01 eV/Å), ``displaced`` (one feels more than 0.5 eV/Å), ``sheared`` (shear stress above 1 GPa: half the difference of the largest
-        and the smallest principal stress); and ``largest_force``, the median over frames of the largest DFT force on one of its atoms (eV/Å).
+        and the smallest principal stress); and ``largest_force``, the median over frames of the largest DFT force on an atom of it (eV/Å).
     """
     rows = []
     for case in cases(sets=["mptrj-1k"]):

@@ -58,7 +58,7 @@ class Relaxed:
     error: str | None = None
 
 
-class _Batch(ModelInterface):
+class Batch(ModelInterface):
     """A potential that sees the structures of a batch whole, not only what a torch-sim state holds of them.
 
     Out of plane, only the zz component of the stress is passed on, so that a relaxed cell keeps its in-plane vectors.
@@ -71,7 +71,7 @@ class _Batch(ModelInterface):
         self._device, self._dtype = potential.device, potential.dtype
         self._compute_forces, self._compute_stress = True, cell != "fixed"
 
-    def forward(self, state: ts.SimState, **_: object) -> dict[str, torch.Tensor]:
+    def forward(self, state: ts.SimState, **_: object) -> dict[str, torch.Tensor]:  # noqa: D102  (documented by torch-sim)
         output = self.potential(state, structures=self.structures)
         if self.cell == "out-of-plane":
             zz = torch.zeros_like(output["stress"])
@@ -249,7 +249,7 @@ def _relax_all(potential, given, moving, indices, free, steps, cell, fmax, smax,
     moves_cell = cell != "fixed"
     had_stress = potential.compute_stress
     potential.compute_stress = moves_cell
-    model = _Batch(potential, cell)
+    model = Batch(potential, cell)
     initialise, step = (unit_cell_fire if moves_cell else fire)(model)
     limit = max(limit, max(_memory_metric(moving[index]) for index in indices) * 1.001)
     batcher = ts.InFlightAutoBatcher(model, memory_scales_with="n_atoms_x_density", max_memory_scaler=limit, return_indices=True)

@@ -46,7 +46,8 @@ def interactive_parity(
     Returns
     -------
     plotly.graph_objects.Figure
-        As wide as its place, with a menu of models. Only ``scatter`` traces: the basic bundle of plotly.js is enough. Give it to :func:`show`.
+        As wide as its place, with a menu of models. Only ``scatter`` traces: the basic bundle of plotly.js is enough. Give it to
+        :func:`show`.
     """
     if label_column not in table:
         raise ValueError(f"the table has no column {label_column!r}")
