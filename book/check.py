@@ -69,6 +69,9 @@ def check_page(path: Path, anchors: dict[Path, set[str]]) -> list[str]:
             wrong.append(f"dead link to {link['href']}: no such place on that page")
     for error in soup.select(".output.stderr, .problematic, .system-message"):
         wrong.append(f"shows an error: {error.get_text()[:200]!r}")
+    # What a figure says of itself where it cannot be drawn (helpers.figures.show).
+    said = [output.get_text() for output in soup.select(".output pre")]
+    wrong += [f"a figure was not drawn: {text[:200]!r}" for text in said if text.startswith("Figure: ")]
     return wrong
 
 

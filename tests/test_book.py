@@ -90,6 +90,7 @@ def test_a_changed_helper_or_table_executes_the_chapter_again(monkeypatch, tmp_p
         ('<a href="other.html">x</a>', "dead link"),
         ('<h2 id="here">x</h2><a href="#there">x</a>', "no such place"),
         ('<div class="output stderr">Traceback</div>', "shows an error"),
+        ('<div class="output text_plain"><pre>Figure: slopes</pre></div>', "was not drawn: 'Figure: slopes'"),
     ],
 )
 def test_the_check_finds_what_is_wrong(tmp_path, html, complaint):

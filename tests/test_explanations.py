@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from helpers import explanations, figures, results, softening
+from helpers import explanations, figures, potentials, results, softening
 from helpers.benchmarks import Family
 
 R2 = 0.7
@@ -220,6 +220,12 @@ def test_diets_show_what_networks_share_and_where_a_diet_leads():
     assert [end for bar in axes.patches for end in (bar.get_x(), bar.get_width())] == pytest.approx([0.4, 0.1, 0.6, 0.0])
     (arrow,) = axes.texts
     assert (arrow.xyann[0], arrow.xy[0]) == (0.5, 0.8)
+    diets = [key for key, entry in potentials.CATALOGUE.items() if entry.family == "nequix"]
+    full = pd.DataFrame([("mo", key, 0.5) for key in [*alike, *diets]], columns=["family", "model", "slope"])
+    everything = figures.diets(
+        full, {"mo": "a family with a long name"}, (*alike, "sevennet-0"), [("nequix-mp-1", key) for key in diets[1:]]
+    )
+    assert "base64" in figures.show(everything, "All diets.")._repr_html_(), "the legend fits in"
 
 
 @pytest.mark.parametrize(("kind", "by_truth", "by_prediction"), [("noisy", 1.0, 1 / R2), ("calibrated", R2, 1.0), ("soft", R2, R2)])

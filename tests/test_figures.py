@@ -1012,6 +1012,14 @@ def test_a_long_table_shows_the_papers_models_and_the_readers_first():
     assert figures.show_table(pd.DataFrame({"n": range(12)}), "").folded == ()
 
 
+def test_a_legend_that_does_not_fit_in_is_no_figure():
+    figure = style.blank(2.0, 3.0)
+    figure.subplots().plot([0, 1], label="a name that is far longer than this narrow figure is wide, whatever the font")
+    figure.legend()
+    with pytest.raises(ValueError, match="wide is cut off: give it fewer columns"):
+        figures.show(figure, "A line.")._repr_html_()
+
+
 def test_a_readers_own_potential_has_a_readable_name():
     assert figures.label("file:fixes/my-fix/") == "Your model (my-fix)"
     assert figures.label("ase:my.factory") == "ase:my.factory"

@@ -265,7 +265,7 @@ def diets(
     slope = rows.pivot_table(index="family", columns="model", values="slope").reindex([key for key in names if key in set(rows["family"])])
     last = [second for _, second in steps if second in slope]
     with mpl.rc_context(STYLE):
-        figure = style.blank(1.2 + 0.52 * len(slope))
+        figure = style.blank(1.8 + 0.52 * len(slope))
         axes = figure.subplots()
         name_lanes(axes, [names[key] for key in slope.index])
         axes.axvline(1, zorder=2, **style.IDEAL)
@@ -282,8 +282,8 @@ def diets(
                 axes.plot(line.get(key, np.nan), lane - 0.18, zorder=4, markeredgecolor="white", **style.look(key, 7.0))
         axes.set(xlim=limits, xlabel="slope s, model on DFT")
         handles = [Line2D([], [], linestyle="none", label=label(model), **style.look(model, 7.0)) for model in in_order([*alike, *last])]
-        handles.append(Patch(color="#D5DAE0", label="range of models with the same frames"))
-        figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.2)
+        handles.append(Patch(color="#D5DAE0", label="range over the same frames"))
+        figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.2)
     return figure
 
 

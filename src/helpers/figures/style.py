@@ -369,7 +369,11 @@ def need_alt(alt: str) -> None:
 
 
 def png_uri(figure: Figure) -> str:
-    """Return a figure as the address of an image that holds it."""
+    """Return a figure as the address of an image that holds it; ValueError if its legend does not fit in."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_RESOLUTION, metadata={"Software": None})
+    for legend in figure.legends:
+        box = legend.get_window_extent()
+        if box.x0 < -1 or box.x1 > figure.bbox.x1 + 1:
+            raise ValueError(f"a legend {box.width / figure.dpi:.1f} inches wide is cut off: give it fewer columns")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
