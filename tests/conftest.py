@@ -44,7 +44,7 @@ RUNNABLE = [key for key in potentials.CATALOGUE if _can_run(key)]
 GRAPH_MODELS = [*(key for key in RUNNABLE if not key.startswith("nequix-") or key == "nequix-mp-1"), "mace-small"]
 
 
-def build_mace(*, scale_shift: bool = True, heads: list[str] | None = None, seed: int = 0) -> torch.nn.Module:
+def build_mace(*, scale_shift: bool = True, heads: list[str] | None = None, seed: int = 0, **settings: object) -> torch.nn.Module:
     """Return a MACE for O, Si and Fe with few channels and random weights, in double precision."""
     with contained(), warnings.catch_warnings():
         # TorchScript comments on e3nn's annotations once per block.
@@ -81,6 +81,7 @@ def build_mace(*, scale_shift: bool = True, heads: list[str] | None = None, seed
                 radial_MLP=[16, 16],
                 heads=heads,
                 **extra,
+                **settings,
             )
         finally:
             torch.set_default_dtype(default)

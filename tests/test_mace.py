@@ -82,6 +82,46 @@ def test_agrees_in_single_precision(mace_file):
     compare(potential, mace_calculator(network, "float64"), 1e-5, 1e-4, 1e-5)
 
 
+# What mace-torch 0.3.16 keeps in a network and 0.3.3, of the time of MACE-MP-0, did not.
+YOUNGER = {
+    "apply_cutoff", "cueq_config", "edge_irreps", "heads", "lammps_mliap", "num_heads", "oeq_config", "use_agnostic_product",
+    "use_edge_irreps_first", "use_last_readout_only", "use_reduced_cg", "use_so3",
+}  # fmt: skip
+
+
+def age(network: torch.nn.Module) -> None:
+    """Take from a network what files of the time of MACE-MP-0 lack."""
+    lost = set()
+    for module in network.modules():
+        young = [name for name in vars(module) if name in YOUNGER]
+        lost.update(young)
+        for name in young:
+            del vars(module)[name]
+        if type(module).__name__ == "Contraction":
+            for name in [name for name, _ in module.named_buffers() if name.endswith("_zeroed")]:
+                delattr(module, name)
+    assert lost == YOUNGER
+    network.radial_embedding.cutoff_fn.p = network.radial_embedding.cutoff_fn.p.double()  # became an integer later
+
+
+def test_a_file_of_the_time_of_mace_mp_0(tmp_path):
+    """It gives what the whole network gives, describes itself and can be trained."""
+    network = build_mace(use_reduced_cg=False)
+    calculator = mace_calculator(network)
+    age(network)
+    path = tmp_path / "old.model"
+    torch.save(network, path)
+    potential = load(path)
+    compare(potential, calculator, 1e-9, 1e-9, 1e-10)
+    assert potential.describe()["convention"] == "package, head Default"
+    atoms = structures()[0]
+    (answer,) = potential.scaled(1.3).evaluate([atoms])
+    labels = [Label(atoms, answer.energy, answer.forces)]
+    recipe = Recipe(epochs=2, learning_rate=1e-3, energy_weight=0, validation_fraction=0, keep="last")
+    outcome = fine_tune.fine_tune(potential, labels, recipe)
+    assert outcome.history[-1]["loss"] < outcome.history[0]["loss"]
+
+
 def test_agrees_with_torch_sims_wrapper(mace_file):
     with contained():
         from torch_sim.models.mace import MaceModel
@@ -163,10 +203,11 @@ def test_a_registered_file_is_opened(mace_file, monkeypatch):
     assert potential.describe()["training_set"] == "MPtrj (PBE, PBE+U)"
 
 
-def test_the_registered_checksum_of_mace_mp_0():
-    """The one published with the weights."""
+def test_the_registered_checksum_and_size_of_mace_mp_0():
+    """The checksum is the one published with the weights. A wrong size would refuse the right file."""
     (name,) = potentials.CATALOGUE["mace-mp-0-medium"].weights
     assert registry.lookup(name).sha256 == "01bfe22100139f424713cf921144e5509cbe353d67aa9fa1be9c6e1e0ed35845"
+    assert registry.lookup(name).size == 44_422_970
 
 
 def test_files_that_are_no_mace(tmp_path, mace_file):

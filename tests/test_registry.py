@@ -36,11 +36,17 @@ def server():
     """A server that sends CONTENT. ``failures`` counts the requests that it still answers with ``status``; ``requests`` lists the paths.
 
     ``headers`` go with failures; ``cut`` leaves out so many bytes that the header promises; ``pause`` is a lock to be had before content.
+    With ``release`` it is a host of releases: it sends on to an address with a query, and content of which no header says the length.
     """
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.server.requests.append(self.path)
+            if self.server.release and "?" not in self.path:
+                self.send_response(302)
+                self.send_header("Location", f"{self.server.address}/asset{self.path}?sig=a%2Fb%3D&name=x")
+                self.end_headers()
+                return
             if self.server.failures:
                 self.server.failures -= 1
                 self.send_response(self.server.status)
@@ -49,7 +55,8 @@ def server():
                 self.end_headers()
                 return
             self.send_response(200)
-            self.send_header("Content-Length", str(len(self.server.content)))
+            if not self.server.release:
+                self.send_header("Content-Length", str(len(self.server.content)))
             self.end_headers()
             with self.server.pause:
                 self.wfile.write(self.server.content[: len(self.server.content) - self.server.cut])
@@ -59,7 +66,7 @@ def server():
 
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     httpd.failures, httpd.requests, httpd.content = 0, [], CONTENT
-    httpd.status, httpd.headers, httpd.cut, httpd.pause = 500, {}, 0, threading.Lock()
+    httpd.status, httpd.headers, httpd.cut, httpd.pause, httpd.release = 500, {}, 0, threading.Lock(), False
     httpd.address = f"http://127.0.0.1:{httpd.server_port}"
     thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -80,6 +87,7 @@ def small_registry(tmp_path, monkeypatch, server):
         ["unsigned", "weights", f"{server.address}/unsigned.bin", "", "", "owner/unsigned.bin", "MIT", "C"],
         ["network", "networks", f"{server.address}/network.model", "", "", "owner/network.model", "MIT", "D"],
         ["sized", "networks", f"{server.address}/sized.bin", "", len(CONTENT), "owner/sized.bin", "MIT", "E"],
+        ["archive", "networks", f"{server.address}/archive.model", SHA256, len(CONTENT), "owner/archive.model", "MIT", "H"],
         ["nowhere", "nowhere", "http://host.invalid/file.bin", SHA256, "", "owner/nowhere.bin", "MIT", "G"],
         *([f"kind{end}", "kinds", f"{server.address}/kind{end}", "", "", f"owner/kind{end}", "MIT", "F"] for end in KINDS),
     ]
@@ -304,10 +312,44 @@ def test_a_file_of_another_size_is_refused(small_registry, server, content):
 
 def test_a_body_shorter_than_its_header_says_is_tried_again(small_registry, server):
     server.cut = 7000
-    with pytest.raises(RegistryError, match="unsigned"):
+    with pytest.raises(RegistryError, match=r"unsigned.bin: the connection broke off before the end of the file\. Get it elsewhere"):
         registry.fetch("unsigned")
     assert cached(small_registry) == []
     assert len(server.requests) == 4
+
+
+def test_a_host_that_sends_on_and_tells_no_length(small_registry, server):
+    server.release = True
+    assert registry.fetch("good").read_bytes() == CONTENT
+    assert server.requests == ["/good.bin", "/asset/good.bin?sig=a%2Fb%3D&name=x"]
+    assert cached(small_registry) == ["good.bin"]
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "said"),
+    [
+        ("good", {"cut": 7000}, "13000 bytes, expected 20000"),
+        ("archive", {"cut": 7000}, r"not the whole of one \(13000 bytes, expected 20000\)"),
+        ("good", {"content": b"<!DOCTYPE html><title>Sign in</title>"}, "a web page"),
+        ("good", {"failures": 1, "status": 403}, "403 Forbidden: .*refuses access"),
+    ],
+)
+def test_what_goes_wrong_after_a_redirect_is_one_line_and_leaves_nothing(small_registry, server, key, wrong, said):
+    """The length that no header told is known to the registry alone. The line names the address asked for, not the one with the query."""
+    server.release = True
+    vars(server).update(wrong)
+    with pytest.raises(RegistryError, match=f"^Could not download {key} from {server.address}/{key}[.a-z]*: .*{said}.*put it at [^\n?]*$"):
+        registry.fetch(key)
+    assert cached(small_registry) == []
+
+
+def test_a_server_that_falls_silent_is_given_up(small_registry, server, monkeypatch):
+    patient = pooch.HTTPDownloader
+    monkeypatch.setattr(pooch, "HTTPDownloader", lambda **settings: patient(**{**settings, "timeout": 0.1}))
+    with server.pause, pytest.raises(RegistryError, match=r"Could not download good from .*Read timed out.*put it at"):
+        registry.fetch("good")
+    assert server.waits == [1, 4, 16]
+    assert cached(small_registry) == []
 
 
 @pytest.mark.parametrize(

@@ -221,16 +221,17 @@ def is_web_page(beginning: bytes) -> bool:
 def _wrong(path: Path, file: RegisteredFile) -> str:
     """Return what tells a file from the registered one at first sight: another kind or size; '' if nothing does."""
     size = path.stat().st_size
+    told = f"{size} bytes, expected {file.size}" if file.size and size != file.size else f"{size} bytes"
     with path.open("rb") as handle:
         beginning = handle.read(1024)
     ending = Path(file.mirror_path).suffix
     if is_web_page(beginning):
         return "it is a web page, such as a proxy or a login sends instead of a file"
     if ending in _ZIP_ARCHIVES and not zipfile.is_zipfile(path):
-        return f"it is no zip archive, as a file {ending} is, or not the whole of one ({size} bytes)"
+        return f"it is no zip archive, as a file {ending} is, or not the whole of one ({told})"
     if not beginning.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_BEGINNINGS.get(ending, b"")):
-        return f"it is no file {ending}, by its first bytes ({size} bytes)"
-    return f"{size} bytes, expected {file.size}" if file.size and size != file.size else ""
+        return f"it is no file {ending}, by its first bytes ({told})"
+    return told if file.size and size != file.size else ""
 
 
 def fetch(key: str) -> Path:
@@ -341,6 +342,8 @@ def _advice(error: Exception, file: RegisteredFile) -> str:
         asked = _asked(response)
         meaning = _REFUSALS.get(response.status_code) or (f"the server asks to wait {asked:.0f} s" if asked else "the server fails")
         what = f"{response.status_code} {response.reason}: {meaning}"
+    elif isinstance(error, requests.exceptions.ChunkedEncodingError):  # its own words are a tuple
+        what = "the connection broke off before the end of the file"
     elif isinstance(error, OSError) and not isinstance(error, requests.RequestException):
         where = f"Let {CACHE_VARIABLE} name another folder than {cache_dir()}."
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
