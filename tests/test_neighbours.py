@@ -11,8 +11,9 @@ from ase.build import bulk, fcc111, graphene
 from pretended_device import CPU, DEVICE, PretendedDevice
 
 from helpers import engine
+from helpers.potentials import neighbours
 from helpers.potentials.base import GraphPotential, OutOfTimeError
-from helpers.potentials.neighbours import SKIN_A, System, still_serve
+from helpers.potentials.neighbours import SKIN_A, StructureError, System, edges_at_once, still_serve
 
 CUTOFF = 5.0
 
@@ -50,8 +51,12 @@ def translated(atoms: ase.Atoms) -> ase.Atoms:
     return atoms
 
 
+def crystal(atoms: ase.Atoms) -> neighbours.Crystal:
+    return atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
+
+
 def build(atoms: ase.Atoms, cutoff: float) -> System:
-    return System.build(atoms.numbers, atoms.positions, atoms.cell.array, cutoff)
+    return System.build(*crystal(atoms)[:3], cutoff)
 
 
 def vectors(system: System, atoms: ase.Atoms) -> np.ndarray:
@@ -88,6 +93,50 @@ def test_lists_are_complete(name):
     assert (np.diff(system.centre) >= 0).all()
 
 
+def test_many_lists_at_once_are_the_same():
+    pytest.importorskip("nvalchemiops")
+    frames = [CELLS[name]() for name in CELLS]
+    for atoms in frames:
+        atoms.positions += np.random.default_rng(0).normal(0, 0.02, atoms.positions.shape)
+    for some in (frames, frames[:1], [slab(), sheet()]):  # in the last, no atom has as few neighbours as the density says
+        found = edges_at_once([crystal(atoms) for atoms in some], CUTOFF, CPU)
+        for atoms, found_edges in zip(some, found, strict=True):
+            one = System.build(*crystal(atoms)[:3], CUTOFF, found_edges)
+            assert edges(one) == edges(build(atoms, CUTOFF))
+            assert (np.diff(one.centre) >= 0).all()
+
+
+def test_a_gpu_finds_many_at_once_and_what_fails_keeps_its_place(monkeypatch):
+    calls = []
+
+    def at_once(crystals, cutoff, device):
+        calls.append((len(crystals), device.type))
+        systems = [System.build(*crystal[:3], cutoff) for crystal in crystals]
+        return [(system.centre, system.neighbour, system.shift) for system in systems[:-1]] + [
+            (np.zeros(0, int), np.zeros(0, int), np.zeros((0, 3)))
+        ]
+
+    monkeypatch.setattr(neighbours, "edges_at_once", at_once)
+    monkeypatch.setattr(neighbours.importlib.util, "find_spec", lambda name: name)
+    structures = frames(neighbours._AT_ONCE + 2)
+    structures[1].symbols[0] = "Rn"
+    structures[-1].positions[0] = np.nan
+    crystals = [crystal(atoms) for atoms in structures]
+    found = list(neighbours.find(crystals, frozenset({13, 29}), CUTOFF, torch.device("cuda")))
+    assert calls == [(neighbours._AT_ONCE - 1, "cuda"), (1, "cuda")]
+    bad = {k: str(one) for k, one in enumerate(found) if isinstance(one, StructureError)}
+    assert [(k, text[:22]) for k, text in bad.items()] == [
+        (1, "element(s) the model w"),
+        (neighbours._AT_ONCE - 1, "atom 0 has no neighbou"),
+        (neighbours._AT_ONCE, "atom 0 has no neighbou"),
+        (neighbours._AT_ONCE + 1, "position of atom 0 is "),
+    ]
+    assert all(edges(one) == edges(build(atoms, CUTOFF)) for one, atoms in zip(found, structures, strict=True) if isinstance(one, System))
+    calls.clear()
+    assert len(list(neighbours.find(crystals, frozenset({13, 29}), CUTOFF, CPU))) == len(structures)
+    assert not calls
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_lists_hold_every_pair_as_long_as_they_are_said_to_serve(name):
     rng, served = np.random.default_rng(1), 0
@@ -99,7 +148,7 @@ def test_lists_hold_every_pair_as_long_as_they_are_said_to_serve(name):
         atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
         step = rng.normal(0, 1, (len(atoms), 3))
         atoms.positions += 0.2 * size * step / np.linalg.norm(step, axis=1).max()
-        (serves,) = still_serve([wide], [(atoms.numbers, atoms.positions, atoms.cell.array)], CUTOFF)
+        (serves,) = still_serve([wide], [crystal(atoms)], CUTOFF)
         served += serves
         if serves:
             near = np.linalg.norm(vectors(wide, atoms), axis=1) < CUTOFF
@@ -112,7 +161,7 @@ def test_the_worst_that_atoms_and_cell_can_do_is_counted():
     wide, reach = build(atoms, CUTOFF + SKIN_A), CUTOFF + SKIN_A
 
     def serves(atoms: ase.Atoms, kept: System | None = wide) -> bool:
-        return bool(still_serve([kept], [(atoms.numbers, atoms.positions, atoms.cell.array)], CUTOFF)[0])
+        return bool(still_serve([kept], [crystal(atoms)], CUTOFF)[0])
 
     def changed(shrink: float = 0.0, move: float = 0.0) -> ase.Atoms:
         other = atoms.copy()
@@ -238,10 +287,10 @@ def there(monkeypatch):
 def test_the_next_batch_is_made_while_the_device_computes(there, monkeypatch):
     structures = frames(4)
     made, evaluated = [threading.Event() for _ in structures], []
-    system, compute = there.system, there.compute
+    build, compute = System.build.__func__, there.compute
 
-    def noted(atoms):
-        found = system(atoms)
+    def noted(cls, *of):
+        found = build(cls, *of)
         next(event for event in made if not event.is_set()).set()
         return found
 
@@ -250,9 +299,10 @@ def test_the_next_batch_is_made_while_the_device_computes(there, monkeypatch):
         assert all(event.wait(20) for event in made[: len(evaluated) + 1]), "nobody makes the next batch"
         return compute(graph, **options)
 
-    monkeypatch.setattr(there, "system", noted)
+    expected = Pairs().evaluate(structures)
+    monkeypatch.setattr(System, "build", classmethod(noted))
     monkeypatch.setattr(there, "compute", slow)
-    for one, other in zip(there.evaluate(structures), Pairs().evaluate(structures), strict=True):
+    for one, other in zip(there.evaluate(structures), expected, strict=True):
         assert one.energy == pytest.approx(other.energy, abs=1e-12)
         np.testing.assert_allclose(one.forces, other.forces, atol=1e-12)
     assert len(evaluated) == len(structures)
@@ -266,7 +316,7 @@ def test_what_fails_ahead_fails_as_it_does_otherwise(there, monkeypatch):
     there.deadline = 0.0
     with pytest.raises(OutOfTimeError):
         there.evaluate(structures)
-    monkeypatch.setattr(there, "system", lambda atoms: 1 / 0)
+    monkeypatch.setattr(System, "build", lambda *of: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         there.evaluate(structures)
     assert threading.active_count() == threads

@@ -6,8 +6,8 @@ with it), can be multiplied by a constant (:meth:`~Potential.scaled`, the linear
 and says what it is (:meth:`~Potential.describe`).
 
 Graph networks subclass :class:`GraphPotential` and write a single method, the energy as a function of
-bond vectors. Batching, forces, stress, failures of single structures and the training
-graph are the same for all of them and live here.
+bond vectors. Batching, forces, stress, failures of single structures and the training graph are the same
+for all of them and live here; neighbour lists are found in :mod:`helpers.potentials.neighbours`.
 
 Units: Å, eV, eV/Å; stress in eV/Å³ with ASE's sign (positive under tension).
 """
@@ -36,7 +36,7 @@ from torch_sim.models.interface import ModelInterface
 from torch_sim.state import SimState
 from tqdm.auto import tqdm
 
-from helpers.potentials.neighbours import SKIN_A, StructureError, System, check_structure, still_serve
+from helpers.potentials.neighbours import SKIN_A, Crystal, StructureError, System, find, still_serve
 from helpers.structures import many
 
 # On a CPU larger batches only spill out of the caches; on a GPU the memory decides. Measured on cells of 32 atoms, time per structure
@@ -567,14 +567,12 @@ class GraphPotential(Potential):
         placed = state.positions.detach().to(torch.float64), state.row_vector_cell.detach().to(torch.float64)
         # Copies: what moves the atoms may write into its state.
         numbers, positions, cells = (tensor.cpu().numpy().copy() for tensor in (state.atomic_numbers, *placed))
-        structures = list(zip(np.split(numbers, ends), np.split(positions, ends), cells, strict=True))
+        crystals = list(zip(np.split(numbers, ends), np.split(positions, ends), cells, [True] * len(cells), strict=True))
         kept, wide = self._kept
         before = [kept.get(name) for name in names]
-        serve = still_serve(before, structures, self.cutoff)
-        systems = [
-            system if system and good else self._system(*structure, reach=self.cutoff + SKIN_A)
-            for system, good, structure in zip(before, serve, structures, strict=True)
-        ]
+        serve = still_serve(before, crystals, self.cutoff)
+        made = self._find((one for one, good in zip(crystals, serve, strict=True) if not good), self.cutoff + SKIN_A)
+        systems = [system if good else _listed(next(made)) for system, good in zip(before, serve, strict=True)]
         if wide is None or len(kept) != len(systems) or any(one is not other for one, other in zip(kept.values(), systems, strict=True)):
             wide = Graph.collate(systems, self.device)
         self._kept = dict(zip(names, systems, strict=True)), wide
@@ -586,9 +584,8 @@ class GraphPotential(Potential):
         graph.topology = self.topology(graph, distances[near])
         return graph
 
-    def _system(self, numbers, positions, cell, pbc: np.ndarray | bool = True, reach: float | None = None) -> System:
-        check_structure(numbers, positions, cell, self.elements, pbc)
-        return System.build(numbers, positions, cell, reach or self.cutoff)
+    def _find(self, crystals: Iterable[Crystal], cutoff: float) -> Iterator[System | StructureError]:
+        return find(crystals, self.elements, cutoff, self.device)
 
     def system(self, atoms: ase.Atoms) -> System:
         """Return a structure with its neighbour list.
@@ -598,7 +595,11 @@ class GraphPotential(Potential):
         StructureError
             If the potential cannot evaluate it.
         """
-        return self._system(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        return _listed(next(self.systems([atoms])))
+
+    def systems(self, structures: Sequence[ase.Atoms]) -> Iterator[System | StructureError]:
+        """Yield each structure with its neighbour list, or the error that says why it cannot be evaluated."""
+        return self._find(((atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc) for atoms in structures), self.cutoff)
 
     def check_memory(self, system: System) -> None:
         """Raise :class:`StructureError` for a structure that main memory cannot hold: the system would end the whole process."""
@@ -635,13 +636,13 @@ class GraphPotential(Potential):
         limit = self.max_edges()
         batch: list[tuple[int, System]] = []
         n_edges = 0
-        for index, atoms in enumerate(structures):
+        for index, found in enumerate(self.systems(structures)):
             try:
-                system = self.system(atoms)
+                system = _listed(found)
                 if system.n_edges > limit:
                     self.check_memory(system)
             except StructureError as error:
-                predictions[index] = Prediction.failed(len(atoms), str(error))
+                predictions[index] = Prediction.failed(len(structures[index]), str(error))
                 continue
             if batch and n_edges + system.n_edges > limit:
                 yield batch
@@ -672,6 +673,12 @@ class GraphPotential(Potential):
             else Prediction.failed(len(f), "the model returned values that are not numbers")
             for e, f, s in zip(energies, forces, stresses, strict=True)
         ]
+
+
+def _listed(found: System | StructureError) -> System:
+    if isinstance(found, StructureError):
+        raise found
+    return found
 
 
 def _one_ahead(batches: Iterator[list[tuple[int, System]]]) -> Iterator[list[tuple[int, System]]]:
