@@ -118,18 +118,18 @@ def test_a_gpu_finds_many_at_once_and_what_fails_keeps_its_place(monkeypatch):
 
     monkeypatch.setattr(neighbours, "edges_at_once", at_once)
     monkeypatch.setattr(neighbours.importlib.util, "find_spec", lambda name: name)
-    structures = frames(neighbours._AT_ONCE + 2)
+    structures = frames(neighbours.AT_ONCE + 2)
     structures[1].symbols[0] = "Rn"
     structures[-1].positions[0] = np.nan
     crystals = [crystal(atoms) for atoms in structures]
     found = list(neighbours.find(crystals, frozenset({13, 29}), CUTOFF, torch.device("cuda")))
-    assert calls == [(neighbours._AT_ONCE - 1, "cuda"), (1, "cuda")]
+    assert calls == [(neighbours.AT_ONCE - 1, "cuda"), (1, "cuda")]
     bad = {k: str(one) for k, one in enumerate(found) if isinstance(one, StructureError)}
     assert [(k, text[:22]) for k, text in bad.items()] == [
         (1, "element(s) the model w"),
-        (neighbours._AT_ONCE - 1, "atom 0 has no neighbou"),
-        (neighbours._AT_ONCE, "atom 0 has no neighbou"),
-        (neighbours._AT_ONCE + 1, "position of atom 0 is "),
+        (neighbours.AT_ONCE - 1, "atom 0 has no neighbou"),
+        (neighbours.AT_ONCE, "atom 0 has no neighbou"),
+        (neighbours.AT_ONCE + 1, "position of atom 0 is "),
     ]
     assert all(edges(one) == edges(build(atoms, CUTOFF)) for one, atoms in zip(found, structures, strict=True) if isinstance(one, System))
     calls.clear()

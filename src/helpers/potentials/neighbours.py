@@ -23,7 +23,7 @@ _MIN_VOLUME_PER_ATOM = 0.5
 SKIN_A = 0.5
 
 # Structures whose lists a GPU finds at once: enough small ones to be worth a call, few enough large ones to need little memory.
-_AT_ONCE = 64
+AT_ONCE = 64
 
 # Atomic numbers, positions (Å, one row for each atom), cell (Å, a lattice vector in each row), and along which of them it is periodic.
 Crystal = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | bool]
@@ -119,7 +119,7 @@ def find(crystals: Iterable[Crystal], elements: frozenset[int], cutoff: float, d
 
     A GPU finds many lists at once if the extra ``gpu`` is installed. A CPU does not: its batches are too small to gain from that.
     """
-    at_once = _AT_ONCE if device.type == "cuda" and importlib.util.find_spec("nvalchemiops") else 1
+    at_once = AT_ONCE if device.type == "cuda" and importlib.util.find_spec("nvalchemiops") else 1
     waiting = iter(crystals)
     while some := list(islice(waiting, at_once)):
         errors = [_or_error(check_structure, *crystal[:3], elements, crystal[3]) for crystal in some]
