@@ -105,7 +105,7 @@ hero: $(VENV)/.core  ## Draw the picture of the README and the introduction anew
 
 lock:  ## Resolve the newest versions anew and rewrite requirements.lock (a test says which pins of environment.yml must follow)
 	$(PYTHON) -m venv $(VENV)-lock
-	$(VENV)-lock/bin/python -m pip install --quiet -e .[dev,lab,teach]
+	$(VENV)-lock/bin/python -m pip install --quiet -e .[dev,gpu,lab,teach]
 	$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed "s/+cpu//" > requirements.lock
 	rm -rf $(VENV)-lock
 

@@ -74,7 +74,8 @@ from tqdm.auto import tqdm
 
 from helpers import engine, registry, softening, sources, structures
 from helpers.benchmarks import Case, Family, Rows, Sample, beside, chosen_sets, of, row, table
-from helpers.potentials.base import Potential, check_structure
+from helpers.potentials.base import Potential
+from helpers.potentials.neighbours import check_structure
 
 UNIT = "THz"
 

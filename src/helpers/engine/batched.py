@@ -19,7 +19,8 @@ from torch_sim.models.interface import ModelInterface
 from torch_sim.optimizers import fire, unit_cell_fire
 from tqdm.auto import tqdm
 
-from helpers.potentials.base import GraphPotential, Potential, Prediction, StructureError, check_structure, out_of_memory
+from helpers.potentials.base import GraphPotential, Potential, Prediction, StructureError, out_of_memory
+from helpers.potentials.neighbours import check_structure
 from helpers.structures import content, enter, handedness, many
 
 CELL_MODES = ("fixed", "full", "out-of-plane")

@@ -12,7 +12,8 @@ import torch_sim as ts
 from ase import units
 
 from helpers.engine.batched import Batch
-from helpers.potentials.base import Potential, StructureError, check_structure
+from helpers.potentials.base import Potential
+from helpers.potentials.neighbours import StructureError, check_structure
 from helpers.structures import enter, many
 
 _HOTTEST = 10  # times the temperature asked for, above which a structure has exploded

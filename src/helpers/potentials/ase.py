@@ -24,7 +24,8 @@ from ase.stress import voigt_6_to_full_3x3_stress
 from tqdm.auto import tqdm
 
 from helpers import structures as door
-from helpers.potentials.base import Potential, PotentialError, Prediction, StructureError, check_structure
+from helpers.potentials.base import Potential, PotentialError, Prediction, StructureError
+from helpers.potentials.neighbours import check_structure
 
 _ALL_ELEMENTS = frozenset(range(1, 119))
 

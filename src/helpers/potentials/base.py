@@ -6,8 +6,8 @@ with it), can be multiplied by a constant (:meth:`~Potential.scaled`, the linear
 and says what it is (:meth:`~Potential.describe`).
 
 Graph networks subclass :class:`GraphPotential` and write a single method, the energy as a function of
-bond vectors. Neighbour lists, batching, forces, stress, failures of single structures and the training
-graph are the same for all of them and live here.
+bond vectors. Batching, forces, stress, failures of single structures and the training graph are the same
+for all of them and live here; neighbour lists are found in :mod:`helpers.potentials.neighbours`.
 
 Units: Å, eV, eV/Å; stress in eV/Å³ with ASE's sign (positive under tension).
 """
@@ -21,6 +21,7 @@ import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -34,12 +35,9 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from torch_sim.models.interface import ModelInterface
 from torch_sim.state import SimState
 from tqdm.auto import tqdm
-from vesin import NeighborList
 
+from helpers.potentials.neighbours import SKIN_A, Crystal, StructureError, System, find, still_serve
 from helpers.structures import many
-
-# Below this volume per atom (Å³) no crystal exists: even solid hydrogen at 500 GPa keeps 1.2 Å³.
-_MIN_VOLUME_PER_ATOM = 0.5
 
 # On a CPU larger batches only spill out of the caches; on a GPU the memory decides. Measured on cells of 32 atoms, time per structure
 # against one at a time: with 40,000 edges TensorNet takes twice as long, M3GNet and CHGNet a fifth longer; with 3,000 all take as long.
@@ -48,10 +46,6 @@ _MAX_EDGES_CPU = 3_000
 
 class PotentialError(Exception):
     """A potential cannot be loaded or used as asked; the message says what to do."""
-
-
-class StructureError(ValueError):
-    """A structure cannot be evaluated; the message says why."""
 
 
 class OutOfTimeError(Exception):
@@ -94,84 +88,6 @@ class Prediction:
     def failed(cls, n_atoms: int, error: str) -> Prediction:
         """Return the record of a structure that could not be evaluated."""
         return cls(energy=np.nan, forces=np.full((n_atoms, 3), np.nan), error=error)
-
-
-def check_structure(
-    numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, elements: frozenset[int], pbc: np.ndarray | bool = True
-) -> None:
-    """Refuse a structure that no potential can evaluate.
-
-    Parameters
-    ----------
-    numbers : ndarray, shape (n_atoms,)
-        Atomic numbers.
-    positions : ndarray, shape (n_atoms, 3)
-        Å.
-    cell : ndarray, shape (3, 3)
-        Lattice vectors as rows, Å.
-    elements : frozenset of int
-        Atomic numbers the potential was trained on.
-    pbc : ndarray of bool, shape (3,)
-        Along which lattice vectors it is periodic.
-
-    Raises
-    ------
-    StructureError
-        With the reason.
-    """
-    if not np.all(pbc):
-        raise StructureError("not periodic in all three directions; set pbc=True and leave vacuum wider than the cutoff")
-    if len(numbers) == 0:
-        raise StructureError("no atoms")
-    if not np.isfinite(positions).all():
-        bad = int(np.flatnonzero(~np.isfinite(positions).all(axis=1))[0])
-        raise StructureError(f"position of atom {bad} is not a number: {positions[bad]}")
-    if not np.isfinite(cell).all():
-        raise StructureError("the cell holds values that are not numbers")
-    volume = abs(np.linalg.det(cell))
-    if volume < _MIN_VOLUME_PER_ATOM * len(numbers):
-        raise StructureError(f"cell volume {volume:.3g} Å³ for {len(numbers)} atoms; give a periodic cell (with vacuum around a molecule)")
-    unknown = sorted(set(np.asarray(numbers).tolist()) - elements)
-    if unknown:
-        names = ", ".join(ase.data.chemical_symbols[z] if 0 < z < len(ase.data.chemical_symbols) else str(z) for z in unknown)
-        raise StructureError(f"element(s) the model was not trained on: {names}")
-
-
-@dataclass
-class System:
-    """One structure with its neighbour list, ready to be batched.
-
-    ``centre[k]`` sees ``neighbour[k]`` displaced by ``shift[k]`` lattice vectors. Every pair appears in both directions, the edges of an
-    atom one after the other.
-    """
-
-    numbers: np.ndarray
-    positions: np.ndarray
-    cell: np.ndarray
-    centre: np.ndarray
-    neighbour: np.ndarray
-    shift: np.ndarray
-
-    @property
-    def n_edges(self) -> int:
-        """Number of directed edges."""
-        return len(self.centre)
-
-    @classmethod
-    def build(cls, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, cutoff: float) -> System:
-        """Find all pairs within ``cutoff`` (Å) under periodic boundary conditions.
-
-        Raises
-        ------
-        StructureError
-            If an atom has no neighbour: graph networks return nonsense there.
-        """
-        search = NeighborList(cutoff=cutoff, full_list=True, sorted=True)
-        centre, neighbour, shift = search.compute(points=positions, box=cell, periodic=True, quantities="ijS")
-        lonely = np.flatnonzero(np.bincount(centre, minlength=len(numbers)) == 0)
-        if len(lonely):
-            raise StructureError(f"atom {lonely[0]} has no neighbour within the model's cutoff of {cutoff:g} Å")
-        return cls(numbers, positions, cell, centre.astype(np.int64), neighbour.astype(np.int64), shift.astype(np.float64))
 
 
 @dataclass
@@ -227,6 +143,13 @@ class Graph:
     def edge_system(self) -> torch.Tensor:
         """Structure of each edge, shape (E,)."""
         return self.system[self.edge_index[0]]
+
+    @torch.no_grad()
+    def distances(self) -> torch.Tensor:
+        """Return the lengths of the edges, Å, shape (E,)."""
+        centre, neighbour = self.edge_index
+        offset = torch.einsum("es,esx->ex", self.shifts, self.cells[self.edge_system])
+        return torch.linalg.norm(self.positions[neighbour] - self.positions[centre] + offset, dim=1)
 
     def weight_of_messages(self, target: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         """Return the factors of messages in a mixture: the source's weight where the target is an ordinary atom, else 1.
@@ -541,6 +464,7 @@ class GraphPotential(Potential):
         first = next(network.parameters(), None)
         self.network_dtype = torch.float32 if first is None else first.dtype
         self.is_compiled = False
+        self._kept: tuple[dict[int, System], Graph | None] = {}, None
 
     def compiled(self) -> GraphPotential:
         """Return the variant whose network is compiled at its first evaluation. The key stays.
@@ -573,11 +497,7 @@ class GraphPotential(Potential):
     def collate(self, systems: Sequence[System]) -> Graph:
         """Join structures into a batch, with everything that can be reused from one evaluation to the next."""
         graph = Graph.collate(systems, self.device)
-        with torch.no_grad():
-            centre, neighbour = graph.edge_index
-            offset = torch.einsum("es,esx->ex", graph.shifts, graph.cells[graph.edge_system])
-            distances = torch.linalg.norm(graph.positions[neighbour] - graph.positions[centre] + offset, dim=1)
-        graph.topology = self.topology(graph, distances)
+        graph.topology = self.topology(graph, graph.distances())
         return graph
 
     def compute(
@@ -624,24 +544,48 @@ class GraphPotential(Potential):
         return energies, forces, stresses
 
     def forward(self, state: SimState, structures: Sequence[ase.Atoms] | None = None, **_: object) -> dict[str, torch.Tensor]:
-        """Evaluate a torch-sim state. A structure that cannot be evaluated gets NaN; the others are not affected."""
-        ends = np.cumsum(state.n_atoms_per_system.tolist())[:-1]
-        numbers = np.split(state.atomic_numbers.cpu().numpy(), ends)
-        positions = np.split(state.positions.detach().cpu().numpy().astype(np.float64), ends)
-        cells = state.row_vector_cell.detach().cpu().numpy().astype(np.float64)
+        """Evaluate a torch-sim state. A structure that cannot be evaluated gets NaN; the others are not affected.
+
+        Neighbour lists reach beyond the cutoff and are kept from one call to the next, as long as they serve. ``structures`` tell which
+        of the lists belongs to which structure after others have left the state; without them it is the order.
+        """
         try:
-            systems = [self._system(*arrays) for arrays in zip(numbers, positions, cells, strict=True)]
-            e, f, s = self.compute(self.collate(systems), stress=self.compute_stress)
+            graph = self._graph_of(state, range(state.n_systems) if structures is None else [id(atoms) for atoms in structures])
+            e, f, s = self.compute(graph, stress=self.compute_stress)
         except (RuntimeError, ValueError, IndexError) as error:
             if out_of_memory(error):
                 raise
             return super().forward(state, structures)  # where each structure fails alone
+        lonely = (counts(graph.edge_index[0], len(graph.numbers)) == 0).to(e.dtype)
+        e = torch.where(e.new_zeros(len(e)).index_add(0, graph.system, lonely) > 0, torch.nan, e)
         output = {"energy": e, "forces": f} | ({} if s is None else {"stress": s})
         return {name: values.detach().to(state.device, state.dtype) for name, values in output.items()}
 
-    def _system(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray | bool = True) -> System:
-        check_structure(numbers, positions, cell, self.elements, pbc)
-        return System.build(numbers, positions, cell, self.cutoff)
+    def _graph_of(self, state: SimState, names: Sequence[int]) -> Graph:
+        """Return a torch-sim state as a batch, of the lists that were kept under these names, or new ones where they no longer serve."""
+        ends = np.cumsum(state.n_atoms_per_system.tolist())[:-1]
+        placed = state.positions.detach().to(torch.float64), state.row_vector_cell.detach().to(torch.float64)
+        # Copies: what moves the atoms may write into its state.
+        numbers, positions, cells = (tensor.cpu().numpy().copy() for tensor in (state.atomic_numbers, *placed))
+        crystals = list(zip(np.split(numbers, ends), np.split(positions, ends), cells, [True] * len(cells), strict=True))
+        kept, wide = self._kept
+        before = [kept.get(name) for name in names]
+        serve = still_serve(before, crystals, self.cutoff)
+        made = self._find((one for one, good in zip(crystals, serve, strict=True) if not good), self.cutoff + SKIN_A)
+        systems = [system if good else _listed(next(made)) for system, good in zip(before, serve, strict=True)]
+        if wide is None or len(kept) != len(systems) or any(one is not other for one, other in zip(kept.values(), systems, strict=True)):
+            wide = Graph.collate(systems, self.device)
+        self._kept = dict(zip(names, systems, strict=True)), wide
+        graph = copy.copy(wide)
+        graph.positions, graph.cells = (tensor.to(self.device) for tensor in placed)
+        distances = graph.distances()
+        near = torch.nonzero(distances < self.cutoff).squeeze(1)
+        graph.edge_index, graph.shifts = graph.edge_index[:, near], graph.shifts[near]
+        graph.topology = self.topology(graph, distances[near])
+        return graph
+
+    def _find(self, crystals: Iterable[Crystal], cutoff: float) -> Iterator[System | StructureError]:
+        return find(crystals, self.elements, cutoff, self.device)
 
     def system(self, atoms: ase.Atoms) -> System:
         """Return a structure with its neighbour list.
@@ -651,7 +595,11 @@ class GraphPotential(Potential):
         StructureError
             If the potential cannot evaluate it.
         """
-        return self._system(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        return _listed(next(self.systems([atoms])))
+
+    def systems(self, structures: Sequence[ase.Atoms]) -> Iterator[System | StructureError]:
+        """Yield each structure with its neighbour list, or the error that says why it cannot be evaluated."""
+        return self._find(((atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc) for atoms in structures), self.cutoff)
 
     def check_memory(self, system: System) -> None:
         """Raise :class:`StructureError` for a structure that main memory cannot hold: the system would end the whole process."""
@@ -674,7 +622,9 @@ class GraphPotential(Potential):
         structures = many(structures)
         predictions: list[Prediction | None] = [None] * len(structures)
         with tqdm(total=len(structures), disable=not progress, unit="structure", desc=self.key) as bar:
-            for batch in self.batches(structures, predictions):
+            batches = self.batches(structures, predictions)
+            # On a CPU the thread would only take from the network what it gives.
+            for batch in batches if self.device.type == "cpu" else _one_ahead(batches):
                 for (index, _), prediction in zip(batch, self._evaluate_batch([s for _, s in batch], stress), strict=True):
                     predictions[index] = prediction
                 bar.update(sum(p is not None for p in predictions) - bar.n)
@@ -686,13 +636,13 @@ class GraphPotential(Potential):
         limit = self.max_edges()
         batch: list[tuple[int, System]] = []
         n_edges = 0
-        for index, atoms in enumerate(structures):
+        for index, found in enumerate(self.systems(structures)):
             try:
-                system = self.system(atoms)
+                system = _listed(found)
                 if system.n_edges > limit:
                     self.check_memory(system)
             except StructureError as error:
-                predictions[index] = Prediction.failed(len(atoms), str(error))
+                predictions[index] = Prediction.failed(len(structures[index]), str(error))
                 continue
             if batch and n_edges + system.n_edges > limit:
                 yield batch
@@ -723,6 +673,21 @@ class GraphPotential(Potential):
             else Prediction.failed(len(f), "the model returned values that are not numbers")
             for e, f, s in zip(energies, forces, stresses, strict=True)
         ]
+
+
+def _listed(found: System | StructureError) -> System:
+    if isinstance(found, StructureError):
+        raise found
+    return found
+
+
+def _one_ahead(batches: Iterator[list[tuple[int, System]]]) -> Iterator[list[tuple[int, System]]]:
+    """Yield the batches; while one is evaluated, a thread makes the next."""
+    with ThreadPoolExecutor(1) as worker:
+        following = worker.submit(lambda: next(batches, None))
+        while (batch := following.result()) is not None:
+            following = worker.submit(lambda: next(batches, None))
+            yield batch
 
 
 class PotentialCalculator(Calculator):

@@ -30,7 +30,8 @@ from scipy.optimize import linear_sum_assignment
 from vesin import NeighborList
 
 from helpers import softening, structures
-from helpers.potentials.base import Prediction, StructureError, check_structure
+from helpers.potentials.base import Prediction, StructureError
+from helpers.potentials.neighbours import check_structure
 from helpers.training.fine_tune import EV_PER_A3_IN_GPA, Label
 
 # Names under which DFT answers stand in files, in the order of preference; upper and lower case are the same.
