@@ -336,7 +336,7 @@ def bench(
     keys = model or list(compare.MODELS)
     protocol = compare.QUICK if quick else compare.Protocol()
     if route:
-        protocol = dataclasses.replace(protocol, variants=())
+        protocol = dataclasses.replace(protocol, compiled=False)
     for key in keys:
         compare.check(key)
     for key in keys:

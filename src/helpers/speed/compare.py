@@ -14,8 +14,8 @@ The table has one row per measurement. ``set`` is the kind of the task, ``route`
     largest deviation from this project's results in double precision: eV/atom, eV/Å, and as a fraction of the largest force
     (see :data:`AGREEMENT`).
 
-The set ``roofline`` holds what the processor allows (:mod:`helpers.speed.roofline`), the set ``tried`` what was tried to be faster
-(:mod:`helpers.speed.variants`; there ``route`` is the variant).
+The set ``roofline`` holds what the processor allows (:mod:`helpers.speed.roofline`). The set ``tried`` of the project's own tables holds
+what was once tried to be faster; there ``route`` is the variant.
 
 The table is written after each task, and the same call goes on where the last one stopped. :mod:`helpers.speed.devices` measures likewise
 on a GPU; there the ways come one after the other, so that each has the memory for itself.
@@ -33,9 +33,9 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -53,17 +53,15 @@ from helpers.potentials.base import out_of_memory
 from helpers.runner import cluster, worker
 from helpers.runner.cluster import RunError
 from helpers.speed import roofline, throughput
-from helpers.speed.routes import COMPARED, ROUTES, Answer, Task, chosen, family, in_double_precision
-from helpers.speed.variants import AS_IT_IS, COMPILED, VARIANTS
-from helpers.speed.variants import measure as measure_variants
+from helpers.speed.routes import COMPARED, ROUTES, Answer, Task, chosen, in_double_precision
 
 NAME = "speed"
 
 # A MACE of the size of MACE-MP-0 small with random weights: speed does not depend on their values, and the file need not be downloaded.
 RANDOM_MACE = "mace-random-weights"
 
-# What is measured in a process of its own, not by ways.
-ALONE = ("roofline", "tried")
+# Among what was tried, what the others are compared with.
+AS_IT_IS = "as it is"
 
 # So long a way may take for an answer, s; else its process hangs.
 PATIENCE_S = 300
@@ -89,7 +87,7 @@ class Rules:
     compared: tuple[str, ...] = COMPARED  # kinds of tasks whose results are compared
     # Also measure the ways that use PyTorch's threads. Beside other work threads wait for each other, up to a hundred times as long.
     threads: bool = True
-    variants: tuple[str, ...] = tuple(VARIANTS)  # what was tried (:data:`helpers.speed.variants.VARIANTS`)
+    compiled: bool = True  # also the compiled network beside what the processor allows: compiling takes minutes
     seed: int = 0
 
 
@@ -115,7 +113,7 @@ QUICK = Protocol(
     scaling=((1, 1), (1, 4), (2, 1)),
     rounds=3,
     threads=False,
-    variants=tuple(name for name in VARIANTS if name != COMPILED),  # which takes minutes
+    compiled=False,
 )
 
 
@@ -132,7 +130,7 @@ def tasks(protocol: Protocol) -> list[Task]:
     for repeat, n in protocol.scaling:
         structures = throughput.structures(cells, repeat, n)
         made.append(Task("scaling", f"{n} × {len(structures[0])} atoms", tuple(structures)))
-    return [*made, Task("roofline", "MgO, 16 atoms", (roofline.crystal(),)), replace(made[0], kind="tried")]
+    return [*made, Task("roofline", "MgO, 16 atoms", (roofline.crystal(),))]
 
 
 def _frames(protocol: Protocol) -> tuple[list[ase.Atoms], list[str]]:
@@ -362,7 +360,7 @@ def measure(
     key : str
         A catalogue key, or :data:`RANDOM_MACE`.
     jobs : sequence of Task, optional
-        By default those of the protocol (:func:`tasks`). Of the kinds ``roofline`` and ``tried`` there is one way, ours.
+        By default those of the protocol (:func:`tasks`). ``roofline`` is one of ours alone.
     routes : sequence of str, optional
         Keys of :data:`helpers.speed.routes.ROUTES`; all that fit the model if None. ``ours`` is always among them.
     device : str
@@ -404,8 +402,8 @@ def measure(
                     continue
                 if progress:
                     print(f"{key}: {job.kind}, {job.case}{'' if protocol.in_turns else f', {able[0].route.label}'}", flush=True)
-                if job.kind in ALONE:
-                    new = _alone(key, there, job, protocol, device)
+                if job.kind == "roofline":
+                    new = _bound(key, there, job, protocol, device)
                 else:
                     if job.kind in protocol.compared and number not in exact:
                         exact[number] = in_double_precision(there, job)
@@ -420,9 +418,8 @@ def measure(
 
 def _is_left(rows: Sequence[Mapping[str, Any]], name: str, job: Task, protocol: Rules) -> bool:
     """Tell whether a way is to do a task: it can, has not done it, and was not given up with fewer structures of this size."""
-    if job.kind in ALONE:
-        wanted = job.kind == "roofline" or bool(protocol.variants)
-        return name == "ours" and wanted and not any(row["set"] == job.kind for row in rows)
+    if job.kind == "roofline":
+        return name == "ours" and not any(row["set"] == job.kind for row in rows)
     if job.kind not in ROUTES[name].kinds:
         return False
     n, n_atoms, limit = len(job.structures), sum(map(len, job.structures)), protocol.longest_s
@@ -440,23 +437,14 @@ def _row(key: str, kind: str, case: str, route: str, name: str, value: float, un
     return benchmarks.row(key, about, name, float(value), math.nan, unit, error=error, route=route, round=turn)
 
 
-def _alone(key: str, there: str, job: Task, protocol: Rules, device: str) -> list[dict[str, Any]]:
-    """Measure what the device allows, or what was tried, in a process of its own."""
-    has_variants = family(key) in ("chgnet", "matgl")
-    if job.kind == "roofline":
-        try:
-            found = _apart(roofline.measure, there, job.structures, has_variants and COMPILED in protocol.variants, device)
-        except Exception as error:  # noqa: BLE001  (its memory may not suffice; what else is measured does not need it)
-            return [_row(key, "roofline", job.case, "ours", "compute_time", math.nan, "s", error=f"{type(error).__name__}: {error}"[:300])]
-        return [_row(key, "roofline", job.case, "ours", *one) for one in found]
-    rows = []
-    for name, turn, seconds, difference, error in (
-        _apart(measure_variants, key, job.structures, protocol.rounds, protocol.variants) if has_variants else ()
-    ):
-        rows.append(_row(key, "tried", job.case, name, "processor_time", seconds, "s", turn, error or None))
-        if turn == 0:
-            rows.append(_row(key, "tried", job.case, name, "force_difference", difference, "eV/Å"))
-    return rows
+def _bound(key: str, there: str, job: Task, protocol: Rules, device: str) -> list[dict[str, Any]]:
+    """Measure what the device allows, in a process of its own."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=cluster.end_with_parent) as pool:
+            found = pool.submit(roofline.measure, there, job.structures, protocol.compiled, device).result()
+    except Exception as error:  # noqa: BLE001  (its memory may not suffice; what else is measured does not need it)
+        return [_row(key, "roofline", job.case, "ours", "compute_time", math.nan, "s", error=f"{type(error).__name__}: {error}"[:300])]
+    return [_row(key, "roofline", job.case, "ours", *one) for one in found]
 
 
 def _measured(
@@ -506,12 +494,6 @@ def _differences(key: str, job: Task, name: str, answer: Answer, expected: Answe
     largest = np.array([max(1.0, np.max(np.abs(other))) for _, other in pairs])
     yield _row(key, job.kind, job.case, name, "force_difference", differences.max(), "eV/Å")
     yield _row(key, job.kind, job.case, name, "relative_force_difference", (differences / largest).max(), "")
-
-
-def _apart(function: Callable[..., list], *arguments: object) -> list:
-    """Call a function in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=cluster.end_with_parent) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def read(keys: Sequence[str], out: Path | None = None, name: str = NAME) -> pd.DataFrame:

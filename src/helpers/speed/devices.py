@@ -38,7 +38,7 @@ class Protocol(compare.Rules):
     longest_s: float | None = 1.0
     compared: tuple[str, ...] = ("statics",)
     threads: bool = False
-    variants: tuple[str, ...] = ()
+    compiled: bool = False
     crystals: int = 20  # of CRYSTALS
     repeats: tuple[int, ...] = (1, 2, 4)  # rocksalt cells of 8, 64 and 512 atoms, the first for all kinds of tasks
     growth: int = 4  # so many times as many structures the next time,

@@ -159,7 +159,7 @@ def measure(key: str, structures: Sequence[ase.Atoms], compiled: bool = False, d
         "evaluation_time": lambda: potential.evaluate(structures),
     }
     if compiled:
-        with contextlib.suppress(Exception):  # a compiler may be missing or fail; the variant's row says why
+        with contextlib.suppress(Exception):  # not every network can be compiled, and a compiler may be missing or fail
             fast = potential.compiled()
             fast.evaluate(structures)  # which compiles
             fast_graph = fast.collate(systems)
