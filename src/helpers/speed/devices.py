@@ -33,7 +33,7 @@ WAYS = ("ours", "ase", "ours-ase", "torch-sim", "chgnet-batch")
 class Protocol(compare.Rules):
     """What is measured on a device."""
 
-    rounds: int = 3  # the median counts: what TorchScript compiles it may compile in the second evaluation
+    rounds: int = 3
     in_turns: bool = False
     longest_s: float | None = 1.0
     compared: tuple[str, ...] = ("statics",)
