@@ -51,6 +51,12 @@ def _table(rows: list[list[str]], header: list[str]) -> None:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _frame(title: str, shown: pd.DataFrame) -> None:
+    """Print a table of text with its title."""
+    typer.echo(f"\n{title}")
+    _table([[str(name), *values] for name, values in zip(shown.index, shown.to_numpy().tolist(), strict=True)], ["", *shown.columns])
+
+
 def _folder(out: Path | None) -> Path | None:
     """Refuse a folder that cannot be made or written to, before anything is computed. The trial leaves nothing behind."""
     try:
@@ -301,36 +307,44 @@ def report(
 @app.command()
 def bench(
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Key; may be repeated. Else CHGNet, M3GNet and MACE.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda, cpu, …: every potential on it, by number and size of structures.")] = None,
+    minutes: Annotated[float, typer.Option(min=0.01, help="With --device: no measurement is begun after these.")] = 20.0,
     quick: Annotated[bool, typer.Option("--quick", help="A few structures, no threads: minutes, also beside other work.")] = False,
     route: Annotated[list[str] | None, typer.Option("--route", "-r", help="Only this way (ase, …) and ours; may be repeated.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", callback=_folder, help="For tables and report; else data/results.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", callback=_folder, help="For the tables; else data/results.")] = None,
 ) -> None:
     """Measure how fast energies, forces and relaxations are here, beside other packages' ways to compute them with the same model.
 
-    Other programs on the machine disturb. Packages that are not installed are listed (make env-bench has them all).
+    With --device: every potential that is ready on that device, what matters first. Can be interrupted at any time: the same command goes
+    on. Other programs on the machine disturb. Packages that are not installed are listed (make env-bench has them all).
     """
-    from helpers.speed import compare as measurement
+    from helpers.speed import compare, devices
 
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    keys = model or list(measurement.MODELS)
-    protocol = measurement.QUICK if quick else measurement.Protocol()
+    if device is not None:
+        settings = devices.QUICK if quick else devices.Protocol()
+        name, keys, in_time = devices.record(device, model, out, settings, minutes=minutes, routes=route, progress=True)
+        for words, shown in devices.told(compare.read(keys, out, name)).items() if keys else ():
+            _frame(words, shown)
+        typer.echo(f"\n{len(keys)} tables: {results.results_dir(out) / name}")
+        if not in_time:
+            typer.echo(f"The {minutes:g} minutes are over: the same command goes on.")
+        if not keys:
+            raise typer.Exit(1)
+        return
+    keys = model or list(compare.MODELS)
+    protocol = compare.QUICK if quick else compare.Protocol()
     if route:
-        protocol = dataclasses.replace(protocol, variants=())
+        protocol = dataclasses.replace(protocol, compiled=False)
     for key in keys:
-        measurement.record(key, out, protocol, routes=route, progress=True)
-    tables = measurement.read(keys, out)
-    summary = measurement.summarise(tables)
+        compare.check(key)
+    for key in keys:
+        compare.record(key, out, protocol, routes=route, progress=True)
+    summary = compare.summarise(compare.read(keys, out))
     for key in keys:
         for kind in summary.loc[summary["model"] == key, "kind"].unique():
-            shown = measurement.readable(summary[summary["model"] == key], kind)
-            typer.echo(f"\n{key}, {kind}")
-            _table(
-                [[str(name), *values] for name, values in zip(shown.index, shown.to_numpy().tolist(), strict=True)], ["", *shown.columns]
-            )
-    if out is not None:
-        measurement.write_report(tables, [results.provenance(measurement.NAME, key, out) for key in keys], out)
-        typer.echo(f"\nreport: {out / 'report.html'}")
+            _frame(f"{key}, {kind}", compare.readable(summary[summary["model"] == key], kind))
 
 
 @app.command()

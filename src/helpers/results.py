@@ -25,7 +25,10 @@ import pandas as pd
 
 from helpers.registry import data_dir
 
-PACKAGES = ("torch", "torch-sim-atomistic", "chgnet", "matgl", "mace-torch", "sevenn", "e3nn", "ase", "pymatgen", "phonopy", "numpy")
+PACKAGES = (
+    *("torch", "torch-sim-atomistic", "chgnet", "matgl", "mace-torch", "sevenn", "matcalc"),
+    *("e3nn", "ase", "pymatgen", "phonopy", "numpy"),
+)
 
 COLUMNS = ["model", "set", "material", "case", "property", "value", "reference", "unit", "status", "reason"]
 

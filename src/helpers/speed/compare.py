@@ -14,15 +14,18 @@ The table has one row per measurement. ``set`` is the kind of the task, ``route`
     largest deviation from this project's results in double precision: eV/atom, eV/Å, and as a fraction of the largest force
     (see :data:`AGREEMENT`).
 
-The set ``roofline`` holds what the processor allows (:mod:`helpers.speed.roofline`), the set ``tried`` what was tried to be faster
-(:mod:`helpers.speed.variants`; there ``route`` is the variant).
+The set ``roofline`` holds what the processor allows (:mod:`helpers.speed.roofline`). The set ``tried`` of the project's own tables holds
+what was once tried to be faster; there ``route`` is the variant.
+
+The table is written after each task, and the same call goes on where the last one stopped. :mod:`helpers.speed.devices` measures likewise
+on a GPU; there the ways come one after the other, so that each has the memory for itself.
 """
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import gc
+import json
 import math
 import multiprocessing
 import os
@@ -30,13 +33,13 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ase
 import numpy as np
@@ -44,20 +47,24 @@ import pandas as pd
 import psutil
 import torch
 
-from helpers import benchmarks, figures, potentials, registry, results, runner
+from helpers import benchmarks, potentials, registry, results
 from helpers.benchmarks import Case, off_equilibrium, phonons
-from helpers.reports import page
-from helpers.runner import cluster
+from helpers.potentials.base import out_of_memory
+from helpers.runner import cluster, worker
 from helpers.runner.cluster import RunError
 from helpers.speed import roofline, throughput
-from helpers.speed.routes import FAMILIES, ROUTES, Answer, Task, in_double_precision
-from helpers.speed.variants import AS_IT_IS, COMPILED, VARIANTS
-from helpers.speed.variants import measure as measure_variants
+from helpers.speed.routes import COMPARED, ROUTES, Answer, Task, chosen, in_double_precision
 
 NAME = "speed"
 
 # A MACE of the size of MACE-MP-0 small with random weights: speed does not depend on their values, and the file need not be downloaded.
 RANDOM_MACE = "mace-random-weights"
+
+# Among what was tried, what the others are compared with.
+AS_IT_IS = "as it is"
+
+# So long a way may take for an answer, s; else its process hangs.
+PATIENCE_S = 300
 
 MODELS = ("chgnet-0.3.0", "m3gnet-mp-2021.2.8", RANDOM_MACE)
 
@@ -70,8 +77,23 @@ ROUNDING = 3.0
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """What is measured."""
+class Rules:
+    """How tasks are measured, whichever they are."""
+
+    rounds: int = 5  # how often everything is measured
+    in_turns: bool = True  # the ways take turns; else one has its rounds of all tasks, then the next
+    # Of one kind of task and one size of cell, a way gets no more structures than those that fail or take longer than this, s. None: all.
+    longest_s: float | None = None
+    compared: tuple[str, ...] = COMPARED  # kinds of tasks whose results are compared
+    # Also measure the ways that use PyTorch's threads. Beside other work threads wait for each other, up to a hundred times as long.
+    threads: bool = True
+    compiled: bool = True  # also the compiled network beside what the processor allows: compiling takes minutes
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Protocol(Rules):
+    """What is measured beside other packages."""
 
     # Compounds of MatterSim-TP, drawn at random, and frames of each, for statics.
     materials: int = 5
@@ -81,11 +103,6 @@ class Protocol:
     supercell: int = 2  # displaced supercells are rutile TiO2, so many cells along each vector
     # Rocksalt cells: conventional cells along each vector, and number of structures.
     scaling: tuple[tuple[int, int], ...] = ((1, 1), (1, 4), (1, 16), (2, 2), (3, 1))
-    rounds: int = 5  # how often everything is measured
-    # Also measure the ways that use PyTorch's threads. Beside other work threads wait for each other, up to a hundred times as long.
-    threads: bool = True
-    variants: tuple[str, ...] = tuple(VARIANTS)  # what was tried (:data:`helpers.speed.variants.VARIANTS`)
-    seed: int = 0
 
 
 QUICK = Protocol(
@@ -96,24 +113,24 @@ QUICK = Protocol(
     scaling=((1, 1), (1, 4), (2, 1)),
     rounds=3,
     threads=False,
-    variants=tuple(name for name in VARIANTS if name != COMPILED),  # which takes minutes
+    compiled=False,
 )
 
 
 def tasks(protocol: Protocol) -> list[Task]:
     """Return what is to be computed; the frames come from a registered file."""
     frames, groups = _frames(protocol)
-    chosen = np.linspace(0, len(frames) - 1, min(protocol.relaxed, len(frames))).round().astype(int)
+    some = np.linspace(0, len(frames) - 1, min(protocol.relaxed, len(frames))).round().astype(int)
     made = [
         Task("statics", "MatterSim-TP", tuple(frames), tuple(groups)),
-        Task("relaxation", "MatterSim-TP", tuple(frames[number] for number in chosen), steps=protocol.steps),
+        Task("relaxation", "MatterSim-TP", tuple(frames[number] for number in some), steps=protocol.steps),
         Task("displacements", "TiO2", tuple(_displaced(protocol))),
     ]
     cells = throughput.Protocol(seed=protocol.seed)
     for repeat, n in protocol.scaling:
         structures = throughput.structures(cells, repeat, n)
         made.append(Task("scaling", f"{n} × {len(structures[0])} atoms", tuple(structures)))
-    return made
+    return [*made, Task("roofline", "MgO, 16 atoms", (roofline.crystal(),))]
 
 
 def _frames(protocol: Protocol) -> tuple[list[ase.Atoms], list[str]]:
@@ -186,6 +203,11 @@ def random_mace(path: Path, *, channels: int = 128, seed: int = 0) -> None:
         torch.save(network, path)
 
 
+def random_about() -> dict[str, str]:
+    """Return what a provenance says of :data:`RANDOM_MACE`."""
+    return {"key": RANDOM_MACE, "label": "MACE, random weights", "package": f"mace-torch {version('mace-torch')}"}
+
+
 # ---------------------------------------------------------------------------------------------------
 # A way in its process
 
@@ -204,15 +226,20 @@ def _processor_time() -> float:
     return total
 
 
-def _forget_peak() -> None:
-    """Let Linux measure the peak memory of this process and its children anew; elsewhere it is that of the process's life."""
+def forget_peak(device: str = "cpu") -> None:
+    """Let the peak memory be measured anew: by Linux, of this process and its children; elsewhere it is that of the process's life."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
     for pid in (os.getpid(), *(child.pid for child in _children())):
         with contextlib.suppress(OSError):
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def _peak_mb() -> float:
-    """Return the largest memory (resident set, MB) of this process and its children, added up."""
+def _peak_mb(device: str = "cpu") -> float:
+    """Return the largest memory (MB) of this process and its children, added up (resident set); on a GPU that of this process's tensors."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device) / 1e6
     total = 0.0
     for pid in (os.getpid(), *(child.pid for child in _children())):
         try:
@@ -224,12 +251,12 @@ def _peak_mb() -> float:
     return total
 
 
-def _serve(connection: Connection, key: str, name: str, jobs: Sequence[Task], cores: int) -> None:
+def _serve(connection: Connection, key: str, name: str, jobs: Sequence[Task], cores: int, device: str) -> None:
     """Make a way, then compute what is asked for, until nothing is."""
     try:
         route = ROUTES[name]
         torch.set_num_threads(route.threads or cores)
-        compute = route.make(key, cores)
+        compute = route.make(key, cores, device)
     except Exception as error:  # noqa: BLE001  (another package may raise anything; the reason becomes a row)
         connection.send(f"{type(error).__name__}: {error}")
         return
@@ -237,23 +264,31 @@ def _serve(connection: Connection, key: str, name: str, jobs: Sequence[Task], co
     while (number := connection.recv()) is not None:
         gc.collect()
         try:
-            _forget_peak()
+            forget_peak(device)
             processor, start = _processor_time(), time.perf_counter()
             answer = compute(jobs[number])
-            taken = time.perf_counter() - start, _processor_time() - processor, _peak_mb()
+            taken = time.perf_counter() - start, _processor_time() - processor, _peak_mb(device)
+            if not all(np.isfinite(forces).all() for forces in answer.forces):
+                raise ValueError("the forces are no numbers")
             connection.send((answer, *taken))
         except Exception as error:  # noqa: BLE001
-            connection.send("".join(traceback.format_exception_only(error)).strip())
+            memory = "out of memory: " if out_of_memory(error) else ""
+            connection.send(memory + "".join(traceback.format_exception_only(error)).strip().splitlines()[0][:300])
 
 
 class Way:
     """A way in its process, seen from outside."""
 
-    def __init__(self, key: str, name: str, jobs: Sequence[Task], cores: int) -> None:
+    def __init__(self, key: str, name: str, jobs: Sequence[Task], cores: int, device: str = "cpu") -> None:
         self.name, self.route = name, ROUTES[name]
+        self.made_of = key, name, list(jobs), cores, device
+        self.start()
+
+    def start(self) -> None:
+        """Begin a process."""
         context = multiprocessing.get_context("spawn")
         self.connection, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, key, name, list(jobs), cores))
+        self.process = context.Process(target=_serve, args=(other, *self.made_of))
         self.process.start()
         other.close()
         self.failure: str | None = None
@@ -264,17 +299,28 @@ class Way:
 
     def _receive(self):
         try:
+            if not self.connection.poll(PATIENCE_S):
+                self.process.kill()
+                return f"its process died (no answer in {PATIENCE_S} s)"
             return self.connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self.process.join()
             return f"its process died (exit code {self.process.exitcode})"
 
     def compute(self, number: int) -> tuple[Answer, float, float, float] | str:
-        """Return answer, wall time, processor time and peak memory; or why not."""
+        """Return answer, wall time, processor time and peak memory; or why not.
+
+        A process that has died, or whose GPU an error has made useless, begins anew.
+        """
         if self.failure is not None:
             return self.failure
         self.connection.send(number)
-        return self._receive()
+        found = self._receive()
+        if isinstance(found, str) and ("process died" in found or "CUDA error" in found):
+            self.process.kill()
+            self.start()
+            self.wait()
+        return found
 
     def close(self) -> None:
         """Let the process end, or make it."""
@@ -289,19 +335,39 @@ class Way:
 # The measurement
 
 
-def _family(key: str) -> str:
-    return potentials.CATALOGUE[key].family if key in potentials.CATALOGUE else "mace"
+def check(key: str) -> None:
+    """Raise ValueError for what is neither a key of the catalogue nor :data:`RANDOM_MACE`."""
+    if key != RANDOM_MACE and key not in potentials.CATALOGUE:
+        near = registry.nearest(key, potentials.CATALOGUE)
+        raise ValueError(f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}.{near}")
 
 
-def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str] | None = None, progress: bool = False) -> pd.DataFrame:
-    """Measure all ways that can compute with a model; the table is that of the module's docstring.
+def measure(
+    key: str,
+    protocol: Rules | None = None,
+    *,
+    jobs: Sequence[Task] | None = None,
+    routes: Sequence[str] | None = None,
+    progress: bool = False,
+    device: str = "cpu",
+    kept: Sequence[Mapping[str, Any]] = (),
+    deadline: float = math.inf,
+) -> Iterator[list[dict[str, Any]]]:
+    """Measure all ways that can compute with a model; yield rows of the table of the module's docstring, task by task.
 
     Parameters
     ----------
     key : str
-        A catalogue key of the families CHGNet, MatGL, MACE or SevenNet, or :data:`RANDOM_MACE`.
+        A catalogue key, or :data:`RANDOM_MACE`.
+    jobs : sequence of Task, optional
+        By default those of the protocol (:func:`tasks`). ``roofline`` is one of ours alone.
     routes : sequence of str, optional
         Keys of :data:`helpers.speed.routes.ROUTES`; all that fit the model if None. ``ours`` is always among them.
+    device : str
+    kept : sequence of dict
+        Rows that were measured before; what they hold is not measured again.
+    deadline : float
+        Time (:func:`time.time`, s) after which no task is begun.
 
     Raises
     ------
@@ -311,46 +377,59 @@ def measure(key: str, protocol: Protocol | None = None, *, routes: Sequence[str]
         If this project's own way fails.
     """
     protocol = protocol or Protocol()
-    unknown = sorted(set(routes or ()) - set(ROUTES))
-    if unknown:
-        raise ValueError(f"no way called {', '.join(unknown)}; there are: {', '.join(ROUTES)}.{registry.nearest(unknown[0], ROUTES)}")
-    if key != RANDOM_MACE and (key not in potentials.CATALOGUE or _family(key) not in FAMILIES):
-        near = registry.nearest(key, potentials.CATALOGUE)
-        raise ValueError(f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}.{near}")
-    chosen = [name for name in ROUTES if _family(key) in ROUTES[name].families and (not routes or name in (*routes, "ours"))]
-    chosen = [name for name in chosen if protocol.threads or ROUTES[name].threads]
-    jobs = tasks(protocol)
-    cores = os.cpu_count() or 1
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    check(key)
+    names = [name for name in chosen(key, routes) if protocol.threads or ROUTES[name].threads]
+    jobs = tasks(cast("Protocol", protocol)) if jobs is None else jobs
+    cores, rows, exact = os.cpu_count() or 1, list(kept), {}
+    if not any(_is_left(rows, name, job, protocol) for name in names for job in jobs):
+        return
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as opened:
         there = key
         if key == RANDOM_MACE:
             random_mace(Path(folder) / "random.model")
             there = f"file:{Path(folder) / 'random.model'}"
-        ways = [Way(there, name, jobs, cores) for name in chosen]
-        try:
-            for way in ways:
-                way.wait()
-            if ways[0].failure:
-                raise RunError(f"{key}: {ways[0].failure}")
+        ways = [Way(there, name, jobs, cores, device) for name in names]
+        for way in ways:
+            opened.callback(way.close)
+        for way in ways:
+            way.wait()
+        if ways[0].failure:
+            raise RunError(f"{key}: {ways[0].failure}")
+        for group in [ways] if protocol.in_turns else [[way] for way in ways]:
             for number, job in enumerate(jobs):
+                able = [way for way in group if _is_left(rows, way.name, job, protocol)]
+                if not able or time.time() > deadline:
+                    continue
                 if progress:
-                    print(f"{key}: {job.kind}, {job.case}", flush=True)
-                for row in _measured(key, there, ways, number, job, protocol.rounds):
-                    rows.append(row | {"n_structures": len(job.structures), "n_atoms": sum(map(len, job.structures)), "steps": job.steps})
-        finally:
-            for way in ways:
+                    print(f"{key}: {job.kind}, {job.case}{'' if protocol.in_turns else f', {able[0].route.label}'}", flush=True)
+                if job.kind == "roofline":
+                    new = _bound(key, there, job, protocol, device)
+                else:
+                    if job.kind in protocol.compared and number not in exact:
+                        exact[number] = in_double_precision(there, job)
+                    new = _measured(key, able, number, job, protocol, exact.get(number))
+                n_atoms = sum(map(len, job.structures))
+                new = [row | {"n_structures": len(job.structures), "n_atoms": n_atoms, "steps": job.steps} for row in new]
+                rows += new
+                yield new
+            for way in group:
                 way.close()
-        has_variants = key in potentials.CATALOGUE and _family(key) in ("chgnet", "matgl")
-        compiled = has_variants and COMPILED in protocol.variants
-        rows += [_row(key, "roofline", "MgO, 16 atoms", "ours", *found) for found in _apart(_roofline, there, compiled)]
-        if protocol.variants and has_variants:
-            found = _apart(measure_variants, key, jobs[0].structures, protocol.rounds, protocol.variants)
-            for name, turn, seconds, difference, error in found:
-                rows.append(_row(key, "tried", jobs[0].case, name, "processor_time", seconds, "s", turn, error or None))
-                if turn == 0:
-                    rows.append(_row(key, "tried", jobs[0].case, name, "force_difference", difference, "eV/Å"))
-    return benchmarks.table(rows)
+
+
+def _is_left(rows: Sequence[Mapping[str, Any]], name: str, job: Task, protocol: Rules) -> bool:
+    """Tell whether a way is to do a task: it can, has not done it, and was not given up with fewer structures of this size."""
+    if job.kind == "roofline":
+        return name == "ours" and not any(row["set"] == job.kind for row in rows)
+    if job.kind not in ROUTES[name].kinds:
+        return False
+    n, n_atoms, limit = len(job.structures), sum(map(len, job.structures)), protocol.longest_s
+    for row in rows:
+        if (row["route"], row["set"]) == (name, job.kind):
+            slow = row["status"] == "failed" or (row["property"] == "wall_time" and limit is not None and row["value"] > limit)
+            given_up = limit is not None and slow and row["n_structures"] < n and row["n_atoms"] * n == n_atoms * row["n_structures"]
+            if given_up or row["case"] == f"{job.kind}/{job.case}":
+                return False
+    return True
 
 
 def _row(key: str, kind: str, case: str, route: str, name: str, value: float, unit: str, turn: int = -1, error: str | None = None):
@@ -358,31 +437,53 @@ def _row(key: str, kind: str, case: str, route: str, name: str, value: float, un
     return benchmarks.row(key, about, name, float(value), math.nan, unit, error=error, route=route, round=turn)
 
 
-def _measured(key: str, there: str, ways: Sequence[Way], number: int, job: Task, rounds: int) -> Iterator[dict[str, object]]:
-    """Yield the rows of a task: one turn of each way that warms up and is compared, then the rounds that count."""
-    able = [way for way in ways if job.kind in way.route.kinds]
-    mine, theirs = in_double_precision(there, job)
-    running = []
-    for way in able:
+def _bound(key: str, there: str, job: Task, protocol: Rules, device: str) -> list[dict[str, Any]]:
+    """Measure what the device allows, in a process of its own."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=cluster.end_with_parent) as pool:
+            found = pool.submit(roofline.measure, there, job.structures, protocol.compiled, device).result()
+    except Exception as error:  # noqa: BLE001  (its memory may not suffice; what else is measured does not need it)
+        return [_row(key, "roofline", job.case, "ours", "compute_time", math.nan, "s", error=f"{type(error).__name__}: {error}"[:300])]
+    return [_row(key, "roofline", job.case, "ours", *one) for one in found]
+
+
+def _measured(
+    key: str, ways: Sequence[Way], number: int, job: Task, protocol: Rules, exact: tuple[Answer, Answer] | None
+) -> list[dict[str, Any]]:
+    """Return the rows of a task: one turn of each way that warms up and is compared, then the rounds that count."""
+    rows, running = [], []
+
+    def add(way: Way, name: str, value: float, unit: str, turn: int = -1, error: str | None = None) -> None:
+        rows.append(_row(key, job.kind, job.case, way.name, name, value, unit, turn, error))
+
+    for way in ways:
         first = way.compute(number)
+        if not (protocol.in_turns or isinstance(first, str)):
+            first = way.compute(number)  # in which TorchScript compiles; on a GPU that can take longer than anything that is measured
         if isinstance(first, str):
-            yield _row(key, job.kind, job.case, way.name, "wall_time", math.nan, "s", error=first)
+            add(way, "wall_time", math.nan, "s", error=first)
             continue
         running.append(way)
-        yield from _differences(key, job, way.name, first[0], mine if way.name.startswith("ours") else theirs)
-    peaks = {way.name: 0.0 for way in running}
-    for turn in range(rounds):
+        if exact is not None:
+            rows += _differences(key, job, way.name, first[0], exact[0] if way.name.startswith("ours") else exact[1])
+    peaks, over = {way.name: 0.0 for way in running}, set()
+    for turn in range(protocol.rounds):
         for way in running if turn % 2 == 0 else running[::-1]:
+            if way in over:
+                continue
             found = way.compute(number)
             if isinstance(found, str):
-                yield _row(key, job.kind, job.case, way.name, "wall_time", math.nan, "s", turn, error=found)
+                add(way, "wall_time", math.nan, "s", turn, found)
                 continue
             _, wall, processor, peak = found
             peaks[way.name] = max(peaks[way.name], peak)
-            yield _row(key, job.kind, job.case, way.name, "wall_time", wall, "s", turn)
-            yield _row(key, job.kind, job.case, way.name, "processor_time", processor, "s", turn)
-    for name, peak in peaks.items():
-        yield _row(key, job.kind, job.case, name, "peak_memory", peak, "MB")
+            add(way, "wall_time", wall, "s", turn)
+            add(way, "processor_time", processor, "s", turn)
+            if protocol.longest_s is not None and wall > protocol.longest_s:
+                over.add(way)
+    for way in running:
+        add(way, "peak_memory", peaks[way.name], "MB")
+    return rows
 
 
 def _differences(key: str, job: Task, name: str, answer: Answer, expected: Answer) -> Iterator[dict[str, object]]:
@@ -397,84 +498,48 @@ def _differences(key: str, job: Task, name: str, answer: Answer, expected: Answe
     yield _row(key, job.kind, job.case, name, "relative_force_difference", (differences / largest).max(), "")
 
 
-def _apart(function: Callable[..., list], *arguments: object) -> list:
-    """Call a function in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=cluster.end_with_parent) as pool:
-        return pool.submit(function, *arguments).result()
-
-
-def _roofline(key: str, compiled: bool) -> list[tuple[str, float, str]]:
-    """Measure what the processor allows on one core, and what the network asks of it; if wanted, also the compiled network."""
-    torch.set_num_threads(1)
-    runner.keep_memory()  # as in a run
-    potential = potentials.load(key, "cpu", trust=True)
-    atoms = roofline.crystal()
-    counted = roofline.count(potential, atoms)
-    graph = potential.collate([potential.system(atoms)])
-    works = {"compute_time": lambda: potential.compute(graph), "evaluation_time": lambda: potential.evaluate([atoms])}
-    if compiled:
-        with contextlib.suppress(Exception):  # a compiler may be missing or fail; the variant's row says why
-            fast = potential.compiled()
-            fast.evaluate([atoms])  # which compiles
-            fast_graph = fast.collate([fast.system(atoms)])
-            works["compiled_time"] = lambda: fast.compute(fast_graph)
-    edges = potential.system(atoms).n_edges
-    rates = {
-        "throughput_square": (*roofline.product(), "FLOP/s"),
-        "throughput_layer": (*roofline.product(edges, 64, 128), "FLOP/s"),
-        "bandwidth_cache": (*roofline.addition(0.4), "B/s"),
-        "bandwidth_memory": (*roofline.addition(200), "B/s"),
-    }
-    least = roofline.least_seconds(works | {name: work for name, (work, _, _) in rates.items()})
-    return [
-        *((name, least[name], "s") for name in works),
-        ("edges", edges, ""),
-        ("operations", counted.operations, ""),
-        ("flop", counted.flop, "FLOP"),
-        ("bytes_products", counted.bytes_products, "B"),
-        ("bytes_others", counted.bytes_others, "B"),
-        *((name, amount / least[name], unit) for name, (_, amount, unit) in rates.items()),
-    ]
-
-
-def read(keys: Sequence[str], out: Path | None = None) -> pd.DataFrame:
+def read(keys: Sequence[str], out: Path | None = None, name: str = NAME) -> pd.DataFrame:
     """Read tables that :func:`record` wrote."""
-    return pd.concat([pd.read_parquet(results.table_path(NAME, key, out)) for key in keys], ignore_index=True)
+    return pd.concat([results.read_table(results.table_path(name, key, out)) for key in keys], ignore_index=True)
 
 
-def record(
-    key: str,
-    out: Path | None = None,
-    protocol: Protocol | None = None,
-    *,
-    routes: Sequence[str] | None = None,
-    progress: bool = False,
-) -> Path:
-    """Measure a model and write the table with its provenance below a folder; into the project's own data if None."""
+def record(key: str, out: Path | None = None, protocol: Rules | None = None, *, name: str = NAME, device: str = "cpu", **how: Any) -> Path:
+    """Measure a model and write the table with its provenance below a folder; into the project's own data if None.
+
+    What the same code and packages have measured by the same protocol is kept. ``name`` is that of the tables; ``how`` goes to
+    :func:`measure`, whose errors it shares.
+    """
     protocol = protocol or Protocol()
-    load_before, start = os.getloadavg(), time.perf_counter()
-    table = measure(key, protocol, routes=routes, progress=progress)
-    if key == RANDOM_MACE:
-        about = {"key": key, "label": "MACE, random weights", "package": f"mace-torch {version('mace-torch')}"}
-    else:
-        about = potentials.load(key, "cpu").describe()
-    provenance = {
-        "potential": about,
-        "protocol": asdict(protocol),
-        "cases": {str(name): int(number) for name, number in table.groupby("set")["case"].nunique().items()},
-        "data_sha256": _data_sha256(),
-        "rows": len(table),
-        "failed_rows": int((table["status"] == "failed").sum()),
-        "core_seconds": round(float(table.loc[table["property"] == "processor_time", "value"].sum()), 1),
-        "wall_seconds": round(time.perf_counter() - start, 1),
-        "processes": 1,
-        "cores": os.cpu_count(),
-        "load_average": {"before": round(load_before[0], 2), "after": round(os.getloadavg()[0], 2)},
-        "device": results.device_name("cpu"),
-        "packages": results.package_versions() | _version_of("matcalc"),
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-    }
-    return results.write(NAME, key, table, provenance, out, keys=("route", "round"))
+    table, made = _kept(name, key, protocol, out)
+    before, start = os.getloadavg()[0], time.perf_counter() - made.get("wall_seconds", 0.0)
+    about = None
+    for rows in measure(key, protocol, device=device, kept=table.to_dict("records"), **how):
+        table = pd.concat([table, benchmarks.table(rows)], ignore_index=True) if rows else table
+        about = about or (random_about() if key == RANDOM_MACE else potentials.load(key, "cpu").describe())
+        made = throughput.provenance(
+            table,
+            protocol,
+            about,
+            device,
+            data_sha256=_data_sha256() if isinstance(protocol, Protocol) else {},
+            core_seconds=round(float(table.loc[table["property"] == "processor_time", "value"].sum()), 1),
+            wall_seconds=round(time.perf_counter() - start, 1),
+            cores=os.cpu_count(),
+            load_average={"before": round(before, 2), "after": round(os.getloadavg()[0], 2)},
+            versions=worker.versions(),
+        )
+        results.write(name, key, table, made, out, keys=("route", "round"))
+    return results.table_path(name, key, out)
+
+
+def _kept(name: str, key: str, protocol: Rules, out: Path | None) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return a table and its provenance, empty unless this code and these packages measured it by this protocol."""
+    with contextlib.suppress(results.ResultsError):
+        table, made = results.read_table(results.table_path(name, key, out)), results.provenance(name, key, out)
+        same = (made.get("versions"), made["protocol"]) == (worker.versions(), json.loads(json.dumps(asdict(protocol))))
+        if same and made["rows"] == len(table):  # one killed between table and provenance leaves a table nothing vouches for
+            return table, made
+    return pd.DataFrame(), {}
 
 
 def _data_sha256() -> dict[str, str]:
@@ -482,16 +547,12 @@ def _data_sha256() -> dict[str, str]:
     return {name: registry.expected_sha256(registry.lookup(name)) for name in names}
 
 
-def _version_of(package: str) -> dict[str, str]:
-    try:
-        return {package: version(package)}
-    except PackageNotFoundError:
-        return {}
-
-
 # ---------------------------------------------------------------------------------------------------
 # What the table says
 
+
+# Of an evaluation: neighbour lists, their way to the device, what a network derives from them, and the network.
+PARTS = ("neighbours", "transfer", "topology", "network")
 
 VERDICTS = ("to 1e-5", "to rounding", "no")
 
@@ -546,20 +607,19 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
                 if against in wall:
                     ratio = wall[route] / wall[against]
                     row |= {name: ratio.median(), f"{name}_low": ratio.min(), f"{name}_high": ratio.max()}
-            processor = time_of["processor_time"]
-            row["processor_ratio"] = (processor[route] / processor["ours"]).median()
+            if "ours" in (processor := time_of["processor_time"]):
+                row["processor_ratio"] = (processor[route] / processor["ours"]).median()
             here = single.loc[route]
             row["memory_mb"] = here["peak_memory"]
             row |= {name: here.get(name, np.nan) for name in ("energy_difference", "force_difference", "relative_force_difference")}
             compared = ("energy_difference", "relative_force_difference")
-            own = {name: single.loc["ours", name] for name in compared}
-            verdicts = [agreement(row[name], own[name]) for name in compared if np.isfinite(row[name])]
-            rows.append(row | {"agreement": max(verdicts, key=VERDICTS.index)})
+            verdicts = [agreement(row[name], single.loc["ours", name]) for name in compared if np.isfinite(row[name])]
+            rows.append(row | {"agreement": max(verdicts, key=VERDICTS.index, default="–")})
     return pd.DataFrame(rows)
 
 
 def limits(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what the processor allows and what the network takes, one row per model, one core.
+    """Return what the device allows and what the network takes, one row per model; of a CPU one core.
 
     Returns
     -------
@@ -568,21 +628,28 @@ def limits(table: pd.DataFrame) -> pd.DataFrame:
         throughput of a product of the network's shape; ``others_s``, of the traffic of all other operations at the bandwidth
         of arrays that fit into the cache; ``limit_s``, their sum; ``ratio``, the measured time of the network over it, and
         ``ratio_compiled``, that of the compiled network (NaN where it was not measured). ``memory_limit_s``, ``memory_ratio`` and
-        ``memory_ratio_compiled`` are the same with the traffic at the bandwidth of main memory.
+        ``memory_ratio_compiled`` are the same with the traffic at the bandwidth of main memory. ``of_products`` and ``of_bandwidth``,
+        what the network does per second as a share of large products and of that bandwidth. :data:`PARTS`: shares of an evaluation.
 
     Notes
     -----
     The sum, not the larger of the two: operations follow one another, so products and traffic do not overlap.
     """
     wide = table[table["set"] == "roofline"].pivot_table(index="model", columns="property", values="value", sort=False)
+    times = ("neighbours_time", "transfer_time", "graph_time", "compute_time", "compiled_time")
+    needed = (*times, "flop", "bytes_others", "throughput_layer", "throughput_square", "bandwidth_cache", "bandwidth_memory")
+    wide = wide.reindex(columns=[*wide, *(name for name in needed if name not in wide)])  # not everything is measured everywhere
     wide["products_s"] = wide["flop"] / wide["throughput_layer"]
     wide["others_s"] = wide["bytes_others"] / wide["bandwidth_cache"]
-    compiled = wide.get("compiled_time", np.nan)
     for limit, bandwidth in {"": "bandwidth_cache", "memory_": "bandwidth_memory"}.items():
         wide[f"{limit}limit_s"] = wide["products_s"] + wide["bytes_others"] / wide[bandwidth]
         wide[f"{limit}ratio"] = wide["compute_time"] / wide[f"{limit}limit_s"]
-        wide[f"{limit}ratio_compiled"] = compiled / wide[f"{limit}limit_s"]
-    return wide
+        wide[f"{limit}ratio_compiled"] = wide["compiled_time"] / wide[f"{limit}limit_s"]
+    wide["of_products"] = wide["flop"] / wide["compute_time"] / wide["throughput_square"]
+    wide["of_bandwidth"] = wide["bytes_others"] / wide["compute_time"] / wide["bandwidth_memory"]
+    topology = (wide["graph_time"] - wide["transfer_time"]).clip(lower=0.0)
+    parts = wide["neighbours_time"], wide["transfer_time"], topology, wide["compute_time"]
+    return wide.assign(**{name: seconds / sum(parts) for name, seconds in zip(PARTS, parts, strict=True)})
 
 
 def tried(table: pd.DataFrame) -> pd.DataFrame:
@@ -623,14 +690,6 @@ def bars(summary: pd.DataFrame, key: str) -> pd.DataFrame:
     return pd.DataFrame.from_dict(found, orient="index", columns=["route", "ratio", "low", "high"])
 
 
-_KINDS = {
-    "statics": "Energies and forces of frames",
-    "relaxation": "Relaxation in a fixed cell",
-    "displacements": "Displaced supercells, as for phonons",
-    "scaling": "Sizes and numbers of structures",
-}
-
-
 def readable(summary: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Return the rows of a kind as a reader wants to see them, numbers as text."""
     part = summary[summary["kind"] == kind]
@@ -654,38 +713,3 @@ def readable(summary: pd.DataFrame, kind: str) -> pd.DataFrame:
     names = [ROUTES[route].label for route in part["route"]]
     index = [f"{name}, {case}" for name, case in zip(names, part["case"], strict=True)] if several else names
     return pd.DataFrame(shown, index=pd.Index(index, name="way"))
-
-
-def write_report(tables: pd.DataFrame, made: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Write what was measured as ``report.html`` and ``report.md`` into a folder."""
-    summary, processor = summarise(tables), limits(tables)
-    sections = []
-    for key in dict.fromkeys(summary["model"]):
-        of_model = summary[summary["model"] == key]
-        blocks = [
-            page.Table(readable(of_model, kind), f"{words}: {', '.join(of_model.loc[of_model['kind'] == kind, 'case'].unique())}.")
-            for kind, words in _KINDS.items()
-            if (of_model["kind"] == kind).any()
-        ]
-        row = processor.loc[key]
-        blocks.append(
-            page.facts(
-                {
-                    "matrix products of 16-atom MgO (GFLOP)": f"{row['flop'] / 1e9:.2f}",
-                    "products of the network's shape (GFLOP/s)": f"{row['throughput_layer'] / 1e9:.0f}",
-                    "traffic of other operations (GB)": f"{row['bytes_others'] / 1e9:.2f}",
-                    "bandwidth in the cache (GB/s)": f"{row['bandwidth_cache'] / 1e9:.0f}",
-                    "allowed by both (ms)": f"{1e3 * row['limit_s']:.1f}",
-                    "measured (ms)": f"{1e3 * row['compute_time']:.1f}",
-                    "measured over allowed": f"{row['ratio']:.2f}",
-                }
-            )
-        )
-        sections.append(page.Section(figures.label(str(key)), blocks))
-    first = made[0]
-    packages = ", ".join(f"{name} {found}" for name, found in first["packages"].items())
-    load = ", ".join(f"{one['model']}: {one['load_average']['before']} to {one['load_average']['after']}" for one in made)
-    footer = f"{first['device']}, {first['date']}. Load average before and after: {load}. {packages}."
-    lead = "Times on the clock: medians over rounds in which the ways took turns; ratios within a round, with their range."
-    out.mkdir(parents=True, exist_ok=True)
-    page.write(out, "Speed beside other ways", lead, sections, footer)

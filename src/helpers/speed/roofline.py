@@ -1,16 +1,18 @@
-"""What the processor allows: operations of a network against measured matrix throughput and memory bandwidth.
+"""What a processor or a GPU allows: operations of a network against measured matrix throughput and memory bandwidth.
 
 After Williams, Waterman and Patterson, Commun. ACM 52, 65 (2009). Matrix products are counted by PyTorch. All other operations
 (multiplications, activations, gathers, sums) do little arithmetic for each number that they read and write, so their limit is the traffic,
 counted here as if each operation read its inputs and wrote its outputs once.
 
-Times are processor time on one thread, so that other work on the machine hardly counts. Call ``torch.set_num_threads(1)`` first.
+On a CPU times are processor time on one thread, so that other work on the machine hardly counts; call ``torch.set_num_threads(1)`` first.
+On a GPU they are on the clock, until its work is done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ase
@@ -20,7 +22,9 @@ from ase.build import bulk
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.potentials.base import GraphPotential
+from helpers import potentials
+from helpers.potentials.base import Graph, GraphPotential
+from helpers.runner import keep_memory
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,9 @@ def _bytes(value: object) -> float:
     return sum(_bytes(part) for part in value) if isinstance(value, list | tuple) else 0.0
 
 
-def count(potential: GraphPotential, atoms: ase.Atoms) -> Count:
-    """Count the operations of an evaluation of energy and forces, without building the graph.
-
-    Parameters
-    ----------
-    potential : GraphPotential
-    atoms : ase.Atoms
-    """
-    graph = potential.collate([potential.system(atoms)])
+def count(potential: GraphPotential, structures: Sequence[ase.Atoms]) -> Count:
+    """Count the operations of an evaluation of energies and forces, in one batch and without building the graph."""
+    graph = potential.collate([potential.system(atoms) for atoms in structures])
     with FlopCounterMode(display=False) as products:
         potential.compute(graph)
     with Traffic() as traffic:
@@ -89,8 +87,22 @@ def crystal(seed: int = 0) -> ase.Atoms:
     return atoms
 
 
-def least_seconds(works: Mapping[str, Callable[[], object]], turns: int = 30) -> dict[str, float]:
-    """Return the least processor time of one call of each, s.
+def clock(device: torch.device | str) -> Callable[[], float]:
+    """Return a clock for what a device does, s: processor time on a CPU; else the time at which the device has done all it was given."""
+    if torch.device(device).type == "cpu":
+        return time.process_time
+
+    def now() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
+def least_seconds(
+    works: Mapping[str, Callable[[], object]], turns: int = 30, now: Callable[[], float] = time.process_time
+) -> dict[str, float]:
+    """Return the least time of one call of each, s, by a :func:`clock`.
 
     They take turns, so that what slows the machine for a while (a neighbour, its clock) meets all of them. A turn is at least a
     hundredth of a second of calls: short ones find their arrays in the cache again.
@@ -100,22 +112,75 @@ def least_seconds(works: Mapping[str, Callable[[], object]], turns: int = 30) ->
         for name, work in works.items():
             spent = 0.0
             while spent < 0.01:
-                start = time.process_time()
+                start = now()
                 work()
-                taken = time.process_time() - start
+                taken = now() - start
                 least[name] = min(least[name], taken)
                 spent += taken
     return least
 
 
-def product(rows: int = 1024, inner: int = 1024, columns: int = 1024) -> tuple[Callable[[], object], float]:
+def product(
+    rows: int = 1024, inner: int = 1024, columns: int = 1024, device: torch.device | str = "cpu"
+) -> tuple[Callable[[], object], float]:
     """Return a product of single-precision matrices, and its operations."""
-    left, right, out = torch.rand(rows, inner), torch.rand(inner, columns), torch.empty(rows, columns)
+    left, right, out = (torch.rand(shape, device=device) for shape in ((rows, inner), (inner, columns), (rows, columns)))
     return lambda: torch.mm(left, right, out=out), 2.0 * rows * inner * columns
 
 
-def addition(megabytes: float) -> tuple[Callable[[], object], float]:
+def addition(megabytes: float, device: torch.device | str = "cpu") -> tuple[Callable[[], object], float]:
     """Return an addition of two arrays of the given size into a third, and the bytes it reads and writes."""
     n = int(megabytes * 1e6 / 4)
-    left, right, out = torch.rand(n), torch.rand(n), torch.empty(n)
+    left, right, out = (torch.rand(n, device=device) for _ in range(3))
     return lambda: torch.add(left, right, out=out), 12.0 * n
+
+
+def measure(key: str, structures: Sequence[ase.Atoms], compiled: bool = False, device: str = "cpu") -> list[tuple[str, float, str]]:
+    """Measure what a device allows, of a CPU one core, and what the network asks of it for one batch; if wanted, also the compiled network.
+
+    Returns
+    -------
+    list of (property, value, unit)
+        On a GPU without the bandwidth of its cache: there the start of an operation takes longer than such an array.
+    """
+    torch.set_num_threads(1)
+    keep_memory()  # as in a run
+    potential = potentials.load(key, device, trust=True)
+    assert isinstance(potential, GraphPotential)
+    on_gpu = potential.device.type != "cpu"
+    counted = count(potential, structures)
+    systems = [potential.system(atoms) for atoms in structures]
+    graph = potential.collate(systems)
+    works = {
+        "neighbours_time": lambda: [potential.system(atoms) for atoms in structures],
+        "transfer_time": lambda: Graph.collate(systems, potential.device),
+        "graph_time": lambda: potential.collate(systems),  # with the transfer
+        "compute_time": lambda: potential.compute(graph),
+        "evaluation_time": lambda: potential.evaluate(structures),
+    }
+    if compiled:
+        with contextlib.suppress(Exception):  # not every network can be compiled, and a compiler may be missing or fail
+            fast = potential.compiled()
+            fast.evaluate(structures)  # which compiles
+            fast_graph = fast.collate(systems)
+            works["compiled_time"] = lambda: fast.compute(fast_graph)
+    edges = sum(system.n_edges for system in systems)
+    side, megabytes = (8192, 2000) if on_gpu else (1024, 200)  # a GPU is not filled by what fills a core
+    rates = {
+        "throughput_square": (*product(side, side, side, device), "FLOP/s"),
+        "throughput_layer": (*product(edges, 64, 128, device), "FLOP/s"),
+        "bandwidth_cache": (*addition(0.4, device), "B/s"),
+        "bandwidth_memory": (*addition(megabytes, device), "B/s"),
+    }
+    if on_gpu:
+        del rates["bandwidth_cache"]
+    least = least_seconds(works | {name: work for name, (work, _, _) in rates.items()}, now=clock(device))
+    return [
+        *((name, least[name], "s") for name in works),
+        ("edges", edges, ""),
+        ("operations", counted.operations, ""),
+        ("flop", counted.flop, "FLOP"),
+        ("bytes_products", counted.bytes_products, "B"),
+        ("bytes_others", counted.bytes_others, "B"),
+        *((name, amount / least[name], unit) for name, (_, amount, unit) in rates.items()),
+    ]

@@ -14,11 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
@@ -205,21 +206,26 @@ def record(key: str = "chgnet-0.3.0", protocol: Protocol | None = None) -> Path:
     protocol = protocol or Protocol()
     start = time.process_time()
     table = measure(key, protocol)
-    potential = potentials.load(key, "cpu")
-    provenance = {
-        "potential": potential.describe(),
+    seconds = round(time.process_time() - start, 1)
+    made = provenance(table, protocol, potentials.load(key, "cpu").describe(), core_seconds=seconds)
+    return results.write(NAME, key, table, made, keys=("n_atoms",))
+
+
+def provenance(table: pd.DataFrame, protocol: Any, about: Mapping[str, object], device: str = "cpu", **more: object) -> dict[str, Any]:
+    """Return how a table of times was made: by which protocol (a dataclass), with which potential, where and when, and what else."""
+    return {
+        "potential": about,
         "protocol": asdict(protocol),
         "cases": {str(name): int(number) for name, number in table.groupby("set")["case"].nunique().items()},
         "data_sha256": {},
         "rows": len(table),
-        "failed_rows": 0,
-        "core_seconds": round(time.process_time() - start, 1),
+        "failed_rows": int((table["status"] == "failed").sum()),
         "processes": 1,
-        "device": results.device_name("cpu"),
+        "device": results.device_name(device),
         "packages": results.package_versions(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        **more,
     }
-    return results.write(NAME, key, table, provenance, keys=("n_atoms",))
 
 
 @dataclass(frozen=True)
