@@ -80,8 +80,8 @@ class Route:
 
 def _computed(potential: Potential, task: Task, stress: bool = False) -> Answer:
     if task.kind == "dynamics":
-        settings = {"steps": task.steps, "every": task.steps, "time_step_fs": _TIMESTEP_FS}
-        *_, last = engine.move(potential, task.structures, _TEMPERATURE_K, **settings)
+        n = task.steps
+        *_, last = engine.move(potential, task.structures, _TEMPERATURE_K, steps=n, every=n, time_step_fs=_TIMESTEP_FS)
         return Answer(np.array(list(last.energies.values())), list(last.forces.values()))
     if task.kind == "training":
         # To forces of zero: the time does not depend on what the labels say.
