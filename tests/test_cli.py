@@ -91,7 +91,7 @@ MISTAKES = [
     (["run", "surfaces", "-m", "mace-mp0-medium"], r"Did you mean mace-mp-0-medium\?"),
     (["run", "surfaces", "-m", ""], r"unknown model ''.*file:PATH\.$"),
     (["run", "surfaces", "-m", "file:"], r"unknown model 'file:'\. Known: "),
-    (["run", "surfaces", "-m", "ase:"], r"unknown model 'ase:'\. Known: "),
+    (["run", "surfaces", "-m", "ase:"], "'ase:': write ase:module.factory"),
     (["run", "surfaces", "-m", "page.model"], "Write file:page.model for that file or folder"),
     (["run", "surfaces", "-m", "file:page.model", "--trust"], "page.model is a web page"),
     (["run", "surfaces", "-m", "file:empty.model", "--trust"], "empty.model cannot be opened"),
