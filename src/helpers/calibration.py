@@ -10,9 +10,9 @@ Stiff models are not DFT. The factor c, the median of s/p, takes away what they 
 
 The interval is conformal (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World (Springer, 2005)), by the jackknife (Barber
 et al., Ann. Stat. 49, 486 (2021)). Chemistry g is left out, c is taken from the others, and its score is the largest relative error of
-its materials, R_g = max |s / (c₋g p) − 1|. With q the ⌈0.9 (n + 1)⌉-th smallest of n scores, the interval is ŝ (1 ± q). If new chemistries
-are like those of the tables, and c hardly moves when one is left out, it holds all materials of nine in ten. The jackknife has no
-theorem for that, so :func:`leave_out` measures it: the chemistry that is asked about takes part in nothing.
+its materials, R_g = max |s / (c₋g p) − 1|. With q the ⌈0.9 (n + 1)⌉-th smallest of n scores, the interval is ŝ (1 ± q). It is meant to
+hold all materials of nine chemistries in ten, if new ones are like those tested and c hardly moves when one is left out. The jackknife
+has no theorem for that, so :func:`leave_out` measures it: the chemistry that is asked about takes part in nothing.
 
 Where ŝ is not clearly better than the median s of the other chemistries, this *constant* is the answer: the same formulas with p = 1.
 Those chemistries that calibrate also choose. In what follows ``found`` holds :func:`materials` of one model, by family.
@@ -48,7 +48,6 @@ FEWEST = 10  # chemistries: when one of them is left out, the largest score of t
 FEWEST_OWN = 3  # chemistries for a factor of its own, with scores that are lent
 AGREED = 0.95  # quantile of the spreads of the materials that calibrate, beyond which a prediction is refused
 CLEARLY = 2  # standard errors of the mean gain over the constant
-_USED = ["chemistry", "measured", "slope", "spread"]
 
 
 def chemistry(formula: str) -> str:
@@ -73,16 +72,9 @@ def against(value: np.ndarray, stiff: np.ndarray, codes: np.ndarray | None = Non
 def materials(table: pd.DataFrame, model: str, stiff: Sequence[str] = STIFF) -> pd.DataFrame:
     """Return the scales of all materials of a family, from its table of :func:`helpers.explanations.read`.
 
-    Returns
-    -------
-    DataFrame
-        ``material, chemistry, n`` (values that the model and the stiff ones share), ``measured`` (s), ``slope`` (p), ``spread``, ``status``
-        and ``reason``: a material of which not all is known, or whose p is not positive, is *not known*. ``attrs["stiff"]``: what p is of.
-
-    Raises
-    ------
-    ValueError
-        If the model has no values, or none of the stiff ones has.
+    Columns ``material, chemistry, n`` (values that the model and the stiff ones share), ``measured`` (s), ``slope`` (p), ``spread``,
+    ``status`` and ``reason``: a material of which not all is known, or whose p is not positive, is *not known*. ``attrs["stiff"]`` lists
+    the stiff models that p is of. ValueError if the model or all of these have no values.
     """
     there = sorted(set(table["model"]))
     used = [key for key in dict.fromkeys(stiff) if key in there and key != model]
@@ -132,7 +124,8 @@ def calibrate(found: Mapping[str, pd.DataFrame], family: str) -> Calibration:
 def _lenders(found: Mapping[str, pd.DataFrame], family: str) -> tuple[str, dict[str, pd.DataFrame]]:
     if family not in found:
         raise ValueError(f"nothing is known of a family {family!r}; there are: {', '.join(found) or 'none'}")
-    parts = {key: part.loc[part["status"] == "ok", _USED].astype({"chemistry": object}) for key, part in found.items()}
+    used = ["chemistry", "measured", "slope", "spread"]
+    parts = {key: part.loc[part["status"] == "ok", used].astype({"chemistry": object}) for key, part in found.items()}
     if parts[family]["chemistry"].nunique() >= FEWEST:
         return "", {family: parts[family]}
     pool = next((name for name, members in POOLS.items() if family in members), "")
@@ -223,11 +216,11 @@ def summarise(left: pd.DataFrame) -> pd.DataFrame:
     for (family, model), part in left.groupby(["family", "model"], sort=False):
         known = part[part["answer"] != "not known"]
         inside = known["measured"].between(known["low"], known["high"]).groupby(known["chemistry"]).all()
-        errors = {name: (known["measured"] - known[of]).abs().mean() for name, of in (("error", "scale"), ("error_median", "guess"))}
-        sizes = {"materials": len(part), "chemistries": part["chemistry"].nunique(), "answered": 100 * len(known) / len(part)}
-        quality = {"coverage": 100 * inside.mean(), "width": (known["high"] - known["low"]).median()}
-        verdict = (part if known.empty else known)["answer"].mode().iloc[0]
-        records.append({"family": family, "model": model, **sizes, **errors, **quality, "verdict": verdict})
+        line = {"family": family, "model": model, "materials": len(part), "chemistries": part["chemistry"].nunique()}
+        line |= {"answered": 100 * len(known) / len(part), "coverage": 100 * inside.mean()}
+        line |= {name: (known["measured"] - known[of]).abs().mean() for name, of in (("error", "scale"), ("error_median", "guess"))}
+        line |= {"width": (known["high"] - known["low"]).median()}
+        records.append(line | {"verdict": (part if known.empty else known)["answer"].mode().iloc[0]})
     return pd.DataFrame(records)
 
 
@@ -237,8 +230,7 @@ def nearest(found: Mapping[str, pd.DataFrame], family: str, elements: Collection
     It is the mean distance of an element to the nearest of the other set, on Pettifor's chemical scale (Solid State Commun. 51, 31
     (1984)), averaged over both sets. ValueError if the family or an element is unknown.
     """
-    if family not in found:
-        raise ValueError(f"nothing is known of a family {family!r}; there are: {', '.join(found) or 'none'}")
+    _lenders(found, family)  # refuses a family that is unknown
     if not elements or (wrong := [symbol for symbol in elements if not Element.is_valid_symbol(symbol)]):
         raise ValueError(f"elements are wanted, such as Si, not {', '.join(wrong) if elements else 'none'}")
 
@@ -248,8 +240,5 @@ def nearest(found: Mapping[str, pd.DataFrame], family: str, elements: Collection
         return float(table.min(axis=0).mean() + table.min(axis=1).mean()) / 2
 
     part = found[family].query("chemistry != '' and measured == measured")
-    return (
-        part.assign(distance=part["chemistry"].map(apart))
-        .sort_values("distance", kind="stable")[["material", "chemistry", "distance", "measured"]]
-        .head(n)
-    )
+    part = part.assign(distance=part["chemistry"].map(apart)).sort_values("distance", kind="stable")
+    return part[["material", "chemistry", "distance", "measured"]].head(n)

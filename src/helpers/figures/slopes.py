@@ -1,5 +1,5 @@
-"""Charts of the two slopes: simulated clouds, the plane of both, what 1 − s is made of, pairs of models, slopes in bins of size, and
-scales that were predicted before any DFT.
+"""Charts of the two slopes: simulated clouds, the plane of both, what 1 − s is made of, pairs of models, slopes in bins of size, scales
+predicted before any DFT.
 
 ``names`` maps families to their names, in the order of the lanes; ``limits`` is the range drawn.
 """
@@ -331,14 +331,8 @@ def ratio_by_size(binned: pd.DataFrame, titles: Mapping[str, str], limits: tuple
 def predicted_scales(left: pd.DataFrame, names: Mapping[str, str], limits: tuple[float, float] = (0.0, 1.6)) -> Figure:
     """Draw measured against predicted scales, one panel per family, a point per material with its interval as a pale bar.
 
-    Parameters
-    ----------
-    left : DataFrame
-        From :func:`helpers.calibration.leave_out`, with ``family`` and ``model``. Materials without a prediction are left out.
-    names : mapping of str to str
-        Family → title, in order.
-    limits : (float, float)
-        Range of both axes; a point beyond is put on the edge.
+    ``left`` is from :func:`helpers.calibration.leave_out`, with ``family`` and ``model``; materials without a prediction are left out. A
+    point beyond ``limits``, of both axes, is put on the edge.
     """
     rows = left[left["family"].isin(names) & np.isfinite(left["scale"])]
     rows = style.good_rows(rows, ["family", "model"], ["measured", "scale", "low", "high"])
