@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from pymatgen.core import Element
 
-from helpers import calibration, explanations, potentials, results
+from helpers import calibration, explanations, figures, potentials, results
 
 SOFT, STIFF = "chgnet-0.3.0", ("tensornet-matpes-pbe-2025.1", "sevennet-0")
 # Pairs of elements: as many chemistries as one may want.
@@ -234,6 +234,19 @@ def test_the_nearest_are_chemically_near():
     assert found["chemistry"].tolist() == ["Ca-O", "O-Sr", "Cl-Na"]
     assert found["distance"].iloc[0] == 0
     assert found["distance"].is_monotonic_increasing
+
+
+def test_the_figure_has_a_panel_per_family_and_leaves_out_what_is_not_known():
+    left = pd.concat(
+        [calibration.leave_out(scales(noise=0.1, seed=seed), "made-up").assign(family=f"f{seed}", model=SOFT) for seed in (0, 1)]
+    )
+    figure = figures.predicted_scales(left, {"f1": "one", "f0": "nought", "absent": "no table"}, limits=(0.2, 0.8))
+    assert [axes.get_title("left") for axes in figure.axes] == ["one", "nought"]
+    x, y = figure.axes[1].lines[-1].get_data()
+    assert len(x) == (left.query("family == 'f0'")["answer"] == "predicted").sum()
+    assert y.max() == 0.8, "beyond the range: on the edge"
+    with pytest.raises(ValueError, match=r"nothing to draw|no rows|empty"):
+        figures.predicted_scales(left, {"absent": "no table"})
 
 
 # ---------------------------------------------------------------------------------------------------
