@@ -27,6 +27,7 @@ CHAPTERS = [
         "why_soft",
         "is_it_real",
         "six_diets",
+        "before_any_dft",
         "the_cure",
         "alchemy",
         "weak_supervision",

@@ -23,9 +23,10 @@ calibrated predictor obeys E[xy] = E[y²] whatever its mean, so that s' = 1 and 
 means, tells how well a model ranks the systems, and is no product of these slopes.
 
 Tables of :func:`rows` have one row per value (for forces: per component) with ``model``, ``material`` (what is resampled), ``case``,
-``value``, ``reference``; ``static``, the value at the DFT geometry (NaN if there is none); ``kept``, whether the row belongs to the
-selection; ``functional_ratio``, PBE over the reference's functional for that material (NaN if unknown). A ``part`` is the rows of one
-model, at least two. ``n_resamples`` and ``seed`` are those of :func:`helpers.softening.bootstrap_over`: materials are resampled.
+``formula`` (its elements; the material's name if the table has none), ``value``, ``reference``; ``static``, the value at the DFT geometry
+(NaN if there is none); ``kept``, whether the row belongs to the selection; ``functional_ratio``, PBE over the reference's functional for
+that material (NaN if unknown). A ``part`` is the rows of one model, at least two. ``n_resamples`` and ``seed`` are those of
+:func:`helpers.softening.bootstrap_over`: materials are resampled.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from helpers import benchmarks, potentials, results, softening
 from helpers.benchmarks import Family
 
 _KEYS = ["model", "material", "case"]
-COLUMNS = [*_KEYS, "value", "reference", "static", "kept", "functional_ratio"]
+COLUMNS = [*_KEYS, "formula", "value", "reference", "static", "kept", "functional_ratio"]
 """Of :func:`rows`; further ones tell the values of a case apart."""
 
 FAMILIES: dict[str, Family] = benchmarks.families("", "control")
@@ -57,7 +58,7 @@ def rows(family: Family, table: pd.DataFrame | None = None, *, as_energy: bool =
             return pd.DataFrame(columns=COLUMNS)
         table = results.read(family.benchmark, potentials.at_home(results.models(family.benchmark)))
     found = family.read(table)
-    for name, default in (("static", np.nan), ("kept", True), ("functional_ratio", np.nan)):
+    for name, default in (("formula", found["material"]), ("static", np.nan), ("kept", True), ("functional_ratio", np.nan)):
         if name not in found:
             found = found.assign(**{name: default})
     if as_energy:

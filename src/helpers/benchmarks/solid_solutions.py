@@ -789,14 +789,15 @@ def usable(cases: Sequence[Case]) -> list[Case]:
 
 def _carbide_nitride(table: pd.DataFrame) -> pd.DataFrame:
     found = beside(table[table["set"] == "sic-aln"], "mixing_energy", "mixing_energy_static")
+    found = found[found["x"].between(0, 1, inclusive="neither")]
     # Errors at one composition have a common part: compositions are resampled, as in the summary.
-    return found[found["x"].between(0, 1, inclusive="neither")].assign(material=lambda part: part["x"].round(6).astype(str))
+    return found.assign(formula=found["material"], material=found["x"].round(6).astype(str))
 
 
 def _bcc_alloys(table: pd.DataFrame) -> pd.DataFrame:
     chosen = of(("nb-mo", "ta-w"), "mixing_energy_static")(table)
     chosen = chosen[chosen["x"].between(0, 1, inclusive="neither")]
-    return chosen.assign(material=chosen["set"].astype(str) + chosen["x"].round(6).astype(str))
+    return chosen.assign(formula=chosen["material"], material=chosen["set"].astype(str) + chosen["x"].round(6).astype(str))
 
 
 FAMILIES = (

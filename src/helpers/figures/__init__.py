@@ -19,7 +19,7 @@ from helpers.figures.lanes import before_after, by_material, label_choices
 from helpers.figures.learning import descent, error_curves, kind_matrix
 from helpers.figures.page import Shown, ShownTable, caption, show, show_table, summary, with_interval
 from helpers.figures.paths import energy_profiles
-from helpers.figures.slopes import clouds, diets, parts, ratio_by_size, slope_plane
+from helpers.figures.slopes import clouds, diets, parts, predicted_scales, ratio_by_size, slope_plane
 from helpers.figures.slopes import pairs as model_pairs
 from helpers.figures.steps import stepwise
 from helpers.figures.style import STYLE, apply_style, base_key, colour, in_order, label, marker, paper_points
@@ -69,6 +69,7 @@ __all__ = [
     "parity",
     "parts",
     "phase_diagram",
+    "predicted_scales",
     "ratio_by_size",
     "restoring_force",
     "scale_against_temperature",

@@ -1,4 +1,5 @@
-"""Charts of the two slopes: simulated clouds, the plane of both, what 1 − s is made of, pairs of models, slopes in bins of size.
+"""Charts of the two slopes: simulated clouds, the plane of both, what 1 − s is made of, pairs of models, slopes in bins of size, scales
+predicted before any DFT.
 
 ``names`` maps families to their names, in the order of the lanes; ``limits`` is the range drawn.
 """
@@ -324,4 +325,32 @@ def ratio_by_size(binned: pd.DataFrame, titles: Mapping[str, str], limits: tuple
         grid[-1, 1].set_xlabel("force on the atom, model (eV/Å)")
         handles = [Line2D([], [], label=label(model), **style.look(model, 5)) for model in models]
         figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.2)
+    return figure
+
+
+def predicted_scales(left: pd.DataFrame, names: Mapping[str, str], limits: tuple[float, float] = (0.0, 1.6)) -> Figure:
+    """Draw measured against predicted scales, one panel per family, a point per material with its interval as a pale bar.
+
+    ``left`` is from :func:`helpers.calibration.leave_out`, with ``family`` and ``model``; materials without a prediction are left out. A
+    point beyond ``limits``, of both axes, is put on the edge.
+    """
+    rows = left[left["family"].isin(names) & np.isfinite(left["scale"])]
+    rows = style.good_rows(rows, ["family", "model"], ["measured", "scale", "low", "high"])
+    families, models = [key for key in names if key in set(rows["family"])], in_order(rows["model"])
+    with mpl.rc_context(STYLE):
+        figure, axes, spare = style.panels(len(families), extra=0.5)
+        for panel, family in zip(axes, families, strict=True):
+            style.square(panel, *limits)
+            for order, model in enumerate(models):
+                part = rows[(rows["family"] == family) & (rows["model"] == model)]
+                x, y, low, high = (np.clip(part[name], *limits) for name in ("scale", "measured", "low", "high"))
+                panel.vlines(x, low, high, color=colour(model), alpha=0.14, linewidth=2.2, zorder=1 + 0.1 * order)
+                point = {"linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.4, "alpha": 0.85, "clip_on": False}
+                panel.plot(x, y, **style.look(model, 4.5), **point, zorder=3 + 0.1 * order)
+            panel.set_title(names[family], loc="left")
+        style.outer_labels(axes, "predicted scale", "measured scale")
+        shown = {"linestyle": "none", "markeredgecolor": "white"}
+        handles: list[object] = [Line2D([], [], label=label(model), **style.look(model, 7.5), **shown) for model in models]
+        handles.append(Patch(color="#B9C0C7", label="90 % interval"))
+        style.legend(figure, spare, handles, columns=len(handles))
     return figure
