@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from pymatgen.core import Element
+from scipy import stats
 
 from helpers import calibration, explanations, figures, potentials, results
 
@@ -272,7 +273,9 @@ def holds(keys):
         for key in keys:
             line = calibration.summarise(calibration.leave_out(found, key).assign(family=key, model=model)).iloc[0]
             assert line["chemistries"] >= calibration.FEWEST
-            assert 85 <= line["coverage"] <= 97, f"{key}, {model}"
+            # Of a few chemistries one is a large step: there, what nine in ten make likely.
+            low, high = 100 * np.array(stats.binom.interval(0.95, line["chemistries"], 0.9)) / line["chemistries"]
+            assert min(85, low) <= line["coverage"] <= max(97, high), f"{key}, {model}"
             assert line["verdict"] == "constant" or line["error"] < line["error_median"], f"{key}, {model}"
 
 
