@@ -268,6 +268,14 @@ def committed(keys):
     return {model: {key: calibration.materials(table, model) for key, table in tables.items()} for model in models}
 
 
+def test_cold_molybdenum_on_which_the_stiff_disagree_is_not_known():
+    found = committed(("forces-wbm", "forces-tp", "forces-md", "forces-cold"))[SOFT]
+    molybdenum = found["forces-cold"].set_index("material").loc["Mo"]
+    answer = calibration.predict(calibration.calibrate(found, "forces-cold"), molybdenum["slope"], molybdenum["spread"])
+    assert answer.status == "not known"
+    assert "differ by" in answer.reason
+
+
 def holds(keys):
     for model, found in committed(keys).items():
         for key in keys:

@@ -108,6 +108,24 @@ def test_atoms_that_leave_the_cell_are_followed():
     assert shots[-1].positions[0].sum() == pytest.approx(cell.positions.sum()), "the whole does not drift"
 
 
+def test_atoms_of_all_masses_begin_at_the_temperature():
+    free, salt = potentials.load(f"ase:{__name__}.Free"), bulk("LiH", "rocksalt", a=4.08)
+    (first, _) = engine.move(free, [salt] * 400, 300.0, steps=1, every=1, friction_per_ps=None)
+    assert np.mean(list(first.temperatures.values())) == pytest.approx(300, rel=0.15)
+    momentum = [salt.get_masses() @ velocity for velocity in first.velocities.values()]
+    np.testing.assert_allclose(momentum, 0, atol=1e-9)
+
+
+def test_fast_atoms_in_a_small_cell_are_followed_between_snapshots_and_what_is_seen_changes_nothing():
+    free, cell = potentials.load(f"ase:{__name__}.Free"), bulk("Li", cubic=True)
+    settings = {"steps": 400, "time_step_fs": 1.0, "friction_per_ps": None, "seed": 2}
+    *_, often = engine.move(free, [cell] * 3, 1500.0, every=10, **settings)
+    first, last = engine.move(free, [cell] * 3, 1500.0, every=400, **settings)
+    for number in range(3):
+        np.testing.assert_allclose(last.positions[number], cell.positions + 0.4 * first.velocities[number], atol=1e-6)
+        np.testing.assert_allclose(last.positions[number], often.positions[number], atol=1e-9)
+
+
 def test_the_same_seed_moves_the_same_way_and_leaves_the_numbers_of_others_alone(springs):
     torch.manual_seed(7)
     first = [shot.positions[0] for shot in engine.move(springs, COPPER, 300.0, steps=20, seed=1)]

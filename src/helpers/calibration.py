@@ -136,7 +136,8 @@ def _fit(family: str, pool: str, parts: Mapping[str, pd.DataFrame]) -> Calibrati
     parts = {key: part for key, part in parts.items() if part["chemistry"].nunique() >= FEWEST_OWN}
     if family not in parts:
         return Calibration("not known", "too few chemistries were tested")
-    agreed = max(float(np.quantile(part["spread"], AGREED, method="higher")) for part in parts.values())
+    # Of all that calibrate: the largest spread of four materials would refuse nothing.
+    agreed = float(np.quantile(np.concatenate([part["spread"] for part in parts.values()]), AGREED, method="higher"))
     parts = {key: part[part["spread"] <= agreed] for key, part in parts.items()}
     predicted = {key: _one_out(part, part["slope"].to_numpy()) for key, part in parts.items()}
     constant = {key: _one_out(part, np.ones(len(part))) for key, part in parts.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import ase
@@ -68,7 +69,7 @@ def move(
     structures : ase.Atoms, pymatgen Structure, or iterable of either
         Not changed. All are in one batch, which has to fit into memory. Constraints and momenta that they bring are not used.
     temperatures_k : float, or one for each structure
-        Of the Maxwell–Boltzmann distribution that velocities are drawn from, without the motion of the whole, and of the thermostat.
+        Of the Maxwell–Boltzmann distribution that velocities are drawn from, less the motion of the whole, and of the thermostat.
     steps : int
         A multiple of ``every``.
     time_step_fs : float
@@ -117,63 +118,76 @@ def _moved(potential, given, asked, steps, time_step_fs, friction_per_ps, every,
         initialise, step = ts.nve(model, dt=time_step, kT=tensor(asked * units.kB))
     else:
         initialise, step = ts.nvt_langevin(model, dt=time_step, kT=tensor(asked * units.kB), gamma=tensor(friction_per_ps / _PS))
-    had_stress, potential.compute_stress = potential.compute_stress, False
-    state = initialise(ts.initialize_state(given, model.device, model.dtype), seed=seed)
-    potential.compute_stress = had_stress
+    with _no_stress(potential):
+        state = initialise(ts.initialize_state(given, model.device, model.dtype))
+    state.momenta = _at_rest_as_a_whole(state, np.random.default_rng(seed).standard_normal(state.momenta.shape), tensor(asked * units.kB))
     going = np.arange(len(given))
-    unfolded = [atoms.positions.copy() for atoms in given]
-    folded = [atoms.positions for atoms in given]
+    unfolded = torch.zeros_like(state.positions)
     for done in range(0, steps + 1, every):
         if done:
-            state = _advance(potential, state, step, every, (seed, done), tensor(asked[going] * units.kB))
+            for one in range(done - every, done):
+                state, change = _advance(potential, state, step, (seed, one), tensor(asked[going] * units.kB))
+                unfolded = unfolded + change
         parts = _parts(state, 3 * (friction_per_ps is None))
         ended = {int(index): reason for index, part in zip(going, parts, strict=True) if (reason := _over(*part, asked[index], done))}
         kept = [place for place, index in enumerate(going) if index not in ended]
-        for place in kept:
-            index = going[place]
-            change = parts[place][0] - folded[index]
-            cell = given[index].cell.array
-            # torch-sim folds atoms back into the cell; between two snapshots none moves by half a cell.
-            unfolded[index] = unfolded[index] + change - np.round(np.linalg.solve(cell.T, change.T).T) @ cell
-            folded[index] = parts[place][0]
         if ended:
+            unfolded = unfolded[torch.isin(state.system_idx, torch.as_tensor(kept, device=state.device))]
             going, parts = going[kept], [parts[place] for place in kept]
             state = state[kept] if kept else state
             model.structures = [given[index] for index in going]
         by_index = {int(index): part for index, part in zip(going, parts, strict=True)}
-        velocities, forces, energies, temperatures = ({index: part[n] for index, part in by_index.items()} for n in range(1, 5))
-        yield Snapshot(done, {index: unfolded[index] for index in by_index}, velocities, forces, energies, temperatures, ended)
+        velocities, forces, energies, temperatures = ({index: part[n] for index, part in by_index.items()} for n in range(4))
+        ends = np.cumsum([len(given[index]) for index in going])[:-1]
+        moved = dict(zip(by_index, np.split(unfolded.detach().cpu().numpy(), ends), strict=True)) if kept else {}
+        positions = {index: given[index].positions + change for index, change in moved.items()}
+        yield Snapshot(done, positions, velocities, forces, energies, temperatures, ended)
         if not kept:
             return
 
 
-def _advance(potential, state, step, every, seeds, kt):
-    """Take some steps; their noise hangs on the seeds alone, and the generator of those who draw beside us stays as it was."""
+@contextmanager
+def _no_stress(potential):
     had_stress, potential.compute_stress = potential.compute_stress, False
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
-            for _ in range(every):
-                state = step(state, kT=kt)
+        yield
     finally:
         potential.compute_stress = had_stress
-    return state
+
+
+def _at_rest_as_a_whole(state, normal, kt):
+    """Return momenta of a Maxwell–Boltzmann distribution less the motion of the whole, of which an atom has a share by its mass."""
+    system, masses = state.system_idx, state.masses[:, None]
+    drawn = torch.as_tensor(normal, dtype=state.dtype, device=state.device) * (masses * kt[system, None]).sqrt()
+    momentum, mass = (values.new_zeros(state.n_systems, values.shape[1]).index_add(0, system, values) for values in (drawn, masses))
+    return drawn - masses * (momentum / mass)[system]
+
+
+def _advance(potential, state, step, seeds, kt):
+    """Take a step; return the state and how far atoms moved. The noise hangs on the seeds alone; others who draw notice nothing."""
+    before = state.positions.clone()
+    with _no_stress(potential), torch.random.fork_rng():
+        torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+        state = step(state, kT=kt)
+    # torch-sim folds atoms back into the cell; in a step none moves by half a cell.
+    cells, change = state.row_vector_cell[state.system_idx], state.positions - before
+    folds = torch.linalg.solve(cells.transpose(1, 2), change[:, :, None]).round()
+    return state, change - (cells.transpose(1, 2) @ folds)[:, :, 0]
 
 
 def _parts(state, held):
-    """Return positions, velocities, forces, energy and temperature of each structure."""
+    """Return velocities, forces, energy and temperature of each structure."""
     counts = state.n_atoms_per_system.tolist()
-    arrays = [values.detach().cpu().numpy() for values in (state.positions, state.velocities, state.forces)]
-    split = [np.split(values, np.cumsum(counts)[:-1]) for values in arrays]
+    split = [np.split(values.detach().cpu().numpy(), np.cumsum(counts)[:-1]) for values in (state.velocities, state.forces)]
     twice = (state.masses[:, None] * state.velocities.square()).sum(dim=1).detach().cpu().numpy()
     twice = np.add.reduceat(twice, np.cumsum([0, *counts[:-1]]))
     temperatures = twice / (np.maximum(3 * np.array(counts) - held, 1) * units.kB)
     energies = state.energy.detach().cpu().tolist()
-    return [(x, v * _PS, f, e, t) for x, v, f, e, t in zip(*split, energies, temperatures.tolist(), strict=True)]
+    return [(v * _PS, f, e, t) for v, f, e, t in zip(*split, energies, temperatures.tolist(), strict=True)]
 
 
-def _over(positions, velocities, forces, energy, temperature, asked, step) -> str:
+def _over(velocities, forces, energy, temperature, asked, step) -> str:
     """Tell why a structure cannot go on; nothing if it can."""
-    if not all(np.isfinite(values).all() for values in (positions, velocities, forces, energy)):
+    if not all(np.isfinite(values).all() for values in (velocities, forces, energy)):
         return f"energy or forces became NaN by step {step}"
     return f"{temperature:.0f} K by step {step}" if temperature > _HOTTEST * asked else ""
