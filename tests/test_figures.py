@@ -1006,6 +1006,11 @@ def test_a_long_table_shows_the_papers_models_and_the_readers_first():
         "Your model (my-fix)",
     }
     assert figures.summary(table[:8], {"n": "n"}, "", rows=["set", "model"]).folded == ()
+    many = pd.DataFrame([{"set": number, "model": model, "n": 1} for number in range(8) for model in models])
+    long = figures.summary(many, {"n": "n"}, "", rows=["set", "model"])
+    seen = [row for place, row in enumerate(long.frame.index) if place not in long.folded]
+    assert len(seen) == 10, "of many rows of these models the first are seen"
+    assert {model for _, model in seen} == kept
     # Without a model that comes first, as without models, the first rows do.
     assert figures.summary(table[table["model"] == "sevennet-0"], {"n": "n"}, "", rows=["set", "model"]).folded == ()
     assert figures.show_table(pd.DataFrame({"n": range(14)}), "").folded == (10, 11, 12, 13)

@@ -222,7 +222,9 @@ def summary(
     frame = pd.DataFrame(shown, index=index if len(named) > 1 else index.get_level_values(0))
     made = show_table(frame, caption, footer, filters)
     # Where no model of the first is in the table, its first rows are as good as others.
-    return made if rest is None or rest.all() else replace(made, folded=_folded(rest))
+    if rest is None or rest.all():
+        return made
+    return replace(made, folded=_folded(rest | (np.cumsum(~rest) > _ROWS)))
 
 
 def _cells(table: pd.DataFrame, column: str, digits: int = 2, scale: float = 1.0) -> list[object]:
