@@ -54,6 +54,22 @@ def test_the_training_loop_gives_the_committed_numbers(benchmark):
     assert error["after"] < 0.7 * error["before"]
 
 
+@pytest.mark.slow
+@needs_mirror
+@pytest.mark.parametrize("benchmark", [name for name in benchmarks.CATALOGUE if results.models(name)])
+def test_a_run_would_find_the_committed_tables_complete(benchmark):
+    """Potential, protocol and cases have the fingerprint that the table has; else the same command would compute it again."""
+    module, cases = benchmarks.module(benchmark), {}
+    for key in results.models(benchmark):
+        if key in potentials.CATALOGUE and key not in RUNNABLE:
+            continue
+        made = results.provenance(benchmark, key)
+        sets = tuple(name for name in module.SETS if name in made["cases"])
+        if sets not in cases:
+            cases[sets] = module.cases(module.Protocol(), list(sets))
+        assert runner.fingerprint(benchmark, potentials.load(key), module.Protocol(), cases[sets]) == made["fingerprint"], key
+
+
 def test_every_model_that_runs_here_has_its_tables():
     for benchmark in FAMILIES:
         assert set(HERE) <= set(results.models(benchmark))
