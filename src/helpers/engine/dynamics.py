@@ -165,8 +165,8 @@ def _at_rest_as_a_whole(state, normal, kt):
 
 def _advance(potential, state, step, seeds, kt):
     """Take a step; return the state and how far atoms moved. The noise hangs on the seeds alone; others who draw notice nothing."""
-    before = state.positions.clone()
-    with _no_stress(potential), torch.random.fork_rng():
+    before, drawing = state.positions.clone(), [] if state.device.type == "cpu" else [state.device]
+    with _no_stress(potential), torch.random.fork_rng(drawing):
         torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
         state = step(state, kT=kt)
     # torch-sim folds atoms back into the cell; in a step none moves by half a cell.
