@@ -85,10 +85,11 @@ def interactive_parity(
             {"label": words, "method": "restyle", "args": ["visible", [True, *(key in chosen for key in models)]]}
             for words, chosen in choices.items()
         ],
-        "x": 0.01,
-        "xanchor": "left",
-        "y": 0.99,
-        "yanchor": "top",
+        # Above the plot, which is narrower than its place: within, the menu would lie on the axis.
+        "x": 0.5,
+        "xanchor": "center",
+        "y": 1.02,
+        "yanchor": "bottom",
         "bgcolor": "white",
         "bordercolor": "#B8C0C8",
         "font": {"size": 13},
@@ -98,8 +99,8 @@ def interactive_parity(
     figure.update_layout(
         template="none",
         autosize=True,
-        height=520,
-        margin={"l": 64, "r": 12, "t": 34, "b": 52},
+        height=550,
+        margin={"l": 64, "r": 12, "t": 64, "b": 52},
         font={"family": "system-ui, sans-serif", "size": 14, "color": style.TEXT},
         paper_bgcolor="white",
         plot_bgcolor="white",
