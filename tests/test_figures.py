@@ -971,8 +971,8 @@ def test_parity_without_fit_has_no_slope():
 
 def test_with_interval_formats_numbers():
     frame = pd.DataFrame({"s": [0.8, 0.9, np.nan], "s_low": [0.7, np.nan, np.nan], "s_high": [0.87, np.nan, np.nan]})
-    assert figures.with_interval(frame, "s") == ["0.80\u00a0[0.70,\u00a00.87]", "0.90", "–"]
-    assert figures.with_interval(frame, "s", 0, scale=100) == ["80\u00a0[70,\u00a087]", "90", "–"]
+    assert figures.with_interval(frame, "s") == ["0.80 [0.70,\u00a00.87]", "0.90", "–"]
+    assert figures.with_interval(frame, "s", 0, scale=100) == ["80 [70,\u00a087]", "90", "–"]
 
 
 def test_a_summary_names_orders_and_rounds():
@@ -980,7 +980,7 @@ def test_a_summary_names_orders_and_rounds():
     table.index = pd.Index(["sevennet-0", "chgnet-0.3.0"], name="model")
     shown = figures.summary(table, {"cases": "n", "s": "s", "error (%)": ("e", 1, 100), "none": "gone"}, "words", "where")
     assert list(shown.frame.index) == ["CHGNet 0.3.0", "SevenNet-0"]
-    assert shown.frame.to_dict("list") == {"cases": [4, 3], "s": ["0.90", "0.80\u00a0[0.70,\u00a00.87]"], "error (%)": ["–", "−1.2"]}
+    assert shown.frame.to_dict("list") == {"cases": [4, 3], "s": ["0.90", "0.80 [0.70,\u00a00.87]"], "error (%)": ["–", "−1.2"]}
     assert (shown.caption, shown.footer) == ("words", "where")
     nested = figures.summary(table.assign(set="a"), {"n": "n"}, "", rows=["set as family", "model"])
     assert list(nested.frame.index) == [("a", "CHGNet 0.3.0"), ("a", "SevenNet-0")]

@@ -13,7 +13,8 @@
       }
     });
     document.querySelectorAll(".bd-article :is(figure.result, figure.architecture, .pst-scrollable-table-container)").forEach((frame) => {
-      frame.toggleAttribute("data-wide", [frame, ...frame.querySelectorAll(":scope > .table-wrapper")].some(wide));
+      // A table may take the right margin (below): what counts is whether it scrolls in its own frame.
+      frame.toggleAttribute("data-wide", wide(frame.querySelector(":scope > .table-wrapper") ?? frame));
     });
   };
   let waiting;
@@ -22,4 +23,12 @@
   addEventListener("resize", soon);
   // Pictures that arrive late may be wider than what stood there before.
   document.addEventListener("load", soon, true);
+})();
+
+// A table that is wider than the text takes the right margin, too. The theme hides the contents there while such a table is in view.
+(() => {
+  const widen = () => document.querySelectorAll(".bd-article figure.result > .table-wrapper").forEach((wrapper) => {
+    if (wrapper.scrollWidth > wrapper.clientWidth) wrapper.classList.add("full-width");
+  });
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", widen); else widen();
 })();

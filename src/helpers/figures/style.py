@@ -307,8 +307,8 @@ def interval(low: float, high: float, digits: int = 2) -> str:
     """Return an interval as it is written behind a number, or nothing if it has no ends."""
     if not np.isfinite([low, high]).all():
         return ""
-    # No-break spaces keep an interval in one piece where a table is narrow.
-    return f"\u00a0[{low:.{digits}f},\u00a0{high:.{digits}f}]"
+    # Where a table is narrow the interval goes below its number, in one piece.
+    return f" [{low:.{digits}f},\u00a0{high:.{digits}f}]"
 
 
 def significant(value: float) -> str:
