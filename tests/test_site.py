@@ -457,6 +457,18 @@ def test_what_scrolls_can_be_reached_with_the_keyboard(window):
 
 
 @pytest.mark.slow
+def test_a_table_wider_than_the_text_takes_the_margin(window):
+    table = figures.show_table(pd.DataFrame({"a": ["x"], "b": ["y"]}), caption="c")._repr_html_()
+    style = (STATIC / "custom.css").read_text() + ".bd-article { width: 600px } td { min-width: 250px }"
+    page = window(f'<style>{style}</style><div class="bd-article">{table}</div>', ["page.js"])
+    page.set_viewport_size({"width": 1280, "height": 700})
+    page.wait_for_selector(".table-wrapper.full-width")
+    page.wait_for_timeout(300)
+    assert 600 < page.evaluate("document.querySelector('.table-wrapper').clientWidth") <= 816
+    assert page.locator("figure").get_attribute("data-wide") is None, "nothing is out of sight"
+
+
+@pytest.mark.slow
 def test_a_drawing_library_is_fetched_when_the_figure_comes_near(window):
     rows = pd.DataFrame(
         {"model": "chgnet-0.3.0", "reference": [1.0, 2.0], "value": [1.0, 1.5], "case": "Cu", "property": "e", "unit": "eV", "status": "ok"}
