@@ -5,9 +5,12 @@ import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 
 
 def normal(name):
@@ -50,3 +53,17 @@ def test_conda_gives_the_same_versions():
 
 def test_the_lock_names_no_address():
     assert "://" not in (ROOT / "requirements.lock").read_text()
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_call_what_the_makefile_has(path):
+    jobs = yaml.safe_load(path.read_text())["jobs"].values()
+    asked = re.findall(r"\bmake ([a-z-]+)", "\n".join(step.get("run", "") for job in jobs for step in job["steps"]))
+    assert asked
+    assert set(asked) <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def test_the_tests_run_on_every_python_that_is_allowed():
+    versions = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]["python-version"]
+    allowed = SpecifierSet(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"])
+    assert versions == [f"3.{minor}" for minor in range(8, 20) if f"3.{minor}.0" in allowed]
