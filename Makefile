@@ -8,7 +8,7 @@ LABS   ?= lab1 lab2 lab3 lab4
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-fast coverage lint format serve browser lab labs autograde pdf results bench hero new-chapter lock check clean
+.PHONY: help book test test-fast coverage lint format serve browser lab labs autograde pdf results bench hero new-chapter lock check release clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -108,6 +108,9 @@ lock:  ## Resolve the newest versions anew and rewrite requirements.lock (a test
 	$(VENV)-lock/bin/python -m pip install --quiet -e .[dev,gpu,lab,teach]
 	$(VENV)-lock/bin/python -m pip freeze --exclude-editable | sed "s/+cpu//" > requirements.lock
 	rm -rf $(VENV)-lock
+
+release: lint test book check browser  ## Check everything that a release needs, and say how to tag it
+	$(BIN)/python book/release.py
 
 clean:  ## Remove the built book and its cache
 	rm -rf book/_build

@@ -1,6 +1,8 @@
 """The three ways to the same environment: lock, pyproject, conda."""
 
+import importlib.util
 import re
+import shutil
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -67,3 +69,23 @@ def test_the_tests_run_on_every_python_that_is_allowed():
     versions = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]["python-version"]
     allowed = SpecifierSet(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"])
     assert versions == [f"3.{minor}" for minor in range(8, 20) if f"3.{minor}.0" in allowed]
+
+
+def test_a_release_says_what_is_missing_and_passes_when_all_agree(tmp_path):
+    spec = importlib.util.spec_from_file_location("release", ROOT / "book" / "release.py")
+    release = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(release)
+    for name in ("pyproject.toml", "CITATION.cff", ".zenodo.json", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    number = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    news = (tmp_path / "CHANGELOG.md").read_text()
+    (tmp_path / "CHANGELOG.md").write_text(re.sub("^## .*$", f"## {number} (2030-01-02)", news, count=1, flags=re.MULTILINE))
+    citation = "\n".join(line for line in (ROOT / "CITATION.cff").read_text().splitlines() if not line.startswith("date-released"))
+    (tmp_path / "CITATION.cff").write_text(citation + "\ndate-released: 2030-01-02\n")
+    assert release.problems(tmp_path, "2030-01-02") == []
+    wrong = release.problems(tmp_path, "2030-01-03")
+    assert len(wrong) == 2
+    assert "CITATION.cff has date-released" in wrong[0]
+    assert "CHANGELOG.md begins with" in wrong[1]
+    (tmp_path / "CITATION.cff").write_text(citation.replace(f"version: {number}", "version: 9.9").replace("softening", "hardening"))
+    assert {text.split()[0] for text in release.problems(tmp_path, "2030-01-02")} == {"CITATION.cff", ".zenodo.json"}
