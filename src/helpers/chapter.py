@@ -68,12 +68,9 @@ class Chapter:
     ) -> pd.DataFrame:
         """Recompute some cases and compare them with the table, as :func:`helpers.runner.live_check`; with ``results`` only read it.
 
-        Returns
-        -------
-        pandas.DataFrame
-            As there. If nothing is recomputed, ``value`` repeats ``committed``, and a line says so. A potential without a table has nothing
-            to be compared with: its sample (:meth:`read`) comes back, without differences, or the check is of the model that stands in
-            for it (:meth:`own`).
+        As there. If nothing is recomputed, ``value`` repeats ``committed``, and a line says so. A potential without a table has nothing
+        to be compared with: its sample (:meth:`read`) comes back, without differences, or the check is of the model that stands in
+        for it (:meth:`own`).
         """
         if key not in results.models(benchmark):
             table, _ = self.own(benchmark)
@@ -168,6 +165,8 @@ class Chapter:
     def glue(self, table: pd.DataFrame | None = None, columns: str = "", name: str = "{model}_{column}", **values: object) -> None:
         """Give numbers names by which the text quotes them.
 
+        ValueError if the table lacks a column, two numbers would have one name, or something is neither a number nor text.
+
         Parameters
         ----------
         table : DataFrame, optional
@@ -179,11 +178,6 @@ class Chapter:
             lines of other models are passed over, but for the chapter's own potential, which is ``own`` then.
         **values
             Further names, each with its number or text.
-
-        Raises
-        ------
-        ValueError
-            If the table lacks a column, two numbers would have one name, or something is neither a number nor text.
         """
         if table is not None:
             table = table.reset_index() if any(table.index.names) else table
@@ -228,7 +222,9 @@ def begin(
 ) -> Chapter:
     """Say where a chapter runs and what it costs; with ``everything``, first compute its tables anew.
 
-    The potential's name is glued as ``model``, for the sentences that quote what is computed live.
+    The potential's name is glued as ``model``, for the sentences that quote what is computed live. ValueError if ``run`` is none of the
+    three; KeyError if a benchmark is unknown; PotentialError if the potential or a guest is unknown; RegistryError if ``everything`` is
+    asked for and a file cannot be had; it says which one, and where to put it; RunError as for :func:`helpers.runner.run`.
 
     Parameters
     ----------
@@ -242,19 +238,6 @@ def begin(
         Models that it shows beside those of every chapter (:attr:`helpers.potentials.Entry.guest`).
     device, processes
         For ``everything``, as for :func:`helpers.runner.run`.
-
-    Raises
-    ------
-    ValueError
-        If ``run`` is none of the three.
-    KeyError
-        If a benchmark is unknown.
-    PotentialError
-        If the potential or a guest is unknown.
-    RegistryError
-        If ``everything`` is asked for and a file cannot be had; it says which one, and where to put it.
-    RunError
-        As for :func:`helpers.runner.run`.
     """
     if run not in RUNS:
         raise ValueError(f"RUN = {run!r}: give one of {', '.join(map(repr, RUNS))}{registry.nearest(run, RUNS)}")

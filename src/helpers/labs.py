@@ -111,6 +111,8 @@ def check_number(
 ) -> None:
     """Compare an answer with the expected one and raise with a hint if it is wrong.
 
+    NotYet if the answer is missing, of the wrong kind, or not within the tolerance.
+
     Parameters
     ----------
     name : str
@@ -123,11 +125,6 @@ def check_number(
         Relative to the expected value (to the largest in an array).
     hints : mapping or iterable of pairs
         Wrong value → what to look at. The first that fits is given. A wrong value that cannot be told from the right one is skipped.
-
-    Raises
-    ------
-    NotYet
-        If the answer is missing, of the wrong kind, or not within the tolerance.
     """
     wanted = np.asarray(expected, dtype=float)
     answer = _as_numbers(name, value, wanted.shape)
@@ -165,20 +162,16 @@ def call(name: str, function: Callable[..., object], *data: object) -> object:
 def check(key: str, answer: object, *data: object, tolerance: float | None = None) -> None:
     """Check the answer to a question of :data:`QUESTIONS`.
 
+    NotYet as for :func:`check_number`, and if the function fails.
+
     Parameters
     ----------
-    key : str
     answer : number, array or callable
         A function is called with the data.
     *data
         What the question's reference is called with.
     tolerance : float, optional
         Relative; by default the question's.
-
-    Raises
-    ------
-    NotYet
-        As for :func:`check_number`, and if the function fails.
     """
     question = QUESTIONS[key]
     value = call(question.name, answer, *data) if callable(answer) else answer
@@ -193,7 +186,6 @@ def check_interval(answer: object, reference: np.ndarray, predicted: np.ndarray,
     ----------
     answer : pair of float, or callable
         A function is called with the three arrays.
-    reference, predicted : ndarray, shape (n,)
     groups : ndarray, shape (n,)
         Which material a value belongs to; materials are drawn, not values.
     tolerance : float
@@ -243,7 +235,6 @@ def check_relaxed(
 
     Parameters
     ----------
-    name : str
     answer : Relaxed
         What :func:`helpers.engine.relax` returns for one structure.
     potential : Potential
@@ -275,7 +266,6 @@ def check_slab(answer: object, crystal: ase.Atoms, n_layers: int, vacuum: float)
 
     Parameters
     ----------
-    answer : ase.Atoms
     crystal : ase.Atoms
         The bulk it is cut from, relaxed.
     n_layers : int
@@ -314,19 +304,14 @@ def _percentiles(x: np.ndarray, y: np.ndarray, groups: np.ndarray, quantiles: tu
 def forces(chosen: str, material: str | None = None, temperature_k: float | None = None, model: str = "chgnet-0.3.0") -> pd.DataFrame:
     """Return force components of a model beside those of DFT, from the committed table.
 
+    One row per component: ``value`` (model) and ``reference`` (DFT), eV/Å, with ``material`` and ``case`` (the frame).
+
     Parameters
     ----------
     chosen : str
         A set of :mod:`helpers.benchmarks.off_equilibrium`.
-    material : str, optional
     temperature_k : float, optional
         Of ab-initio molecular dynamics of the perfect crystal or melt.
-    model : str
-
-    Returns
-    -------
-    DataFrame
-        One row per component: ``value`` (model) and ``reference`` (DFT), eV/Å, with ``material`` and ``case`` (the frame).
     """
     rows = results.read("off_equilibrium", model)
     keep = (rows["set"] == chosen) & (rows["property"] == "force") & (rows["status"] == "ok")

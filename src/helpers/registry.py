@@ -114,10 +114,7 @@ def cache_dir() -> Path:
 def mirror_dir() -> Path | None:
     """Return the local mirror folder, or None when none is set.
 
-    Raises
-    ------
-    RegistryError
-        If the environment variable names a folder that does not exist.
+    RegistryError if the environment variable names a folder that does not exist.
     """
     value = os.environ.get(MIRROR_VARIABLE)
     if not value:
@@ -180,10 +177,7 @@ def expected_sha256(file: RegisteredFile) -> str:
 def local_path(key: str) -> Path | None:
     """Return the path of a local, verified copy (mirror first, then cache), or None. Never downloads.
 
-    Raises
-    ------
-    RegistryError
-        If the copy found is not the registered file.
+    RegistryError if the copy found is not the registered file.
     """
     file = lookup(key)
     folders = [folder for folder in (mirror_dir(), cache_dir()) if folder is not None]
@@ -237,16 +231,13 @@ def _wrong(path: Path, file: RegisteredFile) -> str:
 def fetch(key: str) -> Path:
     """Return a verified local copy of a registered file, downloading it if necessary.
 
+    RegistryError if the key is unknown, a copy has the wrong checksum, the download fails, or offline mode is set and there is no local
+    copy. The message names the file, its address and where to put it.
+
     Parameters
     ----------
     key : str
         Key of the file in ``data/registry.csv``.
-
-    Raises
-    ------
-    RegistryError
-        If the key is unknown, a copy has the wrong checksum, the download fails, or offline mode is
-        set and there is no local copy. The message names the file, its address and where to put it.
     """
     found = local_path(key)
     if found is not None:

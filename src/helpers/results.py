@@ -166,13 +166,7 @@ def write_json(content: Mapping[str, object], path: Path, *, sort_keys: bool = T
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises
-    ------
-    ResultsError
-        If it is damaged; the message names it.
-    """
+    """Read a JSON file; ResultsError if it is damaged; the message names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -180,13 +174,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table that :func:`write_parquet` or :func:`condense` wrote.
-
-    Raises
-    ------
-    ResultsError
-        If it is missing or damaged; the message names it.
-    """
+    """Read a table that :func:`write_parquet` or :func:`condense` wrote; ResultsError if it is missing or damaged; the message names it."""
     try:
         table = pd.read_parquet(path)
         if "rows" not in table.attrs:
@@ -203,10 +191,8 @@ def condense(benchmark: str, keys: Collection[str], base: Path | None = None) ->
 
     Parameters
     ----------
-    benchmark : str
     keys : collection of str
         As for :func:`check`.
-    base : Path, optional
     """
     paths = [table_path(benchmark, model, base) for model in models(benchmark)]
     tables = [read_table(path) for path in paths]
@@ -239,18 +225,15 @@ def condense(benchmark: str, keys: Collection[str], base: Path | None = None) ->
 def check(table: pd.DataFrame, keys: Collection[str] = ()) -> None:
     """Check that a table is tidy.
 
+    ResultsError if a standard column is missing, a property has several units in one set (in another set it may count by another measure),
+    a row is neither ok with a finite value and no reason nor failed with a reason, or two rows are of the same thing.
+
     Parameters
     ----------
     table : DataFrame
         Of one benchmark.
     keys : collection of str
         Columns that, beside model, set, case and property, tell its rows apart; one of which no set here makes use may be missing.
-
-    Raises
-    ------
-    ResultsError
-        If a standard column is missing, a property has several units in one set (in another set it may count by another measure), a row is
-        neither ok with a finite value and no reason nor failed with a reason, or two rows are of the same thing.
     """
     if missing := [name for name in COLUMNS if name not in table]:
         raise ResultsError(f"a table needs the columns {', '.join(COLUMNS)}; this one lacks {', '.join(missing)}")
@@ -290,18 +273,13 @@ def write(
 def read(benchmark: str, model: str | Collection[str] | None = None, *, sets: Collection[str] = ()) -> pd.DataFrame:
     """Read the table of one model, of several, or of all that have one.
 
+    ResultsError if there is none; the message gives the command that makes it.
+
     Parameters
     ----------
-    benchmark : str
-    model : str or collection of str, optional
     sets : collection of str, optional
         Reference sets that a table must hold. Who compares models on a set needs it from each of them: a model of which only other
         sets were computed is left out, and a line says so.
-
-    Raises
-    ------
-    ResultsError
-        If there is none; the message gives the command that makes it.
     """
     chosen = models(benchmark) if model is None else [model] if isinstance(model, str) else list(model)
     paths = [table_path(benchmark, key) for key in chosen]

@@ -99,13 +99,7 @@ CATALOGUE = (
 
 
 def module(name: str) -> ModuleType:
-    """Import a benchmark by name.
-
-    Raises
-    ------
-    KeyError
-        If there is no such benchmark; the message lists those there are.
-    """
+    """Import a benchmark by name; KeyError if there is no such benchmark; the message lists those there are."""
     if name not in CATALOGUE:
         raise KeyError(f"unknown benchmark {name!r}; there are: {', '.join(CATALOGUE)}.{nearest(name, CATALOGUE)}")
     return import_module(f"helpers.{'experiments' if name in EXPERIMENTS else 'benchmarks'}.{name}")
@@ -114,10 +108,7 @@ def module(name: str) -> ModuleType:
 def chosen_sets(known: Collection[str], sets: str | Iterable[str] | None) -> list[str]:
     """Return the reference sets that are asked for, each once: all of a benchmark's ``SETS`` if None.
 
-    Raises
-    ------
-    KeyError
-        If one is unknown or none is given; the message lists those there are.
+    KeyError if one is unknown or none is given; the message lists those there are.
     """
     names = list(known) if sets is None else list(dict.fromkeys([sets] if isinstance(sets, str) else sets))
     unknown = [name for name in names if name not in known]
@@ -269,19 +260,14 @@ def draw(name: str, cases: Sequence[Case], size: Sample, seed: int = 0) -> list[
     Materials come in random order, and each gives one case before any gives a second one. For one seed a larger sample holds the
     smaller one. Cases that no number would be made of (``usable`` of the benchmark) are not drawn.
 
+    In the order in which they were given.
+
     Parameters
     ----------
     name : str
         A benchmark.
     cases : sequence of Case
         Of one set.
-    size : Sample
-    seed : int
-
-    Returns
-    -------
-    list of Case
-        In the order in which they were given.
     """
     usable = getattr(module(name), "usable", list)(cases)
     if size.max_atoms is not None:

@@ -246,12 +246,9 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     All crystals are relaxed together, then all strained ones, and their stresses are evaluated in one call. A potential with a
     smooth variant is used in that (:meth:`~helpers.potentials.Potential.smooth`). Cases of your own have a ``crystal``.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row per case and property: ``bulk_modulus`` and ``shear_modulus`` (GPa) for each range of strains, and
-        ``volume_per_atom`` (Å³). The reason begins with "unstable" where the elastic tensor is not positive; the volume stands then, too.
-        ``reference`` is NaN where there is no DFT value.
+    One row per case and property: ``bulk_modulus`` and ``shear_modulus`` (GPa) for each range of strains, and
+    ``volume_per_atom`` (Å³). The reason begins with "unstable" where the elastic tensor is not positive; the volume stands then, too.
+    ``reference`` is NaN where there is no DFT value.
     """
     potential = potential.smooth()
     guesses = [case.structures["crystal"] for case in cases]

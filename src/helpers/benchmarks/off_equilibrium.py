@@ -349,11 +349,7 @@ def displacements(atoms: ase.Atoms) -> np.ndarray:
 
     A mean position over few frames would take part in their motion and lower a virial, by 1/n_frames or more: hence the sites. The cell is
     a cubic supercell of the element's ground-state structure; periodic images and the origin do not matter. Å, shape (n_atoms, 3).
-
-    Raises
-    ------
-    ValueError
-        If the number of atoms is not that of a cubic supercell, or the nearest sites of two atoms are one and the same.
+    ValueError if the number of atoms is not that of a cubic supercell, or the nearest sites of two atoms are one and the same.
     """
     unit, n_atoms = bulk(atoms.get_chemical_symbols()[0], cubic=True), len(atoms)
     sites = unit.repeat(round((n_atoms / len(unit)) ** (1 / 3))).get_scaled_positions()
@@ -452,12 +448,9 @@ def crystals(table: pd.DataFrame) -> pd.DataFrame:
 def elements_of_mptrj() -> pd.DataFrame:
     """Count elements and kinds of distortion in the sample of MPtrj (``data/reference/mptrj_1k_elements.csv`` holds the result).
 
-    Returns
-    -------
-    DataFrame
-        Index ``element``; ``frames`` that hold it; of these ``alone`` (they hold nothing else), ``at_rest`` (no atom of it feels more than
-        0.01 eV/Å), ``displaced`` (one feels more than 0.5 eV/Å), ``sheared`` (shear stress above 1 GPa: half the difference of the largest
-        and the smallest principal stress); and ``largest_force``, the median over frames of the largest DFT force on an atom of it (eV/Å).
+    Index ``element``; ``frames`` that hold it; of these ``alone`` (they hold nothing else), ``at_rest`` (no atom of it feels more than
+    0.01 eV/Å), ``displaced`` (one feels more than 0.5 eV/Å), ``sheared`` (shear stress above 1 GPa: half the difference of the largest
+    and the smallest principal stress); and ``largest_force``, the median over frames of the largest DFT force on an atom of it (eV/Å).
     """
     rows = []
     for case in cases(sets=["mptrj-1k"]):
@@ -477,12 +470,9 @@ def by_temperature(table: pd.DataFrame, block: int = 1) -> pd.DataFrame:
     left out: in silicon those said to be at 300 K have larger forces than those said to be at 3374 K. A ``block`` is how many frames, in
     the table's order, count as one in the interval of ``label_k`` and ``virial_ratio``.
 
-    Returns
-    -------
-    DataFrame
-        One row per model, ``element``, ``volume`` (Å³ per atom) and nominal ``temperature_k``: ``material`` (``Si 300 K``, ``Li 300 K,
-        −10 %``), ``crystal`` (``Si``, ``Li, −10 %``), the columns of :func:`helpers.softening.pooled` with frames resampled, and below
-        melting ``label_k``, ``virial_ratio`` (``_low``, ``_high``: Student's t, 95 %) and ``n_frames``, those with a virial.
+    One row per model, ``element``, ``volume`` (Å³ per atom) and nominal ``temperature_k``: ``material`` (``Si 300 K``, ``Li 300 K,
+    −10 %``), ``crystal`` (``Si``, ``Li, −10 %``), the columns of :func:`helpers.softening.pooled` with frames resampled, and below
+    melting ``label_k``, ``virial_ratio`` (``_low``, ``_high``: Student's t, 95 %) and ``n_frames``, those with a virial.
 
     Notes
     -----
@@ -532,16 +522,13 @@ def ratio_of_sums(top: pd.Series, bottom: pd.Series, block: int) -> tuple[float,
 def summarise(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
     """Return one row per model and set, of the rows that :func:`headline` keeps.
 
-    Returns
-    -------
-    DataFrame
-        ``n_frames``, ``n_failed_frames`` and ``n_materials`` (those with forces large enough for a fit of their own); of all components
-        together ``n_components``, ``slope``, ``inverse_slope``, ``r2``, ``mae``, ``cmae``, ``rmse`` (eV/Å); of the materials' own fits
-        ``slope_mean``, ``slope_median``, ``inverse_slope_median``, ``mae_median``, ``cmae_median``, ``share_below_one`` and the
-        quartiles ``slope_q25``, ``slope_q75``: all but ``mae_median`` are NaN for a set most of whose materials have fewer than
-        ``min_frames`` frames (``wbm-21``, ``mptrj-1k``). Intervals (``_low``, ``_high``) come from resampling materials; see
-        :func:`helpers.softening.pooled` and :func:`helpers.softening.distribution`. A model that failed on a whole set has its
-        row, with NaN.
+    ``n_frames``, ``n_failed_frames`` and ``n_materials`` (those with forces large enough for a fit of their own); of all components
+    together ``n_components``, ``slope``, ``inverse_slope``, ``r2``, ``mae``, ``cmae``, ``rmse`` (eV/Å); of the materials' own fits
+    ``slope_mean``, ``slope_median``, ``inverse_slope_median``, ``mae_median``, ``cmae_median``, ``share_below_one`` and the
+    quartiles ``slope_q25``, ``slope_q75``: all but ``mae_median`` are NaN for a set most of whose materials have fewer than
+    ``min_frames`` frames (``wbm-21``, ``mptrj-1k``). Intervals (``_low``, ``_high``) come from resampling materials; see
+    :func:`helpers.softening.pooled` and :func:`helpers.softening.distribution`. A model that failed on a whole set has its
+    row, with NaN.
 
     Notes
     -----

@@ -133,15 +133,12 @@ def mixing_energy(e_alloy: float, n_units: float, x: float, e_first: float, e_se
 def site_permutations(sites: ase.Atoms) -> np.ndarray:
     """Return how the space group of a cell, translations that it repeats included, permutes its sites, all of one species.
 
+    ValueError if an operation does not map sites onto sites.
+
     Returns
     -------
     ndarray of int, shape (n_operations, n_sites)
         Operation k takes site i to site ``permutations[k, i]``.
-
-    Raises
-    ------
-    ValueError
-        If an operation does not map sites onto sites.
     """
     operations = SpacegroupAnalyzer(AseAtomsAdaptor.get_structure(sites)).get_symmetry_operations()
     rotations = np.array([operation.rotation_matrix for operation in operations])
@@ -374,12 +371,9 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     The end members that the cases need are relaxed first, together; then every distinct structure is evaluated in one call, and
     all alloys are relaxed in another.
 
-    Returns
-    -------
-    pandas.DataFrame
-        The properties of the module's text, energies in the unit of :data:`SYSTEMS`, and ``force`` (eV/Å, one row per
-        component, with columns ``atom`` and ``component``, 0 to 2 for x to z, rounded to 1e-4). ``volume_a3_per_atom`` is that of
-        the structure that the value belongs to.
+    The properties of the module's text, energies in the unit of :data:`SYSTEMS`, and ``force`` (eV/Å, one row per
+    component, with columns ``atom`` and ``component``, 0 to 2 for x to z, rounded to 1e-4). ``volume_a3_per_atom`` is that of
+    the structure that the value belongs to.
     """
     settings: dict[str, Any] = {"cell": "full", "fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
     moving = [number for number, case in enumerate(cases) if protocol.relax and _relaxes(case)]
@@ -498,12 +492,9 @@ def mixing_curve(table: pd.DataFrame, quantity: str | None = None) -> pd.DataFra
 
     The quantity is a property of the table, by default that of :data:`SYSTEMS`. Of the metals, only the frames relaxed in DFT are taken.
 
-    Returns
-    -------
-    DataFrame
-        One row per model, set and composition, and as model ``DFT`` where there is a reference: ``x``, ``n`` (orderings),
-        ``n_failed``, ``mean`` and ``std`` (of the random alloy: orderings weighted by multiplicity; NaN in ``sic-aln``, whose cells
-        do not define one) and ``minimum``, in the units of :data:`SYSTEMS`. Failed orderings are left out of the mean.
+    One row per model, set and composition, and as model ``DFT`` where there is a reference: ``x``, ``n`` (orderings),
+    ``n_failed``, ``mean`` and ``std`` (of the random alloy: orderings weighted by multiplicity; NaN in ``sic-aln``, whose cells
+    do not define one) and ``minimum``, in the units of :data:`SYSTEMS`. Failed orderings are left out of the mean.
     """
     return _curves(_points(table, quantity))
 
@@ -587,6 +578,8 @@ def binodal(temperatures_k: ArrayLike, omega: float, asymmetry: float = 0.0, n_g
     that the mixing energy at 0 K holds at all temperatures. So it puts the gap too high, commonly by hundreds of kelvin.
     Source: Porter, Easterling and Sherif, Phase Transformations in Metals and Alloys (CRC Press, 3rd ed. 2009), ch. 1.
 
+    Columns ``temperature_k, x_low, x_high``; NaN where the solution is stable at every composition.
+
     Parameters
     ----------
     temperatures_k : array_like, shape (n,)
@@ -595,11 +588,6 @@ def binodal(temperatures_k: ArrayLike, omega: float, asymmetry: float = 0.0, n_g
         Ω0 and Ω1, eV per exchangeable site.
     n_grid : int
         Compositions at which Δg is taken: the resolution of the result is 1 / (n_grid − 1).
-
-    Returns
-    -------
-    DataFrame
-        Columns ``temperature_k, x_low, x_high``; NaN where the solution is stable at every composition.
     """
     x = np.linspace(0, 1, n_grid)
     energy = x * (1 - x) * (omega + asymmetry * (1 - 2 * x))
@@ -631,13 +619,10 @@ def miscibility(table: pd.DataFrame, n_resamples: int = 2000, seed: int = 0, lev
     nothing was left out, so for those sets they are no error bars: they show how much depends on which orderings a
     sample of this size happens to hold.
 
-    Returns
-    -------
-    DataFrame
-        One row per model and set: ``source`` (``ours`` or ``paper``; of ours, DFT is the reference), ``model``, ``set``,
-        ``n`` (orderings between the end members), and with ``_low`` and ``_high`` each: ``omega`` (regular), ``omega_0`` and ``omega_1``
-        (sub-regular), eV per exchangeable site, ``t_c_k`` = Ω/2k and ``t_c_sub_regular_k``, K, NaN where there is no gap. A
-        value for species that order means only that the fitted curve is asymmetric: their ordered phases lie lower.
+    One row per model and set: ``source`` (``ours`` or ``paper``; of ours, DFT is the reference), ``model``, ``set``,
+    ``n`` (orderings between the end members), and with ``_low`` and ``_high`` each: ``omega`` (regular), ``omega_0`` and ``omega_1``
+    (sub-regular), eV per exchangeable site, ``t_c_k`` = Ω/2k and ``t_c_sub_regular_k``, K, NaN where there is no gap. A
+    value for species that order means only that the fitted curve is asymmetric: their ordered phases lie lower.
     """
     sources = [("ours", _points(table, None))]
     if (table["set"] == "ca-mg-o").any():
@@ -698,17 +683,9 @@ def miscibility_gaps(fits: pd.DataFrame, name: str, n_points: int = 60) -> tuple
 def against_paper(table: pd.DataFrame) -> dict[str, float]:
     """Compare one model's formation energies of Ca-Mg-O with the DFT points of the paper's Fig. 2c.
 
-    Returns
-    -------
-    dict
-        ``n`` (orderings); ``slope`` through the origin of the model's mean energy at each composition on the mean of the
-        paper's DFT points, with ``slope_low`` and ``slope_high`` (95 %, from resampling compositions); ``lowest_ratio``, the model's lowest
-        energy at x = 1/2 over that of the paper's DFT.
-
-    Raises
-    ------
-    ValueError
-        If the table holds several models or no formation energies.
+    ``n`` (orderings); ``slope`` through the origin of the model's mean energy at each composition on the mean of the paper's DFT points,
+    with ``slope_low`` and ``slope_high`` (95 %, from resampling compositions); ``lowest_ratio``, the model's lowest energy at x = 1/2 over
+    that of the paper's DFT. ValueError if the table holds several models or no formation energies.
     """
     curves = mixing_curve(table[table["set"] == "ca-mg-o"])
     _check_one_model(curves, "of ca-mg-o")
@@ -730,10 +707,7 @@ def _check_one_model(found: pd.DataFrame, what: str) -> None:
 def example_orderings(table: pd.DataFrame, n_ca: int) -> dict[str, Case]:
     """Return the orderings with n_ca of 16 cations, on ideal sites, that have one model's ``lowest`` and ``highest`` formation energy.
 
-    Raises
-    ------
-    ValueError
-        If the table holds several models, or no formation energy at this composition.
+    ValueError if the table holds several models, or no formation energy at this composition.
     """
     chosen = table[(table["property"] == "formation_energy") & (table["status"] == "ok") & np.isclose(table["x"], n_ca / 16)]
     _check_one_model(chosen, f"at {n_ca} Ca atoms")
@@ -749,12 +723,9 @@ def example_orderings(table: pd.DataFrame, n_ca: int) -> dict[str, Case]:
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers that the chapter quotes, one row per model, set and property other than ``force``.
 
-    Returns
-    -------
-    DataFrame
-        Columns ``model, set, property, relaxed_in_dft, n, n_failed``; for sets with a reference those of
-        :func:`helpers.softening.scalar_summary`, without the end members, where value and reference are zero by construction (``n`` counts
-        the values compared); for ``formation_energy`` those of :func:`miscibility`. What does not exist is NaN.
+    Columns ``model, set, property, relaxed_in_dft, n, n_failed``; for sets with a reference those of
+    :func:`helpers.softening.scalar_summary`, without the end members, where value and reference are zero by construction (``n`` counts
+    the values compared); for ``formation_energy`` those of :func:`miscibility`. What does not exist is NaN.
 
     Notes
     -----

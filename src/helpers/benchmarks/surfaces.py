@@ -238,6 +238,8 @@ def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str, tolerance: f
     a pair, as (100) and (221) do, the one is taken in whose orientation the neighbours of the innermost atom fall onto
     lattice points.
 
+    Sorted, largest first; one member of the family. ValueError if no plane fits.
+
     Parameters
     ----------
     slab : ase.Atoms
@@ -248,16 +250,6 @@ def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str, tolerance: f
         Face-centred (fcc, diamond) or body-centred.
     tolerance : float
         Allowed relative difference of lengths.
-
-    Returns
-    -------
-    tuple of int
-        Sorted, largest first; one member of the family.
-
-    Raises
-    ------
-    ValueError
-        If no plane fits.
     """
     in_plane = slab.cell.array[:2] / lattice_a
     normal = np.cross(*in_plane)
@@ -428,11 +420,8 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     Every distinct slab and bulk crystal is evaluated once, all in one call; then all are relaxed together. Where there is no ``slab``, the
     ``bulk`` is relaxed with the model and one is cut along ``info["miller"]``.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Properties ``gamma_static`` and ``gamma_relaxed`` (eV/Å², one row per case each) and ``force`` (eV/Å, one row
-        per component, with columns ``atom`` and ``component``, 0 to 2 for x to z). A row without a DFT value is a failed one.
+    Properties ``gamma_static`` and ``gamma_relaxed`` (eV/Å², one row per case each) and ``force`` (eV/Å, one row
+    per component, with columns ``atom`` and ``component``, 0 to 2 for x to z). A row without a DFT value is a failed one.
     """
     settings: dict[str, Any] = {"fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
     guesses = [case.structures["bulk"] for case in cases if "slab" not in case.structures and "bulk" in case.structures]

@@ -175,7 +175,6 @@ def continuous_composition(curves: pd.DataFrame, species: str = "Ca") -> Figure:
     curves : DataFrame
         Columns ``source``, ``x`` (fraction of ``species``), ``deviation`` (Å, from the line between the end members) and ``mixing_energy``
         (eV per formula unit); either may be NaN where a source has none. Sources are drawn in the order in which they come.
-    species : str
     """
     missing = [column for column in ("source", "x", "deviation", "mixing_energy") if column not in curves]
     if missing or curves.empty:

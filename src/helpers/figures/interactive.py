@@ -30,6 +30,9 @@ def interactive_parity(
 ) -> go.Figure:
     """Draw model against DFT for a scalar property, all models in one plot; hovering names the case.
 
+    As wide as its place, with a menu of models. Only ``scatter`` traces: the basic bundle of plotly.js is enough. Give it to
+    :func:`show`.
+
     Parameters
     ----------
     table : DataFrame
@@ -42,12 +45,6 @@ def interactive_parity(
         Column that hovering shows.
     quantity : str, optional
         Which property, if the table has several.
-
-    Returns
-    -------
-    plotly.graph_objects.Figure
-        As wide as its place, with a menu of models. Only ``scatter`` traces: the basic bundle of plotly.js is enough. Give it to
-        :func:`show`.
     """
     if label_column not in table:
         raise ValueError(f"the table has no column {label_column!r}")
@@ -261,8 +258,9 @@ def structure_view(
 ) -> StructureView:
     """Show structures, by name, with their unit cells, to be turned with mouse or finger.
 
-    A picture is shown first; 3Dmol.js (Rego and Koes, Bioinformatics 31, 1322 (2015)) replaces it if it can be loaded. So there
-    is a picture without scripts, without WebGL, and in a notebook that does not find the file.
+    A picture is shown first; 3Dmol.js (Rego and Koes, Bioinformatics 31, 1322 (2015)) replaces it if it can be loaded. So there is a
+    picture without scripts, without WebGL, and in a notebook that does not find the file. ValueError if there is no structure, one is
+    empty, the alternative text is, or arrows or sites belong to no structure, have another shape, or are not finite.
 
     Parameters
     ----------
@@ -277,12 +275,6 @@ def structure_view(
         Positions of empty sites, Å: translucent balls.
     arrow_scale : float
         How much longer an arrow is than the displacement; the view says so.
-
-    Raises
-    ------
-    ValueError
-        If there is no structure, one is empty, the alternative text is, or arrows or sites belong to no structure, have another
-        shape, or are not finite.
     """
     if not structures:
         raise ValueError("there is no structure to show")

@@ -44,7 +44,6 @@ def error_curves(
         Panels, in order.
     methods : mapping of str to str
         Method → name in the legend, in order.
-    y_label : str
     marked : (str, DataFrame), optional
         Points of another source: their name, and a table with ``material``, ``n_labels`` and ``value``.
     """
@@ -138,7 +137,6 @@ def descent(paths: Mapping[str, Sequence[float]], levels: Mapping[str, float], y
         Name of the training → the number after 0, 1, 2, … epochs.
     levels : mapping of str to float
         Name of the closed form → its value; horizontal lines, the first dashed, the others dotted.
-    y_label : str
     """
     if not 0 < len(paths) <= len(METHODS):
         raise ValueError(f"{len(paths)} paths; between one and {len(METHODS)} can be drawn")

@@ -88,6 +88,8 @@ def show(
 ) -> Shown:
     """Give a figure its alternative text and caption, as an HTML ``<figure>``.
 
+    ValueError if the alternative text is empty.
+
     Parameters
     ----------
     figure : matplotlib or plotly figure, StructureView or AnimationView
@@ -100,11 +102,6 @@ def show(
         From :func:`caption`: models, device, date.
     script : str
         Address of plotly.js, relative to the page. It is loaded once per page, and only for a plotly figure.
-
-    Raises
-    ------
-    ValueError
-        If the alternative text is empty.
     """
     style.need_alt(alt)
     return Shown(figure, alt, caption, footer, script)
@@ -145,6 +142,8 @@ class ShownTable:
 def show_table(frame: pd.DataFrame, caption: str, footer: str = "", filters: Sequence[str] | None = None) -> ShownTable:
     """Give a table its caption, in the same frame as a figure.
 
+    ValueError if a filter is no column.
+
     Parameters
     ----------
     frame : DataFrame
@@ -156,11 +155,6 @@ def show_table(frame: pd.DataFrame, caption: str, footer: str = "", filters: Seq
     filters : sequence of str, optional
         Columns, or levels of the index, by which a reader of the book can choose rows. With a list, even an empty one, the table
         can be searched and sorted by every column. For long tables; elsewhere than in the book it is a plain table.
-
-    Raises
-    ------
-    ValueError
-        If a filter is no column.
     """
     columns = [str(name) for name in (*frame.index.names, *frame.columns)]
     unknown = [name for name in filters or () if name not in columns]

@@ -37,14 +37,12 @@ def stepwise(
         Value → name, in order.
     steps : sequence of str
         Names of the steps.
-    y_label : str
     enters : mapping of str to int, optional
         Panel → the step with which it enters; what lies before is shaded.
     model : (str, mapping of str to float), optional
         Key of a potential, and its value in each panel: a horizontal line in its colour.
     ideal : float, optional
         Where a perfect model would lie.
-    logarithmic : bool
     limits : (float, float), optional
         Of the vertical axis; what lies beyond is marked with an arrow at the edge.
     """

@@ -157,22 +157,13 @@ def in_order(models: Iterable[str]) -> list[str]:
 def paper_points(figure: str) -> pd.DataFrame:
     """Read a digitised parity figure of the paper.
 
+    Columns ``model`` (catalogue key), ``value``, ``reference``. Points that lie off the figure's axis are left out. FileNotFoundError if
+    that figure was not digitised; ValueError if the table holds no DFT column.
+
     Parameters
     ----------
     figure : {"fig2a", "fig2b", "fig2c"}
         Surfaces (eV/Å²), defects (eV) or solid solutions (eV per formula unit).
-
-    Returns
-    -------
-    DataFrame
-        Columns ``model`` (catalogue key), ``value``, ``reference``. Points that lie off the figure's axis are left out.
-
-    Raises
-    ------
-    FileNotFoundError
-        If that figure was not digitised.
-    ValueError
-        If the table holds no DFT column.
     """
     wide = pd.read_csv(data_dir() / "paper" / f"{figure}_digitised.csv")
     column = {name: next((c for c in wide if name in c.split("_")), None) for name in ("DFT", "M3GNet", "CHGNet", "MACE")}

@@ -18,7 +18,6 @@ def training_curve(history: Sequence[Mapping[str, float]], best_epoch: int, mode
     ----------
     history : sequence of mapping
         Of :class:`helpers.training.fine_tune.FineTuned`: ``epoch``, ``train_force_mae`` and ``validation_force_mae`` (eV/Å).
-    best_epoch : int
     model : str
         Its key; it decides the colour.
     """

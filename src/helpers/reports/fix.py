@@ -91,6 +91,10 @@ def fix(
 ) -> Fixed:
     """Fix a potential with labels, and write it, with a report, to a folder.
 
+    helpers.training.labels.LabelError if labels cannot be used; the message lists all of them; PotentialError if the folder holds something
+    else or is in use, the disk is full, the potential has no weights to train, or a calculator's energy, forces and stress do not belong
+    together.
+
     Parameters
     ----------
     model, device, trust
@@ -111,14 +115,6 @@ def fix(
         Leave out frames that cannot be used, or that repeat another, instead of an error.
     forces_only : bool
         Ignore energies and stresses of the labels.
-
-    Raises
-    ------
-    helpers.training.labels.LabelError
-        If labels cannot be used; the message lists all of them.
-    PotentialError
-        If the folder holds something else or is in use, the disk is full, the potential has no weights to train, or a calculator's energy,
-        forces and stress do not belong together.
     """
     if method not in METHODS:
         raise ValueError(f"method must be {' or '.join(METHODS)}, not {method!r}")

@@ -383,6 +383,9 @@ def make(
 ) -> Card:
     """Run the benchmarks with a potential and write its report card.
 
+    PotentialError if the potential cannot be loaded, or the folder holds something else; ValueError if the budget is not positive, or a
+    sample names what does not exist; helpers.runner.RunError if the same card is being made by another process.
+
     Parameters
     ----------
     model : str or Potential
@@ -405,15 +408,6 @@ def make(
         As for :func:`helpers.softening.bootstrap_over`.
     progress : bool
         Show progress bars.
-
-    Raises
-    ------
-    PotentialError
-        If the potential cannot be loaded, or the folder holds something else.
-    ValueError
-        If the budget is not positive, or a sample names what does not exist.
-    helpers.runner.RunError
-        If the same card is being made by another process.
     """
     if budget_minutes is not None and not budget_minutes > 0:
         raise ValueError(f"the budget must be a positive number of minutes, not {budget_minutes}")

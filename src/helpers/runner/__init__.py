@@ -148,6 +148,9 @@ def run(
 ) -> pd.DataFrame:
     """Run a benchmark with a model, or read its table if it is complete.
 
+    The tidy table, as written to ``data/results``. RunError if the same run is going on in another process, workers died, the scheduler was
+    lost or the disk is full. What is done is kept.
+
     Parameters
     ----------
     benchmark : str
@@ -173,16 +176,6 @@ def run(
         Compute again what is complete.
     progress : bool
         Show a progress bar.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The tidy table, as written to ``data/results``.
-
-    Raises
-    ------
-    RunError
-        If the same run is going on in another process, workers died, the scheduler was lost or the disk is full. What is done is kept.
     """
     module = benchmarks.module(benchmark)
     protocol = module.Protocol() if protocol is None else protocol
@@ -405,11 +398,7 @@ def live_check(
     """Recompute some cases and compare them with the committed table: ``value`` (now), ``committed`` and ``difference``, row by row.
 
     Sets are by default the benchmark's ``LIVE`` set, which needs no external file; at most ``limit`` cases of each, evenly spread.
-
-    Raises
-    ------
-    LiveCheckError
-        If a value differs by more than the benchmark's ``TOLERANCES`` allow, a row is missing, or nothing was compared.
+    LiveCheckError if a value differs by more than the benchmark's ``TOLERANCES`` allow, a row is missing, or nothing was compared.
     """
     module = benchmarks.module(benchmark)
     protocol = module.Protocol() if protocol is None else protocol

@@ -46,10 +46,7 @@ def end_with_parent() -> None:
 def check(scheduler: str, workers: int | None = None) -> None:
     """Find out before any work what is wrong with the way to the scheduler.
 
-    Raises
-    ------
-    RunError
-        If Dask is missing, the scheduler is none of those of :func:`connect`, or the number of workers cannot be chosen.
+    RunError if Dask is missing, the scheduler is none of those of :func:`connect`, or the number of workers cannot be chosen.
     """
     needed = ["distributed", *(["dask_jobqueue"] if scheduler.endswith(_YAML) else [])]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]

@@ -50,7 +50,8 @@ _STRAIN = 0.01
 class AlchemicalPotential(GraphPotential):
     """A graph network in which all atoms of some species are one mixture of them; see the module's text.
 
-    Structures are given as usual. Whichever of the mixed species stands on a site, the site holds the mixture.
+    Structures are given as usual. Whichever of the mixed species stands on a site, the site holds the mixture. PotentialError if the
+    potential cannot take mixtures, an element is unknown to it, or the weights make no composition.
 
     Parameters
     ----------
@@ -64,11 +65,6 @@ class AlchemicalPotential(GraphPotential):
     base : GraphPotential
     mixture : dict of str to float
         The weights, in order.
-
-    Raises
-    ------
-    PotentialError
-        If the potential cannot take mixtures, an element is unknown to it, or the weights make no composition.
     """
 
     def __init__(self, base: Potential, weights: Mapping[str, float]) -> None:
@@ -232,11 +228,7 @@ def equilibrium(potential: Potential, crystal: ase.Atoms, *, window: float = 0.1
 
     For rocksalt and other cubic crystals without free coordinates that is the full relaxation. For an alloy on ideal sites it is the best
     lattice without relaxation of the atoms. The window is how far, as a part of its lengths, the search may go to either side.
-
-    Raises
-    ------
-    StructureError
-        If the crystal cannot be evaluated, or has no equilibrium within the window.
+    StructureError if the crystal cannot be evaluated, or has no equilibrium within the window.
     """
 
     def tension(factor: float) -> float:
@@ -304,6 +296,8 @@ def design(
 ) -> Design:
     """Find the composition of a rocksalt solid solution that has a wanted lattice parameter, by Newton's method in the composition.
 
+    ValueError if no composition has this lattice parameter.
+
     Parameters
     ----------
     potential : GraphPotential
@@ -318,11 +312,6 @@ def design(
         First x.
     tolerance : float
         Å.
-
-    Raises
-    ------
-    ValueError
-        If no composition has this lattice parameter.
     """
     steps: list[tuple[float, float]] = []
 

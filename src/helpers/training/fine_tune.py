@@ -140,12 +140,7 @@ class FineTuned:
 def linear_correction(potential: Potential, labels: Sequence[Label], method: str = "inverse_slope") -> Potential:
     """Return c·E with c fitted to the labels' forces, by a method of :func:`helpers.softening.correction`; one label is enough.
 
-    Raises
-    ------
-    StructureError
-        If a label cannot be evaluated.
-    ValueError
-        If a label has no forces, or not as many as atoms.
+    StructureError if a label cannot be evaluated; ValueError if a label has no forces, or not as many as atoms.
     """
     _check(labels)
     reference = np.concatenate([label.forces.ravel() for label in labels])
@@ -208,7 +203,10 @@ def fine_tune(
 ) -> FineTuned:
     """Train the weights of a graph network on DFT labels.
 
-    Adam with a cosine learning-rate schedule. Neighbour lists and graphs are built once and reused in every epoch.
+    Adam with a cosine learning-rate schedule. Neighbour lists and graphs are built once and reused in every epoch. PotentialError if the
+    potential has no weights to train, the loss becomes NaN, the memory does not suffice, or a checkpoint is of another training;
+    StructureError if a label cannot be evaluated; ValueError if a label has no forces, not as many as atoms, or an energy or stress that is
+    no number.
 
     Parameters
     ----------
@@ -216,20 +214,10 @@ def fine_tune(
         Not changed: a copy is trained.
     labels : sequence of Label
         Split into training and validation with ``recipe.seed``.
-    recipe : Recipe, optional
     checkpoint : Path, optional
         File to save the state of the training to after every epoch; if it exists, training resumes from it.
     progress : bool
         Show a progress bar.
-
-    Raises
-    ------
-    PotentialError
-        If the potential has no weights to train, the loss becomes NaN, the memory does not suffice, or a checkpoint is of another training.
-    StructureError
-        If a label cannot be evaluated.
-    ValueError
-        If a label has no forces, not as many as atoms, or an energy or stress that is no number.
     """
     recipe = recipe or Recipe()
     if not isinstance(potential, GraphPotential):
