@@ -15,7 +15,7 @@ from helpers.figures.card import families
 from helpers.figures.distributions import error_distribution, force_histogram, mae_cmae, scale_distribution
 from helpers.figures.experiment import arms, restoring_force, seed_curves, seed_parity
 from helpers.figures.interactive import StructureView, interactive_parity, structure_view
-from helpers.figures.lanes import before_after, by_material, label_choices
+from helpers.figures.lanes import by_material, label_choices
 from helpers.figures.learning import descent, error_curves, kind_matrix
 from helpers.figures.page import Shown, ShownTable, caption, show, show_table, summary, with_interval
 from helpers.figures.paths import energy_profiles
@@ -38,7 +38,6 @@ __all__ = [
     "arms",
     "bands_and_dos",
     "base_key",
-    "before_after",
     "by_composition",
     "by_material",
     "caption",

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers.figures import style
-from helpers.figures.against_dft import force_panel, parity_panel
+from helpers.figures.against_dft import force_limit, force_panel, parity_panel
 from helpers.figures.style import STYLE
 
 
@@ -34,8 +33,7 @@ def families(panels: Mapping[str, tuple[pd.DataFrame, str, bool]], reference: st
             model = str(rows["model"].iloc[0])
             values = rows[["value", "reference"]].to_numpy(dtype=float)
             if dense:
-                limit = 1.05 * float(np.quantile(np.abs(rows["reference"].to_numpy(dtype=float)), 0.999))
-                force_panel(panel, model, rows, limit, 36, brief=True)
+                force_panel(panel, model, rows, force_limit(rows), 36, brief=True)
             else:
                 low, high = min(values.min(), 0.0), max(values.max(), 0.0)
                 margin = 0.04 * (high - low)

@@ -25,9 +25,7 @@ from helpers.figures.style import STYLE, colour, in_order, label, marker
 from helpers.potentials import CATALOGUE
 
 
-def interactive_parity(
-    table: pd.DataFrame, what: str, unit: str | None = None, label_column: str = "case", quantity: str | None = None
-) -> go.Figure:
+def interactive_parity(table: pd.DataFrame, what: str, label_column: str = "case") -> go.Figure:
     """Draw model against DFT for a scalar property, all models in one plot; hovering names the case.
 
     As wide as its place, with a menu of models. Only ``scatter`` traces: the basic bundle of plotly.js is enough. Give it to
@@ -36,20 +34,16 @@ def interactive_parity(
     Parameters
     ----------
     table : DataFrame
-        Tidy table; failed rows are left out.
+        Tidy table of one property; failed rows are left out.
     what : str
-        Name of the property for the axes.
-    unit : str, optional
-        By default that of the table.
+        Its name for the axes.
     label_column : str
         Column that hovering shows.
-    quantity : str, optional
-        Which property, if the table has several.
     """
     if label_column not in table:
         raise ValueError(f"the table has no column {label_column!r}")
-    rows = style.property_rows(table, quantity)
-    unit = str(rows["unit"].iloc[0]) if unit is None else unit
+    rows = style.property_rows(table)
+    unit = str(rows["unit"].iloc[0])
     numbers = rows[["value", "reference"]].to_numpy(dtype=float)
     low, high = numbers.min(), numbers.max()
     margin = 0.05 * (high - low)
@@ -348,19 +342,8 @@ def drawing(scene: Scene, radii: np.ndarray | None = None, ghosts: Sequence[tupl
             axes.add_patch(Circle((x, y), radius, facecolor=hue, edgecolor=hue, alpha=0.45, zorder=2))
         if len(scene.arrows):
             (x, y, _), (end_x, end_y, _) = np.moveaxis(picture.to_image_plane_positions(scene.arrows), [1, 2], [0, 1])
-            axes.quiver(
-                x,
-                y,
-                end_x - x,
-                end_y - y,
-                angles="xy",
-                scale_units="xy",
-                scale=1,
-                units="xy",
-                width=2 * _ARROW_WIDTH,
-                color=_ARROW,
-                zorder=3,
-            )
+            look = {"angles": "xy", "scale_units": "xy", "scale": 1, "units": "xy", "width": 2 * _ARROW_WIDTH, "color": _ARROW, "zorder": 3}
+            axes.quiver(x, y, end_x - x, end_y - y, **look)
         axes.set_axis_off()
     return figure
 

@@ -229,9 +229,7 @@ def _cells(table: pd.DataFrame, column: str, digits: int = 2, scale: float = 1.0
     return list(table[column])
 
 
-def with_interval(
-    table: pd.DataFrame, column: str, digits: int = 2, low: str = "_low", high: str = "_high", scale: float = 1.0
-) -> list[str]:
-    """Return a column as text with its interval, ``0.80 [0.70, 0.87]``, from the columns with these endings; no number is a dash."""
-    numbers = table[[column, column + low, column + high]].astype(float).to_numpy() * scale
+def with_interval(table: pd.DataFrame, column: str, digits: int = 2, scale: float = 1.0) -> list[str]:
+    """Return a column as text with its interval (``_low``, ``_high``), ``0.80 [0.70, 0.87]``; no number is a dash."""
+    numbers = table[[column, column + "_low", column + "_high"]].astype(float).to_numpy() * scale
     return ["–" if np.isnan(x) else f"{x:.{digits}f}" + style.interval(lower, upper, digits) for x, lower, upper in numbers]

@@ -17,7 +17,7 @@ from helpers.figures.style import STYLE, colour, label
 _GREEK = {"G": "Γ"}
 
 
-def bands_and_dos(table: pd.DataFrame, models: Sequence[str] | None = None, paper: Mapping[str, float] | None = None) -> Figure:
+def bands_and_dos(table: pd.DataFrame, paper: Mapping[str, float] | None = None) -> Figure:
     """Draw the phonon bands of a crystal, one panel per model, and below them the densities of states (the paper's Fig. 4a).
 
     Parameters
@@ -32,8 +32,7 @@ def bands_and_dos(table: pd.DataFrame, models: Sequence[str] | None = None, pape
     cases = sorted(bands["case"].unique())
     if len(cases) > 1:
         raise ValueError(f"bands of one crystal are needed, but the table has {', '.join(cases)}")
-    models = style.chosen(bands, models)
-    bands = bands[bands["model"].isin(models)]
+    models = style.in_order(bands["model"])
     twice = bands[bands.duplicated(["model", "q", "branch"])]
     if len(twice):
         one = twice.iloc[0]
