@@ -471,12 +471,12 @@ def _read_off(grid: np.ndarray, curves: np.ndarray, at: np.ndarray) -> np.ndarra
 def distribution(fits: pd.DataFrame, by: Sequence[str] = ("model", "set")) -> pd.DataFrame:
     """Summarise the fits of :func:`per_material`, each material counting once; ValueError if no material of a group has a slope.
 
-    One row per group: ``n_materials``, ``n_failed``, and each of ``slope_mean``, ``slope_median``,
-    ``inverse_slope_median``, ``mae_median``, ``cmae_median``, ``share_below_one`` with ``_low`` and ``_high``, and
-    the quartiles ``slope_q25``, ``slope_q75``. The ends are as in :func:`bootstrap_over`, and NaN for one material.
+    One row per group: ``n_materials``, ``n_failed``, and each of ``slope_mean``, ``slope_median``, ``share_below_one`` and, as far as there
+    are such columns, ``inverse_slope_median``, ``mae_median``, ``cmae_median`` with ``_low`` and ``_high``, and the quartiles
+    ``slope_q25``, ``slope_q75``. The ends are as in :func:`bootstrap_over`, and NaN for one material.
     """
     by = list(by)
-    columns = ["slope", "inverse_slope", "mae", "cmae"]
+    columns = ["slope", *[name for name in ("inverse_slope", "mae", "cmae") if name in fits]]
     records = []
     for key, group in fits.groupby(by, observed=True, sort=True):
         values = group.loc[group["status"] == "ok", columns].to_numpy()
@@ -488,9 +488,7 @@ def distribution(fits: pd.DataFrame, by: Sequence[str] = ("model", "set")) -> pd
         statistics: dict[str, tuple[np.ndarray, Callable[..., np.ndarray]]] = {
             "slope_mean": (values[:, 0], np.mean),
             "slope_median": (values[:, 0], np.median),
-            "inverse_slope_median": (values[:, 1], np.median),
-            "mae_median": (values[:, 2], np.median),
-            "cmae_median": (values[:, 3], np.median),
+            **{f"{name}_median": (values[:, at], np.median) for at, name in enumerate(columns) if at},
             "share_below_one": ((values[:, 0] < 1).astype(float), np.mean),
         }
         for name, (value, statistic) in statistics.items():

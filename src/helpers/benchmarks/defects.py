@@ -199,18 +199,8 @@ def formation_energy(defects: Sequence[tuple[int, ase.Atoms, float]], host: ase.
     """Return the energy of a combination of defects that leaves the composition as it is: E = Σ c_i E_i − k e_host.
 
     Here k is how many times the atoms of the host's cell are found in Σ c_i (atoms of cell i). For one vacancy in a metal
-    this is E_f = E_defect − (N − 1)/N E_bulk.
-
-    eV, for the whole combination. ValueError if the combination has another composition than the host.
-
-    Parameters
-    ----------
-    defects : sequence of (int, ase.Atoms, float)
-        Of each defect how often it occurs (c_i), its supercell, and the supercell's energy E_i in eV.
-    host : ase.Atoms
-        Any cell of the perfect crystal.
-    e_host : float
-        Its energy, eV.
+    this is E_f = E_defect − (N − 1)/N E_bulk. Of each defect is given how often it occurs (c_i), its supercell and the supercell's energy
+    (E_i, eV), of the perfect crystal any cell and its energy. ValueError if the combination has another composition than the host.
     """
     largest = max(int(atoms.numbers.max()) for atoms in (host, *[atoms for _, atoms, _ in defects]))
     found = np.sum([number * np.bincount(atoms.numbers, minlength=largest + 1) for number, atoms, _ in defects], axis=0)
@@ -534,23 +524,10 @@ def _unstable_hosts(potential: Potential, suspects: Mapping[int, _Plan], static:
 def relaxation_field(potential: Potential, host: str | ase.Atoms, protocol: Protocol) -> tuple[ase.Atoms, np.ndarray, np.ndarray]:
     """Return how the atoms around a vacancy move.
 
-    ValueError if the crystal is neither fcc, hcp nor bcc, or a relaxation fails.
-
-    Parameters
-    ----------
-    host : str or ase.Atoms
-        An element, in the structure that it has in nature, or a crystal (fcc, hcp or bcc) that the relaxation starts from.
-    protocol : Protocol
-        For the supercell and the thresholds.
-
-    Returns
-    -------
-    atoms : ase.Atoms
-        Relaxed supercell with the vacant site at its centre.
-    displacements : ndarray, shape (n_atoms, 3)
-        From the ideal sites, Å.
-    site : ndarray, shape (3,)
-        Position of the vacant site, Å.
+    ``host`` is an element, in the structure that it has in nature, or a crystal (fcc, hcp or bcc) that the relaxation starts from; the
+    protocol decides on supercell and thresholds. Returned are the relaxed supercell with the vacant site at its centre, the displacements
+    from the ideal sites, shape (n_atoms, 3), and the position of the vacant site, shape (3,), Å. ValueError if the crystal is neither fcc,
+    hcp nor bcc, or a relaxation fails.
     """
     crystal = ase.build.bulk(host) if isinstance(host, str) else host
     analyser = SpacegroupAnalyzer(AseAtomsAdaptor.get_structure(crystal), symprec=0.02)
@@ -606,8 +583,9 @@ def pooled(table: pd.DataFrame) -> pd.DataFrame:
 def against_surfaces(defects: pd.DataFrame, slabs: pd.DataFrame) -> pd.DataFrame:
     """Compare vacancies with surfaces of the same metals, to see whether the error grows with the neighbours that an atom loses.
 
-    One row per model, element, defect and property: ``model, element, kind`` (``vacancy`` or a facet, ``1 1 1``),
-    ``property`` (``unrelaxed``, with which γ of the unrelaxed slab goes, or ``relaxed``), and
+    The tables are those of :func:`run` and :func:`helpers.benchmarks.surfaces.run`. Used are sets ``vacancies`` and ``bcc-vacancies``, and
+    ``tran-rebuilt``, of the elements that are in both. One row per model, element, defect and property: ``model, element, kind``
+    (``vacancy`` or a facet, ``1 1 1``), ``property`` (``unrelaxed``, with which γ of the unrelaxed slab goes, or ``relaxed``), and
 
     ``coordination_loss``
         fraction of their nearest neighbours that those atoms lack that lack any, on average;
@@ -619,14 +597,6 @@ def against_surfaces(defects: pd.DataFrame, slabs: pd.DataFrame) -> pd.DataFrame
     ``dft_per_bond_ev``, ``error_per_bond_ev``
         DFT energy, and model − DFT energy, over n_bonds, eV, with the energy γ · 2A for a surface.
 
-    Parameters
-    ----------
-    defects, slabs : DataFrame
-        From :func:`run` and :func:`helpers.benchmarks.surfaces.run`. Used are sets ``vacancies`` and ``bcc-vacancies``, and
-        ``tran-rebuilt``, of the elements that are in both.
-
-    Notes
-    -----
     If the energy were a sum over bonds of nearest neighbours, DFT's energy per bond would be the same for every row of an element.
     Areas and bonds of surfaces are those of the slab at ASE's (measured) lattice parameter.
     """

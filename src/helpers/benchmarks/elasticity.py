@@ -397,10 +397,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         }
         if len(good) >= 2:
             record |= softening.scalar_summary(good["value"], good["reference"], clusters=good["material"])
-            ratio = good["value"] / good["reference"]
-            # The shape that distribution() takes; the ratio of a single number is its slope through the origin.
-            fits = good.assign(slope=ratio, inverse_slope=1 / ratio, mae=(good["value"] - good["reference"]).abs(), cmae=0.0)
-            spread = softening.distribution(fits).iloc[0]
+            spread = softening.distribution(good.assign(slope=good["value"] / good["reference"])).iloc[0]
             record |= {f"ratio_median{end}": spread[f"slope_median{end}"] for end in ("", "_low", "_high")}
         records.append(record)
     return pd.DataFrame(records)

@@ -243,18 +243,11 @@ def _elements(protocol: Protocol) -> list[Case]:
 
 
 def vacancy_hop(host: ase.Atoms, structure: str, hop: str, n_sites: int) -> list[ase.Atoms]:
-    """Return the first half of the path of an atom that hops into a vacancy next to it, none of it relaxed.
+    """Return the first half of the path of an atom that hops into a vacancy next to it, none of it relaxed: images at 0, ¼ and ½.
 
-    At 0, ¼ and ½ of the hop. The second half mirrors them.
-
-    Parameters
-    ----------
-    host : ase.Atoms
-        Primitive cell, with lattice vectors as :func:`ase.build.bulk` orients them.
-    hop : {"fcc", "in-plane", "out-of-plane"}
-        Which of the nearest neighbours hops; ``fcc`` in an fcc metal, the others in an hcp metal.
-    n_sites : int
-        Sites of the supercell; see :func:`helpers.structures.supercell`.
+    ``host`` is a primitive cell, with lattice vectors as :func:`ase.build.bulk` orients them; ``hop`` says which of the nearest neighbours
+    hops: ``fcc`` in an fcc metal, ``in-plane`` or ``out-of-plane`` in an hcp metal. For ``n_sites`` of the supercell see
+    :func:`helpers.structures.supercell`.
     """
     vector = host.positions[1] - host.positions[0] if hop == "out-of-plane" else host.cell.array[0]
     # The vacant site is that of the unit cell's last atom: in hcp the neighbours of the other one lie the other way.
@@ -614,11 +607,10 @@ def _mirrored(image: ase.Atoms, plan: _Plan) -> ase.Atoms:
 # One label
 
 
-def from_one_image(table: pd.DataFrame, method: str = "inverse_slope") -> pd.DataFrame:
+def from_one_image(table: pd.DataFrame) -> pd.DataFrame:
     """Correct a path with the DFT energy of one of its images, for every choice of that image.
 
-    The factor is c = ΔE_DFT / ΔE_model of the labelled image, with ΔE above the first image (there are no DFT forces to take it from),
-    with either method of :func:`helpers.softening.correction`.
+    The factor is c = ΔE_DFT / ΔE_model of the labelled image, with ΔE above the first image (there are no DFT forces to take it from).
 
     Columns of :func:`helpers.softening.one_label_corrections` (``label`` is the number of the image, errors are those of all
     other images but the first) and ``property`` (static or relaxed), ``barrier_before``, ``barrier_after`` and ``barrier_reference``
@@ -630,7 +622,7 @@ def from_one_image(table: pd.DataFrame, method: str = "inverse_slope") -> pd.Dat
         images = table[(table["property"] == image_name) & table["reference"].notna() & (table["image"] > 0)]
         if images.empty:
             continue
-        factors = softening.one_label_corrections(images.assign(case=images["image"].astype(int)), method, image_name)
+        factors = softening.one_label_corrections(images.assign(case=images["image"].astype(int)), quantity=image_name)
         barriers = table[(table["property"] == barrier_name) & (table["status"] == "ok")]
         barriers = barriers[["model", "set", "material", "value", "reference"]]
         barriers = barriers.rename(columns={"value": "barrier_before", "reference": "barrier_reference"})
@@ -660,13 +652,10 @@ def from_vacancy_energy(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def from_one_element(table: pd.DataFrame, method: str = "inverse_slope") -> pd.DataFrame:
-    """Correct the barriers of all metals with those of one, for every choice of that one.
-
-    As :func:`helpers.softening.one_label_corrections`; ``label`` is the metal. Methods differ for hcp metals, which have two barriers.
-    """
+def from_one_element(table: pd.DataFrame) -> pd.DataFrame:
+    """Correct the barriers of all metals with those of one, the ``label``, as :func:`helpers.softening.one_label_corrections`."""
     barriers = table[(table["property"] == "barrier") & (table["set"] == "elements")]
-    return softening.one_label_corrections(barriers.assign(case=barriers["material"], material="metals"), method, "barrier")
+    return softening.one_label_corrections(barriers.assign(case=barriers["material"], material="metals"), quantity="barrier")
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -400,14 +400,14 @@ def _moderate(table: pd.DataFrame, low: float, high: float, min_frames: int) -> 
     return kept[~is_tp | kept["material"].isin(frames.index[frames >= min_frames])]
 
 
-def sensitivity(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
+def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
     """Show what the filter of ``mattersim-tp`` does to its softening scale; ValueError if the table has no rows of this set.
 
     For each model, upper limit ``pressure_max_gpa`` (15, 30, 50 and ∞) and choice ``with_u_systems`` (whether oxides and
     fluorides of metals that the Materials Project treats with +U are in): ``n_frames``, ``n_materials``, the pooled ``slope``
     and the ``slope_median`` over compounds, both with intervals, and ``share_below_one``.
     """
-    protocol = protocol or Protocol()
+    protocol = Protocol()
     everything = table[table["set"] == "mattersim-tp"]
     if everything.empty:
         raise ValueError("the table has no rows of the set 'mattersim-tp'")
@@ -423,13 +423,14 @@ def sensitivity(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.Dat
     return pd.concat(found, ignore_index=True)[columns].sort_values(columns[:3], ascending=[True, True, False], ignore_index=True)
 
 
-def by_pressure(table: pd.DataFrame, edges_gpa: Sequence[float] = (-20, 0, 5, 10, 15, 30, 50)) -> pd.DataFrame:
-    """Return the pooled scale of ``mattersim-tp``, unfiltered, in windows of the DFT pressure, with these ends.
+def by_pressure(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the pooled scale of ``mattersim-tp``, unfiltered, in windows of the DFT pressure, up to 50 GPa.
 
     One row per model and window: ``material`` (the window in words, in ascending order of pressure), ``n_frames``, and the
     columns of :func:`helpers.softening.pooled`; intervals from resampling compounds.
     """
     rows = table[(table["set"] == "mattersim-tp") & (table["property"] == "force") & (table["status"] == "ok")]
+    edges_gpa = (-20, 0, 5, 10, 15, 30, 50)
     names = [f"{low:g} to {high:g} GPa" for low, high in itertools.pairwise(edges_gpa)]
     window = pd.cut(rows["pressure_gpa"], edges_gpa, labels=names)
     rows = rows.assign(window=window)[window.notna()]
@@ -474,8 +475,6 @@ def by_temperature(table: pd.DataFrame, block: int = 1) -> pd.DataFrame:
     −10 %``), ``crystal`` (``Si``, ``Li, −10 %``), the columns of :func:`helpers.softening.pooled` with frames resampled, and below
     melting ``label_k``, ``virial_ratio`` (``_low``, ``_high``: Student's t, 95 %) and ``n_frames``, those with a virial.
 
-    Notes
-    -----
     Over a canonical sample −⟨Σ u·F⟩ = 3(N−1) kT, whatever the anharmonicity (equipartition: Tolman, Phys. Rev. 11, 261 (1918)). With
     DFT's forces that is ``label_k``, the nominal temperature only if the frames were drawn from the labelled surface. ``virial_ratio`` is
     Σ u·F of the model over that of DFT: a slope with the displacements as instrument, which neither unbiased noise moves, in model or
@@ -530,8 +529,6 @@ def summarise(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataF
     :func:`helpers.softening.pooled` and :func:`helpers.softening.distribution`. A model that failed on a whole set has its
     row, with NaN.
 
-    Notes
-    -----
     A slope of predictions on DFT is below one for a calibrated (shrunken) model, too: read ``inverse_slope`` beside it
     (:mod:`helpers.softening`). Many frames of ``mptrj-1k`` are so close to equilibrium that their forces are the errors of DFT: those
     below ``min_rms_force_ev_per_a`` enter the pooled fit only.

@@ -183,16 +183,10 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
 def own(crystal: ase.Atoms | IStructure, repeats: int | Sequence[int], protocol: Protocol | None = None, name: str = "own") -> Case:
     """Return a case for a crystal of your own, with the fewest displacements that its symmetry allows.
 
-    TypeError, ValueError if that is no crystal, or those are no numbers of cells.
-
-    Parameters
-    ----------
-    crystal : ase.Atoms or pymatgen Structure
-        Primitive cell; the relaxation starts from it. Constraints do not count; magnetic moments lower the symmetry and travel along.
-    repeats : int or three int
-        Size of the supercell in primitive cells, along each lattice vector. Twice the reach of the forces is wanted.
-    name : str
-        What the case is to be called, before the formula.
+    ``crystal`` is a primitive cell, from which the relaxation starts. Constraints do not count; magnetic moments lower the symmetry and
+    travel along. ``repeats`` is the size of the supercell in primitive cells, along each lattice vector: twice the reach of the forces is
+    wanted. ``name`` stands before the formula in that of the case. TypeError, ValueError if that is no crystal, or those are no numbers of
+    cells.
     """
     counts = np.asarray(repeats)
     if counts.dtype.kind not in "iuf" or counts.shape not in ((), (3,)) or (counts < 1).any() or (counts % 1 != 0).any():
@@ -480,32 +474,16 @@ def carried_over(crystal: Phonopy, relaxed: ase.Atoms) -> ase.Atoms:
 
 @dataclass
 class Phonons:
-    """A crystal's lattice dynamics by the reference and by the model.
-
-    Attributes
-    ----------
-    case : Case
-    reference : phonopy.Phonopy
-        At the cell of the case; with force constants if the case has forces.
-    displacements : list of (int, ndarray)
-        Index in the supercell, and displacement, Å.
-    model : phonopy.Phonopy or None
-        At the model's cell, with the model's force constants.
-    forces : ndarray, shape (n_displacements, n_atoms, 3), or None
-        Of the model, without those of the perfect supercell, eV/Å.
-    seconds : float
-        Computing time; that of shared batches is divided by the number of atoms.
-    error : str or None
-        Why there is no model.
-    """
+    """A crystal's lattice dynamics by the reference and by the model."""
 
     case: Case
-    reference: Phonopy
-    displacements: list[tuple[int, np.ndarray]] = field(default_factory=list)
-    model: Phonopy | None = None
+    reference: Phonopy  # at the cell of the case; with force constants if the case has forces
+    displacements: list[tuple[int, np.ndarray]] = field(default_factory=list)  # index in the supercell, and displacement, Å
+    model: Phonopy | None = None  # at the model's cell, with the model's force constants
+    # Of the model, without those of the perfect supercell, eV/Å, shape (n_displacements, n_atoms, 3).
     forces: np.ndarray | None = None
-    seconds: float = 0.0
-    error: str | None = None
+    seconds: float = 0.0  # of computing; those of shared batches are divided by the number of atoms
+    error: str | None = None  # why there is no model
 
 
 def phonons(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> list[Phonons]:
@@ -743,22 +721,10 @@ def softest_mode(
 ) -> list[ase.Atoms]:
     """Return one period of a crystal's softest vibration at a q-point, for an animation.
 
-    With ``info["frequency_thz"]``, negative for an unstable mode (which grows instead of vibrating). ValueError if the phonons cannot be
-    computed, or the crystal has one atom per primitive cell and q is Γ.
-
-    Parameters
-    ----------
-    potential, case, protocol
-        As for :func:`phonons`.
-    q : sequence of three float
-        Reduced coordinates of the primitive cell. At Γ, where the three acoustic modes are translations, the lowest of the other
-        modes is taken.
-    repeats : sequence of three int
-        How often the primitive cell is repeated.
-    amplitude_a : float
-        Largest displacement of an atom, Å; far more than the zero-point motion, so that it can be seen.
-    n_frames : int
-        The last frame is one step before the first.
+    At Γ of the primitive cell, where the three acoustic modes are translations, the lowest of the others is taken. The primitive cell is
+    repeated; ``amplitude_a`` is the largest displacement of an atom, Å, far more than the zero-point motion, so that it can be seen. The
+    last frame is one step before the first. Frames have ``info["frequency_thz"]``, negative for an unstable mode (which grows instead of
+    vibrating). ValueError if the phonons cannot be computed, or the crystal has one atom per primitive cell and q is Γ.
     """
     (found,) = phonons(potential, [case], protocol)
     crystal, at = found.model, np.asarray(q, dtype=float)
@@ -813,9 +779,6 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     fits = fits.merge(fits.loc[fits["status"] == "ok", keys].drop_duplicates(), on=keys)
     if fits.empty:
         return pd.DataFrame()
-    # The shape that distribution() takes; the ratio of a single number is its slope through the origin.
-    error = (fits["value"] - fits["reference"]).abs()
-    fits = fits.assign(inverse_slope=1 / fits["slope"], mae=error, cmae=0.0)
     summary = softening.distribution(fits, by=keys)
     summary = summary.rename(columns=lambda column: column.replace("slope_", "ratio_").replace("n_materials", "n"))
     kept = ["ratio_mean", "ratio_median", "share_below_one"]

@@ -133,12 +133,7 @@ def mixing_energy(e_alloy: float, n_units: float, x: float, e_first: float, e_se
 def site_permutations(sites: ase.Atoms) -> np.ndarray:
     """Return how the space group of a cell, translations that it repeats included, permutes its sites, all of one species.
 
-    ValueError if an operation does not map sites onto sites.
-
-    Returns
-    -------
-    ndarray of int, shape (n_operations, n_sites)
-        Operation k takes site i to site ``permutations[k, i]``.
+    Operation k takes site i to site ``permutations[k, i]``. ValueError if one does not map sites onto sites.
     """
     operations = SpacegroupAnalyzer(AseAtomsAdaptor.get_structure(sites)).get_symmetry_operations()
     rotations = np.array([operation.rotation_matrix for operation in operations])
@@ -523,14 +518,8 @@ def _curves(points: pd.DataFrame) -> pd.DataFrame:
 def regular_solution(x: ArrayLike, h: ArrayLike, weights: ArrayLike | None = None) -> np.ndarray:
     """Return the least-squares Ω of h = Ω x(1 − x), the regular solution, in units of h.
 
-    Parameters
-    ----------
-    x : array_like, shape (n,)
-        Fraction of the second species. ValueError if no composition lies between the end members.
-    h : array_like, shape (..., n)
-        Mixing energy per exchangeable site. Mind that the energies of ``ca-mg-o`` and ``sic-aln`` are for two.
-    weights : array_like, shape (n,), optional
-        Of the squared residuals.
+    ``x`` is the fraction of the second species, shape (n,), ``h`` the mixing energy per exchangeable site, shape (..., n) (the energies of
+    ``ca-mg-o`` and ``sic-aln`` are for two), weighted squared residuals count. ValueError if no composition lies between the end members.
     """
     return _least_squares(x, h, weights, n_terms=1)[..., 0]
 
@@ -567,7 +556,7 @@ def consolute_temperature(omega: ArrayLike, asymmetry: ArrayLike = 0.0) -> np.nd
     return np.where(highest > 0, highest, np.nan)
 
 
-def binodal(temperatures_k: ArrayLike, omega: float, asymmetry: float = 0.0, n_grid: int = 2001) -> pd.DataFrame:
+def binodal(temperatures_k: ArrayLike, omega: float, asymmetry: float = 0.0) -> pd.DataFrame:
     """Return the miscibility gap of a (sub-)regular solution: the compositions of the two phases that coexist.
 
     They are the ends of the longest straight piece of the lower convex hull (the common tangent) of
@@ -578,17 +567,10 @@ def binodal(temperatures_k: ArrayLike, omega: float, asymmetry: float = 0.0, n_g
     that the mixing energy at 0 K holds at all temperatures. So it puts the gap too high, commonly by hundreds of kelvin.
     Source: Porter, Easterling and Sherif, Phase Transformations in Metals and Alloys (CRC Press, 3rd ed. 2009), ch. 1.
 
-    Columns ``temperature_k, x_low, x_high``; NaN where the solution is stable at every composition.
-
-    Parameters
-    ----------
-    temperatures_k : array_like, shape (n,)
-        K.
-    omega, asymmetry : float
-        Ω0 and Ω1, eV per exchangeable site.
-    n_grid : int
-        Compositions at which Δg is taken: the resolution of the result is 1 / (n_grid − 1).
+    Temperatures are in K, Ω0 (``omega``) and Ω1 (``asymmetry``) in eV per exchangeable site. Columns ``temperature_k, x_low, x_high``, to a
+    resolution of 5e-4; NaN where the solution is stable at every composition.
     """
+    n_grid = 2001
     x = np.linspace(0, 1, n_grid)
     energy = x * (1 - x) * (omega + asymmetry * (1 - 2 * x))
     entropy = -(special.entr(x) + special.entr(1 - x))
@@ -608,14 +590,14 @@ def binodal(temperatures_k: ArrayLike, omega: float, asymmetry: float = 0.0, n_g
 _PARAMETERS = ("omega", "t_c_k", "omega_0", "omega_1", "t_c_sub_regular_k")
 
 
-def miscibility(table: pd.DataFrame, n_resamples: int = 2000, seed: int = 0, level: float = 0.95) -> pd.DataFrame:
+def miscibility(table: pd.DataFrame, n_resamples: int = 2000) -> pd.DataFrame:
     """Return interaction parameters and consolute temperatures of models, of DFT, and of the paper's Fig. 2c.
 
     Where the orderings are all those of a cell (and for the paper's random ones), Ω is fitted to the mean energy of each composition,
     every composition counting alike. The small cells of ``sic-aln`` define no random alloy: there Ω is fitted
     to all orderings, each counting once, and says which model is too weak, not where the gap lies.
 
-    The intervals are quantiles over resampled orderings, drawn with replacement within each composition. Of an enumeration
+    The intervals (95 %) are quantiles over resampled orderings, drawn with replacement within each composition. Of an enumeration
     nothing was left out, so for those sets they are no error bars: they show how much depends on which orderings a
     sample of this size happens to hold.
 
@@ -634,14 +616,14 @@ def miscibility(table: pd.DataFrame, n_resamples: int = 2000, seed: int = 0, lev
             if group["x"].nunique() < 2:
                 continue
             record = {"source": source, "model": model, "set": name, "n": len(group)}
-            records.append(record | _thermodynamics(group, SYSTEMS[name], n_resamples, seed, level))
+            records.append(record | _thermodynamics(group, SYSTEMS[name], n_resamples))
     parameters = [f"{name}{end}" for name in _PARAMETERS for end in ("", "_low", "_high")]
     return pd.DataFrame(records, columns=["source", "model", "set", "n", *parameters])
 
 
-def _thermodynamics(points: pd.DataFrame, system: System, n_resamples: int, seed: int, level: float) -> dict[str, float]:
+def _thermodynamics(points: pd.DataFrame, system: System, n_resamples: int) -> dict[str, float]:
     """Return the parameters of a solution with their intervals."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     groups = [group for _, group in points.groupby("x", sort=True)]
     x = np.array([group["x"].iloc[0] for group in groups])
     # First the sample itself, then its resamples.
@@ -657,22 +639,22 @@ def _thermodynamics(points: pd.DataFrame, system: System, n_resamples: int, seed
     found = (omega, consolute_temperature(omega), *both.T, consolute_temperature(*both.T))
     record = {}
     for name, values in zip(_PARAMETERS, found, strict=True):
-        low, high = np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.quantile(values[1:], [0.025, 0.975])
         record |= {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
     return record
 
 
-def miscibility_gaps(fits: pd.DataFrame, name: str, n_points: int = 60) -> tuple[pd.DataFrame, pd.DataFrame]:
+def miscibility_gaps(fits: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the outlines of miscibility gaps of a set for drawing, from the sub-regular solutions of :func:`miscibility`.
 
-    These are lines, two points for each of ``n_points`` temperatures, and tops, one consolute point per model, both with columns
+    These are lines, two points for each of 60 temperatures, and tops, one consolute point per model, both with columns
     ``model, source, x, temperature_k`` (``source`` is ``DFT`` for DFT). Solutions that order have no gap and are left out.
     """
     lines, tops = [], []
     x = np.linspace(0, 1, 1001)
     for entry in fits[(fits["set"] == name) & fits["t_c_sub_regular_k"].notna()].itertuples():
         tags = {"model": entry.model, "source": "DFT" if entry.model == "DFT" else entry.source}
-        gap = binodal(np.linspace(0.02, 0.999, n_points) * entry.t_c_sub_regular_k, entry.omega_0, entry.omega_1).dropna()
+        gap = binodal(np.linspace(0.02, 0.999, 60) * entry.t_c_sub_regular_k, entry.omega_0, entry.omega_1).dropna()
         outline = pd.concat([gap.rename(columns={"x_low": "x"}), gap[::-1].rename(columns={"x_high": "x"})])
         lines.append(outline[["x", "temperature_k"]].assign(**tags))
         top = x[np.argmax(x * (1 - x) * (2 * entry.omega_0 + 6 * entry.omega_1 * (1 - 2 * x)))]
@@ -727,8 +709,6 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     :func:`helpers.softening.scalar_summary`, without the end members, where value and reference are zero by construction (``n`` counts
     the values compared); for ``formation_energy`` those of :func:`miscibility`. What does not exist is NaN.
 
-    Notes
-    -----
     Intervals come from resampling compositions, not orderings: the errors at one composition have a common part (the model's
     error in the mean), so that orderings are no independent evidence.
     """

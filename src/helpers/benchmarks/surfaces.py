@@ -230,7 +230,7 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str, tolerance: float = 0.03) -> tuple[int, ...]:
+def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str) -> tuple[int, ...]:
     """Find the Miller index of a slab of a cubic crystal from its geometry, whatever its orientation.
 
     The two in-plane vectors of the slab are vectors of the bulk lattice. All pairs of lattice vectors with these lengths
@@ -238,19 +238,10 @@ def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str, tolerance: f
     a pair, as (100) and (221) do, the one is taken in whose orientation the neighbours of the innermost atom fall onto
     lattice points.
 
-    Sorted, largest first; one member of the family. ValueError if no plane fits.
-
-    Parameters
-    ----------
-    slab : ase.Atoms
-        Its first two lattice vectors span the surface.
-    lattice_a : float
-        Lattice parameter of the conventional cell, Å.
-    centring : {"F", "I"}
-        Face-centred (fcc, diamond) or body-centred.
-    tolerance : float
-        Allowed relative difference of lengths.
+    The slab's first two lattice vectors span the surface; ``lattice_a`` is the lattice parameter of the conventional cell, Å; ``centring``
+    is F (face-centred: fcc, diamond) or I (body-centred). Sorted, largest first; one member of the family. ValueError if no plane fits.
     """
+    tolerance = 0.03  # relative, of lengths
     in_plane = slab.cell.array[:2] / lattice_a
     normal = np.cross(*in_plane)
     normal /= np.linalg.norm(normal)
