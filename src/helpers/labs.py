@@ -11,7 +11,7 @@ A wrong answer raises :class:`NotYet`, which is what nbgrader counts. In a noteb
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ase
@@ -351,6 +351,10 @@ def _face(cell: np.ndarray, first: int = 0, second: int = 1) -> float:
     return float(np.linalg.norm(np.cross(cell[first], cell[second])))
 
 
+def _gammas(energies: Sequence[float], layers: Sequence[int], bulk: float, area: float) -> np.ndarray:
+    return np.array([_gamma(e, n, bulk, area) for e, n in zip(energies, layers, strict=True)])
+
+
 _APART = "how far apart are the two positions, one at +step, one at −step?"
 _SIGN_AND_APART = "the sign, and how far apart the two positions are."
 _BLIND = "It ignores whether model and DFT agree in direction."
@@ -483,10 +487,10 @@ QUESTIONS: dict[str, Question] = {
     ),
     "layers": Question(
         "surface energy for each number of layers",
-        lambda e, n, bulk, area: _gamma(np.asarray(e), np.asarray(n), bulk, area),
+        _gammas,
         (
-            (lambda e, n, bulk, area: 2 * _gamma(np.asarray(e), np.asarray(n), bulk, area), "how many surfaces does a slab have?"),
-            (lambda e, n, bulk, area: _gamma(np.asarray(e), n[-1], bulk, area), "each slab has its own number of atoms."),
+            (lambda *data: 2 * _gammas(*data), "how many surfaces does a slab have?"),
+            (lambda e, n, bulk, area: _gammas(e, [n[-1]] * len(e), bulk, area), "each slab has its own number of atoms."),
         ),
     ),
     # Lab 3

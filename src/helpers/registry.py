@@ -64,32 +64,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class RegisteredFile:
-    """One external file.
+    """One external file."""
 
-    Attributes
-    ----------
-    key : str
-        Name used in code: ``owner/repository/path`` for files from a repository.
-    benchmark : str
-        What it is for: ``weights`` or the name of a benchmark.
-    url : str
-        Public address.
-    sha256 : str
-        Checksum; empty when it is not known, in which case the first download is trusted and recorded.
-    size : int
-        Size in bytes; 0 when not known.
-    mirror_path : str
-        Place of the file below the mirror folder and below the cache.
-    licence, citation : str
-        Terms and source.
-    """
-
-    key: str
-    benchmark: str
-    url: str
-    sha256: str
-    size: int
-    mirror_path: str
+    key: str  # name used in code: ``owner/repository/path`` for files from a repository
+    benchmark: str  # what it is for: ``weights`` or the name of a benchmark
+    url: str  # public address
+    sha256: str  # empty when it is not known, in which case the first download is trusted and recorded
+    size: int  # bytes; 0 when not known
+    mirror_path: str  # place of the file below the mirror folder and below the cache
     licence: str
     citation: str
 
@@ -229,15 +211,10 @@ def _wrong(path: Path, file: RegisteredFile) -> str:
 
 
 def fetch(key: str) -> Path:
-    """Return a verified local copy of a registered file, downloading it if necessary.
+    """Return a verified local copy of a registered file (key in ``data/registry.csv``), downloading it if necessary.
 
     RegistryError if the key is unknown, a copy has the wrong checksum, the download fails, or offline mode is set and there is no local
     copy. The message names the file, its address and where to put it.
-
-    Parameters
-    ----------
-    key : str
-        Key of the file in ``data/registry.csv``.
     """
     found = local_path(key)
     if found is not None:

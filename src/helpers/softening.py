@@ -254,9 +254,10 @@ def bootstrap_over(
     out; if they are more than half, both ends are NaN. ValueError if there are fewer than two groups, a sum is not finite, or ``level`` is
     not between 0 and 1.
     """
-    if np.ndim(groups) == 2 and len(groups) < 2:
-        raise ValueError(f"an interval over groups needs at least two groups, got {len(groups)}")
-    return Interval(*estimates(groups, {"": statistic}, n_resamples, seed, level).values())
+    sums = np.asarray(groups, dtype=float)
+    if sums.ndim == 2 and len(sums) < 2:
+        raise ValueError(f"an interval over groups needs at least two groups, got {len(sums)}")
+    return Interval(*estimates(sums, {"": statistic}, n_resamples, seed, level).values())
 
 
 def estimates(

@@ -146,36 +146,27 @@ def run(
     force: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Run a benchmark with a model, or read its table if it is complete.
-
-    The tidy table, as written to ``data/results``. RunError if the same run is going on in another process, workers died, the scheduler was
-    lost or the disk is full. What is done is kept.
+    """Run a benchmark with a model, or read its table if it is complete; return the tidy table, as written to ``data/results``.
 
     Parameters
     ----------
-    benchmark : str
-        A name of :data:`helpers.benchmarks.CATALOGUE`.
-    key : str
-        A potential, as :func:`helpers.potentials.load` takes it.
-    device : str
-        ``auto``, ``cpu``, ``cuda``, …
-    protocol : dataclass, optional
-        The benchmark's ``Protocol``; its default if None.
-    sets : iterable of str, optional
-        Reference sets to run; all that are available if None.
+    benchmark, key : str
+        A name of :data:`helpers.benchmarks.CATALOGUE`; a potential, as :func:`helpers.potentials.load` takes it.
+    protocol, sets
+        The benchmark's ``Protocol``, its default if None; the reference sets to run, all that are available if None.
     processes : int, optional
         Worker processes; by default one per core on a CPU, one on a GPU. Through SLURM: jobs.
     scheduler : str, optional
         Compute on a Dask cluster, as :func:`helpers.runner.cluster.connect` takes it: ``local``, an address, a scheduler file or a
         SLURM file.
-    trust : bool
-        Allow a model file whose checksum is not known.
-    compiled : bool
-        Compile the network first (:meth:`helpers.potentials.base.GraphPotential.compiled`); worth it for runs of ten minutes and more.
-    force : bool
-        Compute again what is complete.
-    progress : bool
-        Show a progress bar.
+    trust, compiled, force : bool
+        Allow a model file whose checksum is not known; compile the network first (:meth:`helpers.potentials.base.GraphPotential.compiled`),
+        worth it for runs of ten minutes and more; compute again what is complete.
+
+    Raises
+    ------
+    RunError
+        If the same run is going on in another process, workers died, the scheduler was lost or the disk is full. What is done is kept.
     """
     module = benchmarks.module(benchmark)
     protocol = module.Protocol() if protocol is None else protocol
@@ -203,17 +194,9 @@ def run_cases(
 ) -> Run:
     """Run a benchmark on given cases, all or some; what :func:`run`, whose arguments and errors it shares, does once it has them.
 
-    Parameters
-    ----------
-    potential : Potential
-        Where several processes compute, they load it anew by its key.
-    where : Where, optional
-        By default everything is computed in this process.
-    limits : Limits, optional
-        By default there are none.
-    base : Path, optional
-        Folder for ``results`` and ``runs``; by default the data folder. Where it is another one, a complete table of the same run
-        in the data folder is used as it is, and nothing is written there.
+    Where several processes compute, they load the potential anew by its key; by default everything is computed in this process, without
+    limits. ``base`` is the folder for ``results`` and ``runs``; by default the data folder. Where it is another one, a complete table of
+    the same run in the data folder is used as it is, and nothing is written there.
     """
     module, where = benchmarks.module(benchmark), where or Where()
     protocol = module.Protocol() if protocol is None else protocol

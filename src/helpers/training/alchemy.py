@@ -50,21 +50,9 @@ _STRAIN = 0.01
 class AlchemicalPotential(GraphPotential):
     """A graph network in which all atoms of some species are one mixture of them; see the module's text.
 
-    Structures are given as usual. Whichever of the mixed species stands on a site, the site holds the mixture. PotentialError if the
-    potential cannot take mixtures, an element is unknown to it, or the weights make no composition.
-
-    Parameters
-    ----------
-    base : GraphPotential
-        A CHGNet or a MACE. Its network is shared, not copied.
-    weights : mapping of str to float
-        Element → λ, each from 0 to 1. A sum below one leaves sites empty by the rest.
-
-    Attributes
-    ----------
-    base : GraphPotential
-    mixture : dict of str to float
-        The weights, in order.
+    Structures are given as usual. Whichever of the mixed species stands on a site, the site holds the mixture. The base is a CHGNet or a
+    MACE, whose network is shared, not copied; weights are by element, each from 0 to 1, and a sum below one leaves sites empty by the rest.
+    PotentialError if the potential cannot take mixtures, an element is unknown to it, or the weights make no composition.
     """
 
     def __init__(self, base: Potential, weights: Mapping[str, float]) -> None:
