@@ -14,7 +14,7 @@ from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from helpers import potentials, registry, results
+from helpers import potentials, registry, results, scoreboard
 from helpers.potentials.ase import ASEPotential
 from helpers.potentials.mace import contained
 
@@ -107,6 +107,12 @@ def load_model(mace_file):
         return potentials.load(key, "cpu", dtype=dtype, trust=name == "mace-small")
 
     return load
+
+
+@pytest.fixture(scope="session")
+def board():
+    """Return the whole scoreboard."""
+    return scoreboard.table()
 
 
 @pytest.fixture(scope="session", params=GRAPH_MODELS)
