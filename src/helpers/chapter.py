@@ -135,17 +135,11 @@ class Chapter:
 
         ValueError if the table lacks a column, two numbers would have one name, or something is neither a number nor text.
 
-        Parameters
-        ----------
-        table : DataFrame, optional
-            One line per thing that has numbers. A model that has none there gets no names.
-        columns : str
-            Columns to quote, separated by spaces; ``other=column`` quotes one under another name.
-        name : str
-            Template: ``{column}``, and columns or levels of the index of the table. ``{model}`` is the model's short name in the catalogue;
-            lines of other models are passed over, but for the chapter's own potential, which is ``own`` then.
-        **values
-            Further names, each with its number or text.
+        ``table``: one line per thing that has numbers. A model that has none there gets no names.
+        ``columns``: columns to quote, separated by spaces; ``other=column`` quotes one under another name.
+        ``name``: template: ``{column}``, and columns or levels of the index of the table. ``{model}`` is the model's short name in the
+            catalogue; lines of other models are passed over, but for the chapter's own potential, which is ``own`` then.
+        ``**values``: further names, each with its number or text.
         """
         if table is not None:
             table = table.reset_index() if any(table.index.names) else table

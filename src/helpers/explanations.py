@@ -330,16 +330,10 @@ def binned(part: pd.DataFrame, edges: Sequence[float], on: str, min_values: int 
     One row per bin: ``low``, ``high``, ``size`` (root mean square of what the bins are of),
     ``n``, ``n_materials``, ``ratio`` with its interval.
 
-    Parameters
-    ----------
-    part : DataFrame
-        From :func:`with_sizes`.
-    edges : sequence of float
-        Of the bins.
-    on : {"reference", "value"}
-        Whose size makes the bins.
-    min_values : int
-        A bin with fewer values, or of a single material, is left out.
+    ``part``: from :func:`with_sizes`.
+    ``edges``: of the bins.
+    ``on`` ({"reference", "value"}): whose size makes the bins.
+    ``min_values``: A bin with fewer values, or of a single material, is left out.
     """
     if on not in ("reference", "value"):
         raise ValueError(f"bins are made on 'reference' or 'value', not {on!r}")
@@ -410,14 +404,9 @@ def simulate(kind: str, r2: float = 0.8, n: int = 4000, mean: float = 0.0, seed:
 
     ``model``, ``material``, ``case``, ``value``, ``reference``, and the sizes |x| and |y| that :func:`binned` wants.
 
-    Parameters
-    ----------
-    r2 : float
-        Squared correlation of the models with noise, about the mean; the slope of the soft one.
-    n : int
-        Number of values; each is a material of its own.
-    mean : float
-        Of the truth, in standard deviations. Forces have 0; quantities of one sign do not.
+    ``r2``: squared correlation of the models with noise, about the mean; the slope of the soft one.
+    ``n``: number of values; each is a material of its own.
+    ``mean``: of the truth, in standard deviations. Forces have 0; quantities of one sign do not.
     """
     if kind not in ARCHETYPES:
         raise ValueError(f"there are {', '.join(ARCHETYPES)}, but no model {kind!r}")

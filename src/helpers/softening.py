@@ -119,14 +119,11 @@ def softening_scale(reference: ArrayLike, predicted: ArrayLike, intercept: bool 
     Dimensionless. ValueError if shapes differ, there are fewer than two values, one is masked or not finite, or the reference is constant.
     A frame is named.
 
-    Parameters
-    ----------
-    reference, predicted : array_like, any equal shape, or iterables of such arrays, one per frame
-        DFT and model forces of one material (all 3N components of all its frames, eV/Å), or any other pair of quantities in equal units.
-        Frames may have different numbers of atoms. A frame whose prediction failed (all NaN) is left out, with a warning.
-    intercept : bool
-        Fit y = a + s x instead of y = s x. The default has no intercept, because no force must stay no force.
-        For forces, which sum to zero in each frame, both give the same s.
+    ``reference``, ``predicted``: DFT and model forces of one material (all 3N components of all its frames, eV/Å), or any other pair of
+        quantities in equal units. Frames may have different numbers of atoms. A frame whose prediction failed (all NaN) is left out, with a
+        warning.
+    ``intercept``: fit y = a + s x instead of y = s x. The default has no intercept, because no force must stay no force. For forces, which
+        sum to zero in each frame, both give the same s.
 
     References
     ----------
@@ -518,13 +515,9 @@ def scalar_summary(value: ArrayLike, reference: ArrayLike, clusters: Collection 
     (Clopper and Pearson, Biometrika 26, 404 (1934)). ValueError as for :func:`inverse_slope`, and if ``clusters`` has another length or
     misses entries.
 
-    Parameters
-    ----------
-    value, reference : array_like, shape (n,)
-        Prediction and DFT, in equal units.
-    clusters : array_like, shape (n,), optional
-        What each value belongs to (the element of a surface, …): values of one cluster are resampled together. By default each value
-        stands for itself.
+    ``value``, ``reference`` (shape (n,)): prediction and DFT, in equal units.
+    ``clusters`` (shape (n,)): what each value belongs to (the element of a surface, …): values of one cluster are resampled together. By
+        default each value stands for itself.
     """
     x, y = _predicted_varies(*_pair(reference, value))
     if clusters is None:
@@ -638,15 +631,10 @@ def one_label_corrections(table: pd.DataFrame, method: str = "inverse_slope", qu
     not positive, or that has no others, gives no correction: a ``failed`` row with NaN for c and what follows from it). ValueError if the
     method is unknown, or as for :func:`per_material`.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy table, one row per force component; ``case`` names the frame. Each combination of model, set and material in it is
+    ``table``: tidy table, one row per force component; ``case`` names the frame. Each combination of model, set and material in it is
         treated on its own. Failed rows are left out.
-    method : {"inverse_slope", "least_squares"}
-        How c is found; see :func:`correction`.
-    quantity : str
-        The property to correct.
+    ``method`` ({"inverse_slope", "least_squares"}): how c is found; see :func:`correction`.
+    ``quantity``: the property to correct.
     """
     _check_method(method)
     by = ["model", "set", "material"]

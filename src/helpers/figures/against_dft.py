@@ -27,18 +27,11 @@ def parity(
     Each panel has the diagonal, the line fitted through the origin, and the numbers: n, slope with its 95 % interval (bootstrap over
     materials) and MAE.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy table of one property; failed rows are left out.
-    what : str
-        Its name for the axes: ``surface energy``.
-    paper : DataFrame, optional
-        The paper's points, from :func:`paper_points`: open markers behind ours.
-    clusters : str or None
-        Column to resample for the interval; None resamples single values.
-    fit : bool
-        Draw the fitted line and its slope; not where the reference is another functional.
+    ``table``: tidy table of one property; failed rows are left out.
+    ``what``: its name for the axes: ``surface energy``.
+    ``paper``: the paper's points, from :func:`paper_points`: open markers behind ours.
+    ``clusters``: column to resample for the interval; None resamples single values.
+    ``fit``: draw the fitted line and its slope; not where the reference is another functional.
     """
     rows = style.property_rows(table)
     units = rows["unit"].unique()
@@ -177,14 +170,9 @@ def force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsi
 def hero(before: pd.DataFrame, after: pd.DataFrame, surfaces: pd.DataFrame, model: str) -> Figure:
     """Draw softening in one picture, three panels: forces as trained, surface energies, and the same forces after fine-tuning.
 
-    Parameters
-    ----------
-    before, after : DataFrame
-        Force rows of the same frames.
-    surfaces : DataFrame
-        Rows of one property of ``surfaces``.
-    model : str
-        The model's key.
+    ``before``, ``after``: force rows of the same frames.
+    ``surfaces``: rows of one property of ``surfaces``.
+    ``model``: the model's key.
     """
     with mpl.rc_context(STYLE):
         figure = style.blank(3.3, 9.0)

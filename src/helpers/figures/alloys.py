@@ -18,14 +18,10 @@ _SOURCES = ("ours", "paper", "DFT")
 def by_composition(ours: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
     """Draw the energy of every ordering of a solid solution, and its mean at each composition, one panel per model (the paper's Fig. 2c).
 
-    Parameters
-    ----------
-    ours : DataFrame
-        One row per ordering: ``model``, ``x`` (fraction of Ca), ``value`` (eV per formula unit). Where all
-        orderings of a model have a ``multiplicity`` (how many arrangements are equal by symmetry) the mean is weighted with it: it is that
-        of random alloys. Rows whose ``status`` is not ``ok`` are left out.
-    paper : DataFrame, optional
-        The paper's points in the same form: ``model`` is a catalogue key, or ``DFT``, which is drawn in every panel. Points are
+    ``ours``: one row per ordering: ``model``, ``x`` (fraction of Ca), ``value`` (eV per formula unit). Where all orderings of a model have
+        a ``multiplicity`` (how many arrangements are equal by symmetry) the mean is weighted with it: it is that of random alloys. Rows
+        whose ``status`` is not ``ok`` are left out.
+    ``paper``: the paper's points in the same form: ``model`` is a catalogue key, or ``DFT``, which is drawn in every panel. Points are
         drawn beside their composition, DFT on the left, the paper's model on the right; means at their composition.
     """
     rows = style.good_rows(style.one_property(ours) if "property" in ours else ours, ["model"], ["x", "value"])
@@ -92,13 +88,9 @@ def _composition_key(with_dft: bool, with_paper: bool) -> list[Line2D]:
 def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None) -> Figure:
     """Draw miscibility gaps: the temperature above which a solid solution mixes, against its composition.
 
-    Parameters
-    ----------
-    binodals : DataFrame
-        One row per point of a binodal: ``model`` (a catalogue key, or ``DFT``), ``source`` (``ours``, ``paper`` or ``DFT``), ``x``
-        (fraction of Ca) and ``temperature_k`` (K). Ours are solid lines, the paper's dashed, DFT black.
-    consolute : DataFrame, optional
-        The top of each gap, one row per model and source, with the same columns. It is joined to its line and marked.
+    ``binodals``: one row per point of a binodal: ``model`` (a catalogue key, or ``DFT``), ``source`` (``ours``, ``paper`` or ``DFT``),
+        ``x`` (fraction of Ca) and ``temperature_k`` (K). Ours are solid lines, the paper's dashed, DFT black.
+    ``consolute``: the top of each gap, one row per model and source, with the same columns. It is joined to its line and marked.
     """
     columns = ["model", "source", "x", "temperature_k"]
     rows = style.good_rows(binodals, columns[:2], columns[2:])

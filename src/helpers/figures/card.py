@@ -16,13 +16,9 @@ from helpers.figures.style import STYLE
 def families(panels: Mapping[str, tuple[pd.DataFrame, str, bool]], reference: str = "DFT") -> Figure:
     """Draw one model against its reference, one panel per family, each on its own scale.
 
-    Parameters
-    ----------
-    panels : mapping of str to (DataFrame, str, bool)
-        Title → rows (``model``, ``material``, ``value``, ``reference``) of one model, their unit, and whether to draw a density
+    ``panels``: title → rows (``model``, ``material``, ``value``, ``reference``) of one model, their unit, and whether to draw a density
         (many components about zero) instead of points.
-    reference : str
-        Name of the horizontal axis.
+    ``reference``: name of the horizontal axis.
     """
     if not panels:
         raise ValueError("there is nothing to draw: no family has values")

@@ -30,18 +30,12 @@ def scale_distribution(
 
     Above each lane's axis the density, on it a box (quartiles, median), below it each material as a point.
 
-    Parameters
-    ----------
-    fits : DataFrame
-        From :func:`helpers.softening.per_material`, of one reference set; or any table with ``model``, ``material``, ``slope`` (model over
-        DFT) and ``status``.
-    paper_stats : DataFrame, optional
-        ``fig5b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75``. Drawn as an open marker with a bar, or
-        without where the quartiles are not known.
-    limits : (float, float), optional
-        Range of scales drawn. By default all, unless a few lie far out; the number of those outside is written at the edge.
-    what : str
-        Name of the axis.
+    ``fits``: from :func:`helpers.softening.per_material`, of one reference set; or any table with ``model``, ``material``, ``slope`` (model
+        over DFT) and ``status``.
+    ``paper_stats``: ``fig5b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75``. Drawn as an open marker with
+        a bar, or without where the quartiles are not known.
+    ``limits``: range of scales drawn. By default all, unless a few lie far out; the number of those outside is written at the edge.
+    ``what``: name of the axis.
     """
     good, models = _good_fits(fits, models)
 
@@ -54,12 +48,8 @@ def scale_distribution(
 def error_distribution(table: pd.DataFrame, paper_stats: pd.DataFrame | None = None) -> Figure:
     """Draw the errors of all barriers for each model (the paper's Fig. 3b), as :func:`scale_distribution` draws scales.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy table with one row per ``model`` and ``case``. Rows whose ``status`` is not ``ok`` are left out.
-    paper_stats : DataFrame, optional
-        ``fig3b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75`` of the paper's errors.
+    ``table``: tidy table with one row per ``model`` and ``case``. Rows whose ``status`` is not ``ok`` are left out.
+    ``paper_stats``: ``fig3b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75`` of the paper's errors.
     """
     good = style.property_rows(table)
     twice = good[good.duplicated(["model", "case"])]
@@ -124,13 +114,9 @@ def _distributions(
 def mae_cmae(fits: pd.DataFrame, paper_quartiles: pd.DataFrame | None = None) -> Figure:
     """Draw the distribution over materials of the force MAE, before and after the slope is corrected (the paper's Fig. 6b).
 
-    Parameters
-    ----------
-    fits : DataFrame
-        From :func:`helpers.softening.per_material`, of one reference set.
-    paper_quartiles : DataFrame, optional
-        ``fig6b_quartiles.csv``: columns ``model``, ``quantity`` (MAE, cMAE), ``q25``, ``median``, ``q75``; drawn as dashed boxes
-        without whiskers. The axis reaches from zero to the largest 95 % quantile.
+    ``fits``: from :func:`helpers.softening.per_material`, of one reference set.
+    ``paper_quartiles``: ``fig6b_quartiles.csv``: columns ``model``, ``quantity`` (MAE, cMAE), ``q25``, ``median``, ``q75``; drawn as dashed
+        boxes without whiskers. The axis reaches from zero to the largest 95 % quantile.
     """
     good, models = _good_fits(fits, None)
     with mpl.rc_context(STYLE):
@@ -164,12 +150,8 @@ def mae_cmae(fits: pd.DataFrame, paper_quartiles: pd.DataFrame | None = None) ->
 def force_histogram(forces: pd.DataFrame, sets: Mapping[str, str]) -> Figure:
     """Draw how large the DFT force components of some sets are, on a logarithmic axis.
 
-    Parameters
-    ----------
-    forces : DataFrame
-        Force rows of one model (the DFT values are the same for all).
-    sets : mapping of str to str
-        Set → name in the legend. The first is drawn as a grey area: what the others are compared with.
+    ``forces``: force rows of one model (the DFT values are the same for all).
+    ``sets``: set → name in the legend. The first is drawn as a grey area: what the others are compared with.
     """
     edges = np.logspace(-3, 2, 61)
     centres = np.sqrt(edges[1:] * edges[:-1])

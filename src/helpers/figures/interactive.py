@@ -31,14 +31,9 @@ def interactive_parity(table: pd.DataFrame, what: str, label_column: str = "case
     As wide as its place, with a menu of models. Only ``scatter`` traces: the basic bundle of plotly.js is enough. Give it to
     :func:`show`.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy table of one property; failed rows are left out.
-    what : str
-        Its name for the axes.
-    label_column : str
-        Column that hovering shows.
+    ``table``: tidy table of one property; failed rows are left out.
+    ``what``: its name for the axes.
+    ``label_column``: column that hovering shows.
     """
     if label_column not in table:
         raise ValueError(f"the table has no column {label_column!r}")
@@ -256,19 +251,12 @@ def structure_view(
     picture without scripts, without WebGL, and in a notebook that does not find the file. ValueError if there is no structure, one is
     empty, the alternative text is, or arrows or sites belong to no structure, have another shape, or are not finite.
 
-    Parameters
-    ----------
-    structures, script, height
-        See :class:`StructureView`.
-    alt : str
-        What they show, for those who cannot see them. Name and formula of each are added, and what is drawn besides atoms.
-    arrows : mapping of str to array of shape (n_atoms, 3), optional
-        Displacement of each atom, Å, for some of the structures. Arrows start at the surface of the ball of their atom, so that short
-        ones are seen; those shorter than 2 % of the longest are left out.
-    sites : mapping of str to array of shape (k, 3), optional
-        Positions of empty sites, Å: translucent balls.
-    arrow_scale : float
-        How much longer an arrow is than the displacement; the view says so.
+    ``structures``, ``script``, ``height``: see :class:`StructureView`.
+    ``alt``: what they show, for those who cannot see them. Name and formula of each are added, and what is drawn besides atoms.
+    ``arrows`` (shape (n_atoms, 3)): displacement of each atom, Å, for some of the structures. Arrows start at the surface of the ball of
+        their atom, so that short ones are seen; those shorter than 2 % of the longest are left out.
+    ``sites`` (shape (k, 3)): positions of empty sites, Å: translucent balls.
+    ``arrow_scale``: how much longer an arrow is than the displacement; the view says so.
     """
     if not structures:
         raise ValueError("there is no structure to show")

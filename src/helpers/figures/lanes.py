@@ -17,16 +17,10 @@ from helpers.figures.style import STYLE, colour, in_order, label
 def by_material(table: pd.DataFrame, quantity: str, what: str, order: Sequence[str] | None = None) -> Figure:
     """Draw a number with its interval for each material (lanes) and model (markers), and a dashed line at one, where a perfect model lies.
 
-    Parameters
-    ----------
-    table : DataFrame
-        One row per ``model`` and ``material``: the column ``quantity`` and, if there are intervals, that name + ``_low``, ``_high``.
-    quantity : str
-        The column to draw.
-    what : str
-        Its name on the axis.
-    order : sequence of str, optional
-        Order of the lanes, the first on top; alphabetical by default.
+    ``table``: one row per ``model`` and ``material``: the column ``quantity`` and, if there are intervals, that name + ``_low``, ``_high``.
+    ``quantity``: the column to draw.
+    ``what``: its name on the axis.
+    ``order``: order of the lanes, the first on top; alphabetical by default.
     """
     models = in_order(table["model"])
     materials = sorted(table["material"].unique()) if order is None else list(order)
@@ -47,17 +41,11 @@ def by_material(table: pd.DataFrame, quantity: str, what: str, order: Sequence[s
 def label_choices(choices: pd.DataFrame, what: str, limits: tuple[float, float] = (0.0, 2.0), order: Sequence[str] | None = None) -> Figure:
     """Draw what a correction does for every choice of its label: a point per choice, a bar from the 10 % to the 90 % quantile, the median.
 
-    Parameters
-    ----------
-    choices : DataFrame
-        One row per ``model``, ``material`` and choice, with ``ratio`` (error after over error before). Rows whose ``status`` is not
-        ``ok`` are left out.
-    what : str
-        Name of the ratio on the axis.
-    limits : (float, float)
-        Range drawn; points beyond are put on the edge.
-    order : sequence of str, optional
-        Order of the lanes, the first on top; sorted by default.
+    ``choices``: one row per ``model``, ``material`` and choice, with ``ratio`` (error after over error before). Rows whose ``status`` is
+        not ``ok`` are left out.
+    ``what``: name of the ratio on the axis.
+    ``limits``: range drawn; points beyond are put on the edge.
+    ``order``: order of the lanes, the first on top; sorted by default.
     """
     good = style.good_rows(choices, ["model", "material"], ["ratio"])
     models = in_order(good["model"])

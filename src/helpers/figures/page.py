@@ -90,18 +90,11 @@ def show(
 
     ValueError if the alternative text is empty.
 
-    Parameters
-    ----------
-    figure : matplotlib or plotly figure, StructureView or AnimationView
-        A matplotlib figure becomes a PNG at twice the page's resolution.
-    alt : str
-        What the figure shows, for those who cannot see it.
-    caption : str
-        Plain text; it is escaped.
-    footer : str
-        From :func:`caption`: models, device, date.
-    script : str
-        Address of plotly.js, relative to the page. It is loaded once per page, and only for a plotly figure.
+    ``figure``: A matplotlib figure becomes a PNG at twice the page's resolution.
+    ``alt``: what the figure shows, for those who cannot see it.
+    ``caption``: plain text; it is escaped.
+    ``footer``: from :func:`caption`: models, device, date.
+    ``script``: address of plotly.js, relative to the page. It is loaded once per page, and only for a plotly figure.
     """
     style.need_alt(alt)
     return Shown(figure, alt, caption, footer, script)
@@ -144,16 +137,10 @@ def show_table(frame: pd.DataFrame, caption: str, footer: str = "", filters: Seq
 
     ValueError if a filter is no column.
 
-    Parameters
-    ----------
-    frame : DataFrame
-        As it should read: rounded, with units in the column names. The index becomes the row names.
-    caption : str
-        Plain text; it is escaped.
-    footer : str
-        From :func:`caption`.
-    filters : sequence of str, optional
-        Columns, or levels of the index, by which a reader of the book can choose rows. With a list, even an empty one, the table
+    ``frame``: as it should read: rounded, with units in the column names. The index becomes the row names.
+    ``caption``: plain text; it is escaped.
+    ``footer``: from :func:`caption`.
+    ``filters``: columns, or levels of the index, by which a reader of the book can choose rows. With a list, even an empty one, the table
         can be searched and sorted by every column. For long tables; elsewhere than in the book it is a plain table.
     """
     columns = [str(name) for name in (*frame.index.names, *frame.columns)]
@@ -180,20 +167,13 @@ def summary(
 ) -> ShownTable:
     """Show a table of numbers as it should read: models by name and in order, digits as asked, intervals in the same cell.
 
-    Parameters
-    ----------
-    table : DataFrame
-        One line per row to show; what ``rows`` and ``columns`` name may be columns or levels of the index.
-    columns : dict
-        Heading → column, or (column, digits), or (column, digits, factor). Two digits if not said; whole numbers and text stay as they are.
-        A column that has ``_low`` and ``_high`` beside it is shown with that interval. Columns that the table lacks are left out.
-    caption, footer, filters
-        As for :func:`show_table`.
-    rows : str or sequence of str
-        What names the rows; ``column as heading`` gives it another heading. Models come in the order of the catalogue, everything else
-        in the order of the table.
-    first : collection of str, optional
-        Models whose rows a long table shows at once, the others at a click. By default those of the paper and the reader's own.
+    ``table``: one line per row to show; what ``rows`` and ``columns`` name may be columns or levels of the index.
+    ``columns``: heading → column, or (column, digits), or (column, digits, factor). Two digits if not said; whole numbers and text stay as
+        they are. A column that has ``_low`` and ``_high`` beside it is shown with that interval. Columns that the table lacks are left out.
+    ``caption``, ``footer``, ``filters``: as for :func:`show_table`.
+    ``rows``: what names the rows; ``column as heading`` gives it another heading. Models come in the order of the catalogue, everything
+        else in the order of the table.
+    ``first``: models whose rows a long table shows at once, the others at a click. By default those of the paper and the reader's own.
     """
     named = [name.partition(" as ")[::2] for name in ([rows] if isinstance(rows, str) else rows)]
     table = table.reset_index() if any(table.index.names) else table

@@ -16,11 +16,8 @@ def energy_profiles(table: pd.DataFrame) -> Figure:
 
     The lines between the images are straight: nothing is known there.
 
-    Parameters
-    ----------
-    table : DataFrame
-        One row per image: ``model, material, path_coordinate`` (0 to 1), ``value`` and ``reference`` (eV above the first image). Rows whose
-        ``status`` is not ``ok`` are left out. The reference is black. Panels come in the order of the table.
+    ``table``: one row per image: ``model, material, path_coordinate`` (0 to 1), ``value`` and ``reference`` (eV above the first image).
+        Rows whose ``status`` is not ``ok`` are left out. The reference is black. Panels come in the order of the table.
     """
     rows = style.good_rows(table, ["model", "material"], ["path_coordinate", "value", "reference"])
     models = style.in_order(rows["model"])

@@ -228,14 +228,9 @@ def diets(
 ) -> Figure:
     """Draw s of models that learned from the same frames as a band, and of models of one network as arrows, a lane per family.
 
-    Parameters
-    ----------
-    board : DataFrame
-        From :func:`helpers.explanations.overview`.
-    alike : sequence of str
-        Models that learned from the same frames; the band reaches from the lowest s to the highest.
-    steps : sequence of (str, str)
-        Pairs of models of one network; an arrow leads from the first one's s to the second one's. The first is one of ``alike``.
+    ``board``: from :func:`helpers.explanations.overview`.
+    ``alike``: models that learned from the same frames; the band reaches from the lowest s to the highest.
+    ``steps``: pairs of models of one network; an arrow leads from the first one's s to the second one's. The first is one of ``alike``.
     """
     rows = style.good_rows(board[board["family"].isin(names)], ["family", "model"], ["slope"])
     slope = rows.pivot_table(index="family", columns="model", values="slope").reindex([key for key in names if key in set(rows["family"])])

@@ -160,10 +160,7 @@ def paper_points(figure: str) -> pd.DataFrame:
     Columns ``model`` (catalogue key), ``value``, ``reference``. Points that lie off the figure's axis are left out. FileNotFoundError if
     that figure was not digitised; ValueError if the table holds no DFT column.
 
-    Parameters
-    ----------
-    figure : {"fig2a", "fig2b", "fig2c"}
-        Surfaces (eV/Å²), defects (eV) or solid solutions (eV per formula unit).
+    ``figure`` ({"fig2a", "fig2b", "fig2c"}): surfaces (eV/Å²), defects (eV) or solid solutions (eV per formula unit).
     """
     wide = pd.read_csv(data_dir() / "paper" / f"{figure}_digitised.csv")
     column = {name: next((c for c in wide if name in c.split("_")), None) for name in ("DFT", "M3GNet", "CHGNet", "MACE")}

@@ -19,12 +19,8 @@ from helpers.figures.style import STYLE, colour, in_order, label
 def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float]) -> Figure:
     """Draw the softening scale against the nominal temperature, one panel per element and volume, with the melting point.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`helpers.benchmarks.off_equilibrium.by_temperature`.
-    melting_k : mapping of str to float
-        Melting point of each element, K.
+    ``table``: from :func:`helpers.benchmarks.off_equilibrium.by_temperature`.
+    ``melting_k``: melting point of each element, K.
     """
     crystals = list(dict.fromkeys(table.sort_values(["element", "volume"])["crystal"]))
     models = in_order(table["model"])
@@ -95,10 +91,7 @@ def error_against_coordination(table: pd.DataFrame) -> Figure:
     Behind the points stands, for each bin of the loss with three or more of them, a box from the lower to the upper quartile with
     the median.
 
-    Parameters
-    ----------
-    table : DataFrame
-        One row per defect or surface: ``model``, ``kind`` (``vacancy``, or anything else for a surface), ``coordination_loss``
+    ``table``: one row per defect or surface: ``model``, ``kind`` (``vacancy``, or anything else for a surface), ``coordination_loss``
         (fraction of nearest neighbours lost) and ``ratio`` (model/DFT). Rows whose ``status`` is not ``ok`` are left out.
     """
     rows = style.one_property(table) if "property" in table else table

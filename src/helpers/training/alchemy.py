@@ -286,20 +286,12 @@ def design(
 
     ValueError if no composition has this lattice parameter.
 
-    Parameters
-    ----------
-    potential : GraphPotential
-        A CHGNet or a MACE, not mixed.
-    crystal : ase.Atoms
-        Rocksalt with one of the two elements.
-    gained, lost : str
-        x is the fraction of the first; the rest is the second.
-    target : float
-        Å.
-    start : float
-        First x.
-    tolerance : float
-        Å.
+    ``potential``: A CHGNet or a MACE, not mixed.
+    ``crystal``: rocksalt with one of the two elements.
+    ``gained``, ``lost``: x is the fraction of the first; the rest is the second.
+    ``target``: å.
+    ``start``: first x.
+    ``tolerance``: å.
     """
     steps: list[tuple[float, float]] = []
 
