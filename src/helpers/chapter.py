@@ -25,8 +25,6 @@ import pandas as pd
 
 from helpers import benchmarks, figures, potentials, registry, results, runner, scoreboard
 
-__all__ = ["RUNS", "Chapter", "begin"]
-
 RUNS = ("results", "sample", "everything")
 
 

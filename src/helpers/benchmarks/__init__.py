@@ -47,32 +47,6 @@ from helpers import registry
 from helpers.registry import nearest
 from helpers.results import COLUMNS, Case, Rows, row, table
 
-__all__ = [
-    "CATALOGUE",
-    "COLUMNS",
-    "EXPERIMENTS",
-    "NO_MAGNET",
-    "NO_U",
-    "Case",
-    "Family",
-    "Rows",
-    "Sample",
-    "at_hand",
-    "beside",
-    "chosen_sets",
-    "draw",
-    "drawn",
-    "families",
-    "force_rows",
-    "module",
-    "of",
-    "row",
-    "runs",
-    "sample",
-    "table",
-    "without",
-]
-
 EXPERIMENTS = (
     "fine_tuning",
     "mending",
@@ -99,7 +73,7 @@ CATALOGUE = (
 
 
 def module(name: str) -> ModuleType:
-    """Import a benchmark by name; KeyError if there is no such benchmark; the message lists those there are."""
+    """Import a benchmark by name; KeyError if there is no such benchmark, which lists those there are."""
     if name not in CATALOGUE:
         raise KeyError(f"unknown benchmark {name!r}; there are: {', '.join(CATALOGUE)}.{nearest(name, CATALOGUE)}")
     return import_module(f"helpers.{'experiments' if name in EXPERIMENTS else 'benchmarks'}.{name}")
@@ -108,7 +82,7 @@ def module(name: str) -> ModuleType:
 def chosen_sets(known: Collection[str], sets: str | Iterable[str] | None) -> list[str]:
     """Return the reference sets that are asked for, each once: all of a benchmark's ``SETS`` if None.
 
-    KeyError if one is unknown or none is given; the message lists those there are.
+    KeyError if one is unknown or none is given, which lists those there are.
     """
     names = list(known) if sets is None else list(dict.fromkeys([sets] if isinstance(sets, str) else sets))
     unknown = [name for name in names if name not in known]
@@ -182,7 +156,7 @@ def families(*roles: str) -> dict[str, Family]:
 def of(sets: str | Collection[str], name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
     """Return the reader of one property of one set, or of some sets."""
     chosen = [sets] if isinstance(sets, str) else sets
-    return lambda table: table[table["set"].isin(chosen) & (table["property"] == name)]
+    return lambda rows: rows[rows["set"].isin(chosen) & (rows["property"] == name)]
 
 
 def beside(chosen: pd.DataFrame, moved: str, fixed: str, extra: Sequence[str] = ()) -> pd.DataFrame:

@@ -39,24 +39,6 @@ from helpers.runner import cluster
 from helpers.runner.cluster import RunError
 from helpers.runner.worker import Job, Limits, compute_here, compute_shard, keep_memory, versions
 
-__all__ = [
-    "Job",
-    "Limits",
-    "LiveCheckError",
-    "Run",
-    "RunError",
-    "Where",
-    "compute_here",
-    "compute_shard",
-    "fingerprint",
-    "keep_memory",
-    "live_check",
-    "run",
-    "run_cases",
-    "shards",
-    "workers",
-]
-
 # A shard is the unit of loss and of parallel work: about half a minute of CHGNet on one core where each structure is evaluated a few
 # times. A benchmark that evaluates its structures more often has an ATOMS_PER_SHARD of its own.
 ATOMS_PER_SHARD = 1500
