@@ -133,7 +133,7 @@ def mixing_energy(e_alloy: float, n_units: float, x: float, e_first: float, e_se
 def site_permutations(sites: ase.Atoms) -> np.ndarray:
     """Return how the space group of a cell, translations that it repeats included, permutes its sites, all of one species.
 
-    Operation k takes site i to site ``permutations[k, i]``. ValueError if one does not map sites onto sites.
+    Shape (n_operations, n_sites): operation k takes site i to site ``permutations[k, i]``. ValueError if one does not map sites onto sites.
     """
     operations = SpacegroupAnalyzer(AseAtomsAdaptor.get_structure(sites)).get_symmetry_operations()
     rotations = np.array([operation.rotation_matrix for operation in operations])
