@@ -247,7 +247,7 @@ def try_download(browser, address: str, name: str) -> list[str]:
     page = new_window(browser, VIEWS[0])
     try:
         open_page(page, f"{address}/{name}.html")
-        page.locator(".dropdown-download-buttons > button").click()
+        page.locator(".dropdown-download-buttons > button").click(timeout=PATIENCE_MS)
         with page.expect_download(timeout=PATIENCE_MS) as begun:
             page.locator(".btn-download-source-button").click()
         notebook = json.loads(Path(begun.value.path()).read_text(encoding="utf-8"))

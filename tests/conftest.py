@@ -109,6 +109,14 @@ def load_model(mace_file):
     return load
 
 
+@pytest.fixture(scope="session")
+def board():
+    """Return the whole scoreboard."""
+    from helpers import scoreboard  # which imports every experiment
+
+    return scoreboard.table()
+
+
 @pytest.fixture(scope="session", params=GRAPH_MODELS)
 def network64(request, load_model):
     """Every graph network that can run here, in double precision and as a smooth function.

@@ -102,9 +102,11 @@ def test_without_other_explanations_it_is_the_decomposition_of_the_slope(kind):
     cloud = explanations.simulate(kind, R2, n=2000).assign(static=np.nan, kept=True, functional_ratio=np.nan)
     found = explanations.explain(cloud, FAMILY, n_resamples=50).set_index("explanation")
     assert list(found.index) == ["total", "regression", "left"]
-    expected = softening.decompose(softening.fit(cloud["reference"], cloud["value"]))
-    assert found.loc["regression", "part"] == pytest.approx(expected.from_regression, abs=1e-9)
-    assert found.loc["left", "part"] == pytest.approx(expected.from_miscalibration, abs=1e-9)
+    fitted = softening.fit(cloud["reference"], cloud["value"])
+    mean = (1 - fitted.slope) / -np.log(fitted.slope)
+    assert found.loc["total", "part"] == pytest.approx(1 - fitted.slope)
+    assert found.loc["regression", "part"] == pytest.approx(-mean * np.log(fitted.r2), abs=1e-9)
+    assert found.loc["left", "part"] == pytest.approx(mean * np.log(fitted.inverse_slope), abs=1e-9)
     assert found.loc["left", "part_low"] - 1e-9 <= found.loc["left", "part"] <= found.loc["left", "part_high"] + 1e-9
 
 

@@ -22,7 +22,6 @@ from PIL import Image
 
 from helpers import figures, softening
 from helpers.figures import interactive, style
-from helpers.figures.lanes import CURES
 from helpers.potentials import CATALOGUE, at_home
 from helpers.registry import data_dir
 
@@ -234,16 +233,6 @@ def losses(models=PAPER_MODELS):
     return pd.DataFrame(rows)
 
 
-def cures():
-    values = {"before": (0.8, 0.7), "scaled": (0.95, 0.84), "fine-tuned": (1.01, 0.9)}
-    rows = [
-        {"material": metal, "cure": cure, "value": value, "value_low": value - 0.05, "value_high": value + 0.05}
-        for cure, both in values.items()
-        for metal, value in zip(("Mo", "Al"), both, strict=True)
-    ]
-    return pd.DataFrame(rows)
-
-
 def paper_table(name):
     return pd.read_csv(data_dir() / "paper" / f"{name}.csv")
 
@@ -282,7 +271,6 @@ FIGURES = {
     "phase diagram": lambda: figures.phase_diagram(*gaps()),
     "cells, all models": lambda: figures.cell_size(cells(at_home(CATALOGUE))),
     "lost neighbours": lambda: figures.error_against_coordination(losses()),
-    "cures": lambda: figures.before_after(cures(), "vacancy formation energy, model / DFT"),
     "choices, many materials": lambda: figures.label_choices(many_choices(18), "MAE after / before"),
     "arms": lambda: figures.arms(arms(), {300.0: "copper at 300 K: softening scale", 2000.0: "copper at 2000 K: softening scale"}),
     "errors, all models": lambda: figures.mae_cmae(fits(at_home(CATALOGUE)), paper_table("fig6b_quartiles")),
@@ -355,13 +343,10 @@ def test_failed_rows_are_not_drawn_and_other_faults_are_named():
     both = pd.concat([scalars(), scalars().assign(property="gamma_relaxed")])
     with pytest.raises(ValueError, match=r"gamma_relaxed.*gamma_static"):
         figures.parity(both, "γ")
-    assert "n = 40" in words(figures.parity(both, "γ", quantity="gamma_relaxed"))
     with pytest.raises(ValueError, match="no rows"):
-        figures.parity(both, "γ", quantity="energy")
+        figures.parity(both[:0], "γ")
     with pytest.raises(ValueError, match="one unit"):
         figures.parity(pd.concat([scalars(), scalars().assign(unit="J/m²")]), "γ")
-    with pytest.raises(ValueError, match="no good rows of mace-mpa-0-medium"):
-        figures.parity(scalars(), "γ", models=["mace-mpa-0-medium"])
     with pytest.raises(ValueError, match="no good rows of mace-mpa-0-medium"):
         figures.force_parity(forces(), models=["mace-mpa-0-medium"])
 
@@ -369,9 +354,10 @@ def test_failed_rows_are_not_drawn_and_other_faults_are_named():
 def test_force_parity_counts_every_component():
     table = forces(PAPER_MODELS[:1])
     fitted = softening.fit(table["reference"], table["value"])
-    figure = figures.force_parity(table, limit=1.5)
+    figure = figures.force_parity(table)
     text = words(figure)
-    outside = np.count_nonzero((table[["value", "reference"]].abs() > 1.5).any(axis=1))
+    limit = 1.05 * np.quantile(table["reference"].abs(), 0.999)
+    outside = np.count_nonzero((table[["value", "reference"]].abs() > limit).any(axis=1))
     assert f"slope {fitted.slope:.3f}" in text
     assert f"MAE {fitted.mae:.3f}\ncMAE {fitted.cmae:.3f} eV/Å" in text
     assert f"n = {len(table)}\n{outside} outside" in text
@@ -814,47 +800,11 @@ def test_error_against_coordination_counts_what_lies_far_out():
     assert axes.get_ylim()[1] < 2
 
 
-def test_before_after_has_arrows_from_before_to_after():
-    figure = figures.before_after(cures(), "ratio")
-    axes = figure.axes[0]
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["Al", "Mo"]
-    markers = {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
-    assert set(markers) == {"scaled", "fine-tuned"}
-    np.testing.assert_allclose(markers["scaled"].get_xdata(), [0.84, 0.95])
-    assert markers["scaled"].get_ydata()[0] < markers["fine-tuned"].get_ydata()[0]
-    arrows = sorted((text.xyann[0], text.xy[0]) for text in axes.texts)
-    np.testing.assert_allclose(arrows, [(0.7, 0.84), (0.7, 0.9), (0.8, 0.95), (0.8, 1.01)])
-    assert len({line.get_marker() for line in markers.values()}) == 2
-    assert figures.before_after(cures(), "ratio", order=["Mo"]).axes[0].get_yticklabels()[0].get_text() == "Mo"
-
-
-def test_before_after_refuses():
-    table = cures()
-    with pytest.raises(ValueError, match="Mo has no row 'before'"):
-        figures.before_after(table.drop(index=0), "ratio")
-    with pytest.raises(ValueError, match="Mo has 'scaled' more than once"):
-        figures.before_after(pd.concat([table, table[table["cure"] == "scaled"]]), "ratio")
-    with pytest.raises(ValueError, match="the table has 0 beside 'before'"):
-        figures.before_after(table[table["cure"] == "before"], "ratio")
-    with pytest.raises(ValueError, match="no column value_low"):
-        figures.before_after(table.drop(columns="value_low"), "ratio")
-    missing = table.assign(value_low=np.nan, value_high=np.nan).drop(index=2)
-    assert len(figures.before_after(missing, "ratio").axes[0].texts) == 3, "a cure that a material lacks has no arrow"
-
-
-@pytest.mark.parametrize("vision", VISION)
-def test_cures_are_told_apart(vision):
-    assert len({shape for shape, _ in CURES}) == len(CURES)
-    seen = [lab(hue, VISION[vision]) for _, hue in CURES]
-    assert min(np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]) > 20
-
-
 NEW = {
     "by_composition": (figures.by_composition, orderings, "value"),
     "phase_diagram": (figures.phase_diagram, lambda: gaps()[0], "temperature_k"),
     "cell_size": (figures.cell_size, cells, "n_sites"),
     "error_against_coordination": (figures.error_against_coordination, losses, "ratio"),
-    "before_after": (lambda table: figures.before_after(table, "ratio"), cures, "value"),
     "label_choices": (lambda table: figures.label_choices(table, "ratio"), lambda: many_choices(3), "ratio"),
 }
 

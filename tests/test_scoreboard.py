@@ -10,11 +10,6 @@ from helpers.benchmarks import defects, off_equilibrium, surfaces
 SLOPE, SHARE, MEAN_ERROR, ERROR = (1.0, True), (0.5, True), (0.0, True), (0.0, False)
 
 
-@pytest.fixture(scope="module")
-def board():
-    return scoreboard.table()
-
-
 @pytest.mark.parametrize(
     ("paper", "ours", "low", "high", "kind", "expected"),
     [

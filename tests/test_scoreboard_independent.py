@@ -254,11 +254,6 @@ def counted(quantity, rows):
 
 
 @pytest.fixture(scope="module")
-def board():
-    return scoreboard.table()
-
-
-@pytest.fixture(scope="module")
 def recomputed():
     families = (surfaces, defects, solutions, migration, phonons, forces, cure)
     lines = []

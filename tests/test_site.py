@@ -327,8 +327,9 @@ def test_the_time_of_opening_counts_what_the_page_waits_for(chromium, tmp_path):
 
 
 @pytest.mark.slow
-def test_keyboard_problems_are_found(chromium, tmp_path):
+def test_keyboard_problems_are_found(chromium, tmp_path, monkeypatch):
     browser, served = load("browser"), load("served")
+    monkeypatch.setattr(browser, "PATIENCE_MS", 500)
     (tmp_path / "page.html").write_text(PAGE.format('<a href="page.html">x</a><button class="primary-toggle">menu</button>'))
     with served.serve(tmp_path) as address:
         wrong = browser.try_keyboard(chromium, address, "page", "softening")

@@ -53,7 +53,7 @@ def test_bands_of_dft_and_model_share_a_panel(bands):
 
 
 def test_bands_without_density_of_states(bands):
-    figure = figures.bands_and_dos(bands[bands["property"] == "band"], models=[MODELS[1]])
+    figure = figures.bands_and_dos(bands[(bands["property"] == "band") & (bands["model"] == MODELS[1])])
     assert len(figure.axes) == 1
 
 

@@ -25,55 +25,30 @@ import pandas as pd
 
 from helpers import benchmarks, figures, potentials, registry, results, runner, scoreboard
 
-__all__ = ["RUNS", "Chapter", "begin"]
-
 RUNS = ("results", "sample", "everything")
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """What :func:`begin` returns; Jupyter and the book show it by itself.
+    """What :func:`begin` returns; Jupyter and the book show it by itself."""
 
-    Attributes
-    ----------
-    run : str
-        One of :data:`RUNS`.
-    names : tuple of str
-        Its benchmarks.
-    key : str
-        The potential that it computes with.
-    device : str
-        In words.
-    packages : str
-        The versions of what computes.
-    costs : tuple of str
-        How much the live part and everything are, a line for each benchmark.
-    guests : tuple of str
-        Models of the catalogue that not every chapter shows, and this one does.
-    named : dict
-        What :meth:`glue` has given names.
-    """
-
-    run: str
-    names: tuple[str, ...]
-    key: str
-    device: str
-    packages: str
-    costs: tuple[str, ...]
-    guests: tuple[str, ...] = ()
-    named: dict[str, object] = field(default_factory=dict, repr=False, compare=False)
+    run: str  # one of :data:`RUNS`
+    names: tuple[str, ...]  # its benchmarks
+    key: str  # the potential that it computes with
+    device: str  # in words
+    packages: str  # the versions of what computes
+    costs: tuple[str, ...]  # how much the live part and everything are, a line for each benchmark
+    guests: tuple[str, ...] = ()  # models of the catalogue that not every chapter shows, and this one does
+    named: dict[str, object] = field(default_factory=dict, repr=False, compare=False)  # what :meth:`glue` has given names
 
     def live_check(
         self, benchmark: str, key: str, *, sets: Iterable[str] | None = None, protocol: object | None = None, limit: int | None = None
     ) -> pd.DataFrame:
         """Recompute some cases and compare them with the table, as :func:`helpers.runner.live_check`; with ``results`` only read it.
 
-        Returns
-        -------
-        pandas.DataFrame
-            As there. If nothing is recomputed, ``value`` repeats ``committed``, and a line says so. A potential without a table has nothing
-            to be compared with: its sample (:meth:`read`) comes back, without differences, or the check is of the model that stands in
-            for it (:meth:`own`).
+        As there. If nothing is recomputed, ``value`` repeats ``committed``, and a line says so. A potential without a table has nothing
+        to be compared with: its sample (:meth:`read`) comes back, without differences, or the check is of the model that stands in
+        for it (:meth:`own`).
         """
         if key not in results.models(benchmark):
             table, _ = self.own(benchmark)
@@ -116,14 +91,9 @@ class Chapter:
     def own(self, benchmark: str, table: pd.DataFrame | None = None) -> tuple[pd.DataFrame, str]:
         """Return the rows of the chapter's potential and its name; where it has none, those of another model, which a line says.
 
-        Where something is trained few potentials have a table. The first model in the order of the figures stands in.
-
-        Parameters
-        ----------
-        benchmark : str
-            The name is glued as ``{benchmark}_model``, for the sentences that quote the rows.
-        table : DataFrame, optional
-            With a column ``model``; by default what :meth:`read` returns.
+        Where something is trained few potentials have a table. The first model in the order of the figures stands in. The table has a
+        column ``model``; by default it is what :meth:`read` returns. The name is glued as ``{benchmark}_model``, for the sentences that
+        quote the rows.
         """
         table = self.read(benchmark) if table is None else table
         key = self.key if (table["model"] == self.key).any() else figures.in_order(table["model"])[0]
@@ -135,16 +105,9 @@ class Chapter:
         return table[table["model"] == key], name
 
     def board(self, *numbers: str, caption: str = "", name: str = "{model}_verdicts") -> figures.ShownTable:
-        """Show figures of the paper beside ours (:func:`helpers.scoreboard.readable`), and name the verdicts, in words, for the text.
+        """Show figures of the paper (``2a``, …) beside ours (:func:`helpers.scoreboard.readable`); name the verdicts for the text.
 
-        Parameters
-        ----------
-        *numbers : str
-            Figures of the paper: ``2a``, …
-        caption : str
-            Added to what every such table says.
-        name : str
-            Template, as for :meth:`glue`; also ``{figure}``.
+        The caption is added to what every such table says; ``name`` is a template, as for :meth:`glue`; also ``{figure}``.
         """
         board = scoreboard.table(*numbers)
         told = board[["figure", "key"]].drop_duplicates().rename(columns={"key": "model"})
@@ -168,22 +131,13 @@ class Chapter:
     def glue(self, table: pd.DataFrame | None = None, columns: str = "", name: str = "{model}_{column}", **values: object) -> None:
         """Give numbers names by which the text quotes them.
 
-        Parameters
-        ----------
-        table : DataFrame, optional
-            One line per thing that has numbers. A model that has none there gets no names.
-        columns : str
-            Columns to quote, separated by spaces; ``other=column`` quotes one under another name.
-        name : str
-            Template: ``{column}``, and columns or levels of the index of the table. ``{model}`` is the model's short name in the catalogue;
-            lines of other models are passed over, but for the chapter's own potential, which is ``own`` then.
-        **values
-            Further names, each with its number or text.
+        ValueError if the table lacks a column, two numbers would have one name, or something is neither a number nor text.
 
-        Raises
-        ------
-        ValueError
-            If the table lacks a column, two numbers would have one name, or something is neither a number nor text.
+        ``table``: one line per thing that has numbers. A model that has none there gets no names.
+        ``columns``: columns to quote, separated by spaces; ``other=column`` quotes one under another name.
+        ``name``: template: ``{column}``, and columns or levels of the index of the table. ``{model}`` is the model's short name in the
+            catalogue; lines of other models are passed over, but for the chapter's own potential, which is ``own`` then.
+        ``**values``: further names, each with its number or text.
         """
         if table is not None:
             table = table.reset_index() if any(table.index.names) else table
@@ -228,33 +182,12 @@ def begin(
 ) -> Chapter:
     """Say where a chapter runs and what it costs; with ``everything``, first compute its tables anew.
 
-    The potential's name is glued as ``model``, for the sentences that quote what is computed live.
-
-    Parameters
-    ----------
-    run : str
-        One of :data:`RUNS`.
-    names : str or sequence of str
-        The benchmarks that the chapter recomputes (:data:`helpers.benchmarks.CATALOGUE`).
-    key : str
-        The potential that it recomputes them with.
-    guests : str or sequence of str
-        Models that it shows beside those of every chapter (:attr:`helpers.potentials.Entry.guest`).
-    device, processes
-        For ``everything``, as for :func:`helpers.runner.run`.
-
-    Raises
-    ------
-    ValueError
-        If ``run`` is none of the three.
-    KeyError
-        If a benchmark is unknown.
-    PotentialError
-        If the potential or a guest is unknown.
-    RegistryError
-        If ``everything`` is asked for and a file cannot be had; it says which one, and where to put it.
-    RunError
-        As for :func:`helpers.runner.run`.
+    The benchmarks (:data:`helpers.benchmarks.CATALOGUE`) are recomputed with the potential; guests are models that the chapter shows beside
+    those of every chapter (:attr:`helpers.potentials.Entry.guest`). Device and processes are for ``everything``, as for
+    :func:`helpers.runner.run`. The potential's name is glued as ``model``, for the sentences that quote what is computed live. ValueError
+    if ``run`` is none of :data:`RUNS`; KeyError if a benchmark is unknown; PotentialError if the potential or a guest is unknown;
+    RegistryError if ``everything`` is asked for and a file cannot be had; it says which one, and where to put it; RunError as for
+    :func:`helpers.runner.run`.
     """
     if run not in RUNS:
         raise ValueError(f"RUN = {run!r}: give one of {', '.join(map(repr, RUNS))}{registry.nearest(run, RUNS)}")

@@ -4,7 +4,7 @@ Every benchmark ends in a softening scale s, the slope of predictions on DFT. A 
 surface, and this module sets them side by side for all families of properties:
 
 regression to the mean
-    Shrinkage alone makes a calibrated predictor's slope R² (:func:`helpers.softening.decompose`).
+    Shrinkage alone makes a calibrated predictor's slope R² (:mod:`helpers.softening`).
 geometry
     A model-relaxed value holds the error of the energy surface *and* what re-optimisation adds. Where a table has the same
     quantity at the DFT geometry, the two can be told apart.
@@ -25,14 +25,14 @@ means, tells how well a model ranks the systems, and is no product of these slop
 Tables of :func:`rows` have one row per value (for forces: per component) with ``model``, ``material`` (what is resampled), ``case``,
 ``formula`` (its elements; the material's name if the table has none), ``value``, ``reference``; ``static``, the value at the DFT geometry
 (NaN if there is none); ``kept``, whether the row belongs to the selection; ``functional_ratio``, PBE over the reference's functional for
-that material (NaN if unknown). A ``part`` is the rows of one model, at least two. ``n_resamples`` and ``seed`` are those of
+that material (NaN if unknown). A ``part`` is the rows of one model, at least two. ``n_resamples`` is that of
 :func:`helpers.softening.bootstrap_over`: materials are resampled.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -90,18 +90,6 @@ def read(families: Mapping[str, Family] = FAMILIES, guests: Collection[str] = ()
 # Both slopes
 
 
-def _interval(sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], **options) -> softening.Interval:
-    """Return the cluster bootstrap, or the bare estimate if there is a single cluster."""
-    if len(sums) > 1:
-        return softening.bootstrap_over(sums, statistic, **options)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return softening.Interval(float(statistic(sums.sum(axis=0))), np.nan, np.nan)
-
-
-def _entry(name: str, interval: softening.Interval) -> dict[str, float]:
-    return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-
-
 def _sums(part: pd.DataFrame, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Return Σxx, Σyy, Σxy of each pair (x, y) for each material, shape (n_materials, 3 n_pairs)."""
     codes, names = pd.factorize(part["material"])
@@ -122,7 +110,7 @@ def _need(part: pd.DataFrame) -> None:
         raise ValueError(f"a slope needs at least two values, got {len(part)}")
 
 
-def slopes(part: pd.DataFrame, n_resamples: int = 2000, seed: int = 0) -> dict[str, float]:
+def slopes(part: pd.DataFrame, n_resamples: int = 2000) -> dict[str, float]:
     """Return both slopes of the values of one model, or of a simulation.
 
     They are ``n``, ``n_materials``; with ``_low`` and ``_high``: ``slope`` (s), ``inverse_slope`` (s'), ``inverse`` (1/s') and ``r2`` = s
@@ -138,9 +126,7 @@ def slopes(part: pd.DataFrame, n_resamples: int = 2000, seed: int = 0) -> dict[s
         "inverse": lambda s: s[..., 1] / s[..., 2],
         "r2": lambda s: s[..., 2] ** 2 / (s[..., 0] * s[..., 1]),
     }
-    for name, statistic in statistics.items():
-        found |= _entry(name, _interval(sums, statistic, n_resamples=n_resamples, seed=seed))
-    return found | {"pearson_r2": softening.r_squared(x, y, intercept=True)}
+    return found | softening.estimates(sums, statistics, n_resamples) | {"pearson_r2": softening.r_squared(x, y, intercept=True)}
 
 
 def overview(families: Mapping[str, pd.DataFrame], n_resamples: int = 2000) -> pd.DataFrame:
@@ -188,12 +174,12 @@ def _parts(sums: np.ndarray, used: Sequence[str]) -> dict[str, np.ndarray]:
         logs = {name: log_slopes[..., i] - log_slopes[..., i + 1] for i, name in enumerate(used)}
         logs["regression"] = np.log(xy[..., -1] ** 2 / (xx[..., -1] * yy[..., -1]))
         logs["left"] = np.log(yy[..., -1] / xy[..., -1])
-        # As in softening.decompose: the logarithmic mean of 1 and s turns logarithms into parts of 1 − s.
+        # The logarithmic mean of 1 and s turns logarithms into parts of 1 − s.
         mean = np.where(total == 0, 1.0, np.expm1(total) / total)
     return {name: -mean * value for name, value in logs.items()} | {"total": -np.expm1(total)}
 
 
-def explain(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def explain(part: pd.DataFrame, family: Family, n_resamples: int = 2000) -> pd.DataFrame:
     """Split 1 − s of one model into the explanations that apply, and what is left.
 
     They are taken away one after the other, in the order of :data:`EXPLANATIONS`: the slope of all systems is a product of ratios,
@@ -201,32 +187,22 @@ def explain(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: i
         s = (s_all / s_selected) · (s_selected / s_static) · R² · 1/s',
 
     with s' and R² of the last stage. ``regression`` is what scatter accounts for if the prediction is calibrated; if the scatter is noise,
-    it belongs to what is left. The logarithms of the factors are carried over to 1 − s with the logarithmic mean, as in
-    :func:`helpers.softening.decompose`, so that the parts add up exactly. Another order would give other parts: explanations overlap.
-    See :func:`one_at_a_time`.
+    it belongs to what is left. The logarithms of the factors are carried over to 1 − s with the logarithmic mean (1 − s) / (−ln s), so that
+    the parts add up exactly (additive logarithmic-mean decomposition: Ang, Energy Policy 33, 867 (2005)). Another order would give other
+    parts: explanations overlap. See :func:`one_at_a_time`.
 
-    Returns
-    -------
-    DataFrame
-        ``explanation`` (``total``, those that apply, ``left``) with ``part``, ``part_low``, ``part_high``: parts of 1 − s. A negative
-        part works the other way: it hides softening. All parts of a resample come from the same materials.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two values, or the slope is not positive.
+    ``explanation`` (``total``, those that apply, ``left``) with ``part``, ``part_low``, ``part_high``: parts of 1 − s. A negative part
+    works the other way: it hides softening. All parts of a resample come from the same materials. ValueError if there are fewer than two
+    values, or the slope is not positive.
     """
     _need(part)
     sums, used = _stages(part, family)
     if (totals := sums.sum(axis=0))[2] <= 0:
         raise ValueError(f"a slope of {totals[2] / totals[0]:.3g} is no product that could be split")
     names = ["total", *[name for name in EXPLANATIONS if name in (*used, "regression", "left")]]
-    found = [
-        {"explanation": name}
-        | _entry("part", _interval(sums, lambda s, name=name: _parts(s, used)[name], n_resamples=n_resamples, seed=seed))
-        for name in names
-    ]
-    return pd.DataFrame(found)
+    found = softening.estimates(sums, {name: lambda s, name=name: _parts(s, used)[name] for name in names}, n_resamples)
+    ends = {"part": "", "part_low": "_low", "part_high": "_high"}
+    return pd.DataFrame([{"explanation": name} | {part: found[name + end] for part, end in ends.items()} for name in names])
 
 
 def explain_all(families: Mapping[str, pd.DataFrame], known: Mapping[str, Family] = FAMILIES, n_resamples: int = 2000) -> pd.DataFrame:
@@ -272,7 +248,7 @@ def one_at_a_time(part: pd.DataFrame, family: Family) -> pd.DataFrame:
 # The same network, other data
 
 
-def pair(table: pd.DataFrame, first: str, second: str, n_resamples: int = 2000, seed: int = 0) -> dict[str, float] | None:
+def pair(table: pd.DataFrame, first: str, second: str, n_resamples: int = 2000) -> dict[str, float] | None:
     """Compare two models on the cases of :func:`rows` that both have, with the same resamples; None if these are fewer than two.
 
     They are ``n``, ``n_materials``, and with intervals ``slope_first``, ``slope_second``, ``slope_gain`` (second − first), and the same of
@@ -285,19 +261,12 @@ def pair(table: pd.DataFrame, first: str, second: str, n_resamples: int = 2000, 
         return None
     x, y, z = _numbers(both, "reference", "value", "value_second")
     sums = _sums(both, [(x, y), (x, z)])
-    found: dict[str, float] = {"n": len(both), "n_materials": len(sums)}
-    statistics = {
-        "slope": lambda s, at: s[..., at + 2] / s[..., at],
-        "inverse": lambda s, at: s[..., at + 1] / s[..., at + 2],
-    }
-    for name, statistic in statistics.items():
-        for end, of in (
-            ("first", lambda s, f=statistic: f(s, 0)),
-            ("second", lambda s, f=statistic: f(s, 3)),
-            ("gain", lambda s, f=statistic: f(s, 3) - f(s, 0)),
-        ):
-            found |= _entry(f"{name}_{end}", _interval(sums, of, n_resamples=n_resamples, seed=seed))
-    return found
+    statistics = {}
+    for name, top, bottom in (("slope", 2, 0), ("inverse", 1, 2)):
+        first_of, second_of = (lambda s, i=top + at, j=bottom + at: s[..., i] / s[..., j] for at in (0, 3))
+        statistics |= {f"{name}_first": first_of, f"{name}_second": second_of}
+        statistics[f"{name}_gain"] = lambda s, one=first_of, other=second_of: other(s) - one(s)
+    return {"n": len(both), "n_materials": len(sums), **softening.estimates(sums, statistics, n_resamples)}
 
 
 def pairs(families: Mapping[str, pd.DataFrame], first: str, second: str, n_resamples: int = 2000) -> pd.DataFrame:
@@ -306,17 +275,12 @@ def pairs(families: Mapping[str, pd.DataFrame], first: str, second: str, n_resam
     return pd.DataFrame([{"family": key, "first": first, "second": second, **entry} for key, entry in found.items() if entry])
 
 
-def shared(table: pd.DataFrame, models: Sequence[str], n_resamples: int = 2000, seed: int = 0) -> dict[str, float]:
+def shared(table: pd.DataFrame, models: Sequence[str], n_resamples: int = 2000) -> dict[str, float]:
     """Compare how soft several models are with how much they differ, on the cases of :func:`rows` that all of them have.
 
     For models that learned from the same frames: what none of them avoids is not a network's choice. They are ``n``, ``n_materials``, and
     with intervals ``avoided_by_none``, 1 − s of the least soft model; ``differ``, the largest s minus the smallest; and ``beyond``, the
-    former minus the latter.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two models or cases, or a model has no values there.
+    former minus the latter. ValueError if there are fewer than two models or cases, or a model has no values there.
     """
     if missing := [model for model in models if model not in set(table["model"])]:
         raise ValueError(f"no values of {', '.join(missing)}; there are those of {', '.join(sorted(set(table['model']))) or 'no model'}")
@@ -333,14 +297,12 @@ def shared(table: pd.DataFrame, models: Sequence[str], n_resamples: int = 2000, 
     def slopes_of(totals: np.ndarray) -> np.ndarray:
         return totals[..., 2::3] / totals[..., ::3]
 
-    found: dict[str, float] = {"n": len(both), "n_materials": len(sums)}
-    for name, statistic in {
-        "avoided_by_none": lambda s: 1 - s.max(axis=-1),
-        "differ": lambda s: np.ptp(s, axis=-1),
-        "beyond": lambda s: 1 - 2 * s.max(axis=-1) + s.min(axis=-1),
-    }.items():
-        found |= _entry(name, _interval(sums, lambda t, f=statistic: f(slopes_of(t)), n_resamples=n_resamples, seed=seed))
-    return found
+    statistics = {
+        "avoided_by_none": lambda s: 1 - slopes_of(s).max(axis=-1),
+        "differ": lambda s: np.ptp(slopes_of(s), axis=-1),
+        "beyond": lambda s: 1 - 2 * slopes_of(s).max(axis=-1) + slopes_of(s).min(axis=-1),
+    }
+    return {"n": len(both), "n_materials": len(sums), **softening.estimates(sums, statistics, n_resamples)}
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -355,9 +317,7 @@ def with_sizes(forces: pd.DataFrame) -> pd.DataFrame:
     return forces.assign(**{f"size_{name}": np.sqrt(np.bincount(codes, weights=squares[name]))[codes] for name in squares})
 
 
-def binned(
-    part: pd.DataFrame, edges: Sequence[float], on: str, min_values: int = 300, n_resamples: int = 2000, seed: int = 0
-) -> pd.DataFrame:
+def binned(part: pd.DataFrame, edges: Sequence[float], on: str, min_values: int = 300, n_resamples: int = 2000) -> pd.DataFrame:
     """Return the ratio of model to DFT in bins of size, chosen by DFT or by the model.
 
     Which axis the bins lie on decides what is held fixed, and with it what scatter does:
@@ -367,22 +327,13 @@ def binned(
 
     Both are one for a perfect model and below one for a soft one.
 
-    Parameters
-    ----------
-    part : DataFrame
-        From :func:`with_sizes`.
-    edges : sequence of float
-        Of the bins.
-    on : {"reference", "value"}
-        Whose size makes the bins.
-    min_values : int
-        A bin with fewer values, or of a single material, is left out.
+    One row per bin: ``low``, ``high``, ``size`` (root mean square of what the bins are of),
+    ``n``, ``n_materials``, ``ratio`` with its interval.
 
-    Returns
-    -------
-    DataFrame
-        One row per bin: ``low``, ``high``, ``size`` (root mean square of what the bins are of),
-        ``n``, ``n_materials``, ``ratio`` with its interval.
+    ``part``: from :func:`with_sizes`.
+    ``edges``: of the bins.
+    ``on`` ({"reference", "value"}): whose size makes the bins.
+    ``min_values``: A bin with fewer values, or of a single material, is left out.
     """
     if on not in ("reference", "value"):
         raise ValueError(f"bins are made on 'reference' or 'value', not {on!r}")
@@ -394,9 +345,9 @@ def binned(
             continue
         sums = _sums(inside, [_pair(inside)])
         top, bottom = (2, 0) if on == "reference" else (1, 2)
-        ratio = _interval(sums, lambda s, i=top, j=bottom: s[..., i] / s[..., j], n_resamples=n_resamples, seed=seed)
+        ratio = softening.estimates(sums, {"ratio": lambda s, i=top, j=bottom: s[..., i] / s[..., j]}, n_resamples)
         mean = float(np.sqrt((inside[f"size_{on}"].astype(float) ** 2).mean()))
-        found.append({"low": low, "high": high, "size": mean, "n": len(inside), "n_materials": len(sums), **_entry("ratio", ratio)})
+        found.append({"low": low, "high": high, "size": mean, "n": len(inside), "n_materials": len(sums), **ratio})
     return pd.DataFrame(found)
 
 
@@ -451,21 +402,11 @@ def simulate(kind: str, r2: float = 0.8, n: int = 4000, mean: float = 0.0, seed:
     ``soft and noisy``
         y = R² x + e, with so much noise that all second moments are those of ``calibrated`` (for mean 0: the same distribution).
 
-    Parameters
-    ----------
-    kind : {"noisy", "calibrated", "soft", "soft and noisy"}
-    r2 : float
-        Squared correlation of the models with noise, about the mean; the slope of the soft one.
-    n : int
-        Number of values; each is a material of its own.
-    mean : float
-        Of the truth, in standard deviations. Forces have 0; quantities of one sign do not.
-    seed : int
+    ``model``, ``material``, ``case``, ``value``, ``reference``, and the sizes |x| and |y| that :func:`binned` wants.
 
-    Returns
-    -------
-    DataFrame
-        ``model``, ``material``, ``case``, ``value``, ``reference``, and the sizes |x| and |y| that :func:`binned` wants.
+    ``r2``: squared correlation of the models with noise, about the mean; the slope of the soft one.
+    ``n``: number of values; each is a material of its own.
+    ``mean``: of the truth, in standard deviations. Forces have 0; quantities of one sign do not.
     """
     if kind not in ARCHETYPES:
         raise ValueError(f"there are {', '.join(ARCHETYPES)}, but no model {kind!r}")
@@ -506,7 +447,7 @@ def corrections(forces: pd.DataFrame) -> pd.DataFrame:
     return found.assign(ratio=found["mae_after"] / found["mae_before"])
 
 
-def typical(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def typical(part: pd.DataFrame, family: Family, n_resamples: int = 2000) -> pd.DataFrame:
     """Return the geometric mean of model over DFT, each value counting once, and what it becomes without each cause.
 
     A mean of ratios weighs all systems alike, a slope weighs them with x². So it answers whether the *level* is too low. Scatter acts on
@@ -515,12 +456,9 @@ def typical(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: i
 
     Pairs that are not both positive have no ratio and are left out.
 
-    Returns
-    -------
-    DataFrame
-        ``explanation`` (``none``; ``arithmetic``, the other mean of the same ratios; ``selection`` and ``geometry``, on the systems
-        concerned; ``same systems``, the value that the latter is to be compared with; ``functional``, all systems over the geometric
-        mean of PBE over the reference's functional), ``n``, and ``ratio`` with its interval.
+    ``explanation`` (``none``; ``arithmetic``, the other mean of the same ratios; ``selection`` and ``geometry``, on the systems
+    concerned; ``same systems``, the value that the latter is to be compared with; ``functional``, all systems over the geometric
+    mean of PBE over the reference's functional), ``n``, and ``ratio`` with its interval.
     """
     positive = part[(part["value"] > 0) & (part["reference"] > 0)]
     _need(positive)
@@ -539,14 +477,13 @@ def typical(part: pd.DataFrame, family: Family, n_resamples: int = 2000, seed: i
         terms = (known.astype(float), np.where(known, values.to_numpy(dtype=float), 0.0))
         return np.stack([np.bincount(codes, weights=term, minlength=len(names)) for term in terms], axis=1)
 
-    options = {"n_resamples": n_resamples, "seed": seed}
     found = []
     for name, values in [("none", chosen.pop("none")), ("arithmetic", np.exp(log_ratio["value"])), *chosen.items()]:
         back = np.exp if name != "arithmetic" else np.asarray
-        ratio = _interval(sums(values), lambda s, back=back: back(s[..., 1] / s[..., 0]), **options)
-        found.append({"explanation": name, "n": int(values.notna().sum()), **_entry("ratio", ratio)})
+        ratio = softening.estimates(sums(values), {"ratio": lambda s, back=back: back(s[..., 1] / s[..., 0])}, n_resamples)
+        found.append({"explanation": name, "n": int(values.notna().sum()), **ratio})
     if effect.notna().any():
         both = np.hstack([sums(log_ratio["value"]), sums(effect)])
-        ratio = _interval(both, lambda s: np.exp(s[..., 1] / s[..., 0] - s[..., 3] / s[..., 2]), **options)
-        found.append({"explanation": "functional", "n": int(effect.notna().sum()), **_entry("ratio", ratio)})
+        ratio = softening.estimates(both, {"ratio": lambda s: np.exp(s[..., 1] / s[..., 0] - s[..., 3] / s[..., 2])}, n_resamples)
+        found.append({"explanation": "functional", "n": int(effect.notna().sum()), **ratio})
     return pd.DataFrame(found)

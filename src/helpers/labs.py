@@ -1,7 +1,7 @@
 """Checks for the course labs: every answer is checked at once, and a wrong one gets a hint instead of the solution.
 
 A :class:`Question` knows the right answer, as reference code that is called with the student's own data, and the usual *slips*:
-what someone answers who forgets that a slab has two faces, or regresses the wrong way round. :func:`check` compares an answer
+what someone answers who forgets that a slab has two faces, or regresses the wrong way round, with a hint. :func:`check` compares an answer
 with both. An answer may be a number, an array or the student's own function, which is then called with the data. No expected number is
 typed anywhere, and no message contains one.
 
@@ -11,7 +11,7 @@ A wrong answer raises :class:`NotYet`, which is what nbgrader counts. In a noteb
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ase
@@ -42,20 +42,13 @@ class NotYet(AssertionError):  # noqa: N818
 
 
 @dataclass(frozen=True)
-class Slip:
-    """A usual mistake."""
-
-    answer: Callable[..., object]  # maps the question's data to what one answers who makes this mistake
-    hint: str  # What to look at. It must not contain the answer.
-
-
-@dataclass(frozen=True)
 class Question:
     """Something a lab asks for."""
 
     name: str  # as it is called in the messages
     reference: Callable[..., object]  # maps the data to the right answer
-    slips: tuple[Slip, ...] = ()  # the more specific ones first
+    # Specific ones first: what one answers who makes a usual mistake, from the data, and what to look at, without the answer in it.
+    slips: tuple[tuple[Callable[..., object], str], ...] = ()
     tolerance: float = TOLERANCE  # relative
 
 
@@ -111,23 +104,11 @@ def check_number(
 ) -> None:
     """Compare an answer with the expected one and raise with a hint if it is wrong.
 
-    Parameters
-    ----------
-    name : str
-        What is asked for.
-    value : object
-        The answer: a number or an array.
-    expected : float or array_like
-        The right answer, computed by reference code.
-    tolerance : float
-        Relative to the expected value (to the largest in an array).
-    hints : mapping or iterable of pairs
-        Wrong value → what to look at. The first that fits is given. A wrong value that cannot be told from the right one is skipped.
+    NotYet if the answer is missing, of the wrong kind, or not within the tolerance.
 
-    Raises
-    ------
-    NotYet
-        If the answer is missing, of the wrong kind, or not within the tolerance.
+    ``value`` is the answer, a number or an array, ``expected`` what reference code computes, to whose largest number the tolerance is
+    relative. Hints are pairs, or a mapping, wrong value → what to look at. The first that fits is given; a wrong value that cannot be
+    told from the right one is skipped.
     """
     wanted = np.asarray(expected, dtype=float)
     answer = _as_numbers(name, value, wanted.shape)
@@ -165,39 +146,21 @@ def call(name: str, function: Callable[..., object], *data: object) -> object:
 def check(key: str, answer: object, *data: object, tolerance: float | None = None) -> None:
     """Check the answer to a question of :data:`QUESTIONS`.
 
-    Parameters
-    ----------
-    key : str
-    answer : number, array or callable
-        A function is called with the data.
-    *data
-        What the question's reference is called with.
-    tolerance : float, optional
-        Relative; by default the question's.
+    NotYet as for :func:`check_number`, and if the function fails.
 
-    Raises
-    ------
-    NotYet
-        As for :func:`check_number`, and if the function fails.
+    An answer that is a function is called with the data, as the question's reference is; the tolerance is relative.
     """
     question = QUESTIONS[key]
     value = call(question.name, answer, *data) if callable(answer) else answer
-    hints = ((slip.answer(*data), slip.hint) for slip in question.slips)
+    hints = ((answer(*data), hint) for answer, hint in question.slips)
     check_number(question.name, value, question.reference(*data), tolerance or question.tolerance, hints)
 
 
-def check_interval(answer: object, reference: np.ndarray, predicted: np.ndarray, groups: np.ndarray, tolerance: float = 0.15) -> None:
+def check_interval(answer: object, reference: np.ndarray, predicted: np.ndarray, groups: np.ndarray) -> None:
     """Check a 95 % bootstrap interval of the slope; two right ones differ a little, because both are drawn.
 
-    Parameters
-    ----------
-    answer : pair of float, or callable
-        A function is called with the three arrays.
-    reference, predicted : ndarray, shape (n,)
-    groups : ndarray, shape (n,)
-        Which material a value belongs to; materials are drawn, not values.
-    tolerance : float
-        How far either end may lie off, as a part of the width.
+    ``answer`` is a pair, or a function that is called with the three arrays, shape (n,). ``groups`` says which material a value belongs to;
+    materials are drawn, not values. Either end may lie off by a share of the width.
     """
     name = "bootstrap interval"
     pair = _as_numbers(name, call(name, answer, reference, predicted, groups) if callable(answer) else answer, (2,))
@@ -205,6 +168,7 @@ def check_interval(answer: object, reference: np.ndarray, predicted: np.ndarray,
         raise NotYet(f"{name}: the lower end comes first.")
     wanted = _percentiles(reference, predicted, groups, (2.5, 97.5))
     width = wanted[1] - wanted[0]
+    tolerance = 0.15
 
     if np.abs(pair - wanted).max() < tolerance * width:
         print(f"✓ {name}: right.")
@@ -239,21 +203,10 @@ def need(**answers: object) -> None:
 def check_relaxed(
     name: str, answer: object, potential: Potential, fmax: float, smax: float | None = None, start: ase.Atoms | None = None
 ) -> None:
-    """Check that a structure is relaxed, by evaluating it once more.
+    """Check that a structure is relaxed with a potential, by evaluating it once more.
 
-    Parameters
-    ----------
-    name : str
-    answer : Relaxed
-        What :func:`helpers.engine.relax` returns for one structure.
-    potential : Potential
-        With which it should have been relaxed.
-    fmax : float
-        Largest force, eV/Å.
-    smax : float, optional
-        Largest component of the stress, eV/Å³; by default the cell need not be relaxed but must be that of ``start``.
-    start : ase.Atoms, optional
-        Structure before the relaxation, with the cell that must have stayed.
+    ``answer`` is what :func:`helpers.engine.relax` returns for one structure; ``fmax`` the largest force, eV/Å; ``smax`` the largest
+    component of the stress, eV/Å³, by default any: then the cell must be that of the structure at the ``start``.
     """
     if isinstance(answer, list) and answer:
         raise NotYet(f"{name}: `relax` returns a list, one entry per structure. Take its first entry.")
@@ -271,18 +224,7 @@ def check_relaxed(
 
 
 def check_slab(answer: object, crystal: ase.Atoms, n_layers: int, vacuum: float) -> None:
-    """Check a slab with one atom per layer.
-
-    Parameters
-    ----------
-    answer : ase.Atoms
-    crystal : ase.Atoms
-        The bulk it is cut from, relaxed.
-    n_layers : int
-        Atoms it should have.
-    vacuum : float
-        Empty height on *each* side, Å.
-    """
+    """Check a slab with one atom per layer, cut from a relaxed crystal, and the vacuum on *each* side, Å."""
     name = "slab"
     if not isinstance(answer, ase.Atoms):
         raise NotYet(f"{name}: this should be an ase.Atoms, but it is a {type(answer).__name__}.")
@@ -299,11 +241,11 @@ def check_slab(answer: object, crystal: ase.Atoms, n_layers: int, vacuum: float)
     print(f"✓ {name}: right.")
 
 
-def _percentiles(x: np.ndarray, y: np.ndarray, groups: np.ndarray, quantiles: tuple[float, float], n_samples: int = 4000) -> np.ndarray:
+def _percentiles(x: np.ndarray, y: np.ndarray, groups: np.ndarray, quantiles: tuple[float, float]) -> np.ndarray:
     """Return quantiles of the slope of y on x over resampled groups."""
     codes, names = pd.factorize(np.asarray(groups))
     xx, xy = np.bincount(codes, x * x), np.bincount(codes, x * y)
-    drawn = np.random.default_rng(0).integers(len(names), size=(n_samples, len(names)))
+    drawn = np.random.default_rng(0).integers(len(names), size=(4000, len(names)))
     return np.percentile(xy[drawn].sum(axis=1) / xx[drawn].sum(axis=1), quantiles)
 
 
@@ -311,24 +253,14 @@ def _percentiles(x: np.ndarray, y: np.ndarray, groups: np.ndarray, quantiles: tu
 # Data
 
 
-def forces(chosen: str, material: str | None = None, temperature_k: float | None = None, model: str = "chgnet-0.3.0") -> pd.DataFrame:
-    """Return force components of a model beside those of DFT, from the committed table.
+def forces(chosen: str, material: str | None = None, temperature_k: float | None = None) -> pd.DataFrame:
+    """Return force components of CHGNet beside those of DFT, from the committed table.
 
-    Parameters
-    ----------
-    chosen : str
-        A set of :mod:`helpers.benchmarks.off_equilibrium`.
-    material : str, optional
-    temperature_k : float, optional
-        Of ab-initio molecular dynamics of the perfect crystal or melt.
-    model : str
+    One row per component: ``value`` (model) and ``reference`` (DFT), eV/Å, with ``material`` and ``case`` (the frame).
 
-    Returns
-    -------
-    DataFrame
-        One row per component: ``value`` (model) and ``reference`` (DFT), eV/Å, with ``material`` and ``case`` (the frame).
+    ``chosen`` is a set of :mod:`helpers.benchmarks.off_equilibrium`; at a temperature only dynamics of the perfect crystal or melt counts.
     """
-    rows = results.read("off_equilibrium", model)
+    rows = results.read("off_equilibrium", "chgnet-0.3.0")
     keep = (rows["set"] == chosen) & (rows["property"] == "force") & (rows["status"] == "ok")
     if material is not None:
         keep &= rows["material"] == material
@@ -403,19 +335,42 @@ def _at_gamma(crystal: ase.Atoms, potential: Potential, repeats: int, step: floa
     return phonons.frequencies(found.model, np.zeros((1, 3)))[0]
 
 
+def _two_sided(change: float, step: float) -> float:
+    return -change / (2 * step)
+
+
+def _rmse(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.sqrt(((y - x) ** 2).mean()))
+
+
+def _size_ratio(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.abs(y).sum() / np.abs(x).sum())
+
+
+def _face(cell: np.ndarray, first: int = 0, second: int = 1) -> float:
+    return float(np.linalg.norm(np.cross(cell[first], cell[second])))
+
+
+def _gammas(energies: Sequence[float], layers: Sequence[int], bulk: float, area: float) -> np.ndarray:
+    return np.array([_gamma(e, n, bulk, area) for e, n in zip(energies, layers, strict=True)])
+
+
+_APART = "how far apart are the two positions, one at +step, one at −step?"
+_SIGN_AND_APART = "the sign, and how far apart the two positions are."
+_BLIND = "It ignores whether model and DFT agree in direction."
+_SQUARE = "this is the root of the mean *square*. The mean of the sizes is asked for."
+
 QUESTIONS: dict[str, Question] = {
     # Lab 1
     "force": Question(
         "force from energies",
-        lambda e_plus, e_minus, step: -(e_plus - e_minus) / (2 * step),
+        lambda e_plus, e_minus, step: _two_sided(e_plus - e_minus, step),
         (
-            Slip(lambda e_plus, e_minus, step: (e_plus - e_minus) / (2 * step), "the sign. A force points to where the energy *falls*."),
-            Slip(
-                lambda e_plus, e_minus, step: -(e_plus - e_minus) / step, "how far apart are the two positions, one at +step, one at −step?"
-            ),
-            Slip(lambda e_plus, e_minus, step: (e_plus - e_minus) / step, "the sign, and how far apart the two positions are."),
-            Slip(lambda e_plus, e_minus, step: -(e_plus - e_minus), "an energy difference is no force yet. Its unit is eV, not eV/Å."),
-            Slip(lambda e_plus, e_minus, step: -500 * (e_plus - e_minus) / step, "that is in meV/Å; eV/Å is asked for."),
+            (lambda p, m, step: (p - m) / (2 * step), "the sign. A force points to where the energy *falls*."),
+            (lambda p, m, step: -(p - m) / step, _APART),
+            (lambda p, m, step: (p - m) / step, _SIGN_AND_APART),
+            (lambda p, m, step: m - p, "an energy difference is no force yet. Its unit is eV, not eV/Å."),
+            (lambda p, m, step: 1000 * _two_sided(p - m, step), "that is in meV/Å; eV/Å is asked for."),
         ),
         tolerance=0.02,
     ),
@@ -423,69 +378,46 @@ QUESTIONS: dict[str, Question] = {
         "softening scale s",
         _s,
         (
-            Slip(
-                _reverse,
-                "this is the slope of DFT on the model. Which of the two is on the vertical axis, and whose sum of squares divides?",
-            ),
-            Slip(lambda x, y: 1 / _s(x, y), "this is 1/s, the factor that mends. The slope itself is asked for."),
-            Slip(
+            (_reverse, "this is the slope of DFT on the model. Which of the two is on the vertical axis, and whose squares divide?"),
+            (lambda x, y: 1 / _s(x, y), "this is 1/s, the factor that mends. The slope itself is asked for."),
+            (
                 lambda x, y: 1 / _reverse(x, y),
-                "this line minimises the distances along the DFT axis. Which values are predicted from which?",
+                "this line minimises the distances along the DFT axis. Which is predicted from which?",
             ),
-            Slip(_mean_ratio, "a mean of ratios y/x is not the least-squares slope: components near zero dominate it."),
-            Slip(
-                lambda x, y: float(np.corrcoef(x, y)[0, 1]),
-                "this is the correlation coefficient. It says how much the points scatter, not how steep they are.",
-            ),
-            Slip(
-                lambda x, y: float(np.abs(y).sum() / np.abs(x).sum()),
-                "this is a ratio of sizes. It ignores whether model and DFT agree in direction.",
-            ),
-            Slip(
-                lambda x, y: float(np.sqrt((y @ y) / (x @ x))),
-                "this is a ratio of spreads. It ignores whether model and DFT agree in direction.",
-            ),
+            (_mean_ratio, "a mean of ratios y/x is not the least-squares slope: components near zero dominate it."),
+            (lambda x, y: float(np.corrcoef(x, y)[0, 1]), "this is the correlation coefficient: how much points scatter, not how steep."),
+            (_size_ratio, f"this is a ratio of sizes. {_BLIND}"),
+            (lambda x, y: float(np.sqrt((y @ y) / (x @ x))), f"this is a ratio of spreads. {_BLIND}"),
         ),
     ),
     "inverse slope": Question(
         "inverse slope s'",
         _reverse,
         (
-            Slip(_s, "this is s, the model on DFT, once more. Now DFT is predicted from the model."),
-            Slip(lambda x, y: 1 / _s(x, y), "the other regression is not the same line turned over: 1/s and s' agree only if R² is one."),
-            Slip(lambda x, y: 1 / _reverse(x, y), "this is 1/s'. Whose sum of squares divides?"),
+            (_s, "this is s, the model on DFT, once more. Now DFT is predicted from the model."),
+            (lambda x, y: 1 / _s(x, y), "the other regression is not the same line turned over: 1/s and s' agree only if R² is one."),
+            (lambda x, y: 1 / _reverse(x, y), "this is 1/s'. Whose sum of squares divides?"),
         ),
     ),
     "MAE": Question(
         "MAE",
         _mae,
         (
-            Slip(
-                lambda x, y: float(np.sqrt(((y - x) ** 2).mean())),
-                "this is the root of the mean *square*. The mean of the sizes is asked for.",
-            ),
-            Slip(lambda x, y: float((y - x).mean()), "errors of both signs cancel. Take their sizes first."),
-            Slip(lambda x, y: float(np.abs(y - x).sum()), "this is the sum over all components, not yet the mean."),
+            (_rmse, _SQUARE),
+            (lambda x, y: float((y - x).mean()), "errors of both signs cancel. Take their sizes first."),
+            (lambda x, y: float(np.abs(y - x).sum()), "this is the sum over all components, not yet the mean."),
         ),
     ),
     "cMAE": Question(
         "cMAE",
         lambda x, y: _mae(x, y / _s(x, y)),
         (
-            Slip(_mae, "this is the MAE as it is. The model's forces have to be corrected first."),
-            Slip(lambda x, y: _mae(x, y * _s(x, y)), "multiplied with s the forces become smaller still. A soft model needs larger ones."),
-            Slip(
-                lambda x, y: _mae(x, y * _reverse(x, y)), "this uses the factor s'. The cMAE turns the cloud onto the diagonal, with 1/s."
-            ),
-            Slip(lambda x, y: _mae(x / _s(x, y), y), "here the DFT forces were divided. It is the model's that are corrected."),
-            Slip(
-                lambda x, y: _mae(_s(x, y) * x, y),
-                "this is the scatter about the fitted line. Correct the model's forces, then compare with DFT.",
-            ),
-            Slip(
-                lambda x, y: float(np.sqrt(((y / _s(x, y) - x) ** 2).mean())),
-                "this is the root of the mean *square*. The mean of the sizes is asked for.",
-            ),
+            (_mae, "this is the MAE as it is. The model's forces have to be corrected first."),
+            (lambda x, y: _mae(x, y * _s(x, y)), "multiplied with s the forces become smaller still. A soft model needs larger ones."),
+            (lambda x, y: _mae(x, y * _reverse(x, y)), "this uses the factor s'. The cMAE turns the cloud onto the diagonal, with 1/s."),
+            (lambda x, y: _mae(x / _s(x, y), y), "here the DFT forces were divided. It is the model's that are corrected."),
+            (lambda x, y: _mae(_s(x, y) * x, y), "this is the scatter about the fitted line. Correct the model, then compare with DFT."),
+            (lambda x, y: _rmse(x, y / _s(x, y)), _SQUARE),
         ),
     ),
     # Lab 2
@@ -493,86 +425,72 @@ QUESTIONS: dict[str, Question] = {
         "energy per atom",
         lambda energy, n_atoms: energy / n_atoms,
         (
-            Slip(lambda energy, n_atoms: energy, "this is the energy of the whole cell. How many atoms are in it?"),
-            Slip(lambda energy, n_atoms: energy * n_atoms, "per atom means divided by the number of atoms."),
+            (lambda energy, n_atoms: energy, "this is the energy of the whole cell. How many atoms are in it?"),
+            (lambda energy, n_atoms: energy * n_atoms, "per atom means divided by the number of atoms."),
         ),
     ),
     "area": Question(
         "area of one face",
-        lambda cell: float(np.linalg.norm(np.cross(cell[0], cell[1]))),
+        _face,
         (
-            Slip(lambda cell: 2 * float(np.linalg.norm(np.cross(cell[0], cell[1]))), "this is the area of both faces; one is asked for."),
-            Slip(
+            (lambda cell: 2 * _face(cell), "this is the area of both faces; one is asked for."),
+            (
                 lambda cell: float(np.linalg.norm(cell[0]) * np.linalg.norm(cell[1])),
                 "the two vectors in the plane are not at right angles: a product of lengths is the area of a rectangle.",
             ),
-            Slip(lambda cell: float(abs(np.linalg.det(cell))), "this is the volume of the cell. Only the two vectors in the plane count."),
-            Slip(
-                lambda cell: float(np.linalg.norm(np.cross(cell[0], cell[2]))),
-                "this face stands on the surface. Which two vectors lie in it?",
-            ),
+            (lambda cell: float(abs(np.linalg.det(cell))), "this is the volume of the cell. Only the two vectors in the plane count."),
+            (lambda cell: _face(cell, 0, 2), "this face stands on the surface. Which two vectors lie in it?"),
         ),
     ),
     "surface energy": Question(
         "surface energy",
         _gamma,
         (
-            Slip(lambda e, n, b, a: 2 * _gamma(e, n, b, a), "how many surfaces does a slab have?"),
-            Slip(lambda e, n, b, a: (e - b) / (2 * a), "the bulk energy is per atom, the slab's is for all its atoms."),
-            Slip(
-                lambda e, n, b, a: (e / n - b) / (2 * a),
-                "this is an energy per atom and area. The cost of the whole slab belongs to its two faces.",
-            ),
-            Slip(lambda e, n, b, a: -_gamma(e, n, b, a), "cutting costs energy: γ is positive. Which of the two energies is higher?"),
-            Slip(lambda e, n, b, a: e / (2 * a), "what would the atoms of the slab have had in the bulk? That has to be taken off."),
-            Slip(lambda e, n, b, a: J_PER_M2 * _gamma(e, n, b, a), "this is in J/m² already; eV/Å² is asked for."),
+            (lambda e, n, b, a: 2 * _gamma(e, n, b, a), "how many surfaces does a slab have?"),
+            (lambda e, n, b, a: (e - b) / (2 * a), "the bulk energy is per atom, the slab's is for all its atoms."),
+            (lambda e, n, b, a: (e / n - b) / (2 * a), "this is per atom and area. The cost of the whole slab belongs to its two faces."),
+            (lambda e, n, b, a: -_gamma(e, n, b, a), "cutting costs energy: γ is positive. Which of the two energies is higher?"),
+            (lambda e, n, b, a: e / (2 * a), "what would the atoms of the slab have had in the bulk? That has to be taken off."),
+            (lambda e, n, b, a: J_PER_M2 * _gamma(e, n, b, a), "this is in J/m² already; eV/Å² is asked for."),
         ),
     ),
     "J/m²": Question(
         "surface energy in J/m²",
         lambda gamma: gamma * J_PER_M2,
         (
-            Slip(lambda gamma: gamma, "this is still in eV/Å²."),
-            Slip(lambda gamma: gamma / J_PER_M2, "the conversion goes the other way: 1 eV/Å² is *many* J/m²."),
-            Slip(lambda gamma: gamma * 10 * J_PER_M2, "that is the factor between eV/Å³ and GPa. How many Å² are in a m²?"),
-            Slip(lambda gamma: gamma * J_PER_M2 / 10, "the digits are right, the power of ten is not. How many Å² are in a m²?"),
-            Slip(lambda gamma: gamma * J_PER_M2 * 1e-20, "an eV is converted, the Å² is not. How many Å² are in a m²?"),
+            (lambda gamma: gamma, "this is still in eV/Å²."),
+            (lambda gamma: gamma / J_PER_M2, "the conversion goes the other way: 1 eV/Å² is *many* J/m²."),
+            (lambda gamma: gamma * 10 * J_PER_M2, "that is the factor between eV/Å³ and GPa. How many Å² are in a m²?"),
+            (lambda gamma: gamma * J_PER_M2 / 10, "the digits are right, the power of ten is not. How many Å² are in a m²?"),
+            (lambda gamma: gamma * J_PER_M2 * 1e-20, "an eV is converted, the Å² is not. How many Å² are in a m²?"),
         ),
     ),
     "surface ratio": Question(
         "γ(model) / γ(DFT)",
         lambda gamma, dft_j_per_m2: gamma * J_PER_M2 / dft_j_per_m2,
         (
-            Slip(lambda gamma, dft: gamma / dft, "one is in eV/Å², the other in J/m². A ratio needs both in one unit."),
-            Slip(lambda gamma, dft: dft / (gamma * J_PER_M2), "this is DFT over model. A soft model has a ratio below one."),
-            Slip(lambda gamma, dft: gamma * J_PER_M2 - dft, "this is a difference, in J/m². A ratio is asked for."),
-            Slip(lambda gamma, dft: 1 - gamma * J_PER_M2 / dft, "this is the missing part. The part that is there is asked for."),
-            Slip(lambda gamma, dft: gamma * 10 * J_PER_M2 / dft, "the conversion to J/m² is off by a power of ten; mend it first."),
-            Slip(lambda gamma, dft: gamma / J_PER_M2 / dft, "the unit was converted the wrong way: 1 eV/Å² is *many* J/m²."),
+            (lambda gamma, dft: gamma / dft, "one is in eV/Å², the other in J/m². A ratio needs both in one unit."),
+            (lambda gamma, dft: dft / (gamma * J_PER_M2), "this is DFT over model. A soft model has a ratio below one."),
+            (lambda gamma, dft: gamma * J_PER_M2 - dft, "this is a difference, in J/m². A ratio is asked for."),
+            (lambda gamma, dft: 1 - gamma * J_PER_M2 / dft, "this is the missing part. The part that is there is asked for."),
+            (lambda gamma, dft: gamma * 10 * J_PER_M2 / dft, "the conversion to J/m² is off by a power of ten; mend it first."),
+            (lambda gamma, dft: gamma / J_PER_M2 / dft, "the unit was converted the wrong way: 1 eV/Å² is *many* J/m²."),
         ),
     ),
     "share below": Question(
         "share below DFT",
         lambda x, y: float((np.asarray(y) < np.asarray(x)).mean()),
         (
-            Slip(lambda x, y: float((np.asarray(y) > np.asarray(x)).mean()), "this is the share *above* DFT."),
-            Slip(lambda x, y: float((np.asarray(y) < np.asarray(x)).sum()), "this is how many there are. Of how many?"),
+            (lambda x, y: float((np.asarray(y) > np.asarray(x)).mean()), "this is the share *above* DFT."),
+            (lambda x, y: float((np.asarray(y) < np.asarray(x)).sum()), "this is how many there are. Of how many?"),
         ),
     ),
     "layers": Question(
         "surface energy for each number of layers",
-        lambda energies, layers, e_bulk, area: np.array([_gamma(e, n, e_bulk, area) for e, n in zip(energies, layers, strict=True)]),
+        _gammas,
         (
-            Slip(
-                lambda energies, layers, e_bulk, area: np.array(
-                    [2 * _gamma(e, n, e_bulk, area) for e, n in zip(energies, layers, strict=True)]
-                ),
-                "how many surfaces does a slab have?",
-            ),
-            Slip(
-                lambda energies, layers, e_bulk, area: np.array([_gamma(e, layers[-1], e_bulk, area) for e in energies]),
-                "each slab has its own number of atoms.",
-            ),
+            (lambda *data: 2 * _gammas(*data), "how many surfaces does a slab have?"),
+            (lambda e, n, bulk, area: _gammas(e, [n[-1]] * len(e), bulk, area), "each slab has its own number of atoms."),
         ),
     ),
     # Lab 3
@@ -580,17 +498,17 @@ QUESTIONS: dict[str, Question] = {
         "forces at +step and −step",
         _displaced_forces,
         (
-            Slip(
+            (
                 lambda *data: -_displaced_forces(*data),
                 "the signs. The force on the displaced atom pulls back, that on the other one is its opposite; "
                 "the first number belongs to +step.",
             ),
-            Slip(lambda *data: _displaced_forces(*data, atoms=(0, 1)), "both atoms moved, so nothing happened. Displace the first only."),
-            Slip(
+            (lambda *data: _displaced_forces(*data, atoms=(0, 1)), "both atoms moved, so nothing happened. Displace the first only."),
+            (
                 lambda crystal, potential, step: _displaced_forces(crystal, potential, step / 2),
                 "the atom was moved by half a step. It goes to +step and to −step.",
             ),
-            Slip(
+            (
                 lambda crystal, potential, step: np.array([_displaced_forces(crystal, potential, step)[0], 0.0]),
                 "the second displacement started from the first. Move a fresh copy of the crystal each time.",
             ),
@@ -601,88 +519,73 @@ QUESTIONS: dict[str, Question] = {
         "highest frequency at Γ",
         lambda *data: float(_at_gamma(*data)[-1]),
         (
-            Slip(
-                lambda *data: float(_at_gamma(*data)[0]),
-                "this is the lowest, an acoustic mode. It is zero because the crystal may be moved freely.",
-            ),
-            Slip(lambda *data: float(2 * np.pi * _at_gamma(*data)[-1]), "this is an angular frequency. phonopy gives THz as it is."),
+            (lambda *data: float(_at_gamma(*data)[0]), "this is the lowest, an acoustic mode: zero, as the crystal may be moved freely."),
+            (lambda *data: float(2 * np.pi * _at_gamma(*data)[-1]), "this is an angular frequency. phonopy gives THz as it is."),
         ),
         tolerance=0.02,
     ),
     "spring constant": Question(
         "spring constant",
-        lambda f_plus, f_minus, step: -(f_plus - f_minus) / (2 * step),
+        lambda f_plus, f_minus, step: _two_sided(f_plus - f_minus, step),
         (
-            Slip(lambda f_plus, f_minus, step: (f_plus - f_minus) / (2 * step), "the sign. The force pulls back, so k is positive."),
-            Slip(
-                lambda f_plus, f_minus, step: -(f_plus - f_minus) / step, "how far apart are the two positions, one at +step, one at −step?"
-            ),
-            Slip(lambda f_plus, f_minus, step: (f_plus - f_minus) / step, "the sign, and how far apart the two positions are."),
-            Slip(
-                lambda f_plus, f_minus, step: -f_plus / step,
-                "one displacement only: an anharmonic part is left in. Use both, so that it cancels.",
-            ),
+            (lambda p, m, step: (p - m) / (2 * step), "the sign. The force pulls back, so k is positive."),
+            (lambda p, m, step: -(p - m) / step, _APART),
+            (lambda p, m, step: (p - m) / step, _SIGN_AND_APART),
+            (lambda p, m, step: -p / step, "one displacement only: an anharmonic part is left in. Use both, so that it cancels."),
         ),
     ),
     "reduced mass": Question(
         "reduced mass",
         lambda m1, m2: m1 * m2 / (m1 + m2),
         (
-            Slip(lambda m1, m2: m1 + m2, "this is the total mass. Here the two atoms move *against* each other."),
-            Slip(lambda m1, m2: (m1 + m2) / 2, "this is the mean. The lighter atom moves more: how do inverse masses add?"),
-            Slip(lambda m1, m2: 1 / m1 + 1 / m2, "this is 1/μ."),
-            Slip(
-                lambda m1, m2: float(np.sqrt(m1 * m2)),
-                "this is the geometric mean, which is in the dynamical matrix. How do inverse masses add?",
-            ),
-            Slip(lambda m1, m2: m1, "one atom alone is not what vibrates: both move."),
-            Slip(lambda m1, m2: m2, "one atom alone is not what vibrates: both move."),
+            (lambda m1, m2: m1 + m2, "this is the total mass. Here the two atoms move *against* each other."),
+            (lambda m1, m2: (m1 + m2) / 2, "this is the mean. The lighter atom moves more: how do inverse masses add?"),
+            (lambda m1, m2: 1 / m1 + 1 / m2, "this is 1/μ."),
+            (lambda m1, m2: float(np.sqrt(m1 * m2)), "this geometric mean is in the dynamical matrix. How do inverse masses add?"),
+            (lambda m1, m2: m1, "one atom alone is not what vibrates: both move."),
+            (lambda m1, m2: m2, "one atom alone is not what vibrates: both move."),
         ),
     ),
     "frequency": Question(
         "frequency",
         _frequency,
         (
-            Slip(lambda k, m: 2 * np.pi * _frequency(k, m), "this is the *angular* frequency. How many radians are in one period?"),
-            Slip(lambda k, m: _frequency(k, m) ** 2, "this is the square of it."),
-            Slip(lambda k, m: float(np.sqrt(k / m)), "k is in eV/Å² and the mass in u. What are these in kg and s?"),
-            Slip(lambda k, m: float(np.sqrt(k / m)) / (2 * np.pi), "k is in eV/Å² and the mass in u. What are these in kg and s?"),
-            Slip(lambda k, m: 1e12 * _frequency(k, m), "this is in Hz; THz is asked for."),
-            Slip(lambda k, m: 2e12 * np.pi * _frequency(k, m), "this is the angular frequency, in 1/s; a frequency in THz is asked for."),
-            Slip(lambda k, m: THZ * float(np.sqrt(m / k)), "a stiffer spring vibrates faster, a heavier atom slower."),
+            (lambda k, m: 2 * np.pi * _frequency(k, m), "this is the *angular* frequency. How many radians are in one period?"),
+            (lambda k, m: _frequency(k, m) ** 2, "this is the square of it."),
+            (lambda k, m: float(np.sqrt(k / m)), "k is in eV/Å² and the mass in u. What are these in kg and s?"),
+            (lambda k, m: float(np.sqrt(k / m)) / (2 * np.pi), "k is in eV/Å² and the mass in u. What are these in kg and s?"),
+            (lambda k, m: 1e12 * _frequency(k, m), "this is in Hz; THz is asked for."),
+            (lambda k, m: 2e12 * np.pi * _frequency(k, m), "this is the angular frequency, in 1/s; a frequency in THz is asked for."),
+            (lambda k, m: THZ * float(np.sqrt(m / k)), "a stiffer spring vibrates faster, a heavier atom slower."),
         ),
     ),
     "scaled frequency": Question(
         "frequency after E → cE",
         lambda omega, c: omega * float(np.sqrt(c)),
         (
-            Slip(
-                lambda omega, c: omega * c, "the *curvature* becomes c times as large. What is the frequency of a spring c times as stiff?"
-            ),
-            Slip(
-                lambda omega, c: omega * c**2, "the curvature becomes c times as large. The frequency goes with a root, not with a square."
-            ),
-            Slip(lambda omega, c: omega / float(np.sqrt(c)), "a stiffer spring vibrates faster."),
-            Slip(lambda omega, c: omega, "did the scaled potential enter at all?"),
+            (lambda omega, c: omega * c, "the *curvature* becomes c times as large. What is the frequency of a spring c times as stiff?"),
+            (lambda omega, c: omega * c**2, "the curvature becomes c times as large. The frequency goes with a root, not with a square."),
+            (lambda omega, c: omega / float(np.sqrt(c)), "a stiffer spring vibrates faster."),
+            (lambda omega, c: omega, "did the scaled potential enter at all?"),
         ),
     ),
     "factor from frequency": Question(
         "factor that mends a frequency",
         lambda model, dft: (dft / model) ** 2,
         (
-            Slip(lambda model, dft: dft / model, "with this c, the frequency grows by √c only."),
-            Slip(lambda model, dft: float(np.sqrt(dft / model)), "the root is on the wrong side: ω goes with √c, so c goes with …"),
-            Slip(lambda model, dft: (model / dft) ** 2, "this makes a soft crystal softer still."),
-            Slip(lambda model, dft: model / dft, "this is the ratio of the frequencies. Which c brings the model's onto DFT's?"),
+            (lambda model, dft: dft / model, "with this c, the frequency grows by √c only."),
+            (lambda model, dft: float(np.sqrt(dft / model)), "the root is on the wrong side: ω goes with √c, so c goes with …"),
+            (lambda model, dft: (model / dft) ** 2, "this makes a soft crystal softer still."),
+            (lambda model, dft: model / dft, "this is the ratio of the frequencies. Which c brings the model's onto DFT's?"),
         ),
     ),
     "frequency ratio": Question(
         "ω(model) / ω(DFT)",
         lambda model, dft: model / dft,
         (
-            Slip(lambda model, dft: dft / model, "this is DFT over model. A soft model has a ratio below one."),
-            Slip(lambda model, dft: model - dft, "this is a difference, in THz. A ratio is asked for."),
-            Slip(lambda model, dft: (model / dft) ** 2, "this is the ratio of the curvatures; that of the frequencies is asked for."),
+            (lambda model, dft: dft / model, "this is DFT over model. A soft model has a ratio below one."),
+            (lambda model, dft: model - dft, "this is a difference, in THz. A ratio is asked for."),
+            (lambda model, dft: (model / dft) ** 2, "this is the ratio of the curvatures; that of the frequencies is asked for."),
         ),
     ),
     # Lab 4
@@ -690,37 +593,34 @@ QUESTIONS: dict[str, Question] = {
         "factor c",
         lambda x, y: 1 / _s(x, y),
         (
-            Slip(_s, "this is s. Multiplied with it, forces that are too small become smaller still."),
-            Slip(_reverse, "this is s', the other constant. Here the cloud is to be turned onto the diagonal: c = 1/s."),
-            Slip(lambda x, y: 1 / _reverse(x, y), "this is 1/s'. The reciprocal of the slope of the *model on DFT* is asked for."),
-            Slip(lambda x, y: 1 / _mean_ratio(x, y), "a mean of ratios is not the least-squares slope: components near zero dominate it."),
-            Slip(
-                lambda x, y: float(np.abs(x).sum() / np.abs(y).sum()),
-                "this is a ratio of sizes. It ignores whether model and DFT agree in direction.",
-            ),
+            (_s, "this is s. Multiplied with it, forces that are too small become smaller still."),
+            (_reverse, "this is s', the other constant. Here the cloud is to be turned onto the diagonal: c = 1/s."),
+            (lambda x, y: 1 / _reverse(x, y), "this is 1/s'. The reciprocal of the slope of the *model on DFT* is asked for."),
+            (lambda x, y: 1 / _mean_ratio(x, y), "a mean of ratios is not the least-squares slope: components near zero dominate it."),
+            (lambda x, y: 1 / _size_ratio(x, y), f"this is a ratio of sizes. {_BLIND}"),
         ),
     ),
     "least-squares factor": Question(
         "factor of least squared error",
         _reverse,
         (
-            Slip(lambda x, y: 1 / _s(x, y), "this is 1/s. Write down Σ(c y − x)² and set its derivative with respect to c to zero."),
-            Slip(_s, "this is s. Write down Σ(c y − x)² and set its derivative with respect to c to zero."),
-            Slip(lambda x, y: 1 / _reverse(x, y), "this is the reciprocal. Whose sum of squares stays in the denominator?"),
+            (lambda x, y: 1 / _s(x, y), "this is 1/s. Write down Σ(c y − x)² and set its derivative with respect to c to zero."),
+            (_s, "this is s. Write down Σ(c y − x)² and set its derivative with respect to c to zero."),
+            (lambda x, y: 1 / _reverse(x, y), "this is the reciprocal. Whose sum of squares stays in the denominator?"),
         ),
     ),
     "error left": Question(
         "MAE after / before",
         _error_left,
         (
-            Slip(lambda c, x, y: _mae(x, c * y), "this is the error after, in eV/Å. Divide it by the error before."),
-            Slip(lambda c, x, y: 1 / _error_left(c, x, y), "this is before over after."),
-            Slip(lambda c, x, y: _error_left(1 / c, x, y), "the forces were divided by c. E → cE multiplies them."),
-            Slip(lambda c, x, y: _mae(c * x, y) / _mae(x, y), "here the DFT forces were multiplied. It is the model that is mended."),
-            Slip(lambda c, x, y: 1 - _error_left(c, x, y), "this is the part that was removed. The part that is left is asked for."),
-            Slip(
-                lambda c, x, y: float(np.sqrt(((c * y - x) ** 2).mean() / ((y - x) ** 2).mean())),
-                "this is the ratio of the root mean *square* errors. That of the mean sizes is asked for.",
+            (lambda c, x, y: _mae(x, c * y), "this is the error after, in eV/Å. Divide it by the error before."),
+            (lambda c, x, y: 1 / _error_left(c, x, y), "this is before over after."),
+            (lambda c, x, y: _error_left(1 / c, x, y), "the forces were divided by c. E → cE multiplies them."),
+            (lambda c, x, y: _mae(c * x, y) / _mae(x, y), "here the DFT forces were multiplied. It is the model that is mended."),
+            (lambda c, x, y: 1 - _error_left(c, x, y), "this is the part that was removed. The part that is left is asked for."),
+            (
+                lambda c, x, y: _rmse(x, c * y) / _rmse(x, y),
+                "this is a ratio of root mean *square* errors. That of the mean sizes is asked for.",
             ),
         ),
     ),
@@ -728,16 +628,11 @@ QUESTIONS: dict[str, Question] = {
         "error left, for every label",
         _every_label,
         (
-            Slip(
-                lambda pairs: _every_label(pairs, own=True),
-                "the label is among the frames it is tested on. A test must not contain what was fitted.",
-            ),
-            Slip(lambda pairs: _every_label(pairs, scale=lambda x, y: 1 / _reverse(x, y)), "here c = s' was used. Use 1/s of the label."),
-            Slip(
-                lambda pairs: _every_label(pairs, scale=lambda x, y: 1 / _s(x, y)), "here c = s was used. What mends a soft model is 1/s."
-            ),
-            Slip(
-                lambda pairs: np.array([_error_left(1 / _s(x, y), x, y) for x, y in pairs]),
+            (lambda pairs: _every_label(pairs, own=True), "the label is among its tests. A test must not contain what was fitted."),
+            (lambda pairs: _every_label(pairs, scale=lambda x, y: 1 / _reverse(x, y)), "here c = s' was used. Use 1/s of the label."),
+            (lambda pairs: _every_label(pairs, scale=lambda x, y: 1 / _s(x, y)), "here c = s was used. What mends a soft model is 1/s."),
+            (
+                lambda pairs: np.array([_error_left(1 / _s(*pair), *pair) for pair in pairs]),
                 "each factor was tested on its own label. Test it on all the *other* frames.",
             ),
         ),
@@ -747,18 +642,18 @@ QUESTIONS: dict[str, Question] = {
         "forces of the mended potential",
         lambda c, f: c * np.asarray(f),
         (
-            Slip(lambda c, f: np.asarray(f) / c, "they were divided by c."),
-            Slip(lambda c, f: np.asarray(f), "these are the forces of the potential as it was. `scaled` returns a *new* potential."),
-            Slip(lambda c, f: c**2 * np.asarray(f), "c is in it twice."),
+            (lambda c, f: np.asarray(f) / c, "they were divided by c."),
+            (lambda c, f: np.asarray(f), "these are the forces of the potential as it was. `scaled` returns a *new* potential."),
+            (lambda c, f: c**2 * np.asarray(f), "c is in it twice."),
         ),
     ),
     "forgotten": Question(
         "change of the forces, relative to their mean size",
         lambda before, after: _mae(before, after) / float(np.abs(before).mean()),
         (
-            Slip(lambda before, after: _mae(before, after), "this is in eV/Å. Divide it by the mean size of the forces before."),
-            Slip(lambda before, after: _mae(before, after) / float(np.abs(after).mean()), "relative to the forces *before* the training."),
-            Slip(
+            (lambda before, after: _mae(before, after), "this is in eV/Å. Divide it by the mean size of the forces before."),
+            (lambda before, after: _mae(before, after) / float(np.abs(after).mean()), "relative to the forces *before* the training."),
+            (
                 lambda before, after: float(abs(np.abs(after).mean() - np.abs(before).mean()) / np.abs(before).mean()),
                 "this compares mean sizes. Compare component by component, then take the mean.",
             ),

@@ -64,32 +64,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class RegisteredFile:
-    """One external file.
+    """One external file."""
 
-    Attributes
-    ----------
-    key : str
-        Name used in code: ``owner/repository/path`` for files from a repository.
-    benchmark : str
-        What it is for: ``weights`` or the name of a benchmark.
-    url : str
-        Public address.
-    sha256 : str
-        Checksum; empty when it is not known, in which case the first download is trusted and recorded.
-    size : int
-        Size in bytes; 0 when not known.
-    mirror_path : str
-        Place of the file below the mirror folder and below the cache.
-    licence, citation : str
-        Terms and source.
-    """
-
-    key: str
-    benchmark: str
-    url: str
-    sha256: str
-    size: int
-    mirror_path: str
+    key: str  # name used in code: ``owner/repository/path`` for files from a repository
+    benchmark: str  # what it is for: ``weights`` or the name of a benchmark
+    url: str  # public address
+    sha256: str  # empty when it is not known, in which case the first download is trusted and recorded
+    size: int  # bytes; 0 when not known
+    mirror_path: str  # place of the file below the mirror folder and below the cache
     licence: str
     citation: str
 
@@ -114,10 +96,7 @@ def cache_dir() -> Path:
 def mirror_dir() -> Path | None:
     """Return the local mirror folder, or None when none is set.
 
-    Raises
-    ------
-    RegistryError
-        If the environment variable names a folder that does not exist.
+    RegistryError if the environment variable names a folder that does not exist.
     """
     value = os.environ.get(MIRROR_VARIABLE)
     if not value:
@@ -180,10 +159,7 @@ def expected_sha256(file: RegisteredFile) -> str:
 def local_path(key: str) -> Path | None:
     """Return the path of a local, verified copy (mirror first, then cache), or None. Never downloads.
 
-    Raises
-    ------
-    RegistryError
-        If the copy found is not the registered file.
+    RegistryError if the copy found is not the registered file.
     """
     file = lookup(key)
     folders = [folder for folder in (mirror_dir(), cache_dir()) if folder is not None]
@@ -235,18 +211,10 @@ def _wrong(path: Path, file: RegisteredFile) -> str:
 
 
 def fetch(key: str) -> Path:
-    """Return a verified local copy of a registered file, downloading it if necessary.
+    """Return a verified local copy of a registered file (key in ``data/registry.csv``), downloading it if necessary.
 
-    Parameters
-    ----------
-    key : str
-        Key of the file in ``data/registry.csv``.
-
-    Raises
-    ------
-    RegistryError
-        If the key is unknown, a copy has the wrong checksum, the download fails, or offline mode is
-        set and there is no local copy. The message names the file, its address and where to put it.
+    RegistryError if the key is unknown, a copy has the wrong checksum, the download fails, or offline mode is set and there is no local
+    copy. The message names the file, its address and where to put it.
     """
     found = local_path(key)
     if found is not None:

@@ -37,30 +37,14 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """One reference case.
+    """One reference case."""
 
-    Attributes
-    ----------
-    name : str
-        Unique within the benchmark, readable: ``snap/Cu/111``.
-    set : str
-        Reference set, a key of the module's ``SETS``.
-    material : str
-        What intervals are bootstrapped over: ``Cu``, ``mp-1265``, …
-    structures : dict of str to ase.Atoms
-        By role: ``slab``, ``bulk``, ``frame``, …
-    reference : dict
-        DFT values by property: floats, or arrays for forces and stress.
-    info : dict
-        Further columns of the table: Miller index, temperature, pressure, …
-    """
-
-    name: str
-    set: str
-    material: str
-    structures: dict[str, ase.Atoms]
-    reference: dict[str, Any] = field(default_factory=dict)
-    info: dict[str, Any] = field(default_factory=dict)
+    name: str  # unique within the benchmark, readable: ``snap/Cu/111``
+    set: str  # reference set, a key of the module's ``SETS``
+    material: str  # what intervals are bootstrapped over: ``Cu``, ``mp-1265``, …
+    structures: dict[str, ase.Atoms]  # by role: ``slab``, ``bulk``, ``frame``, …
+    reference: dict[str, Any] = field(default_factory=dict)  # DFT values by property: floats, or arrays for forces and stress
+    info: dict[str, Any] = field(default_factory=dict)  # further columns of the table: Miller index, temperature, pressure, …
 
 
 def row(
@@ -166,13 +150,7 @@ def write_json(content: Mapping[str, object], path: Path, *, sort_keys: bool = T
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises
-    ------
-    ResultsError
-        If it is damaged; the message names it.
-    """
+    """Read a JSON file; ResultsError if it is damaged; the message names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -180,13 +158,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table that :func:`write_parquet` or :func:`condense` wrote.
-
-    Raises
-    ------
-    ResultsError
-        If it is missing or damaged; the message names it.
-    """
+    """Read a table that :func:`write_parquet` or :func:`condense` wrote; ResultsError if it is missing or damaged; the message names it."""
     try:
         table = pd.read_parquet(path)
         if "rows" not in table.attrs:
@@ -198,17 +170,12 @@ def read_table(path: Path) -> pd.DataFrame:
     return pd.concat([table, common.iloc[table["row"].cumsum() - 1].reset_index(drop=True)], axis=1)[order]
 
 
-def condense(benchmark: str, keys: Collection[str], base: Path | None = None) -> None:
+def condense(benchmark: str, keys: Collection[str]) -> None:
     """Store what the tables of a benchmark have in common once, beside them; :func:`read_table` puts it back, and no number changes.
 
-    Parameters
-    ----------
-    benchmark : str
-    keys : collection of str
-        As for :func:`check`.
-    base : Path, optional
+    Keys are those of :func:`check`.
     """
-    paths = [table_path(benchmark, model, base) for model in models(benchmark)]
+    paths = [table_path(benchmark, model) for model in models(benchmark)]
     tables = [read_table(path) for path in paths]
     marks = [pd.util.hash_pandas_object(table[["set", "case", "property", *keys]].astype(object), index=False) for table in tables]
     row, _ = pd.factorize(pd.concat(marks))
@@ -237,20 +204,11 @@ def condense(benchmark: str, keys: Collection[str], base: Path | None = None) ->
 
 
 def check(table: pd.DataFrame, keys: Collection[str] = ()) -> None:
-    """Check that a table is tidy.
+    """Check that the table of a benchmark is tidy.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Of one benchmark.
-    keys : collection of str
-        Columns that, beside model, set, case and property, tell its rows apart; one of which no set here makes use may be missing.
-
-    Raises
-    ------
-    ResultsError
-        If a standard column is missing, a property has several units in one set (in another set it may count by another measure), a row is
-        neither ok with a finite value and no reason nor failed with a reason, or two rows are of the same thing.
+    ``keys`` are columns that, beside model, set, case and property, tell its rows apart; one of which no set here makes use may be missing.
+    ResultsError if a standard column is missing, a property has several units in one set (in another set it may count by another measure),
+    a row is neither ok with a finite value and no reason nor failed with a reason, or two rows are of the same thing.
     """
     if missing := [name for name in COLUMNS if name not in table]:
         raise ResultsError(f"a table needs the columns {', '.join(COLUMNS)}; this one lacks {', '.join(missing)}")
@@ -290,18 +248,8 @@ def write(
 def read(benchmark: str, model: str | Collection[str] | None = None, *, sets: Collection[str] = ()) -> pd.DataFrame:
     """Read the table of one model, of several, or of all that have one.
 
-    Parameters
-    ----------
-    benchmark : str
-    model : str or collection of str, optional
-    sets : collection of str, optional
-        Reference sets that a table must hold. Who compares models on a set needs it from each of them: a model of which only other
-        sets were computed is left out, and a line says so.
-
-    Raises
-    ------
-    ResultsError
-        If there is none; the message gives the command that makes it.
+    Who compares models on some sets needs these from each of them: a model of which only other sets were computed is left out, and a line
+    says so. ResultsError if there is none; the message gives the command that makes it.
     """
     chosen = models(benchmark) if model is None else [model] if isinstance(model, str) else list(model)
     paths = [table_path(benchmark, key) for key in chosen]

@@ -140,7 +140,10 @@ def _ours(benchmark: str, key: str, **where: str) -> dict[str, Any] | None:
     """Return a row of a benchmark's summary; None if the model has no table."""
     if key not in results.models(benchmark):
         return None
-    summary = benchmarks.module(benchmark).summarise(results.read(benchmark, key))
+    table = results.read(benchmark, key)
+    # Of a table of many sets that one is enough, unless the summary makes it of others.
+    own = table[table["set"] == where["set"]]
+    summary = benchmarks.module(benchmark).summarise(own if len(own) else table)
     return dict(summary[(summary[list(where)].astype(str) == pd.Series(where)).all(axis=1)].iloc[0])
 
 

@@ -11,7 +11,7 @@ Their product is R² (both through the origin, or both with an intercept). A mod
 predicts the mean of x among all structures that look alike to it. For such a *calibrated* predictor
 s' = 1 and s = R² < 1: the slope is below one without any defect of the energy surface (regression to the
 mean; Galton, J. Anthropol. Inst. 15, 246 (1886)). So s alone does not prove softening; s' above one does.
-:func:`decompose` splits 1 − s accordingly.
+:func:`helpers.explanations.explain` splits 1 − s accordingly.
 
 **Why through the origin?** Forces sum to zero over the atoms of a cell, for each direction and each frame, in the
 model and in DFT. So the means of x and y vanish, and the line with a free intercept goes through the
@@ -19,14 +19,14 @@ origin by itself: both slopes agree. For scalar properties the origin is imposed
 that a slope stands for has no constant in it.
 
 Tables are the tidy tables of :mod:`helpers.benchmarks`: for forces, one row per force component. ``by`` names the columns that make a
-group, ``n_resamples``, ``seed`` and ``level`` are those of :func:`bootstrap_over`. ``reference`` and ``predicted`` are those of
+group, ``n_resamples`` and ``seed`` are those of :func:`bootstrap_over`. ``reference`` and ``predicted`` are those of
 :func:`softening_scale`, with its errors; a constant prediction has no inverse slope, and no R².
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,24 +116,14 @@ def softening_scale(reference: ArrayLike, predicted: ArrayLike, intercept: bool 
 
     s = Σxy / Σx²; with an intercept the sums are taken about the means. s < 1 is softening *or* shrinkage (see the module's text).
 
-    Parameters
-    ----------
-    reference, predicted : array_like, any equal shape, or iterables of such arrays, one per frame
-        DFT and model forces of one material (all 3N components of all its frames, eV/Å), or any other pair of quantities in equal units.
-        Frames may have different numbers of atoms. A frame whose prediction failed (all NaN) is left out, with a warning.
-    intercept : bool
-        Fit y = a + s x instead of y = s x. The default has no intercept, because no force must stay no force.
-        For forces, which sum to zero in each frame, both give the same s.
+    Dimensionless. ValueError if shapes differ, there are fewer than two values, one is masked or not finite, or the reference is constant.
+    A frame is named.
 
-    Returns
-    -------
-    float
-        Dimensionless.
-
-    Raises
-    ------
-    ValueError
-        If shapes differ, there are fewer than two values, one is masked or not finite, or the reference is constant. A frame is named.
+    ``reference``, ``predicted``: DFT and model forces of one material (all 3N components of all its frames, eV/Å), or any other pair of
+        quantities in equal units. Frames may have different numbers of atoms. A frame whose prediction failed (all NaN) is left out, with a
+        warning.
+    ``intercept``: fit y = a + s x instead of y = s x. The default has no intercept, because no force must stay no force. For forces, which
+        sum to zero in each frame, both give the same s.
 
     References
     ----------
@@ -183,20 +173,6 @@ class Fit:
     cmae: float
     rmse: float  # root mean square error
 
-    @property
-    def r(self) -> float:
-        """Correlation coefficient; it has the sign of the slope."""
-        return float(np.sign(self.slope) * np.sqrt(self.r2))
-
-    @property
-    def amplitude(self) -> float:
-        """Ratio of standard deviations σ_y / σ_x, which treats both sides alike.
-
-        It is the geometric mean of s and 1/s', the slope of the reduced major axis, and Deming's slope when the errors of
-        both sides are in proportion to their spreads (York, Can. J. Phys. 44, 1079 (1966)).
-        """
-        return float(np.sqrt(abs(self.slope / self.inverse_slope)))
-
 
 def fit(reference: ArrayLike, predicted: ArrayLike, intercept: bool = False) -> Fit:
     """Return slopes, R² and errors of a cloud of points; ValueError if the slope is exactly zero: then there is no corrected MAE."""
@@ -242,64 +218,6 @@ def robust_slope(reference: ArrayLike, predicted: ArrayLike) -> float:
 
 
 # ---------------------------------------------------------------------------------------------------
-# What 1 − s is made of
-
-
-@dataclass(frozen=True)
-class Decomposition:
-    """Two exact splits of 1 − s. All attributes are floats, or arrays of one shape."""
-
-    # s = r · amplitude, with amplitude = σ_y / σ_x.
-    slope: float | np.ndarray
-    r: float | np.ndarray
-    amplitude: float | np.ndarray
-    # Parts of 1 − s owed to r < 1 and to σ_y < σ_x (forces too small).
-    from_correlation: float | np.ndarray
-    from_amplitude: float | np.ndarray
-    # Parts of 1 − s owed to regression to the mean (s = R² of a calibrated predictor with the same correlation) and to what is left,
-    # s' > 1: softening in the strict sense.
-    from_regression: float | np.ndarray
-    from_miscalibration: float | np.ndarray
-
-
-def decompose(fitted: Fit | pd.DataFrame) -> Decomposition:
-    """Split 1 − s into what a correlation below one explains and what forces that are too small explain.
-
-    The slope is a product, s = r σ_y/σ_x = R² / s', so its logarithm is a sum:
-
-        ln s = ln r + ln(σ_y/σ_x)          ln s = ln R² + ln(1/s').
-
-    Both are carried over to 1 − s with the logarithmic mean L(1, s) = (1 − s) / (−ln s), for example
-    from_correlation = −L ln r and from_amplitude = −L ln(σ_y/σ_x). The parts add up to 1 − s exactly, do not
-    depend on an order of factors, and are to first order 1 − r and 1 − σ_y/σ_x (additive logarithmic-mean
-    decomposition: Ang, Energy Policy 33, 867 (2005)).
-    A part is negative where it works the other way (σ_y > σ_x, or s' < 1).
-
-    ``fitted`` is anything with ``slope`` and ``inverse_slope``: a fit, or the tables of :func:`per_material` and :func:`pooled`. Where s ≤
-    0 a logarithm has no meaning: NaN in a table, a ValueError for a single fit.
-    """
-    slope, inverse = np.asarray(fitted.slope, dtype=float), np.asarray(fitted.inverse_slope, dtype=float)
-    if slope.ndim == 0 and slope <= 0:
-        raise ValueError(f"a slope of {slope:.3g} is no product of a correlation and an amplitude that could be split")
-    slope_kept, inverse = np.where(slope > 0, slope, np.nan), np.where(slope > 0, inverse, np.nan)
-    excess = slope_kept - 1
-    # log1p keeps the quotient accurate near s = 1; at s = 1 itself it is 0/0, with limit 1.
-    mean = np.divide(excess, np.log1p(excess), out=np.ones_like(excess), where=excess != 0)
-    log_r2 = np.log(slope_kept * inverse)
-    log_amplitude = np.log(slope_kept / inverse) / 2
-    parts = (
-        slope,
-        np.exp(log_r2 / 2),
-        np.exp(log_amplitude),
-        -mean * log_r2 / 2,
-        -mean * log_amplitude,
-        -mean * log_r2,
-        mean * np.log(inverse),
-    )
-    return Decomposition(*(part.item() if part.ndim == 0 else part for part in map(np.asarray, parts)))
-
-
-# ---------------------------------------------------------------------------------------------------
 # Intervals
 
 
@@ -313,11 +231,7 @@ class Interval:
 
 
 def bootstrap_over(
-    groups: ArrayLike,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    n_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    groups: ArrayLike, statistic: Callable[[np.ndarray], np.ndarray], n_resamples: int = 2000, seed: int = 0, level: float = 0.95
 ) -> Interval:
     """Return a confidence interval from resampling whole groups (materials), not single values.
 
@@ -332,37 +246,44 @@ def bootstrap_over(
     five groups on; with two or three groups the interval is still too narrow (49 % and 74 %). The accelerated
     interval (BCa) covers less here: a few violent materials dominate Σx², and their skewness is noise.
 
-    Parameters
-    ----------
-    groups : array_like, shape (n_groups, k)
-        k additive quantities of each group, such as Σxx and Σxy.
-    statistic : callable
-        Maps totals of shape (..., k) to values of shape (...).
-    n_resamples, seed, level
-        Number of bootstrap samples, seed of the random generator, and coverage.
+    ``groups`` are k additive quantities of each group, as Σxx and Σxy, shape (n_groups, k); ``statistic`` maps totals of shape (..., k)
+    to values of shape (...). Resamples for which it is not finite (such as one group drawn every time, which has no correlation) are left
+    out; if they are more than half, both ends are NaN. ValueError if there are fewer than two groups, a sum is not finite, or ``level`` is
+    not between 0 and 1.
+    """
+    sums = np.asarray(groups, dtype=float)
+    if sums.ndim == 2 and len(sums) < 2:
+        raise ValueError(f"an interval over groups needs at least two groups, got {len(sums)}")
+    return Interval(*estimates(sums, {"": statistic}, n_resamples, seed, level).values())
 
-    Returns
-    -------
-    Interval
-        Resamples for which the statistic is not finite (such as one group drawn every time, which has no correlation) are left
-        out; if they are more than half, both ends are NaN.
 
-    Raises
-    ------
-    ValueError
-        If there are fewer than two groups, a sum is not finite, or ``level`` is not between 0 and 1.
+def estimates(
+    groups: ArrayLike,
+    statistics: Mapping[str, Callable[[np.ndarray], np.ndarray]],
+    n_resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, float]:
+    """Return statistics by name with the ends ``_low`` and ``_high`` of :func:`bootstrap_over`, all of the same resamples.
+
+    The ends are NaN if there is one group only.
     """
     sums = np.asarray(groups, dtype=float)
     if sums.ndim != 2:
         raise ValueError(f"groups must have the shape (n_groups, k), not {sums.shape}")
-    if len(sums) < 2:
-        raise ValueError(f"an interval over groups needs at least two groups, got {len(sums)}")
     if not np.isfinite(sums).all():
         raise ValueError("the groups hold sums that are not finite numbers")
+    drawn = _resampled_counts(len(sums), n_resamples, seed) @ sums if len(sums) > 1 else None
+    found = {}
     with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = float(statistic(sums.sum(axis=0)))
-        resampled = np.asarray(statistic(_resampled_counts(len(sums), n_resamples, seed) @ sums))
-    return Interval(estimate, *_ends(resampled, len(sums), level))
+        for name, statistic in statistics.items():
+            ends = (np.nan, np.nan) if drawn is None else _ends(np.asarray(statistic(drawn)), len(sums), level)
+            found |= _entry(name, float(statistic(sums.sum(axis=0))), *ends)
+    return found
+
+
+def _entry(name: str, estimate: float, low: float, high: float) -> dict[str, float]:
+    return {name: estimate, f"{name}_low": low, f"{name}_high": high}
 
 
 def _resampled_counts(n_groups: int, n_resamples: int, seed: int) -> np.ndarray:
@@ -371,7 +292,7 @@ def _resampled_counts(n_groups: int, n_resamples: int, seed: int) -> np.ndarray:
     return generator.multinomial(n_groups, np.full(n_groups, 1 / n_groups), size=n_resamples).astype(float)
 
 
-def _ends(resampled: np.ndarray, n_groups: int, level: float) -> tuple[float, float]:
+def _ends(resampled: np.ndarray, n_groups: int, level: float = 0.95) -> tuple[float, float]:
     """Return the expanded percentile interval of resampled values."""
     if not 0 < level < 1:
         raise ValueError(f"the level of an interval lies between 0 and 1, not at {level}")
@@ -432,77 +353,38 @@ class _Grouped:
         return np.repeat(per_group, self.sizes)
 
 
-def per_material(table: pd.DataFrame, quantity: str = "force", by: Sequence[str] = ("model", "set", "material")) -> pd.DataFrame:
-    """Fit a property of each material on its own.
+def per_material(table: pd.DataFrame) -> pd.DataFrame:
+    """Fit the forces of each model, set and material on their own.
 
-    Returns
-    -------
-    DataFrame
-        One row per group, in sorted order: the columns of ``by``, ``n`` (components), ``n_cases`` (frames), ``n_failed``
-        (rows that failed and are left out), the columns of :class:`Fit` but the intercept (which is zero), and ``status``, ``reason``:
-        a material without a slope is a ``failed`` row.
-
-    Raises
-    ------
-    ValueError
-        If a column is missing, the property does not occur, or an ``ok`` row is not finite.
+    One row per material, in sorted order: these, ``n`` (components), ``n_cases`` (frames), ``n_failed`` (rows that failed and are left
+    out), the columns of :class:`Fit` but the intercept (which is zero), and ``status``, ``reason``: a material without a slope
+    is a ``failed`` row. ValueError if a column is missing, there are no forces, or an ``ok`` row is not finite.
     """
-    by = list(by)
-    rows = _select(table, quantity, [*by, "case", "material"])
-    grouping = rows.groupby(by, observed=True, sort=True)
-    result = grouping.size().rename("n_rows").reset_index()
-    codes = grouping.ngroup().to_numpy()
-    is_good = (rows["status"] == "ok").to_numpy()
-    good = _good(rows)
-    codes = codes[is_good]
-    n_groups = len(result)
-
-    # Groups that failed altogether have no values to reduce over: fit those that have, then put them in their places.
-    present, codes_present = np.unique(codes, return_inverse=True)
-    data = _Grouped.of(good["reference"].to_numpy(dtype=float), good["value"].to_numpy(dtype=float), codes_present)
-    fitted = _fit_groups(data) if len(present) else {}
-    result["n"] = np.bincount(codes, minlength=n_groups)
-    frames = pd.Series(codes, name="code").to_frame().assign(case=good["case"].to_numpy()).drop_duplicates()
-    result["n_cases"] = np.bincount(frames["code"], minlength=n_groups)
-    result["n_failed"] = result.pop("n_rows") - result["n"]
-    for name in ("slope", "inverse_slope", "r2", "mae", "cmae", "rmse"):
-        column = np.full(n_groups, np.nan)
-        if len(present):
-            column[present] = fitted[name]
-        result[name] = column
-    reason = np.full(n_groups, "every row failed", dtype=object)
-    if len(present):
-        reason[present] = fitted["reason"]
-    result["status"] = np.where(reason == "", "ok", "failed")
-    result["reason"] = reason
-    return result
-
-
-def _fit_groups(data: _Grouped) -> dict[str, np.ndarray]:
-    """Return the quantities of :class:`Fit`, through the origin, for all groups at once."""
-    x, y = data.x, data.y
-    xx, yy, xy = data.total(x * x), data.total(y * y), data.total(x * y)
-    reason = np.select(
-        [
-            data.sizes < 2,
-            np.minimum.reduceat(x, data.starts) == np.maximum.reduceat(x, data.starts),
-            np.minimum.reduceat(y, data.starts) == np.maximum.reduceat(y, data.starts),
-            xy == 0,
-        ],
-        ["fewer than two values", "the reference is constant", "the prediction is constant", "the slope is zero"],
-        default="",
-    ).astype(object)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        slope = np.where(reason == "", xy / xx, np.nan)
-        return {
-            "slope": slope,
-            "inverse_slope": np.where(reason == "", xy / yy, np.nan),
-            "r2": np.where(reason == "", xy * xy / (xx * yy), np.nan),
-            "mae": data.total(np.abs(y - x)) / data.sizes,
-            "cmae": data.total(np.abs(y / data.spread(slope) - x)) / data.sizes,
-            "rmse": np.sqrt(data.total((y - x) ** 2) / data.sizes),
-            "reason": reason,
-        }
+    by = ["model", "set", "material"]
+    rows = _select(table, "force", [*by, "case"])
+    good = _good(rows)[[*by, "case", "reference", "value"]].astype({"reference": float, "value": float})
+    x, y = good["reference"], good["value"]
+    good = good.assign(xx=x * x, yy=y * y, xy=x * y, error=(y - x).abs(), square=(y - x) ** 2)
+    groups = good.groupby(by, observed=True)
+    found = groups[["xx", "yy", "xy"]].sum().assign(n=groups.size(), n_cases=groups["case"].nunique())
+    found = found.join(groups[["error", "square"]].mean().rename(columns={"error": "mae"}))
+    reasons = {
+        "fewer than two values": found["n"] < 2,
+        "the reference is constant": groups["reference"].min() == groups["reference"].max(),
+        "the prediction is constant": groups["value"].min() == groups["value"].max(),
+        "the slope is zero": found["xy"] == 0,
+    }
+    found["reason"] = np.select(list(reasons.values()), list(reasons), default="")
+    xx, yy, xy = (found[name].where(found["reason"] == "") for name in ("xx", "yy", "xy"))
+    found = found.assign(slope=xy / xx, inverse_slope=xy / yy, r2=xy * xy / (xx * yy), rmse=np.sqrt(found["square"]))
+    turned = (y / found["slope"].to_numpy()[groups.ngroup()] - x).abs()
+    found["cmae"] = turned.groupby([good[name] for name in by], observed=True).mean()
+    # Materials that failed altogether have no values.
+    n_rows = rows.groupby(by, observed=True).size()
+    found = found.reindex(n_rows.index).fillna({"n": 0, "n_cases": 0, "reason": "every row failed"}).astype({"n": int, "n_cases": int})
+    found = found.assign(n_failed=n_rows - found["n"], status=np.where(found["reason"] == "", "ok", "failed"))
+    numbers = ["n", "n_cases", "n_failed", "slope", "inverse_slope", "r2", "mae", "cmae", "rmse"]
+    return found[[*numbers, "status", "reason"]].reset_index()
 
 
 # Columns of the additive sums of a group.
@@ -527,15 +409,9 @@ _POOLED = {
 
 
 def pooled(
-    table: pd.DataFrame,
-    quantity: str = "force",
-    clusters: str = "material",
-    by: Sequence[str] = ("model", "set"),
-    n_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    table: pd.DataFrame, clusters: str = "material", by: Sequence[str] = ("model", "set"), n_resamples: int = 2000, seed: int = 0
 ) -> pd.DataFrame:
-    """Fit all materials of each model and set together, with intervals from resampling materials.
+    """Fit the forces of all materials of each model and set together, with intervals from resampling materials.
 
     The pooled slope weights each material with its Σx²: violent frames of large cells count most. Compare it with :func:`distribution`,
     in which each material counts once.
@@ -543,58 +419,33 @@ def pooled(
     The values of the column ``clusters`` are resampled. For a set of one material use ``"case"``, and remember that frames of one
     trajectory are alike.
 
-    Returns
-    -------
-    DataFrame
-        One row per group: ``n``, ``n_clusters``, ``n_failed``, and each of slope, inverse_slope, r2, mae, rmse, cmae with ``_low``
-        and ``_high``, which are NaN when there is one cluster only.
+    One row per group: ``n``, ``n_clusters``, ``n_failed``, and each of slope, inverse_slope, r2, mae, rmse, cmae with ``_low`` and
+    ``_high``, which are NaN when there is one cluster only. ValueError as for :func:`per_material`, and if a group has no slope.
 
-    Raises
-    ------
-    ValueError
-        As for :func:`per_material`, and if a group has no slope.
-
-    Notes
-    -----
     The corrected MAE is no function of additive sums, because each resample has its own slope s. But for a fixed factor
     c = 1/s the sum of |c y − x| is additive, and it is convex and piecewise linear in c. It is tabulated for each material
     on a grid of c that spans the resampled 1/s, and read off at each resample's own c; with thousands of components
     the interpolation error is far below the sampling error.
     """
     by = list(by)
-    rows = _select(table, quantity, [*by, clusters, "material"])
-    good = _good(rows)
-    failed = (rows["status"] != "ok").groupby([rows[name] for name in by], observed=True).sum()
     records = []
-    for key, group in good.groupby(by, observed=True, sort=True):
-        key = key if isinstance(key, tuple) else (key,)
-        x, y = _pair(group["reference"], group["value"])
-        fitted = fit(x, y)
-        codes, _ = pd.factorize(group[clusters])
-        data = _Grouped.of(x, y, codes)
-        record = dict(zip(by, key, strict=True))
-        record |= {"n": fitted.n, "n_clusters": len(data.sizes), "n_failed": int(failed[key if len(by) > 1 else key[0]])}
-        intervals = _pooled_intervals(data, fitted, n_resamples, seed, level)
-        for name, interval in intervals.items():
-            record |= {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        records.append(record)
+    for key, group in _select(table, "force", [*by, clusters, "material"]).groupby(by, observed=True, sort=True):
+        good = _good(group)
+        if good.empty:
+            continue
+        x, y = _pair(good["reference"], good["value"])
+        data = _Grouped.of(x, y, pd.factorize(good[clusters])[0])
+        x, y = data.x, data.y
+        terms = (np.ones_like(x), x * x, y * y, x * y, np.abs(y - x), (y - x) ** 2)
+        sums = np.stack([data.total(term) for term in terms], axis=1)
+        record = {"n": x.size, "n_clusters": len(sums), "n_failed": len(group) - x.size, **estimates(sums, _POOLED, n_resamples, seed)}
+        ends = _cmae_ends(data, sums, n_resamples, seed) if len(sums) > 1 else (np.nan, np.nan)
+        records.append(dict(zip(by, key, strict=True)) | record | _entry("cmae", fit(x, y).cmae, *ends))
     return pd.DataFrame(records)
 
 
-def _pooled_intervals(data: _Grouped, fitted: Fit, n_resamples: int, seed: int, level: float) -> dict[str, Interval]:
-    names = [*_POOLED, "cmae"]
-    if len(data.sizes) < 2:
-        return {name: Interval(getattr(fitted, name), np.nan, np.nan) for name in names}
-    x, y = data.x, data.y
-    terms = (np.ones_like(x), x * x, y * y, x * y, np.abs(y - x), (y - x) ** 2)
-    sums = np.stack([data.total(term) for term in terms], axis=1)
-    result = {name: bootstrap_over(sums, statistic, n_resamples, seed, level) for name, statistic in _POOLED.items()}
-    low, high = _cmae_ends(data, sums, n_resamples, seed, level)
-    return result | {"cmae": Interval(fitted.cmae, low, high)}
-
-
-def _cmae_ends(data: _Grouped, sums: np.ndarray, n_resamples: int, seed: int, level: float) -> tuple[float, float]:
-    """Return the ends of the interval of the corrected MAE (see the notes of :func:`pooled`)."""
+def _cmae_ends(data: _Grouped, sums: np.ndarray, n_resamples: int, seed: int) -> tuple[float, float]:
+    """Return the ends of the interval of the corrected MAE (see :func:`pooled`)."""
     counts = _resampled_counts(len(sums), n_resamples, seed)
     factor = 1 / _slope(counts @ sums)
     # With few, unlike materials a resample's slope may vanish or change sign: then 1/s spans everything and no grid would do.
@@ -602,7 +453,7 @@ def _cmae_ends(data: _Grouped, sums: np.ndarray, n_resamples: int, seed: int, le
         return np.nan, np.nan
     grid = np.geomspace(factor.min(), factor.max(), _N_FACTORS)
     curves = np.stack([data.total(np.abs(c * data.y - data.x)) for c in grid], axis=1)
-    return _ends(_read_off(grid, counts @ curves, factor) / (counts @ sums[:, _N]), len(sums), level)
+    return _ends(_read_off(grid, counts @ curves, factor) / (counts @ sums[:, _N]), len(sums))
 
 
 def _read_off(grid: np.ndarray, curves: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -615,39 +466,33 @@ def _read_off(grid: np.ndarray, curves: np.ndarray, at: np.ndarray) -> np.ndarra
     return (1 - share) * curves[row, left] + share * curves[row, right]
 
 
-def distribution(
-    fits: pd.DataFrame, by: Sequence[str] = ("model", "set"), n_resamples: int = 2000, seed: int = 0, level: float = 0.95
-) -> pd.DataFrame:
+def distribution(fits: pd.DataFrame, by: Sequence[str] = ("model", "set")) -> pd.DataFrame:
     """Summarise the fits of :func:`per_material`, each material counting once; ValueError if no material of a group has a slope.
 
-    One row per group: ``n_materials``, ``n_failed``, and each of ``slope_mean``, ``slope_median``,
-    ``inverse_slope_median``, ``mae_median``, ``cmae_median``, ``share_below_one`` with ``_low`` and ``_high``, and
-    the quartiles ``slope_q25``, ``slope_q75``. The ends are as in :func:`bootstrap_over`, and NaN for one material.
+    One row per group: ``n_materials``, ``n_failed``, and each of ``slope_mean``, ``slope_median``, ``share_below_one`` and, as far as there
+    are such columns, ``inverse_slope_median``, ``mae_median``, ``cmae_median`` with ``_low`` and ``_high``, and the quartiles
+    ``slope_q25``, ``slope_q75``. The ends are as in :func:`bootstrap_over`, and NaN for one material.
     """
     by = list(by)
-    columns = ["slope", "inverse_slope", "mae", "cmae"]
+    columns = ["slope", *[name for name in ("inverse_slope", "mae", "cmae") if name in fits]]
     records = []
     for key, group in fits.groupby(by, observed=True, sort=True):
-        key = key if isinstance(key, tuple) else (key,)
         values = group.loc[group["status"] == "ok", columns].to_numpy()
         if len(values) == 0:
             raise ValueError(f"no material of {key} has a slope")
-        draws = np.random.default_rng(seed).integers(0, len(values), size=(n_resamples, len(values)))
+        draws = np.random.default_rng(0).integers(0, len(values), size=(2000, len(values)))
         record = dict(zip(by, key, strict=True)) | {"n_materials": len(values), "n_failed": len(group) - len(values)}
         record |= dict(zip(["slope_q25", "slope_q75"], np.quantile(values[:, 0], [0.25, 0.75]), strict=True))
         statistics: dict[str, tuple[np.ndarray, Callable[..., np.ndarray]]] = {
             "slope_mean": (values[:, 0], np.mean),
             "slope_median": (values[:, 0], np.median),
-            "inverse_slope_median": (values[:, 1], np.median),
-            "mae_median": (values[:, 2], np.median),
-            "cmae_median": (values[:, 3], np.median),
+            **{f"{name}_median": (values[:, at], np.median) for at, name in enumerate(columns) if at},
             "share_below_one": ((values[:, 0] < 1).astype(float), np.mean),
         }
         for name, (value, statistic) in statistics.items():
-            low, high = _ends(statistic(value[draws], axis=1), len(values), level) if len(values) > 1 else (np.nan, np.nan)
-            if name == "share_below_one" and len(values) > 1:
-                low, high = _share_ends(float(value.mean()), low, high, len(values), level)
-            record |= {name: float(statistic(value)), f"{name}_low": low, f"{name}_high": high}
+            ends = _ends(statistic(value[draws], axis=1), len(values)) if len(values) > 1 else (np.nan, np.nan)
+            record |= _entry(name, float(statistic(value)), *ends)
+        record |= _opened(record, "share_below_one", len(values))
         records.append(record)
     return pd.DataFrame(records)
 
@@ -656,41 +501,23 @@ def distribution(
 # Scalar properties
 
 
-def scalar_summary(
-    value: ArrayLike,
-    reference: ArrayLike,
-    clusters: Collection | np.ndarray | None = None,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, float]:
+def scalar_summary(value: ArrayLike, reference: ArrayLike, clusters: Collection | np.ndarray | None = None) -> dict[str, float]:
     """Summarise predictions of a scalar property (surface energies, barriers, …) against the reference.
 
     Mind the order of the arguments: that of the table's columns, value first.
 
-    Parameters
-    ----------
-    value, reference : array_like, shape (n,)
-        Prediction and DFT, in equal units.
-    clusters : array_like, shape (n,), optional
-        What each value belongs to (the element of a surface, …): values of one cluster are resampled together. By default each value
-        stands for itself.
+    ``n``, ``n_clusters``, and with ``_low`` and ``_high`` each: ``mean_error`` (of value − reference), ``mae``,
+    ``slope`` and ``inverse_slope`` (both through the origin), ``r2`` (square of Pearson's correlation, about the
+    means: quantities of one sign correlate about zero whatever the model) and
+    ``share_below`` (fraction of value < reference). The ends are NaN when there is one cluster only.
 
-    Returns
-    -------
-    dict
-        ``n``, ``n_clusters``, and with ``_low`` and ``_high`` each: ``mean_error`` (of value − reference), ``mae``,
-        ``slope`` and ``inverse_slope`` (both through the origin), ``r2`` (square of Pearson's correlation, about the
-        means: quantities of one sign correlate about zero whatever the model) and
-        ``share_below`` (fraction of value < reference). The ends are NaN when there is one cluster only.
+    A share of exactly 0 or 1 does not vary under resampling; there the open end is the exact binomial bound with one trial per cluster
+    (Clopper and Pearson, Biometrika 26, 404 (1934)). ValueError as for :func:`inverse_slope`, and if ``clusters`` has another length or
+    misses entries.
 
-        A share of exactly 0 or 1 does not vary under resampling; there the open end is the exact binomial bound with
-        one trial per cluster (Clopper and Pearson, Biometrika 26, 404 (1934)).
-
-    Raises
-    ------
-    ValueError
-        As for :func:`inverse_slope`, and if ``clusters`` has another length or misses entries.
+    ``value``, ``reference`` (shape (n,)): prediction and DFT, in equal units.
+    ``clusters`` (shape (n,)): what each value belongs to (the element of a surface, …): values of one cluster are resampled together. By
+        default each value stands for itself.
     """
     x, y = _predicted_varies(*_pair(reference, value))
     if clusters is None:
@@ -715,18 +542,8 @@ def scalar_summary(
         "r2": lambda s: _pearson_squared(*(s[..., i] for i in (0, 7, 8, 9, 10, 11))),
         "share_below": lambda s: s[..., 6] / s[..., 0],
     }
-    n_clusters = len(data.sizes)
-    result: dict[str, float] = {"n": x.size, "n_clusters": n_clusters}
-    for name, statistic in statistics.items():
-        if n_clusters > 1:
-            interval = bootstrap_over(sums, statistic, n_resamples, seed, level)
-        else:
-            interval = Interval(float(statistic(sums.sum(axis=0))), np.nan, np.nan)
-        low, high = interval.low, interval.high
-        if name == "share_below" and n_clusters > 1:
-            low, high = _share_ends(interval.estimate, low, high, n_clusters, level)
-        result |= {name: interval.estimate, f"{name}_low": low, f"{name}_high": high}
-    return result
+    found = {"n": x.size, "n_clusters": len(sums), **estimates(sums, statistics)}
+    return found | _opened(found, "share_below", len(sums))
 
 
 def scalar_summaries(table: pd.DataFrame, by: Sequence[str] = ("model", "set", "property"), clusters: str = "material") -> pd.DataFrame:
@@ -741,14 +558,11 @@ def scalar_summaries(table: pd.DataFrame, by: Sequence[str] = ("model", "set", "
     return pd.DataFrame(records)
 
 
-def _share_ends(share: float, low: float, high: float, n_clusters: int, level: float) -> tuple[float, float]:
-    """Open the interval of a share of 0 or 1, which resampling cannot."""
-    bound = ((1 - level) / 2) ** (1 / n_clusters)
-    if share == 1:
-        return bound, 1.0
-    if share == 0:
-        return 0.0, 1 - bound
-    return low, high
+def _opened(found: Mapping[str, float], name: str, n_clusters: int) -> dict[str, float]:
+    """Return a share that is 0 or 1, with the open end of its interval, which resampling cannot give."""
+    bound = 0.025 ** (1 / n_clusters)
+    ends = {0.0: (0.0, 1 - bound), 1.0: (bound, 1.0)}.get(found[name]) if n_clusters > 1 else None
+    return _entry(name, found[name], *ends) if ends else {}
 
 
 def _pearson_squared(n: np.ndarray, u: np.ndarray, v: np.ndarray, uu: np.ndarray, vv: np.ndarray, uv: np.ndarray) -> np.ndarray:
@@ -792,10 +606,7 @@ def correction(reference: ArrayLike, predicted: ArrayLike, method: str = "invers
     These are the two regressions of the module's text. Their ratio is R², so ``least_squares`` is the smaller factor, and they
     agree only for R² = 1. The first leaves larger errors, the second a slope below one.
 
-    Raises
-    ------
-    ValueError
-        If the method is unknown, or if the slope is not positive: no factor helps there.
+    ValueError if the method is unknown, or if the slope is not positive: no factor helps there.
     """
     _check_method(method)
     x, y = _predicted_varies(*_pair(reference, predicted))
@@ -815,27 +626,15 @@ def one_label_corrections(table: pd.DataFrame, method: str = "inverse_slope", qu
 
     c comes from the 3N components of the labelled frame alone, and is tested on all other frames.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy table, one row per force component; ``case`` names the frame. Each combination of model, set and material in it is
+    One row per label: ``model, set, material, label, method, c``, ``n_label`` and ``n_others`` (components), and, on all *other* frames,
+    ``mae_before, mae_after, ratio`` (after over before), ``slope_before, slope_after``; ``status`` and ``reason`` (a frame whose slope is
+    not positive, or that has no others, gives no correction: a ``failed`` row with NaN for c and what follows from it). ValueError if the
+    method is unknown, or as for :func:`per_material`.
+
+    ``table``: tidy table, one row per force component; ``case`` names the frame. Each combination of model, set and material in it is
         treated on its own. Failed rows are left out.
-    method : {"inverse_slope", "least_squares"}
-        How c is found; see :func:`correction`.
-    quantity : str
-        The property to correct.
-
-    Returns
-    -------
-    DataFrame
-        One row per label: ``model, set, material, label, method, c``, ``n_label`` and ``n_others`` (components), and, on all *other*
-        frames, ``mae_before, mae_after, ratio`` (after over before), ``slope_before, slope_after``; ``status`` and ``reason`` (a frame
-        whose slope is not positive, or that has no others, gives no correction: a ``failed`` row with NaN for c and what follows from it).
-
-    Raises
-    ------
-    ValueError
-        If the method is unknown, or as for :func:`per_material`.
+    ``method`` ({"inverse_slope", "least_squares"}): how c is found; see :func:`correction`.
+    ``quantity``: the property to correct.
     """
     _check_method(method)
     by = ["model", "set", "material"]
@@ -926,14 +725,13 @@ def transferred(scalars: pd.DataFrame, factors: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def transfer_matrix(table: pd.DataFrame, condition: str, quantity: str = "force") -> pd.DataFrame:
-    """Correct one model and material under one condition (a column: temperature, …) with the factor c = 1/s of another, for all pairs.
+def transfer_matrix(table: pd.DataFrame, condition: str) -> pd.DataFrame:
+    """Correct one model's forces under one condition (a column: temperature, …) with the factor c = 1/s of another, for all pairs.
 
     MAE after over MAE before: the condition that gave the factor in the rows, the condition it is tested on in the columns.
     """
-    good = _good(_select(table, quantity, [condition]))
-    groups = {value: part for value, part in good.groupby(condition, observed=True)}
-    pairs = {value: (part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)) for value, part in groups.items()}
+    good = _good(_select(table, "force", [condition])).astype({"reference": float, "value": float})
+    pairs = {value: (part["reference"], part["value"]) for value, part in good.groupby(condition, observed=True)}
     factors = {value: 1 / softening_scale(x, y) for value, (x, y) in pairs.items()}
     ratios = {
         tested: {source: np.abs(c * y - x).mean() / np.abs(y - x).mean() for source, c in factors.items()}

@@ -47,32 +47,6 @@ from helpers import registry
 from helpers.registry import nearest
 from helpers.results import COLUMNS, Case, Rows, row, table
 
-__all__ = [
-    "CATALOGUE",
-    "COLUMNS",
-    "EXPERIMENTS",
-    "NO_MAGNET",
-    "NO_U",
-    "Case",
-    "Family",
-    "Rows",
-    "Sample",
-    "at_hand",
-    "beside",
-    "chosen_sets",
-    "draw",
-    "drawn",
-    "families",
-    "force_rows",
-    "module",
-    "of",
-    "row",
-    "runs",
-    "sample",
-    "table",
-    "without",
-]
-
 EXPERIMENTS = (
     "fine_tuning",
     "mending",
@@ -99,13 +73,7 @@ CATALOGUE = (
 
 
 def module(name: str) -> ModuleType:
-    """Import a benchmark by name.
-
-    Raises
-    ------
-    KeyError
-        If there is no such benchmark; the message lists those there are.
-    """
+    """Import a benchmark by name; KeyError if there is no such benchmark, which lists those there are."""
     if name not in CATALOGUE:
         raise KeyError(f"unknown benchmark {name!r}; there are: {', '.join(CATALOGUE)}.{nearest(name, CATALOGUE)}")
     return import_module(f"helpers.{'experiments' if name in EXPERIMENTS else 'benchmarks'}.{name}")
@@ -114,10 +82,7 @@ def module(name: str) -> ModuleType:
 def chosen_sets(known: Collection[str], sets: str | Iterable[str] | None) -> list[str]:
     """Return the reference sets that are asked for, each once: all of a benchmark's ``SETS`` if None.
 
-    Raises
-    ------
-    KeyError
-        If one is unknown or none is given; the message lists those there are.
+    KeyError if one is unknown or none is given, which lists those there are.
     """
     names = list(known) if sets is None else list(dict.fromkeys([sets] if isinstance(sets, str) else sets))
     unknown = [name for name in names if name not in known]
@@ -146,35 +111,20 @@ NO_U, NO_MAGNET = "without O or F beside a +U metal", "without magnetic metals"
 
 @dataclass(frozen=True)
 class Family:
-    """One quantity on one set of systems.
+    """One quantity on one set of systems."""
 
-    Attributes
-    ----------
-    key, name : str
-        For code, and for the reader.
-    benchmark : str
-        Whose table.
-    quantity : str
-        ``force``, ``energy``, ``barrier``, ``stress``, ``frequency`` or ``curvature``.
-    read : callable
-        From that table to the columns of :func:`helpers.explanations.rows`, failed rows included.
-    geometry, selection : str
-        What ``static`` and ``kept`` mean; empty if there is no such thing.
-    functional : bool
-        Whether the reference has another functional than the training data.
-    role : str
-        ``control``: frames like the training data, which say whether a model works at all, not how soft it is. ``card``: on report cards
-        only. ``stand-in``: on report cards only, with a model of the book in the place of DFT, which has no values there.
-    """
-
-    key: str
-    name: str
-    benchmark: str
-    quantity: str
+    key: str  # for code
+    name: str  # for the reader
+    benchmark: str  # whose table
+    quantity: str  # ``force``, ``energy``, ``barrier``, ``stress``, ``frequency`` or ``curvature``
+    # From that table to the columns of :func:`helpers.explanations.rows`, failed rows included.
     read: Callable[[pd.DataFrame], pd.DataFrame]
+    # What ``static`` and ``kept`` mean; empty if there is no such thing.
     geometry: str = ""
     selection: str = ""
-    functional: bool = False
+    functional: bool = False  # whether the reference has another functional than the training data
+    # ``control``: frames like the training data, which say whether a model works at all, not how soft it is. ``card``: on report cards
+    # only. ``stand-in``: on report cards only, with a model of the book in the place of DFT, which has no values there.
     role: Literal["", "control", "card", "stand-in"] = ""
 
     def __post_init__(self) -> None:
@@ -206,7 +156,7 @@ def families(*roles: str) -> dict[str, Family]:
 def of(sets: str | Collection[str], name: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
     """Return the reader of one property of one set, or of some sets."""
     chosen = [sets] if isinstance(sets, str) else sets
-    return lambda table: table[table["set"].isin(chosen) & (table["property"] == name)]
+    return lambda rows: rows[rows["set"].isin(chosen) & (rows["property"] == name)]
 
 
 def beside(chosen: pd.DataFrame, moved: str, fixed: str, extra: Sequence[str] = ()) -> pd.DataFrame:
@@ -239,21 +189,11 @@ def force_rows(model: str, case: Case, values: np.ndarray, references: np.ndarra
 
 @dataclass(frozen=True)
 class Sample:
-    """How many cases of a set are drawn.
+    """How many cases of a set are drawn."""
 
-    Attributes
-    ----------
-    n : int
-        Cases; materials if these are taken whole.
-    max_atoms : int or None
-        Cases with more atoms in all their structures together are not drawn: they take too long.
-    whole : bool
-        Take all cases of a material, where a number belongs to a material.
-    """
-
-    n: int
-    max_atoms: int | None = None
-    whole: bool = False
+    n: int  # cases; materials if these are taken whole
+    max_atoms: int | None = None  # cases with more atoms in all their structures together are not drawn: they take too long
+    whole: bool = False  # take all cases of a material, where a number belongs to a material
 
 
 def at_hand(name: str, wanted: Mapping[str, Sample | None]) -> dict[str, Sample | None]:
@@ -267,21 +207,7 @@ def draw(name: str, cases: Sequence[Case], size: Sample, seed: int = 0) -> list[
     """Draw cases of one set, from their names and DFT values alone, never from a prediction.
 
     Materials come in random order, and each gives one case before any gives a second one. For one seed a larger sample holds the
-    smaller one. Cases that no number would be made of (``usable`` of the benchmark) are not drawn.
-
-    Parameters
-    ----------
-    name : str
-        A benchmark.
-    cases : sequence of Case
-        Of one set.
-    size : Sample
-    seed : int
-
-    Returns
-    -------
-    list of Case
-        In the order in which they were given.
+    smaller one. Cases that no number would be made of (``usable`` of the benchmark) are not drawn. Those drawn stay in their order.
     """
     usable = getattr(module(name), "usable", list)(cases)
     if size.max_atoms is not None:
@@ -313,7 +239,7 @@ def drawn(name: str, sets: Mapping[str, Sample | None], seed: int = 0) -> tuple[
     return chosen, total
 
 
-def sample(name: str, seed: int = 0) -> list[Case]:
+def sample(name: str) -> list[Case]:
     """Return a quick sample of a benchmark: ``QUICK`` of the sets whose files are here, else the stand-in; all of ``LIVE`` if neither."""
     known = module(name)
-    return drawn(name, at_hand(name, getattr(known, "QUICK", {})) or {known.LIVE: None}, seed)[0]
+    return drawn(name, at_hand(name, getattr(known, "QUICK", {})) or {known.LIVE: None})[0]

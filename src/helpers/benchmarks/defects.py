@@ -199,26 +199,8 @@ def formation_energy(defects: Sequence[tuple[int, ase.Atoms, float]], host: ase.
     """Return the energy of a combination of defects that leaves the composition as it is: E = Σ c_i E_i − k e_host.
 
     Here k is how many times the atoms of the host's cell are found in Σ c_i (atoms of cell i). For one vacancy in a metal
-    this is E_f = E_defect − (N − 1)/N E_bulk.
-
-    Parameters
-    ----------
-    defects : sequence of (int, ase.Atoms, float)
-        Of each defect how often it occurs (c_i), its supercell, and the supercell's energy E_i in eV.
-    host : ase.Atoms
-        Any cell of the perfect crystal.
-    e_host : float
-        Its energy, eV.
-
-    Returns
-    -------
-    float
-        eV, for the whole combination.
-
-    Raises
-    ------
-    ValueError
-        If the combination has another composition than the host.
+    this is E_f = E_defect − (N − 1)/N E_bulk. Of each defect is given how often it occurs (c_i), its supercell and the supercell's energy
+    (E_i, eV), of the perfect crystal any cell and its energy. ValueError if the combination has another composition than the host.
     """
     largest = max(int(atoms.numbers.max()) for atoms in (host, *[atoms for _, atoms, _ in defects]))
     found = np.sum([number * np.bincount(atoms.numbers, minlength=largest + 1) for number, atoms, _ in defects], axis=0)
@@ -394,14 +376,11 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     all defects are relaxed together. Cases of your own have a ``host``, the defects' supercells, and in ``info`` the ``combination`` of
     them and the ``lattice`` (see the module's text).
 
-    Returns
-    -------
-    pandas.DataFrame
-        Properties ``unrelaxed`` and ``relaxed`` (eV, one row per case each). Besides what the case knows
-        there are ``volume_per_atom_a3``, that of the model's own perfect crystal, and in ``relaxed`` rows
-        ``largest_displacement_a``, how far any atom moved as the defects relaxed: a value of the order of the distance
-        between neighbours means that the defect became another one. ``n_broken_bonds`` counts the bonds of the atom taken out,
-        and ``coordination_loss`` the fraction of its bonds that each of its neighbours loses.
+    Properties ``unrelaxed`` and ``relaxed`` (eV, one row per case each). Besides what the case knows
+    there are ``volume_per_atom_a3``, that of the model's own perfect crystal, and in ``relaxed`` rows
+    ``largest_displacement_a``, how far any atom moved as the defects relaxed: a value of the order of the distance
+    between neighbours means that the defect became another one. ``n_broken_bonds`` counts the bonds of the atom taken out,
+    and ``coordination_loss`` the fraction of its bonds that each of its neighbours loses.
     """
     settings: dict[str, Any] = {"fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
     relaxed_hosts = engine.relax_distinct(potential, [case.structures["host"] for case in cases], cell="full", **settings)
@@ -545,27 +524,10 @@ def _unstable_hosts(potential: Potential, suspects: Mapping[int, _Plan], static:
 def relaxation_field(potential: Potential, host: str | ase.Atoms, protocol: Protocol) -> tuple[ase.Atoms, np.ndarray, np.ndarray]:
     """Return how the atoms around a vacancy move.
 
-    Parameters
-    ----------
-    potential : Potential
-    host : str or ase.Atoms
-        An element, in the structure that it has in nature, or a crystal (fcc, hcp or bcc) that the relaxation starts from.
-    protocol : Protocol
-        For the supercell and the thresholds.
-
-    Returns
-    -------
-    atoms : ase.Atoms
-        Relaxed supercell with the vacant site at its centre.
-    displacements : ndarray, shape (n_atoms, 3)
-        From the ideal sites, Å.
-    site : ndarray, shape (3,)
-        Position of the vacant site, Å.
-
-    Raises
-    ------
-    ValueError
-        If the crystal is neither fcc, hcp nor bcc, or a relaxation fails.
+    ``host`` is an element, in the structure that it has in nature, or a crystal (fcc, hcp or bcc) that the relaxation starts from; the
+    protocol decides on supercell and thresholds. Returned are the relaxed supercell with the vacant site at its centre, the displacements
+    from the ideal sites, shape (n_atoms, 3), and the position of the vacant site, shape (3,), Å. ValueError if the crystal is neither fcc,
+    hcp nor bcc, or a relaxation fails.
     """
     crystal = ase.build.bulk(host) if isinstance(host, str) else host
     analyser = SpacegroupAnalyzer(AseAtomsAdaptor.get_structure(crystal), symprec=0.02)
@@ -621,30 +583,20 @@ def pooled(table: pd.DataFrame) -> pd.DataFrame:
 def against_surfaces(defects: pd.DataFrame, slabs: pd.DataFrame) -> pd.DataFrame:
     """Compare vacancies with surfaces of the same metals, to see whether the error grows with the neighbours that an atom loses.
 
-    Parameters
-    ----------
-    defects, slabs : DataFrame
-        From :func:`run` and :func:`helpers.benchmarks.surfaces.run`. Used are sets ``vacancies`` and ``bcc-vacancies``, and
-        ``tran-rebuilt``, of the elements that are in both.
+    The tables are those of :func:`run` and :func:`helpers.benchmarks.surfaces.run`. Used are sets ``vacancies`` and ``bcc-vacancies``, and
+    ``tran-rebuilt``, of the elements that are in both. One row per model, element, defect and property: ``model, element, kind``
+    (``vacancy`` or a facet, ``1 1 1``), ``property`` (``unrelaxed``, with which γ of the unrelaxed slab goes, or ``relaxed``), and
 
-    Returns
-    -------
-    DataFrame
-        One row per model, element, defect and property: ``model, element, kind`` (``vacancy`` or a facet, ``1 1 1``),
-        ``property`` (``unrelaxed``, with which γ of the unrelaxed slab goes, or ``relaxed``), and
+    ``coordination_loss``
+        fraction of their nearest neighbours that those atoms lack that lack any, on average;
+    ``n_bonds``
+        how many bonds fewer there are than among equally many atoms of the bulk, per vacancy or per surface cell of the slab (both
+        faces): half of the missing neighbours. An fcc atom that is taken out breaks 12 bonds but adds 6 to the bulk, so there are 6;
+    ``ratio``
+        model over DFT energy;
+    ``dft_per_bond_ev``, ``error_per_bond_ev``
+        DFT energy, and model − DFT energy, over n_bonds, eV, with the energy γ · 2A for a surface.
 
-        ``coordination_loss``
-            fraction of their nearest neighbours that those atoms lack that lack any, on average;
-        ``n_bonds``
-            how many bonds fewer there are than among equally many atoms of the bulk, per vacancy or per surface cell of the slab (both
-            faces): half of the missing neighbours. An fcc atom that is taken out breaks 12 bonds but adds 6 to the bulk, so there are 6;
-        ``ratio``
-            model over DFT energy;
-        ``dft_per_bond_ev``, ``error_per_bond_ev``
-            DFT energy, and model − DFT energy, over n_bonds, eV, with the energy γ · 2A for a surface.
-
-    Notes
-    -----
     If the energy were a sum over bonds of nearest neighbours, DFT's energy per bond would be the same for every row of an element.
     Areas and bonds of surfaces are those of the slab at ASE's (measured) lattice parameter.
     """

@@ -246,12 +246,9 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     All crystals are relaxed together, then all strained ones, and their stresses are evaluated in one call. A potential with a
     smooth variant is used in that (:meth:`~helpers.potentials.Potential.smooth`). Cases of your own have a ``crystal``.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row per case and property: ``bulk_modulus`` and ``shear_modulus`` (GPa) for each range of strains, and
-        ``volume_per_atom`` (Å³). The reason begins with "unstable" where the elastic tensor is not positive; the volume stands then, too.
-        ``reference`` is NaN where there is no DFT value.
+    One row per case and property: ``bulk_modulus`` and ``shear_modulus`` (GPa) for each range of strains, and
+    ``volume_per_atom`` (Å³). The reason begins with "unstable" where the elastic tensor is not positive; the volume stands then, too.
+    ``reference`` is NaN where there is no DFT value.
     """
     potential = potential.smooth()
     guesses = [case.structures["crystal"] for case in cases]
@@ -400,10 +397,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         }
         if len(good) >= 2:
             record |= softening.scalar_summary(good["value"], good["reference"], clusters=good["material"])
-            ratio = good["value"] / good["reference"]
-            # The shape that distribution() takes; the ratio of a single number is its slope through the origin.
-            fits = good.assign(slope=ratio, inverse_slope=1 / ratio, mae=(good["value"] - good["reference"]).abs(), cmae=0.0)
-            spread = softening.distribution(fits).iloc[0]
+            spread = softening.distribution(good.assign(slope=good["value"] / good["reference"])).iloc[0]
             record |= {f"ratio_median{end}": spread[f"slope_median{end}"] for end in ("", "_low", "_high")}
         records.append(record)
     return pd.DataFrame(records)

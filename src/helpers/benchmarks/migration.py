@@ -243,22 +243,11 @@ def _elements(protocol: Protocol) -> list[Case]:
 
 
 def vacancy_hop(host: ase.Atoms, structure: str, hop: str, n_sites: int) -> list[ase.Atoms]:
-    """Return the first half of the path of an atom that hops into a vacancy next to it, none of it relaxed.
+    """Return the first half of the path of an atom that hops into a vacancy next to it, none of it relaxed: images at 0, ¼ and ½.
 
-    Parameters
-    ----------
-    host : ase.Atoms
-        Primitive cell, with lattice vectors as :func:`ase.build.bulk` orients them.
-    structure : {"fcc", "hcp"}
-    hop : {"fcc", "in-plane", "out-of-plane"}
-        Which of the nearest neighbours hops; ``fcc`` in an fcc metal, the others in an hcp metal.
-    n_sites : int
-        Sites of the supercell; see :func:`helpers.structures.supercell`.
-
-    Returns
-    -------
-    list of ase.Atoms
-        At 0, ¼ and ½ of the hop. The second half mirrors them.
+    ``host`` is a primitive cell, with lattice vectors as :func:`ase.build.bulk` orients them; ``hop`` says which of the nearest neighbours
+    hops: ``fcc`` in an fcc metal, ``in-plane`` or ``out-of-plane`` in an hcp metal. For ``n_sites`` of the supercell see
+    :func:`helpers.structures.supercell`.
     """
     vector = host.positions[1] - host.positions[0] if hop == "out-of-plane" else host.cell.array[0]
     # The vacant site is that of the unit cell's last atom: in hcp the neighbours of the other one lie the other way.
@@ -341,24 +330,21 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     the DFT images are evaluated as they are. Cases of your own have ``image-0``, ``image-1``, … in the order of the path and with the same
     order of atoms. With a ``host`` they are the first half of a symmetric vacancy hop, from the end point to half-way.
 
-    Returns
-    -------
-    pandas.DataFrame
-        All values in eV. Properties, relaxed unless they say otherwise:
+    All values in eV. Properties, relaxed unless they say otherwise:
 
-        ``barrier``
-            One row per case, with ``highest_image`` (path coordinate of the highest image, 0 to 1), ``end_difference_ev`` (last end
-            point − first) and ``ion_shift_a`` (how far the ion moved from its place on the path in any image, end points included, Å).
-            A path that the ion has left by more than half of the hop counts as failed.
-        ``image_energy_relaxed``
-            One row per image, above the first image, with ``image`` (its number) and ``path_coordinate`` (0 to 1, at the ion's initial
-            positions). The reference is NaN where there is none.
-        ``barrier_bent``, ``image_energy_bent``
-            The same with the ion free to move sideways, and twice as many images, for straight paths.
-        ``barrier_static``, ``image_energy_static``
-            The same at the DFT geometry, where there is one.
-        ``vacancy_energy``
-            Formation energy of the vacancy, once per metal of set ``elements``.
+    ``barrier``
+        One row per case, with ``highest_image`` (path coordinate of the highest image, 0 to 1), ``end_difference_ev`` (last end
+        point − first) and ``ion_shift_a`` (how far the ion moved from its place on the path in any image, end points included, Å).
+        A path that the ion has left by more than half of the hop counts as failed.
+    ``image_energy_relaxed``
+        One row per image, above the first image, with ``image`` (its number) and ``path_coordinate`` (0 to 1, at the ion's initial
+        positions). The reference is NaN where there is none.
+    ``barrier_bent``, ``image_energy_bent``
+        The same with the ion free to move sideways, and twice as many images, for straight paths.
+    ``barrier_static``, ``image_energy_static``
+        The same at the DFT geometry, where there is one.
+    ``vacancy_energy``
+        Formation energy of the vacancy, once per metal of set ``elements``.
     """
     hosts = relaxed_hosts(potential, cases, protocol, progress)
     plans = [planned(case, hosts) for case in cases]
@@ -552,16 +538,9 @@ def _vacancy_row(
 def path_frames(potential: Potential, case: Case, protocol: Protocol) -> list[ase.Atoms]:
     """Return the relaxed images of one path, all of it, to be looked at.
 
-    Returns
-    -------
-    list of ase.Atoms
-        In the order of the path, in one cell, with the same order of atoms. ``info`` holds ``energy_ev`` (above the first image),
-        ``path_coordinate`` (0 to 1) and ``moving_ion``, the ion's index. A straight path is shown bent, if the protocol bends it.
-
-    Raises
-    ------
-    ValueError
-        If an image, or the perfect crystal, cannot be relaxed.
+    In the order of the path, in one cell, with the same order of atoms. ``info`` holds ``energy_ev`` (above the first image),
+    ``path_coordinate`` (0 to 1) and ``moving_ion``, the ion's index. A straight path is shown bent, if the protocol bends it. ValueError if
+    an image, or the perfect crystal, cannot be relaxed.
     """
     plan = planned(case, relaxed_hosts(potential, [case], protocol, progress=False))
     if plan.error is not None:
@@ -628,18 +607,14 @@ def _mirrored(image: ase.Atoms, plan: _Plan) -> ase.Atoms:
 # One label
 
 
-def from_one_image(table: pd.DataFrame, method: str = "inverse_slope") -> pd.DataFrame:
+def from_one_image(table: pd.DataFrame) -> pd.DataFrame:
     """Correct a path with the DFT energy of one of its images, for every choice of that image.
 
-    The factor is c = ΔE_DFT / ΔE_model of the labelled image, with ΔE above the first image (there are no DFT forces to take it from),
-    with either method of :func:`helpers.softening.correction`.
+    The factor is c = ΔE_DFT / ΔE_model of the labelled image, with ΔE above the first image (there are no DFT forces to take it from).
 
-    Returns
-    -------
-    DataFrame
-        Columns of :func:`helpers.softening.one_label_corrections` (``label`` is the number of the image, errors are those of all
-        other images but the first) and ``property`` (static or relaxed), ``barrier_before``, ``barrier_after`` and ``barrier_reference``
-        (eV). An image that the model puts on the other side of the first one gives no factor.
+    Columns of :func:`helpers.softening.one_label_corrections` (``label`` is the number of the image, errors are those of all
+    other images but the first) and ``property`` (static or relaxed), ``barrier_before``, ``barrier_after`` and ``barrier_reference``
+    (eV). An image that the model puts on the other side of the first one gives no factor.
     """
     parts = []
     for image_name, barrier_name in (("image_energy_relaxed", "barrier"), ("image_energy_static", "barrier_static")):
@@ -647,7 +622,7 @@ def from_one_image(table: pd.DataFrame, method: str = "inverse_slope") -> pd.Dat
         images = table[(table["property"] == image_name) & table["reference"].notna() & (table["image"] > 0)]
         if images.empty:
             continue
-        factors = softening.one_label_corrections(images.assign(case=images["image"].astype(int)), method, image_name)
+        factors = softening.one_label_corrections(images.assign(case=images["image"].astype(int)), quantity=image_name)
         barriers = table[(table["property"] == barrier_name) & (table["status"] == "ok")]
         barriers = barriers[["model", "set", "material", "value", "reference"]]
         barriers = barriers.rename(columns={"value": "barrier_before", "reference": "barrier_reference"})
@@ -677,13 +652,10 @@ def from_vacancy_energy(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def from_one_element(table: pd.DataFrame, method: str = "inverse_slope") -> pd.DataFrame:
-    """Correct the barriers of all metals with those of one, for every choice of that one.
-
-    As :func:`helpers.softening.one_label_corrections`; ``label`` is the metal. Methods differ for hcp metals, which have two barriers.
-    """
+def from_one_element(table: pd.DataFrame) -> pd.DataFrame:
+    """Correct the barriers of all metals with those of one, the ``label``, as :func:`helpers.softening.one_label_corrections`."""
     barriers = table[(table["property"] == "barrier") & (table["set"] == "elements")]
-    return softening.one_label_corrections(barriers.assign(case=barriers["material"], material="metals"), method, "barrier")
+    return softening.one_label_corrections(barriers.assign(case=barriers["material"], material="metals"), quantity="barrier")
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -349,11 +349,7 @@ def displacements(atoms: ase.Atoms) -> np.ndarray:
 
     A mean position over few frames would take part in their motion and lower a virial, by 1/n_frames or more: hence the sites. The cell is
     a cubic supercell of the element's ground-state structure; periodic images and the origin do not matter. Å, shape (n_atoms, 3).
-
-    Raises
-    ------
-    ValueError
-        If the number of atoms is not that of a cubic supercell, or the nearest sites of two atoms are one and the same.
+    ValueError if the number of atoms is not that of a cubic supercell, or the nearest sites of two atoms are one and the same.
     """
     unit, n_atoms = bulk(atoms.get_chemical_symbols()[0], cubic=True), len(atoms)
     sites = unit.repeat(round((n_atoms / len(unit)) ** (1 / 3))).get_scaled_positions()
@@ -404,14 +400,14 @@ def _moderate(table: pd.DataFrame, low: float, high: float, min_frames: int) -> 
     return kept[~is_tp | kept["material"].isin(frames.index[frames >= min_frames])]
 
 
-def sensitivity(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
+def sensitivity(table: pd.DataFrame) -> pd.DataFrame:
     """Show what the filter of ``mattersim-tp`` does to its softening scale; ValueError if the table has no rows of this set.
 
     For each model, upper limit ``pressure_max_gpa`` (15, 30, 50 and ∞) and choice ``with_u_systems`` (whether oxides and
     fluorides of metals that the Materials Project treats with +U are in): ``n_frames``, ``n_materials``, the pooled ``slope``
     and the ``slope_median`` over compounds, both with intervals, and ``share_below_one``.
     """
-    protocol = protocol or Protocol()
+    protocol = Protocol()
     everything = table[table["set"] == "mattersim-tp"]
     if everything.empty:
         raise ValueError("the table has no rows of the set 'mattersim-tp'")
@@ -427,13 +423,14 @@ def sensitivity(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.Dat
     return pd.concat(found, ignore_index=True)[columns].sort_values(columns[:3], ascending=[True, True, False], ignore_index=True)
 
 
-def by_pressure(table: pd.DataFrame, edges_gpa: Sequence[float] = (-20, 0, 5, 10, 15, 30, 50)) -> pd.DataFrame:
-    """Return the pooled scale of ``mattersim-tp``, unfiltered, in windows of the DFT pressure, with these ends.
+def by_pressure(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the pooled scale of ``mattersim-tp``, unfiltered, in windows of the DFT pressure, up to 50 GPa.
 
     One row per model and window: ``material`` (the window in words, in ascending order of pressure), ``n_frames``, and the
     columns of :func:`helpers.softening.pooled`; intervals from resampling compounds.
     """
     rows = table[(table["set"] == "mattersim-tp") & (table["property"] == "force") & (table["status"] == "ok")]
+    edges_gpa = (-20, 0, 5, 10, 15, 30, 50)
     names = [f"{low:g} to {high:g} GPa" for low, high in itertools.pairwise(edges_gpa)]
     window = pd.cut(rows["pressure_gpa"], edges_gpa, labels=names)
     rows = rows.assign(window=window)[window.notna()]
@@ -452,12 +449,9 @@ def crystals(table: pd.DataFrame) -> pd.DataFrame:
 def elements_of_mptrj() -> pd.DataFrame:
     """Count elements and kinds of distortion in the sample of MPtrj (``data/reference/mptrj_1k_elements.csv`` holds the result).
 
-    Returns
-    -------
-    DataFrame
-        Index ``element``; ``frames`` that hold it; of these ``alone`` (they hold nothing else), ``at_rest`` (no atom of it feels more than
-        0.01 eV/Å), ``displaced`` (one feels more than 0.5 eV/Å), ``sheared`` (shear stress above 1 GPa: half the difference of the largest
-        and the smallest principal stress); and ``largest_force``, the median over frames of the largest DFT force on an atom of it (eV/Å).
+    Index ``element``; ``frames`` that hold it; of these ``alone`` (they hold nothing else), ``at_rest`` (no atom of it feels more than
+    0.01 eV/Å), ``displaced`` (one feels more than 0.5 eV/Å), ``sheared`` (shear stress above 1 GPa: half the difference of the largest
+    and the smallest principal stress); and ``largest_force``, the median over frames of the largest DFT force on an atom of it (eV/Å).
     """
     rows = []
     for case in cases(sets=["mptrj-1k"]):
@@ -477,15 +471,10 @@ def by_temperature(table: pd.DataFrame, block: int = 1) -> pd.DataFrame:
     left out: in silicon those said to be at 300 K have larger forces than those said to be at 3374 K. A ``block`` is how many frames, in
     the table's order, count as one in the interval of ``label_k`` and ``virial_ratio``.
 
-    Returns
-    -------
-    DataFrame
-        One row per model, ``element``, ``volume`` (Å³ per atom) and nominal ``temperature_k``: ``material`` (``Si 300 K``, ``Li 300 K,
-        −10 %``), ``crystal`` (``Si``, ``Li, −10 %``), the columns of :func:`helpers.softening.pooled` with frames resampled, and below
-        melting ``label_k``, ``virial_ratio`` (``_low``, ``_high``: Student's t, 95 %) and ``n_frames``, those with a virial.
+    One row per model, ``element``, ``volume`` (Å³ per atom) and nominal ``temperature_k``: ``material`` (``Si 300 K``, ``Li 300 K,
+    −10 %``), ``crystal`` (``Si``, ``Li, −10 %``), the columns of :func:`helpers.softening.pooled` with frames resampled, and below
+    melting ``label_k``, ``virial_ratio`` (``_low``, ``_high``: Student's t, 95 %) and ``n_frames``, those with a virial.
 
-    Notes
-    -----
     Over a canonical sample −⟨Σ u·F⟩ = 3(N−1) kT, whatever the anharmonicity (equipartition: Tolman, Phys. Rev. 11, 261 (1918)). With
     DFT's forces that is ``label_k``, the nominal temperature only if the frames were drawn from the labelled surface. ``virial_ratio`` is
     Σ u·F of the model over that of DFT: a slope with the displacements as instrument, which neither unbiased noise moves, in model or
@@ -532,19 +521,14 @@ def ratio_of_sums(top: pd.Series, bottom: pd.Series, block: int) -> tuple[float,
 def summarise(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
     """Return one row per model and set, of the rows that :func:`headline` keeps.
 
-    Returns
-    -------
-    DataFrame
-        ``n_frames``, ``n_failed_frames`` and ``n_materials`` (those with forces large enough for a fit of their own); of all components
-        together ``n_components``, ``slope``, ``inverse_slope``, ``r2``, ``mae``, ``cmae``, ``rmse`` (eV/Å); of the materials' own fits
-        ``slope_mean``, ``slope_median``, ``inverse_slope_median``, ``mae_median``, ``cmae_median``, ``share_below_one`` and the
-        quartiles ``slope_q25``, ``slope_q75``: all but ``mae_median`` are NaN for a set most of whose materials have fewer than
-        ``min_frames`` frames (``wbm-21``, ``mptrj-1k``). Intervals (``_low``, ``_high``) come from resampling materials; see
-        :func:`helpers.softening.pooled` and :func:`helpers.softening.distribution`. A model that failed on a whole set has its
-        row, with NaN.
+    ``n_frames``, ``n_failed_frames`` and ``n_materials`` (those with forces large enough for a fit of their own); of all components
+    together ``n_components``, ``slope``, ``inverse_slope``, ``r2``, ``mae``, ``cmae``, ``rmse`` (eV/Å); of the materials' own fits
+    ``slope_mean``, ``slope_median``, ``inverse_slope_median``, ``mae_median``, ``cmae_median``, ``share_below_one`` and the
+    quartiles ``slope_q25``, ``slope_q75``: all but ``mae_median`` are NaN for a set most of whose materials have fewer than
+    ``min_frames`` frames (``wbm-21``, ``mptrj-1k``). Intervals (``_low``, ``_high``) come from resampling materials; see
+    :func:`helpers.softening.pooled` and :func:`helpers.softening.distribution`. A model that failed on a whole set has its
+    row, with NaN.
 
-    Notes
-    -----
     A slope of predictions on DFT is below one for a calibrated (shrunken) model, too: read ``inverse_slope`` beside it
     (:mod:`helpers.softening`). Many frames of ``mptrj-1k`` are so close to equilibrium that their forces are the errors of DFT: those
     below ``min_rms_force_ev_per_a`` enter the pooled fit only.

@@ -183,20 +183,10 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
 def own(crystal: ase.Atoms | IStructure, repeats: int | Sequence[int], protocol: Protocol | None = None, name: str = "own") -> Case:
     """Return a case for a crystal of your own, with the fewest displacements that its symmetry allows.
 
-    Parameters
-    ----------
-    crystal : ase.Atoms or pymatgen Structure
-        Primitive cell; the relaxation starts from it. Constraints do not count; magnetic moments lower the symmetry and travel along.
-    repeats : int or three int
-        Size of the supercell in primitive cells, along each lattice vector. Twice the reach of the forces is wanted.
-    protocol : Protocol, optional
-    name : str
-        What the case is to be called, before the formula.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If that is no crystal, or those are no numbers of cells.
+    ``crystal`` is a primitive cell, from which the relaxation starts. Constraints do not count; magnetic moments lower the symmetry and
+    travel along. ``repeats`` is the size of the supercell in primitive cells, along each lattice vector: twice the reach of the forces is
+    wanted. ``name`` stands before the formula in that of the case. TypeError, ValueError if that is no crystal, or those are no numbers of
+    cells.
     """
     counts = np.asarray(repeats)
     if counts.dtype.kind not in "iuf" or counts.shape not in ((), (3,)) or (counts < 1).any() or (counts % 1 != 0).any():
@@ -241,10 +231,7 @@ def authors(table: pd.DataFrame) -> pd.DataFrame:
 def supercell_matrix(conf: str, source: str) -> np.ndarray:
     """Return the supercell matrix that the text of a ``phonopy.conf`` sets with its tag DIM (three or nine whole numbers).
 
-    Raises
-    ------
-    ValueError
-        If there is no such tag or it has another number of entries; the message names the ``source``.
+    ValueError if there is no such tag or it has another number of entries; the message names the ``source``.
     """
     found = re.search(r"^\s*DIM\s*=\s*(.*)$", conf, flags=re.MULTILINE)
     entries = [int(entry) for entry in found.group(1).split()] if found else []
@@ -487,32 +474,16 @@ def carried_over(crystal: Phonopy, relaxed: ase.Atoms) -> ase.Atoms:
 
 @dataclass
 class Phonons:
-    """A crystal's lattice dynamics by the reference and by the model.
-
-    Attributes
-    ----------
-    case : Case
-    reference : phonopy.Phonopy
-        At the cell of the case; with force constants if the case has forces.
-    displacements : list of (int, ndarray)
-        Index in the supercell, and displacement, Å.
-    model : phonopy.Phonopy or None
-        At the model's cell, with the model's force constants.
-    forces : ndarray, shape (n_displacements, n_atoms, 3), or None
-        Of the model, without those of the perfect supercell, eV/Å.
-    seconds : float
-        Computing time; that of shared batches is divided by the number of atoms.
-    error : str or None
-        Why there is no model.
-    """
+    """A crystal's lattice dynamics by the reference and by the model."""
 
     case: Case
-    reference: Phonopy
-    displacements: list[tuple[int, np.ndarray]] = field(default_factory=list)
-    model: Phonopy | None = None
+    reference: Phonopy  # at the cell of the case; with force constants if the case has forces
+    displacements: list[tuple[int, np.ndarray]] = field(default_factory=list)  # index in the supercell, and displacement, Å
+    model: Phonopy | None = None  # at the model's cell, with the model's force constants
+    # Of the model, without those of the perfect supercell, eV/Å, shape (n_displacements, n_atoms, 3).
     forces: np.ndarray | None = None
-    seconds: float = 0.0
-    error: str | None = None
+    seconds: float = 0.0  # of computing; those of shared batches are divided by the number of atoms
+    error: str | None = None  # why there is no model
 
 
 def phonons(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> list[Phonons]:
@@ -617,16 +588,13 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
 
     Cases of your own have a ``unit_cell``, displaced supercells, the two matrices and, if there are any, DFT forces.
 
-    Returns
-    -------
-    pandas.DataFrame
-        One row per case each: ``omega_max``, ``omega_mean``, ``omega_min``, ``omega_gamma`` (THz) and ``volume_per_atom`` (Å³).
-        For the cases of ``protocol.static_atoms``: ``omega_max_static``, ``omega_mean_static`` (THz).
-        One row per displacement with DFT forces: ``displacement_slope``, with columns ``displacement`` (from 1), ``atom``
-        (in the supercell), ``element``, ``residual_removed``. For the cases of ``protocol.bands``: ``band`` (THz), with columns
-        ``q`` (number on the path), ``branch`` (from 0), ``distance`` (along the path, Å⁻¹) and ``label`` (of a
-        high-symmetry point), and ``dos`` (states per THz and primitive cell), with ``frequency_thz``. Columns ``dft_stable``
-        (lowest DFT frequency above −0.1 THz; missing without DFT) and ``seconds`` are in all rows.
+    One row per case each: ``omega_max``, ``omega_mean``, ``omega_min``, ``omega_gamma`` (THz) and ``volume_per_atom`` (Å³).
+    For the cases of ``protocol.static_atoms``: ``omega_max_static``, ``omega_mean_static`` (THz).
+    One row per displacement with DFT forces: ``displacement_slope``, with columns ``displacement`` (from 1), ``atom``
+    (in the supercell), ``element``, ``residual_removed``. For the cases of ``protocol.bands``: ``band`` (THz), with columns
+    ``q`` (number on the path), ``branch`` (from 0), ``distance`` (along the path, Å⁻¹) and ``label`` (of a
+    high-symmetry point), and ``dos`` (states per THz and primitive cell), with ``frequency_thz``. Columns ``dft_stable``
+    (lowest DFT frequency above −0.1 THz; missing without DFT) and ``seconds`` are in all rows.
     """
     bands = dict(protocol.bands)
     small = [case for case in cases if protocol.relax and "forces" in case.reference and _work(case) <= protocol.static_atoms]
@@ -753,29 +721,10 @@ def softest_mode(
 ) -> list[ase.Atoms]:
     """Return one period of a crystal's softest vibration at a q-point, for an animation.
 
-    Parameters
-    ----------
-    potential, case, protocol
-        As for :func:`phonons`.
-    q : sequence of three float
-        Reduced coordinates of the primitive cell. At Γ, where the three acoustic modes are translations, the lowest of the other
-        modes is taken.
-    repeats : sequence of three int
-        How often the primitive cell is repeated.
-    amplitude_a : float
-        Largest displacement of an atom, Å; far more than the zero-point motion, so that it can be seen.
-    n_frames : int
-        The last frame is one step before the first.
-
-    Returns
-    -------
-    list of ase.Atoms
-        With ``info["frequency_thz"]``, negative for an unstable mode (which grows instead of vibrating).
-
-    Raises
-    ------
-    ValueError
-        If the phonons cannot be computed, or the crystal has one atom per primitive cell and q is Γ.
+    At Γ of the primitive cell, where the three acoustic modes are translations, the lowest of the others is taken. The primitive cell is
+    repeated; ``amplitude_a`` is the largest displacement of an atom, Å, far more than the zero-point motion, so that it can be seen. The
+    last frame is one step before the first. Frames have ``info["frequency_thz"]``, negative for an unstable mode (which grows instead of
+    vibrating). ValueError if the phonons cannot be computed, or the crystal has one atom per primitive cell and q is Γ.
     """
     (found,) = phonons(potential, [case], protocol)
     crystal, at = found.model, np.asarray(q, dtype=float)
@@ -813,14 +762,11 @@ def ratios(table: pd.DataFrame, quantities: Sequence[str] = _RATIOS) -> pd.DataF
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers that the chapter quotes: the ratio of frequencies, model over DFT.
 
-    Returns
-    -------
-    DataFrame
-        One row per model, set, property (``omega_max``, ``omega_mean``, ``omega_gamma``, and the first two static) and subset (``all``;
-        ``dft_stable``, without imaginary DFT frequencies; ``non_magnetic``, without elements that have open d or f shells): ``n``,
-        ``n_failed``, and ``ratio_mean``, ``ratio_median``, ``share_below_one`` with ``_low`` and ``_high``, the 95 % interval from
-        resampling compounds (:func:`helpers.softening.distribution`), NaN for one compound. A subset without a compound that has not
-        failed has no row.
+    One row per model, set, property (``omega_max``, ``omega_mean``, ``omega_gamma``, and the first two static) and subset (``all``;
+    ``dft_stable``, without imaginary DFT frequencies; ``non_magnetic``, without elements that have open d or f shells): ``n``,
+    ``n_failed``, and ``ratio_mean``, ``ratio_median``, ``share_below_one`` with ``_low`` and ``_high``, the 95 % interval from
+    resampling compounds (:func:`helpers.softening.distribution`), NaN for one compound. A subset without a compound that has not
+    failed has no row.
     """
     rows = ratios(table)
     subsets = {
@@ -833,9 +779,6 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     fits = fits.merge(fits.loc[fits["status"] == "ok", keys].drop_duplicates(), on=keys)
     if fits.empty:
         return pd.DataFrame()
-    # The shape that distribution() takes; the ratio of a single number is its slope through the origin.
-    error = (fits["value"] - fits["reference"]).abs()
-    fits = fits.assign(inverse_slope=1 / fits["slope"], mae=error, cmae=0.0)
     summary = softening.distribution(fits, by=keys)
     summary = summary.rename(columns=lambda column: column.replace("slope_", "ratio_").replace("n_materials", "n"))
     kept = ["ratio_mean", "ratio_median", "share_below_one"]
@@ -857,17 +800,9 @@ def conductivities(table: pd.DataFrame) -> pd.DataFrame:
     They are of other people's runs of twelve potentials, at 300 K, from force constants of second and third order (arXiv:2408.00755). The
     frequencies are those of the table and, for MACE-MP-0b, those that the authors published.
 
-    Returns
-    -------
-    DataFrame
-        One row per potential and crystal: ``model``, a key of the catalogue where there is one, ``material``; ``kappa`` and ``kappa_dft``
-        (W/m/K, mean of the diagonal); the ratios to DFT ``kappa_ratio``, ``omega_max`` and ``omega_mean``. NaN: the authors' run found
-        no stable crystal, or nobody has the frequency.
-
-    Raises
-    ------
-    ValueError
-        If the table has no frequencies of these crystals.
+    One row per potential and crystal: ``model``, a key of the catalogue where there is one, ``material``; ``kappa`` and ``kappa_dft``
+    (W/m/K, mean of the diagonal); the ratios to DFT ``kappa_ratio``, ``omega_max`` and ``omega_mean``. NaN: the authors' run found no
+    stable crystal, or nobody has the frequency. ValueError if the table has no frequencies of these crystals.
     """
     known = ratios(table[(table["set"] == "phonondb-pbe") & (table["status"] == "ok")], ("omega_max", "omega_mean"))
     if known.empty:
@@ -890,11 +825,8 @@ def heat_from_softness(found: pd.DataFrame) -> pd.DataFrame:
     follows that κ is s^1.5 times as large: the ratio of frequencies to the third power, whatever the crystal. ``share`` is
     Σ 3 ln(ω/ω_DFT) / Σ ln(κ/κ_DFT) over crystals, one if that is all; with the 95 % interval from resampling crystals.
 
-    Returns
-    -------
-    DataFrame
-        Index ``model``; ``n`` crystals with both conductivities and ``n_failed``; the median ``kappa_ratio``; and for ``max`` and ``mean``
-        the median ``soft_*`` (ω ratio to the third power), ``share_*`` with its ends, and ``r_*`` (correlation of the logarithms).
+    Index ``model``; ``n`` crystals with both conductivities and ``n_failed``; the median ``kappa_ratio``; and for ``max`` and ``mean``
+    the median ``soft_*`` (ω ratio to the third power), ``share_*`` with its ends, and ``r_*`` (correlation of the logarithms).
     """
     records = {}
     for model, part in found.groupby("model"):
@@ -924,12 +856,9 @@ def one_displacement_corrections(table: pd.DataFrame, quantity: str = "omega_max
 
     A displacement in which the model's forces are s times those of DFT asks for c = 1/s, and E → c E turns ω into √c ω.
 
-    Returns
-    -------
-    DataFrame
-        One row per displacement: ``model, set, material, displacement, element, dft_stable, c``, ``needed`` = (ω_DFT/ω)², the factor
-        that the frequency itself asks for, ``before`` and ``after`` (ω and √c ω, THz), ``reference``, ``error_before`` and
-        ``error_after`` (minus the reference), ``status`` and ``reason`` (a slope that is not positive gives no correction).
+    One row per displacement: ``model, set, material, displacement, element, dft_stable, c``, ``needed`` = (ω_DFT/ω)², the factor
+    that the frequency itself asks for, ``before`` and ``after`` (ω and √c ω, THz), ``reference``, ``error_before`` and
+    ``error_after`` (minus the reference), ``status`` and ``reason`` (a slope that is not positive gives no correction).
     """
     keys = ["model", "set", "material"]
     good = table[table["status"] == "ok"]
@@ -953,12 +882,9 @@ def one_displacement_corrections(table: pd.DataFrame, quantity: str = "omega_max
 def effect_of_one_displacement(corrections: pd.DataFrame) -> pd.DataFrame:
     """Return what :func:`one_displacement_corrections` do to each compound of ``phonondb``, over every choice of the displacement.
 
-    Returns
-    -------
-    DataFrame
-        One row per model and compound: ``model, material, labels`` (number of choices), the ratios to DFT ``before`` and ``after`` (median
-        over the choices), ``mae_before`` and ``mae_after`` (THz; mean over the choices) and ``helps``, the share of choices that make
-        the error smaller.
+    One row per model and compound: ``model, material, labels`` (number of choices), the ratios to DFT ``before`` and ``after`` (median
+    over the choices), ``mae_before`` and ``mae_after`` (THz; mean over the choices) and ``helps``, the share of choices that make
+    the error smaller.
     """
     good = corrections[(corrections["status"] == "ok") & (corrections["set"] == "phonondb")]
     for stage in ("before", "after"):
@@ -971,11 +897,8 @@ def effect_of_one_displacement(corrections: pd.DataFrame) -> pd.DataFrame:
 def summarise_corrections(effect: pd.DataFrame) -> pd.DataFrame:
     """Return, per model, what one displacement as the label does (:func:`effect_of_one_displacement`), every compound counting alike.
 
-    Returns
-    -------
-    DataFrame
-        Index ``model``; ``n`` compounds, ``labels``, medians of the ratios ``before`` and ``after``, means of ``mae_before``, ``mae_after``
-        (THz) and ``helps``, and the spread of the ratio over compounds, ``spread_before`` and ``spread_after`` (interquartile range).
+    Index ``model``; ``n`` compounds, ``labels``, medians of the ratios ``before`` and ``after``, means of ``mae_before``, ``mae_after``
+    (THz) and ``helps``, and the spread of the ratio over compounds, ``spread_before`` and ``spread_after`` (interquartile range).
     """
 
     def spread(ratio: pd.Series) -> float:
@@ -1015,13 +938,10 @@ def functionals(table: pd.DataFrame) -> pd.DataFrame:
     Γ all cells move alike, and the frequency does not depend on the supercell: there PBE over PBEsol is the functional
     (with the lattice parameter that belongs to it), and model/PBEsol = model/PBE × PBE/PBEsol.
 
-    Returns
-    -------
-    DataFrame
-        One row per model and compound in both: ``model, material, formula``; at Γ, in THz, ``pbesol``, ``pbe``, and the model in either
-        supercell, ``model_gamma`` and ``model_gamma_pbe_supercell`` (equal if all is well); ``pbe_over_pbesol``, ``model_over_pbesol``,
-        ``model_over_pbe``; and, each within its own supercell, the ratios of the highest frequencies,
-        ``max_over_pbesol`` and ``max_over_pbe``. Empty if there is no such compound.
+    One row per model and compound in both: ``model, material, formula``; at Γ, in THz, ``pbesol``, ``pbe``, and the model in either
+    supercell, ``model_gamma`` and ``model_gamma_pbe_supercell`` (equal if all is well); ``pbe_over_pbesol``, ``model_over_pbesol``,
+    ``model_over_pbe``; and, each within its own supercell, the ratios of the highest frequencies,
+    ``max_over_pbesol`` and ``max_over_pbe``. Empty if there is no such compound.
     """
     good = ratios(table, ("omega_max", "omega_gamma"))
     good = good[good["status"] == "ok"]

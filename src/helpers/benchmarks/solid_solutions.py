@@ -133,15 +133,7 @@ def mixing_energy(e_alloy: float, n_units: float, x: float, e_first: float, e_se
 def site_permutations(sites: ase.Atoms) -> np.ndarray:
     """Return how the space group of a cell, translations that it repeats included, permutes its sites, all of one species.
 
-    Returns
-    -------
-    ndarray of int, shape (n_operations, n_sites)
-        Operation k takes site i to site ``permutations[k, i]``.
-
-    Raises
-    ------
-    ValueError
-        If an operation does not map sites onto sites.
+    Shape (n_operations, n_sites): operation k takes site i to site ``permutations[k, i]``. ValueError if one does not map sites onto sites.
     """
     operations = SpacegroupAnalyzer(AseAtomsAdaptor.get_structure(sites)).get_symmetry_operations()
     rotations = np.array([operation.rotation_matrix for operation in operations])
@@ -374,12 +366,9 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     The end members that the cases need are relaxed first, together; then every distinct structure is evaluated in one call, and
     all alloys are relaxed in another.
 
-    Returns
-    -------
-    pandas.DataFrame
-        The properties of the module's text, energies in the unit of :data:`SYSTEMS`, and ``force`` (eV/Å, one row per
-        component, with columns ``atom`` and ``component``, 0 to 2 for x to z, rounded to 1e-4). ``volume_a3_per_atom`` is that of
-        the structure that the value belongs to.
+    The properties of the module's text, energies in the unit of :data:`SYSTEMS`, and ``force`` (eV/Å, one row per
+    component, with columns ``atom`` and ``component``, 0 to 2 for x to z, rounded to 1e-4). ``volume_a3_per_atom`` is that of
+    the structure that the value belongs to.
     """
     settings: dict[str, Any] = {"cell": "full", "fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
     moving = [number for number, case in enumerate(cases) if protocol.relax and _relaxes(case)]
@@ -498,12 +487,9 @@ def mixing_curve(table: pd.DataFrame, quantity: str | None = None) -> pd.DataFra
 
     The quantity is a property of the table, by default that of :data:`SYSTEMS`. Of the metals, only the frames relaxed in DFT are taken.
 
-    Returns
-    -------
-    DataFrame
-        One row per model, set and composition, and as model ``DFT`` where there is a reference: ``x``, ``n`` (orderings),
-        ``n_failed``, ``mean`` and ``std`` (of the random alloy: orderings weighted by multiplicity; NaN in ``sic-aln``, whose cells
-        do not define one) and ``minimum``, in the units of :data:`SYSTEMS`. Failed orderings are left out of the mean.
+    One row per model, set and composition, and as model ``DFT`` where there is a reference: ``x``, ``n`` (orderings),
+    ``n_failed``, ``mean`` and ``std`` (of the random alloy: orderings weighted by multiplicity; NaN in ``sic-aln``, whose cells
+    do not define one) and ``minimum``, in the units of :data:`SYSTEMS`. Failed orderings are left out of the mean.
     """
     return _curves(_points(table, quantity))
 
@@ -532,14 +518,8 @@ def _curves(points: pd.DataFrame) -> pd.DataFrame:
 def regular_solution(x: ArrayLike, h: ArrayLike, weights: ArrayLike | None = None) -> np.ndarray:
     """Return the least-squares Ω of h = Ω x(1 − x), the regular solution, in units of h.
 
-    Parameters
-    ----------
-    x : array_like, shape (n,)
-        Fraction of the second species. ValueError if no composition lies between the end members.
-    h : array_like, shape (..., n)
-        Mixing energy per exchangeable site. Mind that the energies of ``ca-mg-o`` and ``sic-aln`` are for two.
-    weights : array_like, shape (n,), optional
-        Of the squared residuals.
+    ``x`` is the fraction of the second species, shape (n,), ``h`` the mixing energy per exchangeable site, shape (..., n) (the energies of
+    ``ca-mg-o`` and ``sic-aln`` are for two), weighted squared residuals count. ValueError if no composition lies between the end members.
     """
     return _least_squares(x, h, weights, n_terms=1)[..., 0]
 
@@ -576,7 +556,7 @@ def consolute_temperature(omega: ArrayLike, asymmetry: ArrayLike = 0.0) -> np.nd
     return np.where(highest > 0, highest, np.nan)
 
 
-def binodal(temperatures_k: ArrayLike, omega: float, asymmetry: float = 0.0, n_grid: int = 2001) -> pd.DataFrame:
+def binodal(temperatures_k: ArrayLike, omega: float, asymmetry: float = 0.0) -> pd.DataFrame:
     """Return the miscibility gap of a (sub-)regular solution: the compositions of the two phases that coexist.
 
     They are the ends of the longest straight piece of the lower convex hull (the common tangent) of
@@ -587,20 +567,10 @@ def binodal(temperatures_k: ArrayLike, omega: float, asymmetry: float = 0.0, n_g
     that the mixing energy at 0 K holds at all temperatures. So it puts the gap too high, commonly by hundreds of kelvin.
     Source: Porter, Easterling and Sherif, Phase Transformations in Metals and Alloys (CRC Press, 3rd ed. 2009), ch. 1.
 
-    Parameters
-    ----------
-    temperatures_k : array_like, shape (n,)
-        K.
-    omega, asymmetry : float
-        Ω0 and Ω1, eV per exchangeable site.
-    n_grid : int
-        Compositions at which Δg is taken: the resolution of the result is 1 / (n_grid − 1).
-
-    Returns
-    -------
-    DataFrame
-        Columns ``temperature_k, x_low, x_high``; NaN where the solution is stable at every composition.
+    Temperatures are in K, Ω0 (``omega``) and Ω1 (``asymmetry``) in eV per exchangeable site. Columns ``temperature_k, x_low, x_high``, to a
+    resolution of 5e-4; NaN where the solution is stable at every composition.
     """
+    n_grid = 2001
     x = np.linspace(0, 1, n_grid)
     energy = x * (1 - x) * (omega + asymmetry * (1 - 2 * x))
     entropy = -(special.entr(x) + special.entr(1 - x))
@@ -620,24 +590,21 @@ def binodal(temperatures_k: ArrayLike, omega: float, asymmetry: float = 0.0, n_g
 _PARAMETERS = ("omega", "t_c_k", "omega_0", "omega_1", "t_c_sub_regular_k")
 
 
-def miscibility(table: pd.DataFrame, n_resamples: int = 2000, seed: int = 0, level: float = 0.95) -> pd.DataFrame:
+def miscibility(table: pd.DataFrame, n_resamples: int = 2000) -> pd.DataFrame:
     """Return interaction parameters and consolute temperatures of models, of DFT, and of the paper's Fig. 2c.
 
     Where the orderings are all those of a cell (and for the paper's random ones), Ω is fitted to the mean energy of each composition,
     every composition counting alike. The small cells of ``sic-aln`` define no random alloy: there Ω is fitted
     to all orderings, each counting once, and says which model is too weak, not where the gap lies.
 
-    The intervals are quantiles over resampled orderings, drawn with replacement within each composition. Of an enumeration
+    The intervals (95 %) are quantiles over resampled orderings, drawn with replacement within each composition. Of an enumeration
     nothing was left out, so for those sets they are no error bars: they show how much depends on which orderings a
     sample of this size happens to hold.
 
-    Returns
-    -------
-    DataFrame
-        One row per model and set: ``source`` (``ours`` or ``paper``; of ours, DFT is the reference), ``model``, ``set``,
-        ``n`` (orderings between the end members), and with ``_low`` and ``_high`` each: ``omega`` (regular), ``omega_0`` and ``omega_1``
-        (sub-regular), eV per exchangeable site, ``t_c_k`` = Ω/2k and ``t_c_sub_regular_k``, K, NaN where there is no gap. A
-        value for species that order means only that the fitted curve is asymmetric: their ordered phases lie lower.
+    One row per model and set: ``source`` (``ours`` or ``paper``; of ours, DFT is the reference), ``model``, ``set``,
+    ``n`` (orderings between the end members), and with ``_low`` and ``_high`` each: ``omega`` (regular), ``omega_0`` and ``omega_1``
+    (sub-regular), eV per exchangeable site, ``t_c_k`` = Ω/2k and ``t_c_sub_regular_k``, K, NaN where there is no gap. A
+    value for species that order means only that the fitted curve is asymmetric: their ordered phases lie lower.
     """
     sources = [("ours", _points(table, None))]
     if (table["set"] == "ca-mg-o").any():
@@ -649,14 +616,14 @@ def miscibility(table: pd.DataFrame, n_resamples: int = 2000, seed: int = 0, lev
             if group["x"].nunique() < 2:
                 continue
             record = {"source": source, "model": model, "set": name, "n": len(group)}
-            records.append(record | _thermodynamics(group, SYSTEMS[name], n_resamples, seed, level))
+            records.append(record | _thermodynamics(group, SYSTEMS[name], n_resamples))
     parameters = [f"{name}{end}" for name in _PARAMETERS for end in ("", "_low", "_high")]
     return pd.DataFrame(records, columns=["source", "model", "set", "n", *parameters])
 
 
-def _thermodynamics(points: pd.DataFrame, system: System, n_resamples: int, seed: int, level: float) -> dict[str, float]:
+def _thermodynamics(points: pd.DataFrame, system: System, n_resamples: int) -> dict[str, float]:
     """Return the parameters of a solution with their intervals."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     groups = [group for _, group in points.groupby("x", sort=True)]
     x = np.array([group["x"].iloc[0] for group in groups])
     # First the sample itself, then its resamples.
@@ -672,22 +639,22 @@ def _thermodynamics(points: pd.DataFrame, system: System, n_resamples: int, seed
     found = (omega, consolute_temperature(omega), *both.T, consolute_temperature(*both.T))
     record = {}
     for name, values in zip(_PARAMETERS, found, strict=True):
-        low, high = np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.quantile(values[1:], [0.025, 0.975])
         record |= {name: float(values[0]), f"{name}_low": float(low), f"{name}_high": float(high)}
     return record
 
 
-def miscibility_gaps(fits: pd.DataFrame, name: str, n_points: int = 60) -> tuple[pd.DataFrame, pd.DataFrame]:
+def miscibility_gaps(fits: pd.DataFrame, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the outlines of miscibility gaps of a set for drawing, from the sub-regular solutions of :func:`miscibility`.
 
-    These are lines, two points for each of ``n_points`` temperatures, and tops, one consolute point per model, both with columns
+    These are lines, two points for each of 60 temperatures, and tops, one consolute point per model, both with columns
     ``model, source, x, temperature_k`` (``source`` is ``DFT`` for DFT). Solutions that order have no gap and are left out.
     """
     lines, tops = [], []
     x = np.linspace(0, 1, 1001)
     for entry in fits[(fits["set"] == name) & fits["t_c_sub_regular_k"].notna()].itertuples():
         tags = {"model": entry.model, "source": "DFT" if entry.model == "DFT" else entry.source}
-        gap = binodal(np.linspace(0.02, 0.999, n_points) * entry.t_c_sub_regular_k, entry.omega_0, entry.omega_1).dropna()
+        gap = binodal(np.linspace(0.02, 0.999, 60) * entry.t_c_sub_regular_k, entry.omega_0, entry.omega_1).dropna()
         outline = pd.concat([gap.rename(columns={"x_low": "x"}), gap[::-1].rename(columns={"x_high": "x"})])
         lines.append(outline[["x", "temperature_k"]].assign(**tags))
         top = x[np.argmax(x * (1 - x) * (2 * entry.omega_0 + 6 * entry.omega_1 * (1 - 2 * x)))]
@@ -698,17 +665,9 @@ def miscibility_gaps(fits: pd.DataFrame, name: str, n_points: int = 60) -> tuple
 def against_paper(table: pd.DataFrame) -> dict[str, float]:
     """Compare one model's formation energies of Ca-Mg-O with the DFT points of the paper's Fig. 2c.
 
-    Returns
-    -------
-    dict
-        ``n`` (orderings); ``slope`` through the origin of the model's mean energy at each composition on the mean of the
-        paper's DFT points, with ``slope_low`` and ``slope_high`` (95 %, from resampling compositions); ``lowest_ratio``, the model's lowest
-        energy at x = 1/2 over that of the paper's DFT.
-
-    Raises
-    ------
-    ValueError
-        If the table holds several models or no formation energies.
+    ``n`` (orderings); ``slope`` through the origin of the model's mean energy at each composition on the mean of the paper's DFT points,
+    with ``slope_low`` and ``slope_high`` (95 %, from resampling compositions); ``lowest_ratio``, the model's lowest energy at x = 1/2 over
+    that of the paper's DFT. ValueError if the table holds several models or no formation energies.
     """
     curves = mixing_curve(table[table["set"] == "ca-mg-o"])
     _check_one_model(curves, "of ca-mg-o")
@@ -730,10 +689,7 @@ def _check_one_model(found: pd.DataFrame, what: str) -> None:
 def example_orderings(table: pd.DataFrame, n_ca: int) -> dict[str, Case]:
     """Return the orderings with n_ca of 16 cations, on ideal sites, that have one model's ``lowest`` and ``highest`` formation energy.
 
-    Raises
-    ------
-    ValueError
-        If the table holds several models, or no formation energy at this composition.
+    ValueError if the table holds several models, or no formation energy at this composition.
     """
     chosen = table[(table["property"] == "formation_energy") & (table["status"] == "ok") & np.isclose(table["x"], n_ca / 16)]
     _check_one_model(chosen, f"at {n_ca} Ca atoms")
@@ -749,15 +705,10 @@ def example_orderings(table: pd.DataFrame, n_ca: int) -> dict[str, Case]:
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Return the numbers that the chapter quotes, one row per model, set and property other than ``force``.
 
-    Returns
-    -------
-    DataFrame
-        Columns ``model, set, property, relaxed_in_dft, n, n_failed``; for sets with a reference those of
-        :func:`helpers.softening.scalar_summary`, without the end members, where value and reference are zero by construction (``n`` counts
-        the values compared); for ``formation_energy`` those of :func:`miscibility`. What does not exist is NaN.
+    Columns ``model, set, property, relaxed_in_dft, n, n_failed``; for sets with a reference those of
+    :func:`helpers.softening.scalar_summary`, without the end members, where value and reference are zero by construction (``n`` counts
+    the values compared); for ``formation_energy`` those of :func:`miscibility`. What does not exist is NaN.
 
-    Notes
-    -----
     Intervals come from resampling compositions, not orderings: the errors at one composition have a common part (the model's
     error in the mean), so that orderings are no independent evidence.
     """

@@ -230,7 +230,7 @@ def _read_json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str, tolerance: float = 0.03) -> tuple[int, ...]:
+def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str) -> tuple[int, ...]:
     """Find the Miller index of a slab of a cubic crystal from its geometry, whatever its orientation.
 
     The two in-plane vectors of the slab are vectors of the bulk lattice. All pairs of lattice vectors with these lengths
@@ -238,27 +238,10 @@ def derive_miller(slab: ase.Atoms, lattice_a: float, centring: str, tolerance: f
     a pair, as (100) and (221) do, the one is taken in whose orientation the neighbours of the innermost atom fall onto
     lattice points.
 
-    Parameters
-    ----------
-    slab : ase.Atoms
-        Its first two lattice vectors span the surface.
-    lattice_a : float
-        Lattice parameter of the conventional cell, Å.
-    centring : {"F", "I"}
-        Face-centred (fcc, diamond) or body-centred.
-    tolerance : float
-        Allowed relative difference of lengths.
-
-    Returns
-    -------
-    tuple of int
-        Sorted, largest first; one member of the family.
-
-    Raises
-    ------
-    ValueError
-        If no plane fits.
+    The slab's first two lattice vectors span the surface; ``lattice_a`` is the lattice parameter of the conventional cell, Å; ``centring``
+    is F (face-centred: fcc, diamond) or I (body-centred). Sorted, largest first; one member of the family. ValueError if no plane fits.
     """
+    tolerance = 0.03  # relative, of lengths
     in_plane = slab.cell.array[:2] / lattice_a
     normal = np.cross(*in_plane)
     normal /= np.linalg.norm(normal)
@@ -428,11 +411,8 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progres
     Every distinct slab and bulk crystal is evaluated once, all in one call; then all are relaxed together. Where there is no ``slab``, the
     ``bulk`` is relaxed with the model and one is cut along ``info["miller"]``.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Properties ``gamma_static`` and ``gamma_relaxed`` (eV/Å², one row per case each) and ``force`` (eV/Å, one row
-        per component, with columns ``atom`` and ``component``, 0 to 2 for x to z). A row without a DFT value is a failed one.
+    Properties ``gamma_static`` and ``gamma_relaxed`` (eV/Å², one row per case each) and ``force`` (eV/Å, one row
+    per component, with columns ``atom`` and ``component``, 0 to 2 for x to z). A row without a DFT value is a failed one.
     """
     settings: dict[str, Any] = {"fmax": protocol.fmax_ev_per_a, "max_steps": protocol.max_steps, "progress": progress}
     guesses = [case.structures["bulk"] for case in cases if "slab" not in case.structures and "bulk" in case.structures]

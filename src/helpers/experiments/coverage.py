@@ -385,18 +385,12 @@ def over_seeds(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
     return found.assign(step=found["families"].str.count(r"\+") + 1)
 
 
-def of_potential(made: pd.DataFrame, quantity: str) -> pd.Series:
-    """Return a property of the potential itself, by family."""
-    rows = made[(made["set"] == "silicon") & (made["series"] == "potential") & (made["property"] == quantity)]
-    return rows.set_index("held_out")["value"]
-
-
-def harm(made: pd.DataFrame, quantity: str, series: str = "growing") -> pd.DataFrame:
+def harm(made: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """Return what the last family (the melt) does to each of the others, draw by draw.
 
     Columns ``capacity, held_out, seed, before`` (trained on all families but the last), ``after`` and ``ratio``.
     """
-    rows = made[(made["set"] == "silicon") & (made["series"] == series) & (made["property"] == quantity)]
+    rows = made[(made["set"] == "silicon") & (made["series"] == "growing") & (made["property"] == quantity)]
     wide = rows.pivot_table(index=["capacity", "held_out", "seed"], columns="families", values="value", observed=True, sort=False)
     before, after = (wide["+".join(FAMILIES[:number])] for number in (len(FAMILIES) - 1, len(FAMILIES)))
     return pd.DataFrame({"before": before, "after": after, "ratio": after / before}).reset_index()

@@ -493,13 +493,13 @@ def overview(made: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFra
     return rows.assign(student=kind)[["model", "set", "quantity", "student", "seed", "ratio"]]
 
 
-def curves(values: pd.DataFrame, column: str, protocol: Protocol | None = None) -> pd.DataFrame:
+def curves(values: pd.DataFrame, column: str) -> pd.DataFrame:
     """Return a number against each thing that was varied, mean and range over seeds: what :func:`helpers.figures.seed_curves` draws.
 
     The values have one row per student (one stage, temperature or property), as from :func:`scales` or :func:`ratios`. Panels are ``share``
     (percent; kind ``mixed``), ``start_a``, ``n_frames``, ``steps`` (kind ``near``) and ``channels`` (kinds ``near`` and ``broad``).
     """
-    protocol = protocol or Protocol()
+    protocol = Protocol()
     parts = []
     for panel in ("share", *_VARIED):
         chosen = values[values["architecture"] == "mace"]

@@ -15,7 +15,7 @@ from helpers.figures.card import families
 from helpers.figures.distributions import error_distribution, force_histogram, mae_cmae, scale_distribution
 from helpers.figures.experiment import arms, restoring_force, seed_curves, seed_parity
 from helpers.figures.interactive import StructureView, interactive_parity, structure_view
-from helpers.figures.lanes import before_after, by_material, label_choices
+from helpers.figures.lanes import by_material, label_choices
 from helpers.figures.learning import descent, error_curves, kind_matrix
 from helpers.figures.page import Shown, ShownTable, caption, show, show_table, summary, with_interval
 from helpers.figures.paths import energy_profiles
@@ -26,62 +26,3 @@ from helpers.figures.style import STYLE, apply_style, base_key, colour, in_order
 from helpers.figures.training import training_curve
 from helpers.figures.trends import cell_size, error_against_coordination, scale_against_temperature
 from helpers.figures.vibrations import bands_and_dos, conductivity
-
-__all__ = [
-    "STYLE",
-    "AnimationView",
-    "Shown",
-    "ShownTable",
-    "StructureView",
-    "animation_view",
-    "apply_style",
-    "arms",
-    "bands_and_dos",
-    "base_key",
-    "before_after",
-    "by_composition",
-    "by_material",
-    "caption",
-    "cell_size",
-    "clouds",
-    "colour",
-    "conductivity",
-    "continuous_composition",
-    "descent",
-    "diets",
-    "energy_profiles",
-    "error_against_coordination",
-    "error_curves",
-    "error_distribution",
-    "families",
-    "force_histogram",
-    "force_parity",
-    "hero",
-    "in_order",
-    "interactive_parity",
-    "kind_matrix",
-    "label",
-    "label_choices",
-    "mae_cmae",
-    "marker",
-    "model_pairs",
-    "paper_points",
-    "parity",
-    "parts",
-    "phase_diagram",
-    "predicted_scales",
-    "ratio_by_size",
-    "restoring_force",
-    "scale_against_temperature",
-    "scale_distribution",
-    "seed_curves",
-    "seed_parity",
-    "show",
-    "show_table",
-    "slope_plane",
-    "stepwise",
-    "structure_view",
-    "summary",
-    "training_curve",
-    "with_interval",
-]

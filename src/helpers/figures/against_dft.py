@@ -20,39 +20,24 @@ from helpers.figures.style import STYLE, colour
 
 
 def parity(
-    table: pd.DataFrame,
-    what: str,
-    quantity: str | None = None,
-    paper: pd.DataFrame | None = None,
-    clusters: str | None = "material",
-    models: Sequence[str] | None = None,
-    fit: bool = True,
+    table: pd.DataFrame, what: str, paper: pd.DataFrame | None = None, clusters: str | None = "material", fit: bool = True
 ) -> Figure:
     """Draw model against DFT for a scalar property, one panel per model.
 
     Each panel has the diagonal, the line fitted through the origin, and the numbers: n, slope with its 95 % interval (bootstrap over
     materials) and MAE.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy table; failed rows are left out.
-    what : str
-        Name of the property for the axes: ``surface energy``.
-    quantity : str, optional
-        Which property, if the table has several.
-    paper : DataFrame, optional
-        The paper's points, from :func:`paper_points`: open markers behind ours.
-    clusters : str or None
-        Column to resample for the interval; None resamples single values.
-    fit : bool
-        Draw the fitted line and its slope; not where the reference is another functional.
+    ``table``: tidy table of one property; failed rows are left out.
+    ``what``: its name for the axes: ``surface energy``.
+    ``paper``: the paper's points, from :func:`paper_points`: open markers behind ours.
+    ``clusters``: column to resample for the interval; None resamples single values.
+    ``fit``: draw the fitted line and its slope; not where the reference is another functional.
     """
-    rows = style.property_rows(table, quantity)
+    rows = style.property_rows(table)
     units = rows["unit"].unique()
     if len(units) != 1:
         raise ValueError(f"one unit is needed, but the table has {', '.join(map(str, units))}")
-    models = style.chosen(rows, models)
+    models = style.in_order(rows["model"])
     with mpl.rc_context(STYLE):
         figure, axes, spare = style.panels(len(models), extra=0.3)
         columns = ["model", "value", "reference"]
@@ -114,9 +99,9 @@ def parity_panel(
     style.title(axes, model)
 
 
-def _casing(width: float = 4.0) -> list[object]:
+def _casing() -> list[object]:
     """Return path effects that put white on both sides of a line, so that it stands out from points of its own colour."""
-    return [Stroke(linewidth=width, foreground="white"), Normal()]
+    return [Stroke(linewidth=4.0, foreground="white"), Normal()]
 
 
 def _ramp(base: str) -> LinearSegmentedColormap:
@@ -125,34 +110,18 @@ def _ramp(base: str) -> LinearSegmentedColormap:
     return LinearSegmentedColormap.from_list("ramp", [0.8 + 0.2 * rgb, rgb, 0.3 * rgb])
 
 
-def force_parity(
-    table: pd.DataFrame, models: Sequence[str] | None = None, limit: float | None = None, quantity: str = "force", gridsize: int = 42
-) -> Figure:
+def force_parity(table: pd.DataFrame, models: Sequence[str] | None = None) -> Figure:
     """Draw model against DFT force components as a density, one panel per model (the paper's Fig. 5a).
 
-    Each panel has the fitted line through the origin, the softening scale, MAE and corrected MAE of all components together.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy table, one row per component; failed rows are left out.
-    limit : float, optional
-        Largest component drawn, eV/Å. By default it holds 99.9 % of the DFT components; how many points lie outside is written in the
-        panel. All count for the numbers.
-    quantity : str
-        The property.
-    gridsize : int
-        Hexagons across a panel.
+    Each panel has the fitted line through the origin, the softening scale, MAE and corrected MAE of all components together. The table has
+    one row per component; failed rows are left out. Drawn are 99.9 % of the DFT components; how many lie outside is written in the panel.
     """
-    rows = style.property_rows(table, quantity)
+    rows = style.property_rows(table)
     models = style.chosen(rows, models)
     with mpl.rc_context(STYLE):
         figure, axes, spare = style.panels(len(models), extra=1.1)
-        if limit is None:
-            limit = float(np.quantile(np.abs(rows["reference"].to_numpy(dtype=float)), 0.999)) * 1.05
-        drawn = [
-            force_panel(panel, model, rows[rows["model"] == model], limit, gridsize) for panel, model in zip(axes, models, strict=True)
-        ]
+        limit = force_limit(rows)
+        drawn = [force_panel(panel, model, rows[rows["model"] == model], limit, 42) for panel, model in zip(axes, models, strict=True)]
         norm = LogNorm(1, max(2, *(hexagons.get_array().max() for hexagons in drawn)))
         for hexagons in drawn:
             hexagons.set_norm(norm)
@@ -169,6 +138,11 @@ def force_parity(
         ]
         style.legend(figure, spare, handles)
     return figure
+
+
+def force_limit(rows: pd.DataFrame) -> float:
+    """Return how far axes of forces reach, eV/Å, to hold 99.9 % of the DFT components."""
+    return 1.05 * float(np.quantile(np.abs(rows["reference"].to_numpy(dtype=float)), 0.999))
 
 
 def force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsize: int, brief: bool = False) -> PolyCollection:
@@ -196,21 +170,15 @@ def force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsi
 def hero(before: pd.DataFrame, after: pd.DataFrame, surfaces: pd.DataFrame, model: str) -> Figure:
     """Draw softening in one picture, three panels: forces as trained, surface energies, and the same forces after fine-tuning.
 
-    Parameters
-    ----------
-    before, after : DataFrame
-        Force rows of the same frames.
-    surfaces : DataFrame
-        Rows of one property of ``surfaces``.
-    model : str
-        The model's key.
+    ``before``, ``after``: force rows of the same frames.
+    ``surfaces``: rows of one property of ``surfaces``.
+    ``model``: the model's key.
     """
     with mpl.rc_context(STYLE):
         figure = style.blank(3.3, 9.0)
         left, middle, right = figure.subplots(1, 3)
-        before, after = style.property_rows(before, "force"), style.property_rows(after, "force")
-        surfaces = style.property_rows(surfaces, None)
-        limit = float(np.quantile(np.abs(before["reference"].to_numpy(dtype=float)), 0.999)) * 1.05
+        before, after, surfaces = map(style.property_rows, (before, after, surfaces))
+        limit = force_limit(before)
         force_panel(left, model, before, limit, 42, brief=True)
         force_panel(right, model, after, limit, 42, brief=True)
         top = 1.05 * float(surfaces[["value", "reference"]].to_numpy().max())

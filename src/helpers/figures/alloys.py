@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -17,35 +15,17 @@ from helpers.figures.style import STYLE, colour, in_order, label, marker
 _SOURCES = ("ours", "paper", "DFT")
 
 
-def by_composition(
-    ours: pd.DataFrame,
-    paper: pd.DataFrame | None = None,
-    models: Sequence[str] | None = None,
-    quantity: str | None = None,
-    what: str = "formation energy",
-    unit: str = "eV per formula unit",
-    species: str = "Ca",
-) -> Figure:
+def by_composition(ours: pd.DataFrame, paper: pd.DataFrame | None = None) -> Figure:
     """Draw the energy of every ordering of a solid solution, and its mean at each composition, one panel per model (the paper's Fig. 2c).
 
-    Parameters
-    ----------
-    ours : DataFrame
-        One row per ordering: ``model``, ``x`` (fraction of ``species`` among the sites that mix), ``value``. Where all
-        orderings of a model have a ``multiplicity`` (how many arrangements are equal by symmetry) the mean is weighted with it: it is that
-        of random alloys. Rows whose ``status`` is not ``ok`` are left out.
-    paper : DataFrame, optional
-        The paper's points in the same form: ``model`` is a catalogue key, or ``DFT``, which is drawn in every panel. Points are
+    ``ours``: one row per ordering: ``model``, ``x`` (fraction of Ca), ``value`` (eV per formula unit). Where all orderings of a model have
+        a ``multiplicity`` (how many arrangements are equal by symmetry) the mean is weighted with it: it is that of random alloys. Rows
+        whose ``status`` is not ``ok`` are left out.
+    ``paper``: the paper's points in the same form: ``model`` is a catalogue key, or ``DFT``, which is drawn in every panel. Points are
         drawn beside their composition, DFT on the left, the paper's model on the right; means at their composition.
-    quantity : str, optional
-        Which ``property`` of ours, if the table has several.
-    what, unit : str
-        Name and unit of the energy.
-    species : str
-        The species that ``x`` counts.
     """
-    rows = style.good_rows(style.one_property(ours, quantity) if "property" in ours else ours, ["model"], ["x", "value"])
-    models = style.chosen(rows, models)
+    rows = style.good_rows(style.one_property(ours) if "property" in ours else ours, ["model"], ["x", "value"])
+    models = in_order(rows["model"])
     theirs = rows.iloc[:0] if paper is None else style.good_rows(paper, ["model"], ["x", "value"])
     dft = theirs[theirs["model"] == "DFT"]
     beside = 0.24 * min(np.diff(np.unique(rows["x"].to_numpy(dtype=float).round(6))), default=0.1)
@@ -64,7 +44,7 @@ def by_composition(
             panel.set(xlim=(-0.04, 1.04), ylim=(low - margin, high + margin))
             panel.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
             style.title(panel, model)
-        style.outer_labels(axes, f"{species} fraction", f"{what}\n({unit})")
+        style.outer_labels(axes, "Ca fraction", "formation energy\n(eV per formula unit)")
         style.legend(figure, spare, _composition_key(len(dft) > 0, bool(set(theirs["model"]) & set(models))))
     return figure
 
@@ -105,18 +85,12 @@ def _composition_key(with_dft: bool, with_paper: bool) -> list[Line2D]:
     return handles
 
 
-def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None, species: str = "Ca") -> Figure:
+def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None) -> Figure:
     """Draw miscibility gaps: the temperature above which a solid solution mixes, against its composition.
 
-    Parameters
-    ----------
-    binodals : DataFrame
-        One row per point of a binodal: ``model`` (a catalogue key, or ``DFT``), ``source`` (``ours``, ``paper`` or ``DFT``), ``x``
-        (fraction of ``species`` among the sites that mix) and ``temperature_k`` (K). Ours are solid lines, the paper's dashed, DFT black.
-    consolute : DataFrame, optional
-        The top of each gap, one row per model and source, with the same columns. It is joined to its line and marked.
-    species : str
-        The species that ``x`` counts.
+    ``binodals``: one row per point of a binodal: ``model`` (a catalogue key, or ``DFT``), ``source`` (``ours``, ``paper`` or ``DFT``),
+        ``x`` (fraction of Ca) and ``temperature_k`` (K). Ours are solid lines, the paper's dashed, DFT black.
+    ``consolute``: the top of each gap, one row per model and source, with the same columns. It is joined to its line and marked.
     """
     columns = ["model", "source", "x", "temperature_k"]
     rows = style.good_rows(binodals, columns[:2], columns[2:])
@@ -142,7 +116,7 @@ def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None,
                 face = "white" if source == "paper" else colour(model)
                 point = {"markerfacecolor": face, "markeredgewidth": 1.8 if model == "DFT" else 1.4, "linestyle": "none"}
                 axes.plot(top["x"], top["temperature_k"], zorder=4, **style.look(model, 8), **point)
-        axes.set(xlim=(0, 1), xlabel=f"{species} fraction", ylabel="temperature (K)")
+        axes.set(xlim=(0, 1), xlabel="Ca fraction", ylabel="temperature (K)")
         axes.set_ylim(bottom=0)
         handles = [Line2D([], [], **style.look(model, 7), label="DFT (paper)" if model == "DFT" else label(model)) for model in models]
         for source in ("ours", "paper"):
@@ -167,15 +141,11 @@ _SOURCE_STYLES = (
 )
 
 
-def continuous_composition(curves: pd.DataFrame, species: str = "Ca") -> Figure:
+def continuous_composition(curves: pd.DataFrame) -> Figure:
     """Draw the lattice parameter, as a deviation from Vegard's law, and the mixing energy of a solid solution from several sources.
 
-    Parameters
-    ----------
-    curves : DataFrame
-        Columns ``source``, ``x`` (fraction of ``species``), ``deviation`` (Å, from the line between the end members) and ``mixing_energy``
-        (eV per formula unit); either may be NaN where a source has none. Sources are drawn in the order in which they come.
-    species : str
+    Columns are ``source``, ``x`` (fraction of Ca), ``deviation`` (Å, from the line between the end members) and ``mixing_energy`` (eV per
+    formula unit); either may be NaN where a source has none. Sources are drawn in the order in which they come.
     """
     missing = [column for column in ("source", "x", "deviation", "mixing_energy") if column not in curves]
     if missing or curves.empty:
@@ -192,7 +162,7 @@ def continuous_composition(curves: pd.DataFrame, species: str = "Ca") -> Figure:
                 part = curves[(curves["source"] == source) & curves[column].notna()].sort_values("x")
                 if len(part):
                     panel.plot(part["x"], part[column], linewidth=1.6, zorder=3, **look)
-            panel.set(xlim=(-0.03, 1.03), xlabel=f"{species} fraction")
+            panel.set(xlim=(-0.03, 1.03), xlabel="Ca fraction")
         axes[0].set_ylabel("a − Vegard's law (Å)")
         axes[1].set_ylabel("mixing energy (eV per formula unit)")
         handles = [Line2D([], [], label=source, linewidth=1.6, **look) for source, look in looks.items()]

@@ -167,38 +167,18 @@ def animation_view(
     A picture is shown first; 3Dmol.js (Rego and Koes, Bioinformatics 31, 1322 (2015)) replaces it if it can be loaded. The
     animation plays while it is in sight, and waits for the button where the reader's system asks for less motion.
 
-    Parameters
-    ----------
-    frames : sequence of ase.Atoms
-        Two or more, with the same atoms in the same order and the same cell. Positions, Å, are drawn as they are, to 0.001 Å.
-    alt : str
-        What they show, for those who cannot see them. Formula and number of frames are added.
-    labels : sequence of str, optional
-        A few words for each frame, as plain text; by default its number, counted from 1.
-    highlight : sequence of int
-        Atoms to be drawn larger, counted from 0: the ion that moves. The still picture shows where they pass.
-    loop : {"loop", "back-and-forth"}
-        What follows the last frame: the first one, or the way back.
-    seconds : float
-        Time of one pass, s; of the way there and back together.
-    script : str
-        Address of 3Dmol.js, relative to the page.
-    height : int
-        Pixels.
+    Give it to :func:`show` for a caption. ValueError if there are fewer than two frames, they have no atoms, or not the same atoms and
+    cell, a position is not finite, the labels are not as many as the frames, an atom to be highlighted does not exist, ``loop`` is unknown,
+    ``seconds`` is not positive and finite, or the alternative text is empty; TypeError if an atom to be highlighted is not an integer.
 
-    Returns
-    -------
-    AnimationView
-        Give it to :func:`show` for a caption.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than two frames, they have no atoms, or not the same atoms and cell, a position is not finite, the labels are
-        not as many as the frames, an atom to be highlighted does not exist, ``loop`` is unknown, ``seconds`` is not positive and finite,
-        or the alternative text is empty.
-    TypeError
-        If an atom to be highlighted is not an integer.
+    ``frames``: two or more, with the same atoms in the same order and the same cell. Positions, Å, are drawn as they are, to 0.001 Å.
+    ``alt``: what they show, for those who cannot see them. Formula and number of frames are added.
+    ``labels``: A few words for each frame, as plain text; by default its number, counted from 1.
+    ``highlight``: atoms to be drawn larger, counted from 0: the ion that moves. The still picture shows where they pass.
+    ``loop`` ({"loop", "back-and-forth"}): what follows the last frame: the first one, or the way back.
+    ``seconds``: time of one pass, s; of the way there and back together.
+    ``script``: address of 3Dmol.js, relative to the page.
+    ``height``: pixels.
     """
     style.need_alt(alt)
     frames = [frame.copy() for frame in frames]

@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import matplotlib as mpl
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from helpers.figures import style
-from helpers.figures.against_dft import force_panel, parity_panel
+from helpers.figures.against_dft import force_limit, force_panel, parity_panel
 from helpers.figures.style import STYLE
 
 
 def families(panels: Mapping[str, tuple[pd.DataFrame, str, bool]], reference: str = "DFT") -> Figure:
     """Draw one model against its reference, one panel per family, each on its own scale.
 
-    Parameters
-    ----------
-    panels : mapping of str to (DataFrame, str, bool)
-        Title → rows (``model``, ``material``, ``value``, ``reference``) of one model, their unit, and whether to draw a density
+    ``panels``: title → rows (``model``, ``material``, ``value``, ``reference``) of one model, their unit, and whether to draw a density
         (many components about zero) instead of points.
-    reference : str
-        Name of the horizontal axis.
+    ``reference``: name of the horizontal axis.
     """
     if not panels:
         raise ValueError("there is nothing to draw: no family has values")
@@ -34,8 +29,7 @@ def families(panels: Mapping[str, tuple[pd.DataFrame, str, bool]], reference: st
             model = str(rows["model"].iloc[0])
             values = rows[["value", "reference"]].to_numpy(dtype=float)
             if dense:
-                limit = 1.05 * float(np.quantile(np.abs(rows["reference"].to_numpy(dtype=float)), 0.999))
-                force_panel(panel, model, rows, limit, 36, brief=True)
+                force_panel(panel, model, rows, force_limit(rows), 36, brief=True)
             else:
                 low, high = min(values.min(), 0.0), max(values.max(), 0.0)
                 margin = 0.04 * (high - low)

@@ -30,18 +30,12 @@ def scale_distribution(
 
     Above each lane's axis the density, on it a box (quartiles, median), below it each material as a point.
 
-    Parameters
-    ----------
-    fits : DataFrame
-        From :func:`helpers.softening.per_material`, of one reference set; or any table with ``model``, ``material``, ``slope`` (model over
-        DFT) and ``status``.
-    paper_stats : DataFrame, optional
-        ``fig5b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75``. Drawn as an open marker with a bar, or
-        without where the quartiles are not known.
-    limits : (float, float), optional
-        Range of scales drawn. By default all, unless a few lie far out; the number of those outside is written at the edge.
-    what : str
-        Name of the axis.
+    ``fits``: from :func:`helpers.softening.per_material`, of one reference set; or any table with ``model``, ``material``, ``slope`` (model
+        over DFT) and ``status``.
+    ``paper_stats``: ``fig5b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75``. Drawn as an open marker with
+        a bar, or without where the quartiles are not known.
+    ``limits``: range of scales drawn. By default all, unless a few lie far out; the number of those outside is written at the edge.
+    ``what``: name of the axis.
     """
     good, models = _good_fits(fits, models)
 
@@ -51,38 +45,23 @@ def scale_distribution(
     return _distributions(good.rename(columns={"slope": "drawn"}), models, limits, 1.0, what, "a material", words, paper_stats)
 
 
-def error_distribution(
-    table: pd.DataFrame,
-    paper_stats: pd.DataFrame | None = None,
-    models: Sequence[str] | None = None,
-    limits: tuple[float, float] | None = None,
-    what: str = "barrier",
-) -> Figure:
-    """Draw the errors of all cases for each model (the paper's Fig. 3b), as :func:`scale_distribution` draws scales.
+def error_distribution(table: pd.DataFrame, paper_stats: pd.DataFrame | None = None) -> Figure:
+    """Draw the errors of all barriers for each model (the paper's Fig. 3b), as :func:`scale_distribution` draws scales.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy table with one row per ``model`` and ``case``. Rows whose ``status`` is not ``ok`` are left out.
-    paper_stats : DataFrame, optional
-        ``fig3b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75`` of the paper's errors.
-    limits : (float, float), optional
-        Range of errors drawn. By default all, unless a few lie far out; the number of those outside is written at the edge.
-    what : str
-        Name of the quantity on the axis.
+    ``table``: tidy table with one row per ``model`` and ``case``. Rows whose ``status`` is not ``ok`` are left out.
+    ``paper_stats``: ``fig3b_stats.csv``: columns ``model`` (the paper's names), ``q25``, ``median``, ``q75`` of the paper's errors.
     """
-    good = style.property_rows(table, None)
+    good = style.property_rows(table)
     twice = good[good.duplicated(["model", "case"])]
     if len(twice):
         raise ValueError(f"{twice['model'].iloc[0]} has {twice['case'].iloc[0]} more than once")
-    models = style.chosen(good, models)
 
     def words(values: np.ndarray) -> str:
         return f"mean {np.mean(values):+.2f}\n{np.mean(values < 0):.0%} below 0\nn = {len(values)}".replace("-", "−")
 
     good = good.assign(drawn=good["value"] - good["reference"])
-    axis = f"{what}, model − DFT ({good['unit'].iloc[0]})"
-    return _distributions(good, models, limits, 0.0, axis, "a case", words, paper_stats)
+    axis = f"barrier, model − DFT ({good['unit'].iloc[0]})"
+    return _distributions(good, style.in_order(good["model"]), None, 0.0, axis, "a case", words, paper_stats)
 
 
 def _distributions(
@@ -132,30 +111,18 @@ def _distributions(
     return figure
 
 
-def mae_cmae(
-    fits: pd.DataFrame,
-    paper_quartiles: pd.DataFrame | None = None,
-    models: Sequence[str] | None = None,
-    limits: tuple[float, float] | None = None,
-) -> Figure:
+def mae_cmae(fits: pd.DataFrame, paper_quartiles: pd.DataFrame | None = None) -> Figure:
     """Draw the distribution over materials of the force MAE, before and after the slope is corrected (the paper's Fig. 6b).
 
-    Parameters
-    ----------
-    fits : DataFrame
-        From :func:`helpers.softening.per_material`, of one reference set.
-    paper_quartiles : DataFrame, optional
-        ``fig6b_quartiles.csv``: columns ``model``, ``quantity`` (MAE, cMAE), ``q25``, ``median``, ``q75``; drawn as dashed boxes
-        without whiskers.
-    limits : (float, float), optional
-        Range drawn, eV/Å. By default from zero to the largest 95 % quantile.
+    ``fits``: from :func:`helpers.softening.per_material`, of one reference set.
+    ``paper_quartiles``: ``fig6b_quartiles.csv``: columns ``model``, ``quantity`` (MAE, cMAE), ``q25``, ``median``, ``q75``; drawn as dashed
+        boxes without whiskers. The axis reaches from zero to the largest 95 % quantile.
     """
-    good, models = _good_fits(fits, models)
+    good, models = _good_fits(fits, None)
     with mpl.rc_context(STYLE):
         figure, axes = _lanes(models, 1.05)
-        if limits is None:
-            tops = good.groupby("model", observed=True)[["mae", "cmae"]].quantile(0.95).to_numpy()
-            limits = (0.0, float(tops.max()) * 1.04)
+        tops = good.groupby("model", observed=True)[["mae", "cmae"]].quantile(0.95).to_numpy()
+        limits = (0.0, float(tops.max()) * 1.04)
         for lane, model in enumerate(models):
             hue, part = colour(model), good[good["model"] == model]
             for quantity, at, filled in (("mae", lane - 0.3, True), ("cmae", lane + 0.12, False)):
@@ -183,12 +150,8 @@ def mae_cmae(
 def force_histogram(forces: pd.DataFrame, sets: Mapping[str, str]) -> Figure:
     """Draw how large the DFT force components of some sets are, on a logarithmic axis.
 
-    Parameters
-    ----------
-    forces : DataFrame
-        Force rows of one model (the DFT values are the same for all).
-    sets : mapping of str to str
-        Set → name in the legend. The first is drawn as a grey area: what the others are compared with.
+    ``forces``: force rows of one model (the DFT values are the same for all).
+    ``sets``: set → name in the legend. The first is drawn as a grey area: what the others are compared with.
     """
     edges = np.logspace(-3, 2, 61)
     centres = np.sqrt(edges[1:] * edges[:-1])

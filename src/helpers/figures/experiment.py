@@ -41,24 +41,14 @@ def seed_curves(
 ) -> Figure:
     """Draw means and ranges over seeds against what was varied, one panel per thing that was varied.
 
-    Parameters
-    ----------
-    curves : DataFrame
-        Columns ``panel``, ``kind``, ``x``, ``mean``, ``low``, ``high``.
-    panels : mapping of str to str
-        Panel → label of its horizontal axis, in order.
-    kinds : mapping of str to str
-        Kind of training data → name in the legend, in order.
-    y_label : str
-        Of a ratio: the line at one is drawn.
-    logarithmic : tuple of str
-        Panels with a logarithmic horizontal axis.
-    marked : mapping of str to float, optional
-        Panel → the standard value, a vertical line.
-    limits : (float, float), optional
-        Of the vertical axis.
-    ticks : tuple of float
-        Of logarithmic axes, which then all have one range; by default the values that were tried.
+    ``curves``: columns ``panel``, ``kind``, ``x``, ``mean``, ``low``, ``high``.
+    ``panels``: panel → label of its horizontal axis, in order.
+    ``kinds``: kind of training data → name in the legend, in order.
+    ``y_label``: of a ratio: the line at one is drawn.
+    ``logarithmic``: panels with a logarithmic horizontal axis.
+    ``marked``: panel → the standard value, a vertical line.
+    ``limits``: of the vertical axis.
+    ``ticks``: of logarithmic axes, which then all have one range; by default the values that were tried.
     """
     with mpl.rc_context(STYLE):
         figure, axes, spare = style.panels(len(panels))
@@ -87,13 +77,9 @@ def seed_curves(
 def arms(table: pd.DataFrame, panels: Mapping[str, str]) -> Figure:
     """Draw one number of every arm of an experiment: lanes of arms, one panel per question, mean and range over seeds.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``arm``, ``panel``, ``mean``, ``low``, ``high``; arms in the order in which they are drawn, the standard one first, whose
-        range is shaded.
-    panels : mapping of str to str
-        Panel → label of its axis, in order.
+    ``table``: columns ``arm``, ``panel``, ``mean``, ``low``, ``high``; arms in the order in which they are drawn, the standard one first,
+        whose range is shaded.
+    ``panels``: panel → label of its axis, in order.
     """
     names = list(dict.fromkeys(table["arm"]))
     with mpl.rc_context(STYLE):
@@ -116,12 +102,8 @@ def arms(table: pd.DataFrame, panels: Mapping[str, str]) -> Figure:
 def restoring_force(pulled: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
     """Draw the force that drives a pulled atom back, teacher and students, and the students' share of the teacher's.
 
-    Parameters
-    ----------
-    pulled : DataFrame
-        Columns ``kind``, ``seed``, ``displacement`` (Å), ``value`` and ``reference`` (eV/Å, along the pull).
-    kinds : mapping of str to str
-        Kind of training data → name in the legend, in order. A line per seed.
+    ``pulled``: columns ``kind``, ``seed``, ``displacement`` (Å), ``value`` and ``reference`` (eV/Å, along the pull).
+    ``kinds``: kind of training data → name in the legend, in order. A line per seed.
     """
     pulled = pulled[pulled["kind"].isin(kinds)]
     if pulled.empty:
@@ -148,12 +130,8 @@ def restoring_force(pulled: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
 def seed_parity(forces: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
     """Draw force components of students against the teacher's, one panel per kind of training data, all seeds together.
 
-    Parameters
-    ----------
-    forces : DataFrame
-        Columns ``kind``, ``seed``, ``value``, ``reference`` (eV/Å) and ``status``; failed rows are left out.
-    kinds : mapping of str to str
-        Kind of training data → title, in order.
+    ``forces``: columns ``kind``, ``seed``, ``value``, ``reference`` (eV/Å) and ``status``; failed rows are left out.
+    ``kinds``: kind of training data → title, in order.
     """
     good = forces[forces["status"] == "ok"]
     limit = 1.05 * float(good[good["kind"].isin(kinds)][["value", "reference"]].abs().to_numpy().max())

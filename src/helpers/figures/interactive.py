@@ -25,34 +25,20 @@ from helpers.figures.style import STYLE, colour, in_order, label, marker
 from helpers.potentials import CATALOGUE
 
 
-def interactive_parity(
-    table: pd.DataFrame, what: str, unit: str | None = None, label_column: str = "case", quantity: str | None = None
-) -> go.Figure:
+def interactive_parity(table: pd.DataFrame, what: str, label_column: str = "case") -> go.Figure:
     """Draw model against DFT for a scalar property, all models in one plot; hovering names the case.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy table; failed rows are left out.
-    what : str
-        Name of the property for the axes.
-    unit : str, optional
-        By default that of the table.
-    label_column : str
-        Column that hovering shows.
-    quantity : str, optional
-        Which property, if the table has several.
+    As wide as its place, with a menu of models. Only ``scatter`` traces: the basic bundle of plotly.js is enough. Give it to
+    :func:`show`.
 
-    Returns
-    -------
-    plotly.graph_objects.Figure
-        As wide as its place, with a menu of models. Only ``scatter`` traces: the basic bundle of plotly.js is enough. Give it to
-        :func:`show`.
+    ``table``: tidy table of one property; failed rows are left out.
+    ``what``: its name for the axes.
+    ``label_column``: column that hovering shows.
     """
     if label_column not in table:
         raise ValueError(f"the table has no column {label_column!r}")
-    rows = style.property_rows(table, quantity)
-    unit = str(rows["unit"].iloc[0]) if unit is None else unit
+    rows = style.property_rows(table)
+    unit = str(rows["unit"].iloc[0])
     numbers = rows[["value", "reference"]].to_numpy(dtype=float)
     low, high = numbers.min(), numbers.max()
     margin = 0.05 * (high - low)
@@ -261,28 +247,16 @@ def structure_view(
 ) -> StructureView:
     """Show structures, by name, with their unit cells, to be turned with mouse or finger.
 
-    A picture is shown first; 3Dmol.js (Rego and Koes, Bioinformatics 31, 1322 (2015)) replaces it if it can be loaded. So there
-    is a picture without scripts, without WebGL, and in a notebook that does not find the file.
+    A picture is shown first; 3Dmol.js (Rego and Koes, Bioinformatics 31, 1322 (2015)) replaces it if it can be loaded. So there is a
+    picture without scripts, without WebGL, and in a notebook that does not find the file. ValueError if there is no structure, one is
+    empty, the alternative text is, or arrows or sites belong to no structure, have another shape, or are not finite.
 
-    Parameters
-    ----------
-    structures, script, height
-        See :class:`StructureView`.
-    alt : str
-        What they show, for those who cannot see them. Name and formula of each are added, and what is drawn besides atoms.
-    arrows : mapping of str to array of shape (n_atoms, 3), optional
-        Displacement of each atom, Å, for some of the structures. Arrows start at the surface of the ball of their atom, so that short
-        ones are seen; those shorter than 2 % of the longest are left out.
-    sites : mapping of str to array of shape (k, 3), optional
-        Positions of empty sites, Å: translucent balls.
-    arrow_scale : float
-        How much longer an arrow is than the displacement; the view says so.
-
-    Raises
-    ------
-    ValueError
-        If there is no structure, one is empty, the alternative text is, or arrows or sites belong to no structure, have another
-        shape, or are not finite.
+    ``structures``, ``script``, ``height``: see :class:`StructureView`.
+    ``alt``: what they show, for those who cannot see them. Name and formula of each are added, and what is drawn besides atoms.
+    ``arrows`` (shape (n_atoms, 3)): displacement of each atom, Å, for some of the structures. Arrows start at the surface of the ball of
+        their atom, so that short ones are seen; those shorter than 2 % of the longest are left out.
+    ``sites`` (shape (k, 3)): positions of empty sites, Å: translucent balls.
+    ``arrow_scale``: how much longer an arrow is than the displacement; the view says so.
     """
     if not structures:
         raise ValueError("there is no structure to show")
@@ -356,19 +330,8 @@ def drawing(scene: Scene, radii: np.ndarray | None = None, ghosts: Sequence[tupl
             axes.add_patch(Circle((x, y), radius, facecolor=hue, edgecolor=hue, alpha=0.45, zorder=2))
         if len(scene.arrows):
             (x, y, _), (end_x, end_y, _) = np.moveaxis(picture.to_image_plane_positions(scene.arrows), [1, 2], [0, 1])
-            axes.quiver(
-                x,
-                y,
-                end_x - x,
-                end_y - y,
-                angles="xy",
-                scale_units="xy",
-                scale=1,
-                units="xy",
-                width=2 * _ARROW_WIDTH,
-                color=_ARROW,
-                zorder=3,
-            )
+            look = {"angles": "xy", "scale_units": "xy", "scale": 1, "units": "xy", "width": 2 * _ARROW_WIDTH, "color": _ARROW, "zorder": 3}
+            axes.quiver(x, y, end_x - x, end_y - y, **look)
         axes.set_axis_off()
     return figure
 

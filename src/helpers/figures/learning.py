@@ -35,18 +35,11 @@ def error_curves(
 ) -> Figure:
     """Draw an error against the number of labels, one panel per material, both axes logarithmic.
 
-    Parameters
-    ----------
-    curves : DataFrame
-        Columns ``material``, ``method``, ``n_labels``, ``mean``, ``low``, ``high`` (over the draws) and ``before``, the error without
-        labels: a dashed line.
-    materials : sequence of str
-        Panels, in order.
-    methods : mapping of str to str
-        Method → name in the legend, in order.
-    y_label : str
-    marked : (str, DataFrame), optional
-        Points of another source: their name, and a table with ``material``, ``n_labels`` and ``value``.
+    ``curves``: columns ``material``, ``method``, ``n_labels``, ``mean``, ``low``, ``high`` (over the draws) and ``before``, the error
+        without labels: a dashed line.
+    ``materials``: panels, in order.
+    ``methods``: method → name in the legend, in order.
+    ``marked``: points of another source: their name, and a table with ``material``, ``n_labels`` and ``value``.
     """
     looks = style.looks(methods, METHODS)
     with mpl.rc_context(STYLE):
@@ -90,16 +83,10 @@ def kind_matrix(
 ) -> Figure:
     """Draw what labels of one kind do to test frames of each kind: a number and a colour per pair, one panel per material.
 
-    Parameters
-    ----------
-    ratios : DataFrame
-        Columns ``material``, ``kind``, ``held_out`` and ``ratio`` (error after / before). Pairs that are missing stay white.
-    kinds, tests : mapping of str to str
-        Kinds of labels (rows) and test sets (columns) → names, in order.
-    materials : sequence of str
-        Panels, one below the other.
-    what : str
-        What the ratio is; below the colour bar.
+    ``ratios``: columns ``material``, ``kind``, ``held_out`` and ``ratio`` (error after / before). Pairs that are missing stay white.
+    ``kinds``, ``tests``: kinds of labels (rows) and test sets (columns) → names, in order.
+    ``materials``: panels, one below the other.
+    ``what``: what the ratio is; below the colour bar.
     """
     with mpl.rc_context(STYLE):
         height = 0.36 * len(kinds) + 0.5
@@ -132,13 +119,8 @@ def kind_matrix(
 def descent(paths: Mapping[str, Sequence[float]], levels: Mapping[str, float], y_label: str) -> Figure:
     """Draw how a single number is trained, epoch by epoch, and where closed forms say it should end.
 
-    Parameters
-    ----------
-    paths : mapping of str to sequence of float
-        Name of the training → the number after 0, 1, 2, … epochs.
-    levels : mapping of str to float
-        Name of the closed form → its value; horizontal lines, the first dashed, the others dotted.
-    y_label : str
+    ``paths``: name of the training → the number after 0, 1, 2, … epochs.
+    ``levels``: name of the closed form → its value; horizontal lines, the first dashed, the others dotted.
     """
     if not 0 < len(paths) <= len(METHODS):
         raise ValueError(f"{len(paths)} paths; between one and {len(METHODS)} can be drawn")

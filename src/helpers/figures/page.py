@@ -88,23 +88,13 @@ def show(
 ) -> Shown:
     """Give a figure its alternative text and caption, as an HTML ``<figure>``.
 
-    Parameters
-    ----------
-    figure : matplotlib or plotly figure, StructureView or AnimationView
-        A matplotlib figure becomes a PNG at twice the page's resolution.
-    alt : str
-        What the figure shows, for those who cannot see it.
-    caption : str
-        Plain text; it is escaped.
-    footer : str
-        From :func:`caption`: models, device, date.
-    script : str
-        Address of plotly.js, relative to the page. It is loaded once per page, and only for a plotly figure.
+    ValueError if the alternative text is empty.
 
-    Raises
-    ------
-    ValueError
-        If the alternative text is empty.
+    ``figure``: A matplotlib figure becomes a PNG at twice the page's resolution.
+    ``alt``: what the figure shows, for those who cannot see it.
+    ``caption``: plain text; it is escaped.
+    ``footer``: from :func:`caption`: models, device, date.
+    ``script``: address of plotly.js, relative to the page. It is loaded once per page, and only for a plotly figure.
     """
     style.need_alt(alt)
     return Shown(figure, alt, caption, footer, script)
@@ -145,22 +135,13 @@ class ShownTable:
 def show_table(frame: pd.DataFrame, caption: str, footer: str = "", filters: Sequence[str] | None = None) -> ShownTable:
     """Give a table its caption, in the same frame as a figure.
 
-    Parameters
-    ----------
-    frame : DataFrame
-        As it should read: rounded, with units in the column names. The index becomes the row names.
-    caption : str
-        Plain text; it is escaped.
-    footer : str
-        From :func:`caption`.
-    filters : sequence of str, optional
-        Columns, or levels of the index, by which a reader of the book can choose rows. With a list, even an empty one, the table
-        can be searched and sorted by every column. For long tables; elsewhere than in the book it is a plain table.
+    ValueError if a filter is no column.
 
-    Raises
-    ------
-    ValueError
-        If a filter is no column.
+    ``frame``: as it should read: rounded, with units in the column names. The index becomes the row names.
+    ``caption``: plain text; it is escaped.
+    ``footer``: from :func:`caption`.
+    ``filters``: columns, or levels of the index, by which a reader of the book can choose rows. With a list, even an empty one, the table
+        can be searched and sorted by every column. For long tables; elsewhere than in the book it is a plain table.
     """
     columns = [str(name) for name in (*frame.index.names, *frame.columns)]
     unknown = [name for name in filters or () if name not in columns]
@@ -186,20 +167,13 @@ def summary(
 ) -> ShownTable:
     """Show a table of numbers as it should read: models by name and in order, digits as asked, intervals in the same cell.
 
-    Parameters
-    ----------
-    table : DataFrame
-        One line per row to show; what ``rows`` and ``columns`` name may be columns or levels of the index.
-    columns : dict
-        Heading → column, or (column, digits), or (column, digits, factor). Two digits if not said; whole numbers and text stay as they are.
-        A column that has ``_low`` and ``_high`` beside it is shown with that interval. Columns that the table lacks are left out.
-    caption, footer, filters
-        As for :func:`show_table`.
-    rows : str or sequence of str
-        What names the rows; ``column as heading`` gives it another heading. Models come in the order of the catalogue, everything else
-        in the order of the table.
-    first : collection of str, optional
-        Models whose rows a long table shows at once, the others at a click. By default those of the paper and the reader's own.
+    ``table``: one line per row to show; what ``rows`` and ``columns`` name may be columns or levels of the index.
+    ``columns``: heading → column, or (column, digits), or (column, digits, factor). Two digits if not said; whole numbers and text stay as
+        they are. A column that has ``_low`` and ``_high`` beside it is shown with that interval. Columns that the table lacks are left out.
+    ``caption``, ``footer``, ``filters``: as for :func:`show_table`.
+    ``rows``: what names the rows; ``column as heading`` gives it another heading. Models come in the order of the catalogue, everything
+        else in the order of the table.
+    ``first``: models whose rows a long table shows at once, the others at a click. By default those of the paper and the reader's own.
     """
     named = [name.partition(" as ")[::2] for name in ([rows] if isinstance(rows, str) else rows)]
     table = table.reset_index() if any(table.index.names) else table
@@ -235,9 +209,7 @@ def _cells(table: pd.DataFrame, column: str, digits: int = 2, scale: float = 1.0
     return list(table[column])
 
 
-def with_interval(
-    table: pd.DataFrame, column: str, digits: int = 2, low: str = "_low", high: str = "_high", scale: float = 1.0
-) -> list[str]:
-    """Return a column as text with its interval, ``0.80 [0.70, 0.87]``, from the columns with these endings; no number is a dash."""
-    numbers = table[[column, column + low, column + high]].astype(float).to_numpy() * scale
+def with_interval(table: pd.DataFrame, column: str, digits: int = 2, scale: float = 1.0) -> list[str]:
+    """Return a column as text with its interval (``_low``, ``_high``), ``0.80 [0.70, 0.87]``; no number is a dash."""
+    numbers = table[[column, column + "_low", column + "_high"]].astype(float).to_numpy() * scale
     return ["–" if np.isnan(x) else f"{x:.{digits}f}" + style.interval(lower, upper, digits) for x, lower, upper in numbers]

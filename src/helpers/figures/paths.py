@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
@@ -13,26 +11,20 @@ from helpers.figures import style
 from helpers.figures.style import STYLE, colour, label, marker
 
 
-def energy_profiles(table: pd.DataFrame, models: Sequence[str] | None = None, order: Sequence[str] | None = None) -> Figure:
+def energy_profiles(table: pd.DataFrame) -> Figure:
     """Draw the energy of the images along migration paths, one panel per material.
 
     The lines between the images are straight: nothing is known there.
 
-    Parameters
-    ----------
-    table : DataFrame
-        One row per image: ``model, material, path_coordinate`` (0 to 1), ``value`` and ``reference`` (eV above the first image). Rows whose
-        ``status`` is not ``ok`` are left out. The reference is black.
-    order : sequence of str, optional
-        Order of the panels; by default that of the table.
+    ``table``: one row per image: ``model, material, path_coordinate`` (0 to 1), ``value`` and ``reference`` (eV above the first image).
+        Rows whose ``status`` is not ``ok`` are left out. The reference is black. Panels come in the order of the table.
     """
     rows = style.good_rows(table, ["model", "material"], ["path_coordinate", "value", "reference"])
-    models = style.chosen(rows, models)
-    rows = rows[rows["model"].isin(models)]
+    models = style.in_order(rows["model"])
     twice = rows[rows.duplicated(["model", "material", "path_coordinate"])]
     if len(twice):
         raise ValueError(f"{twice['model'].iloc[0]} has an image of {twice['material'].iloc[0]} more than once")
-    materials = list(dict.fromkeys(rows["material"])) if order is None else list(order)
+    materials = list(dict.fromkeys(rows["material"]))
     with mpl.rc_context(STYLE):
         figure, axes, spare = style.panels(len(materials), extra=1.1)
         for panel, material in zip(axes, materials, strict=True):

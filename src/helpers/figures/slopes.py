@@ -26,17 +26,10 @@ from helpers.figures.style import STYLE, colour, in_order, label
 _ON_TRUTH, _ON_PREDICTION = "#882255", "#117733"
 
 
-def clouds(simulated: pd.DataFrame, titles: Mapping[str, str], n_points: int = 900) -> Figure:
-    """Draw truth and prediction of simulated models with both regression lines, one panel per model.
+def clouds(simulated: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
+    """Draw truth and prediction of simulated models (:func:`helpers.explanations.simulate`) with both regression lines, a panel per model.
 
-    Parameters
-    ----------
-    simulated : DataFrame
-        Columns ``model``, ``reference``, ``value``.
-    titles : mapping of str to str
-        Model → title, in order.
-    n_points : int
-        Draw at most so many points of each; the lines are fitted to all.
+    Titles are by model, in order. Some points of each are drawn; the lines are fitted to all.
     """
     rows = style.good_rows(simulated, ["model"], ["reference", "value"])
     models = style.chosen(rows, list(titles))
@@ -46,7 +39,7 @@ def clouds(simulated: pd.DataFrame, titles: Mapping[str, str], n_points: int = 9
         for panel, model in zip(axes, models, strict=True):
             part = rows[rows["model"] == model]
             fitted = softening.fit(part["reference"], part["value"])
-            shown = part.iloc[:n_points]
+            shown = part.iloc[:900]
             panel.plot(shown["reference"], shown["value"], ".", color="#8A97A3", markersize=2.5, alpha=0.55, zorder=2)
             panel.plot([low, high], [low, high], zorder=3, **style.IDEAL)
             ends = np.array([low, high])
@@ -65,24 +58,15 @@ def clouds(simulated: pd.DataFrame, titles: Mapping[str, str], n_points: int = 9
     return figure
 
 
-def slope_plane(
-    overview: pd.DataFrame,
-    names: Mapping[str, str],
-    s_limits: tuple[float, float] = (0.26, 1.35),
-    reverse_limits: tuple[float, float] = (0.72, 3.0),
-) -> Figure:
+# Ranges of s and s'; a point beyond is put on the edge.
+_S_LIMITS, _REVERSE_LIMITS = (0.26, 1.35), (0.72, 3.0)
+
+
+def slope_plane(overview: pd.DataFrame, names: Mapping[str, str]) -> Figure:
     """Draw both slopes against each other, one panel per family, a marker with its intervals per model.
 
-    Both axes are logarithmic, so that lines of constant R² = s s' are straight.
-
-    Parameters
-    ----------
-    overview : DataFrame
-        From :func:`helpers.explanations.overview`.
-    names : mapping of str to str
-        Family → title, in order. Families without a row are left out.
-    s_limits, reverse_limits : (float, float)
-        Range of s and of s'; a point beyond is put on the edge.
+    Both axes are logarithmic, so that lines of constant R² = s s' are straight. ``overview`` is :func:`helpers.explanations.overview`;
+    families without a row are left out.
     """
     rows = style.good_rows(overview[overview["family"].isin(names)], ["family", "model"], ["slope", "inverse_slope"])
     families = [key for key in names if key in set(rows["family"])]
@@ -91,10 +75,10 @@ def slope_plane(
         figure, axes, spare = style.panels(len(families), extra=1.0)
         figure.set_figheight(0.82 * figure.get_figheight())
         for panel, family in zip(axes, families, strict=True):
-            _plane(panel, s_limits, reverse_limits)
+            _plane(panel)
             for model in models:
                 for entry in rows[(rows["family"] == family) & (rows["model"] == model)].itertuples():
-                    _in_plane(panel, entry, s_limits, reverse_limits)
+                    _in_plane(panel, entry)
             panel.set_title(names[family], loc="left")
         style.outer_labels(axes, "s, model on DFT", "s′, DFT on model")
         points = {"linestyle": "none", "markeredgecolor": "white"}
@@ -109,18 +93,18 @@ def slope_plane(
     return figure
 
 
-def _plane(axes: Axes, s_limits: tuple[float, float], reverse_limits: tuple[float, float]) -> None:
+def _plane(axes: Axes) -> None:
     """Draw the lines on which the simulated models lie, and those of equal scatter."""
-    axes.set(xscale="log", yscale="log", xlim=s_limits, ylim=reverse_limits)
-    axes.set_xticks([t for t in (0.3, 0.5, 0.7, 1.0, 1.5) if s_limits[0] <= t <= s_limits[1]])
+    axes.set(xscale="log", yscale="log", xlim=_S_LIMITS, ylim=_REVERSE_LIMITS)
+    axes.set_xticks([0.3, 0.5, 0.7, 1.0])
     axes.set_xticklabels([f"{t:g}" for t in axes.get_xticks()])
-    axes.set_yticks([t for t in (0.5, 0.7, 1.0, 1.5, 2.0, 3.0) if reverse_limits[0] <= t <= reverse_limits[1]])
+    axes.set_yticks([1.0, 1.5, 2.0, 3.0])
     axes.set_yticklabels([f"{t:g}" for t in axes.get_yticks()])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
         axis.set_tick_params(which="minor", length=0)
     axes.grid(visible=False)
-    s = np.array(s_limits)
+    s = np.array(_S_LIMITS)
     for r2 in (0.9, 0.8, 0.6):
         axes.plot(s, r2 / s, color="#B9C0C7", linewidth=1.1, zorder=1)
     axes.plot(s, 1 / s, color=style.TEXT, linewidth=1.6, zorder=1.5)
@@ -128,11 +112,11 @@ def _plane(axes: Axes, s_limits: tuple[float, float], reverse_limits: tuple[floa
     axes.axhline(1, color=_ON_PREDICTION, linewidth=1.6, linestyle=(0, (5, 1.5)), zorder=1.5)
 
 
-def _in_plane(axes: Axes, entry, s_limits: tuple[float, float], reverse_limits: tuple[float, float]) -> None:
+def _in_plane(axes: Axes, entry) -> None:
     hue = colour(entry.model)
-    x, y = np.clip(entry.slope, *s_limits), np.clip(entry.inverse_slope, *reverse_limits)
-    axes.hlines(y, *np.clip([entry.slope_low, entry.slope_high], *s_limits), color=hue, linewidth=1.5, alpha=0.75, zorder=3)
-    ends = np.clip([entry.inverse_slope_low, entry.inverse_slope_high], *reverse_limits)
+    x, y = np.clip(entry.slope, *_S_LIMITS), np.clip(entry.inverse_slope, *_REVERSE_LIMITS)
+    axes.hlines(y, *np.clip([entry.slope_low, entry.slope_high], *_S_LIMITS), color=hue, linewidth=1.5, alpha=0.75, zorder=3)
+    ends = np.clip([entry.inverse_slope_low, entry.inverse_slope_high], *_REVERSE_LIMITS)
     axes.vlines(x, *ends, color=hue, linewidth=1.5, alpha=0.75, zorder=3)
     point = {"markeredgecolor": "white", "markeredgewidth": 0.7, "linestyle": "none", "zorder": 4, "clip_on": False}
     axes.plot(x, y, **style.look(entry.model, 7.5), **point)
@@ -147,19 +131,14 @@ _PARTS = {
 }
 
 
-def parts(explained: pd.DataFrame, names: Mapping[str, str], models: Sequence[str], limits: tuple[float, float] = (-0.45, 0.85)) -> Figure:
+_PART_LIMITS = (-0.45, 0.85)  # a bar that is longer is cut, and what is left is written beside it
+
+
+def parts(explained: pd.DataFrame, names: Mapping[str, str], models: Sequence[str]) -> Figure:
     """Draw what 1 − s is made of: a lane per family, a panel per model, a piece of a bar per explanation.
 
-    Pieces that explain softening lie right of zero, those that hide it left. What is left comes first, with its interval.
-
-    Parameters
-    ----------
-    explained : DataFrame
-        From :func:`helpers.explanations.explain_all`.
-    models : sequence of str
-        One or two.
-    limits : (float, float)
-        Range drawn; a bar that is longer is cut, and what is left is written beside it.
+    Pieces that explain softening lie right of zero, those that hide it left. What is left comes first, with its interval. ``explained`` is
+    :func:`helpers.explanations.explain_all`; of one or two models.
     """
     rows = style.good_rows(explained[explained["family"].isin(names)], ["family", "model", "explanation"], ["part"])
     models = style.chosen(rows, models)
@@ -175,8 +154,8 @@ def parts(explained: pd.DataFrame, names: Mapping[str, str], models: Sequence[st
                 if part.empty:
                     panel.text(0.02, lane, "no table", fontsize=9, color=style.MUTED, va="center")
                 else:
-                    _bar(panel, part, lane, limits)
-            panel.set(xlim=limits, xticks=[-0.4, 0, 0.4, 0.8])
+                    _bar(panel, part, lane)
+            panel.set(xlim=_PART_LIMITS, xticks=[-0.4, 0, 0.4, 0.8])
             panel.set_xlabel("part of 1 − s")
             panel.set_title(label(model), color=style.readable(model), loc="left")
         handles = [
@@ -191,7 +170,7 @@ def parts(explained: pd.DataFrame, names: Mapping[str, str], models: Sequence[st
     return figure
 
 
-def _bar(axes: Axes, part: pd.DataFrame, lane: int, limits: tuple[float, float]) -> None:
+def _bar(axes: Axes, part: pd.DataFrame, lane: int) -> None:
     right = left = 0.0
     for name, (_, hue, hatch) in _PARTS.items():
         if name not in part.index:
@@ -206,19 +185,15 @@ def _bar(axes: Axes, part: pd.DataFrame, lane: int, limits: tuple[float, float])
         axes.hlines(lane + 0.32, entry["part_low"], entry["part_high"], color=_PARTS["left"][1], linewidth=1.8, zorder=6)
         axes.plot(entry["part"], lane + 0.32, marker="o", color=_PARTS["left"][1], markersize=3.5, zorder=6)
     axes.plot(total, lane - 0.08, marker="|", color="black", markersize=13, markeredgewidth=2.2, zorder=7)
-    if entry["part"] < limits[0]:
-        axes.text(
-            limits[0] + 0.02, lane - 0.08, f"← {entry['part']:.1f}".replace("-", "−"), fontsize=9, color="white", va="center", zorder=8
-        )
+    if entry["part"] < _PART_LIMITS[0]:
+        text = f"← {entry['part']:.1f}".replace("-", "−")
+        axes.text(_PART_LIMITS[0] + 0.02, lane - 0.08, text, fontsize=9, color="white", va="center", zorder=8)
 
 
 def pairs(found: pd.DataFrame, names: Mapping[str, str], limits: tuple[float, float] = (0.15, 1.5)) -> Figure:
     """Draw s and 1/s' of two models, a lane per family, joined by a line.
 
-    Parameters
-    ----------
-    found : DataFrame
-        From :func:`helpers.explanations.pairs`.
+    ``found`` is :func:`helpers.explanations.pairs`.
     """
     rows = style.good_rows(found[found["family"].isin(names)], ["family", "first", "second"], ["slope_first", "slope_second"])
     rows = rows.set_index("family").loc[[key for key in names if key in set(rows["family"])]]
@@ -253,14 +228,9 @@ def diets(
 ) -> Figure:
     """Draw s of models that learned from the same frames as a band, and of models of one network as arrows, a lane per family.
 
-    Parameters
-    ----------
-    board : DataFrame
-        From :func:`helpers.explanations.overview`.
-    alike : sequence of str
-        Models that learned from the same frames; the band reaches from the lowest s to the highest.
-    steps : sequence of (str, str)
-        Pairs of models of one network; an arrow leads from the first one's s to the second one's. The first is one of ``alike``.
+    ``board``: from :func:`helpers.explanations.overview`.
+    ``alike``: models that learned from the same frames; the band reaches from the lowest s to the highest.
+    ``steps``: pairs of models of one network; an arrow leads from the first one's s to the second one's. The first is one of ``alike``.
     """
     rows = style.good_rows(board[board["family"].isin(names)], ["family", "model"], ["slope"])
     slope = rows.pivot_table(index="family", columns="model", values="slope").reindex([key for key in names if key in set(rows["family"])])
@@ -288,17 +258,10 @@ def diets(
     return figure
 
 
-def ratio_by_size(binned: pd.DataFrame, titles: Mapping[str, str], limits: tuple[float, float] = (0.45, 3.6)) -> Figure:
+def ratio_by_size(binned: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     """Draw model over DFT against the size of the force: bins by DFT on the left, by the model on the right, a line of panels per set.
 
-    Parameters
-    ----------
-    binned : DataFrame
-        From :func:`helpers.explanations.binned`, with the columns ``model``, ``family`` and ``on``.
-    titles : mapping of str to str
-        Family → title, in order.
-    limits : (float, float)
-        Range of the ratio.
+    ``binned`` is :func:`helpers.explanations.binned`, with the columns ``model``, ``family`` and ``on``; titles are by family, in order.
     """
     rows = style.good_rows(binned[binned["family"].isin(titles)], ["model", "family", "on"], ["size", "ratio"])
     families = [key for key in titles if key in set(rows["family"])]
@@ -313,7 +276,7 @@ def ratio_by_size(binned: pd.DataFrame, titles: Mapping[str, str], limits: tuple
                     part = rows[(rows["family"] == family) & (rows["on"] == on) & (rows["model"] == model)].sort_values("size")
                     panel.fill_between(part["size"], part["ratio_low"], part["ratio_high"], color=colour(model), alpha=0.13, linewidth=0)
                     panel.plot(part["size"], part["ratio"], linewidth=1.4, zorder=3, **style.look(model, 5))
-                panel.set(xscale="log", yscale="log", xlim=(0.02, 30), ylim=limits)
+                panel.set(xscale="log", yscale="log", xlim=(0.02, 30), ylim=(0.45, 3.6))
                 panel.set_yticks([0.5, 0.7, 1, 1.5, 2, 3], ["0.5", "0.7", "1", "1.5", "2", "3"])
                 panel.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
                 panel.minorticks_off()

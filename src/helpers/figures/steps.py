@@ -29,24 +29,13 @@ def stepwise(
 ) -> Figure:
     """Draw a quantity against what has been added so far.
 
-    Parameters
-    ----------
-    curves : DataFrame
-        Columns ``held_out`` (panel), ``capacity`` (line), ``step`` (from one on), ``mean``, ``low``, ``high``.
-    panels, lines : mapping of str to str
-        Value → name, in order.
-    steps : sequence of str
-        Names of the steps.
-    y_label : str
-    enters : mapping of str to int, optional
-        Panel → the step with which it enters; what lies before is shaded.
-    model : (str, mapping of str to float), optional
-        Key of a potential, and its value in each panel: a horizontal line in its colour.
-    ideal : float, optional
-        Where a perfect model would lie.
-    logarithmic : bool
-    limits : (float, float), optional
-        Of the vertical axis; what lies beyond is marked with an arrow at the edge.
+    ``curves``: columns ``held_out`` (panel), ``capacity`` (line), ``step`` (from one on), ``mean``, ``low``, ``high``.
+    ``panels``, ``lines``: value → name, in order.
+    ``steps``: names of the steps.
+    ``enters``: panel → the step with which it enters; what lies before is shaded.
+    ``model``: key of a potential, and its value in each panel: a horizontal line in its colour.
+    ``ideal``: where a perfect model would lie.
+    ``limits``: of the vertical axis; what lies beyond is marked with an arrow at the edge.
     """
     looks = style.looks(lines, METHODS, 5.5)
     with mpl.rc_context(STYLE):

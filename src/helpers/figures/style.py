@@ -157,22 +157,10 @@ def in_order(models: Iterable[str]) -> list[str]:
 def paper_points(figure: str) -> pd.DataFrame:
     """Read a digitised parity figure of the paper.
 
-    Parameters
-    ----------
-    figure : {"fig2a", "fig2b", "fig2c"}
-        Surfaces (eV/Å²), defects (eV) or solid solutions (eV per formula unit).
+    Columns ``model`` (catalogue key), ``value``, ``reference``. Points that lie off the figure's axis are left out. FileNotFoundError if
+    that figure was not digitised; ValueError if the table holds no DFT column.
 
-    Returns
-    -------
-    DataFrame
-        Columns ``model`` (catalogue key), ``value``, ``reference``. Points that lie off the figure's axis are left out.
-
-    Raises
-    ------
-    FileNotFoundError
-        If that figure was not digitised.
-    ValueError
-        If the table holds no DFT column.
+    ``figure`` ({"fig2a", "fig2b", "fig2c"}): surfaces (eV/Å²), defects (eV) or solid solutions (eV per formula unit).
     """
     wide = pd.read_csv(data_dir() / "paper" / f"{figure}_digitised.csv")
     column = {name: next((c for c in wide if name in c.split("_")), None) for name in ("DFT", "M3GNet", "CHGNet", "MACE")}
@@ -187,27 +175,24 @@ def paper_points(figure: str) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).dropna(ignore_index=True)
 
 
-def property_rows(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
-    """Return the rows to draw: one property, nothing that failed."""
-    rows = one_property(table, quantity)
-    name = rows["property"].iloc[0]
+def property_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows to draw: of one property, nothing that failed."""
+    rows = one_property(table)
     rows = rows[rows["status"] == "ok"]
     if rows.empty:
-        raise ValueError(f"every row of property {name!r} failed")
+        raise ValueError(f"every row of property {table['property'].iloc[0]!r} failed")
     bad = rows[~np.isfinite(rows[["value", "reference"]].to_numpy(dtype=float)).all(axis=1)]
     if len(bad):
         raise ValueError(f"{len(bad)} rows with status 'ok' hold values that are not finite, first in case {bad['case'].iloc[0]!r}")
     return rows
 
 
-def one_property(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
-    """Return the rows of a property, by default of the only one there is."""
-    rows = table if quantity is None else table[table["property"] == quantity]
-    properties = sorted(rows["property"].unique())
+def one_property(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table that has rows of one property, and of no other."""
+    properties = sorted(table["property"].unique())
     if len(properties) != 1:
-        asked = "" if quantity is None else f" of property {quantity!r}"
-        raise ValueError(f"one property is needed, but the table{asked} has {properties or 'no rows'}; choose with quantity=…")
-    return rows
+        raise ValueError(f"one property is needed, but the table has {properties or 'no rows'}")
+    return table
 
 
 def good_rows(table: pd.DataFrame, texts: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:

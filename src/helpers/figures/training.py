@@ -14,13 +14,8 @@ from helpers.figures.style import STYLE
 def training_curve(history: Sequence[Mapping[str, float]], best_epoch: int, model: str) -> Figure:
     """Draw the force errors of a training against the epoch, with the epoch whose weights were kept.
 
-    Parameters
-    ----------
-    history : sequence of mapping
-        Of :class:`helpers.training.fine_tune.FineTuned`: ``epoch``, ``train_force_mae`` and ``validation_force_mae`` (eV/Å).
-    best_epoch : int
-    model : str
-        Its key; it decides the colour.
+    ``history``: of :class:`helpers.training.fine_tune.FineTuned`: ``epoch``, ``train_force_mae`` and ``validation_force_mae`` (eV/Å).
+    ``model``: its key; it decides the colour.
     """
     if not history:
         raise ValueError("there is nothing to draw: the training has no epochs")

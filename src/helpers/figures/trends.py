@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import matplotlib as mpl
 import numpy as np
@@ -19,12 +19,8 @@ from helpers.figures.style import STYLE, colour, in_order, label
 def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float]) -> Figure:
     """Draw the softening scale against the nominal temperature, one panel per element and volume, with the melting point.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From :func:`helpers.benchmarks.off_equilibrium.by_temperature`.
-    melting_k : mapping of str to float
-        Melting point of each element, K.
+    ``table``: from :func:`helpers.benchmarks.off_equilibrium.by_temperature`.
+    ``melting_k``: melting point of each element, K.
     """
     crystals = list(dict.fromkeys(table.sort_values(["element", "volume"])["crystal"]))
     models = in_order(table["model"])
@@ -47,28 +43,13 @@ def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float
     return figure
 
 
-def cell_size(
-    table: pd.DataFrame,
-    quantity: str | None = None,
-    models: Sequence[str] | None = None,
-    what: str = "formation energy",
-) -> Figure:
-    """Draw the energy of a defect against the number of lattice sites of its cell, one panel per metal.
+def cell_size(table: pd.DataFrame) -> Figure:
+    """Draw the energy of a defect against the number of lattice sites of its cell (column ``n_sites``), one panel per metal.
 
-    All panels span the same energy, so that slopes can be compared between them.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy table with the column ``n_sites``; failed rows are left out. The reference is a dashed line.
-    quantity : str, optional
-        Which property, if the table has several.
-    what : str
-        Name of the energy.
+    All panels span the same energy, so that slopes can be compared between them. The reference is a dashed line.
     """
-    rows = style.good_rows(style.property_rows(table, quantity), ["model", "material"], ["n_sites", "value", "reference"])
-    models = style.chosen(rows, models)
-    rows = rows[rows["model"].isin(models)]
+    rows = style.good_rows(style.property_rows(table), ["model", "material"], ["n_sites", "value", "reference"])
+    models = in_order(rows["model"])
     twice = rows[rows.duplicated(["model", "material", "n_sites"])]
     if len(twice):
         first = twice.iloc[0]
@@ -94,40 +75,31 @@ def cell_size(
             panel.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
             panel.set_ylim(centre[metal] - span / 2, centre[metal] + span / 2)
             panel.set_title(metal, loc="left")
-        style.outer_labels(axes, "lattice sites in the cell", f"{what} ({rows['unit'].iloc[0]})")
+        style.outer_labels(axes, "lattice sites in the cell", f"formation energy ({rows['unit'].iloc[0]})")
         handles = [Line2D([], [], label=label(model), **style.look(model, 5.5)) for model in models]
         style.legend(figure, spare, [*handles, Line2D([], [], label="DFT", **style.IDEAL)])
     return figure
 
 
-def error_against_coordination(
-    table: pd.DataFrame,
-    quantity: str | None = None,
-    models: Sequence[str] | None = None,
-    edges: Sequence[float] = (0.0, 0.15, 0.3, 0.45, 0.7),
-) -> Figure:
+# Edges of the bins of lost coordination; a loss on an edge belongs to the bin below it.
+_EDGES = (0.0, 0.15, 0.3, 0.45, 0.7)
+
+
+def error_against_coordination(table: pd.DataFrame) -> Figure:
     """Draw model over DFT against the coordination that atoms have lost, one panel per model.
 
     Behind the points stands, for each bin of the loss with three or more of them, a box from the lower to the upper quartile with
     the median.
 
-    Parameters
-    ----------
-    table : DataFrame
-        One row per defect or surface: ``model``, ``kind`` (``vacancy``, or anything else for a surface), ``coordination_loss``
+    ``table``: one row per defect or surface: ``model``, ``kind`` (``vacancy``, or anything else for a surface), ``coordination_loss``
         (fraction of nearest neighbours lost) and ``ratio`` (model/DFT). Rows whose ``status`` is not ``ok`` are left out.
-    quantity : str, optional
-        Which ``property``, if the table has several.
-    edges : sequence of float
-        Edges of the bins. A loss on an edge belongs to the bin below it.
     """
-    rows = style.one_property(table, quantity) if "property" in table else table
+    rows = style.one_property(table) if "property" in table else table
     rows = style.good_rows(rows, ["model", "kind"], ["coordination_loss", "ratio"])
-    models = style.chosen(rows, models)
-    rows = rows[rows["model"].isin(models)]
-    beyond = rows[(rows["coordination_loss"] <= edges[0]) | (rows["coordination_loss"] > edges[-1])]
+    models = in_order(rows["model"])
+    beyond = rows[(rows["coordination_loss"] <= _EDGES[0]) | (rows["coordination_loss"] > _EDGES[-1])]
     if len(beyond):
-        raise ValueError(f"a coordination loss of {beyond['coordination_loss'].iloc[0]:g} lies outside the bins {tuple(edges)}")
+        raise ValueError(f"a coordination loss of {beyond['coordination_loss'].iloc[0]:g} lies outside the bins {_EDGES}")
     low, high = style.robust_limits(rows["ratio"].to_numpy(dtype=float))
     with mpl.rc_context(STYLE):
         figure, axes, spare = style.panels(len(models), extra=0.3)
@@ -135,14 +107,14 @@ def error_against_coordination(
         for panel, model in zip(axes, models, strict=True):
             part = rows[rows["model"] == model]
             panel.axhline(1, zorder=2, **style.IDEAL)
-            _binned(panel, part, edges, colour(model))
+            _binned(panel, part, colour(model))
             for vacancy, look in _KINDS.items():
                 points = part[(part["kind"] == "vacancy") == vacancy]
                 edge = {"color": colour(model), "markeredgecolor": "white", "markeredgewidth": 0.5, "linestyle": "none"}
                 panel.plot(points["coordination_loss"], points["ratio"], alpha=0.85, zorder=4, **edge, **look)
             outside = np.count_nonzero((part["ratio"] < low) | (part["ratio"] > high))
             style.note(panel, f"n = {len(part)}" + (f", {outside} outside" if outside else ""), "lower right")
-            panel.set(xlim=(edges[0], edges[-1]), ylim=(low, high))
+            panel.set(xlim=(_EDGES[0], _EDGES[-1]), ylim=(low, high))
             style.title(panel, model)
         style.outer_labels(axes, "nearest neighbours lost (fraction)", "model / DFT")
         kinds = zip(("vacancy", "surface"), _KINDS.values(), strict=True)
@@ -157,9 +129,9 @@ def error_against_coordination(
 _KINDS = {True: {"marker": "p", "markersize": 7}, False: {"marker": "d", "markersize": 5.5}}
 
 
-def _binned(axes: Axes, part: pd.DataFrame, edges: Sequence[float], hue: str) -> None:
+def _binned(axes: Axes, part: pd.DataFrame, hue: str) -> None:
     """Draw quartiles and median of the ratio in each bin that has three points or more."""
-    bins = pd.cut(part["coordination_loss"], list(edges))
+    bins = pd.cut(part["coordination_loss"], list(_EDGES))
     for interval, ratio in part["ratio"].groupby(bins, observed=True):
         if len(ratio) < 3:
             continue

@@ -17,23 +17,18 @@ from helpers.figures.style import STYLE, colour, label
 _GREEK = {"G": "Γ"}
 
 
-def bands_and_dos(table: pd.DataFrame, models: Sequence[str] | None = None, paper: Mapping[str, float] | None = None) -> Figure:
+def bands_and_dos(table: pd.DataFrame, paper: Mapping[str, float] | None = None) -> Figure:
     """Draw the phonon bands of a crystal, one panel per model, and below them the densities of states (the paper's Fig. 4a).
 
-    Parameters
-    ----------
-    table : DataFrame
-        Rows of one case from :func:`helpers.benchmarks.phonons.run`: ``band`` (THz, with ``q``, ``branch``, ``distance``, ``label``) and,
-        if the densities are to be drawn, ``dos`` (1/THz, with ``frequency_thz``). Other properties are left out.
-    paper : mapping of str to float, optional
-        The paper's highest frequency for some models, THz: an open marker at the right edge.
+    ``table``: rows of one case from :func:`helpers.benchmarks.phonons.run`: ``band`` (THz, with ``q``, ``branch``, ``distance``, ``label``)
+        and, if the densities are to be drawn, ``dos`` (1/THz, with ``frequency_thz``). Other properties are left out.
+    ``paper``: the paper's highest frequency for some models, THz: an open marker at the right edge.
     """
     bands = style.good_rows(table[table["property"] == "band"], ["model", "case"], ["q", "branch", "distance", "value", "reference"])
     cases = sorted(bands["case"].unique())
     if len(cases) > 1:
         raise ValueError(f"bands of one crystal are needed, but the table has {', '.join(cases)}")
-    models = style.chosen(bands, models)
-    bands = bands[bands["model"].isin(models)]
+    models = style.in_order(bands["model"])
     twice = bands[bands.duplicated(["model", "q", "branch"])]
     if len(twice):
         one = twice.iloc[0]
@@ -114,10 +109,8 @@ def _densities(axes: Axes, models: Sequence[str], rows: pd.DataFrame) -> None:
 def conductivity(found: pd.DataFrame) -> Figure:
     """Draw thermal conductivities against highest frequencies, both over DFT's, one panel per model, with what softness alone would do.
 
-    Parameters
-    ----------
-    found : DataFrame
-        From :func:`helpers.benchmarks.phonons.conductivities`. Models without frequencies and crystals without a conductivity are left out.
+    ``found``: from :func:`helpers.benchmarks.phonons.conductivities`. Models without frequencies and crystals without a conductivity are
+        left out.
     """
     rows = found[(found["kappa_ratio"] > 0) & found["omega_max"].notna()]
     models, soft = style.in_order(rows["model"]), np.array([0.5, 1.3])

@@ -102,19 +102,15 @@ def fix(
     out : path
         A new or empty folder, or that of the same call before.
     recipe : Recipe, optional
-        For ``full``; by default the recipe's own with :data:`EPOCHS` epochs and this seed.
+        For ``full``; by default the recipe's own with :data:`EPOCHS` epochs and this seed, which is also that of the split.
     test_fraction : float
         Share of the frames held back for the test (:func:`split`); 0 tests nothing.
-    seed : int
-        Of the split, and of the default recipe.
-    skip_bad, drop_duplicates : bool
-        Leave out frames that cannot be used, or that repeat another, instead of an error.
-    forces_only : bool
-        Ignore energies and stresses of the labels.
+    skip_bad, drop_duplicates, forces_only : bool
+        Leave out frames that cannot be used, or that repeat another, instead of an error; ignore energies and stresses of the labels.
 
     Raises
     ------
-    helpers.training.labels.LabelError
+    LabelError
         If labels cannot be used; the message lists all of them.
     PotentialError
         If the folder holds something else or is in use, the disk is full, the potential has no weights to train, or a calculator's energy,

@@ -383,37 +383,13 @@ def make(
 ) -> Card:
     """Run the benchmarks with a potential and write its report card.
 
-    Parameters
-    ----------
-    model : str or Potential
-        A key, as :func:`helpers.potentials.load` takes it; or a potential, which is then run in this process.
-    out : path
-        A new or empty folder, or that of the same call before.
-    full : bool
-        All cases of all sets that are here. Complete tables in ``data/results`` are used as they are.
-    quick : mapping, optional
-        The sample if not all; by default :data:`QUICK`.
-    seed : int
-        Of the sample.
-    device, trust
-        As for :func:`helpers.potentials.load`.
-    processes : int, optional
-        As for :func:`helpers.runner.workers`.
-    budget_minutes : float, optional
-        Time for each benchmark. What does not fit is listed as not run; the same call goes on with it.
-    n_resamples : int
-        As for :func:`helpers.softening.bootstrap_over`.
-    progress : bool
-        Show progress bars.
-
-    Raises
-    ------
-    PotentialError
-        If the potential cannot be loaded, or the folder holds something else.
-    ValueError
-        If the budget is not positive, or a sample names what does not exist.
-    helpers.runner.RunError
-        If the same card is being made by another process.
+    ``model`` is a key, as :func:`helpers.potentials.load` takes it with device and trust; or a potential, which is then run in this
+    process. ``out`` is a new or empty folder, or that of the same call before. ``full`` takes all cases of all sets that are here, and
+    complete tables in ``data/results`` as they are; ``quick`` is the sample if not all, by default :data:`QUICK`, drawn with the seed.
+    ``processes`` is as for :func:`helpers.runner.workers`, ``n_resamples`` as for :func:`helpers.softening.bootstrap_over`.
+    ``budget_minutes`` is the time for each benchmark: what does not fit is listed as not run, and the same call goes on with it.
+    PotentialError if the potential cannot be loaded, or the folder holds something else; ValueError if the budget is not positive, or a
+    sample names what does not exist; RunError if the same card is being made by another process.
     """
     if budget_minutes is not None and not budget_minutes > 0:
         raise ValueError(f"the budget must be a positive number of minutes, not {budget_minutes}")

@@ -39,24 +39,6 @@ from helpers.runner import cluster
 from helpers.runner.cluster import RunError
 from helpers.runner.worker import Job, Limits, compute_here, compute_shard, keep_memory, versions
 
-__all__ = [
-    "Job",
-    "Limits",
-    "LiveCheckError",
-    "Run",
-    "RunError",
-    "Where",
-    "compute_here",
-    "compute_shard",
-    "fingerprint",
-    "keep_memory",
-    "live_check",
-    "run",
-    "run_cases",
-    "shards",
-    "workers",
-]
-
 # A shard is the unit of loss and of parallel work: about half a minute of CHGNet on one core where each structure is evaluated a few
 # times. A benchmark that evaluates its structures more often has an ATOMS_PER_SHARD of its own.
 ATOMS_PER_SHARD = 1500
@@ -146,38 +128,22 @@ def run(
     force: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Run a benchmark with a model, or read its table if it is complete.
+    """Run a benchmark with a model, or read its table if it is complete; return the tidy table, as written to ``data/results``.
 
     Parameters
     ----------
-    benchmark : str
-        A name of :data:`helpers.benchmarks.CATALOGUE`.
-    key : str
-        A potential, as :func:`helpers.potentials.load` takes it.
-    device : str
-        ``auto``, ``cpu``, ``cuda``, …
-    protocol : dataclass, optional
-        The benchmark's ``Protocol``; its default if None.
-    sets : iterable of str, optional
-        Reference sets to run; all that are available if None.
+    benchmark, key : str
+        A name of :data:`helpers.benchmarks.CATALOGUE`; a potential, as :func:`helpers.potentials.load` takes it.
+    protocol, sets
+        The benchmark's ``Protocol``, its default if None; the reference sets to run, all that are available if None.
     processes : int, optional
         Worker processes; by default one per core on a CPU, one on a GPU. Through SLURM: jobs.
     scheduler : str, optional
         Compute on a Dask cluster, as :func:`helpers.runner.cluster.connect` takes it: ``local``, an address, a scheduler file or a
         SLURM file.
-    trust : bool
-        Allow a model file whose checksum is not known.
-    compiled : bool
-        Compile the network first (:meth:`helpers.potentials.base.GraphPotential.compiled`); worth it for runs of ten minutes and more.
-    force : bool
-        Compute again what is complete.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The tidy table, as written to ``data/results``.
+    trust, compiled, force : bool
+        Allow a model file whose checksum is not known; compile the network first (:meth:`helpers.potentials.base.GraphPotential.compiled`),
+        worth it for runs of ten minutes and more; compute again what is complete.
 
     Raises
     ------
@@ -210,17 +176,9 @@ def run_cases(
 ) -> Run:
     """Run a benchmark on given cases, all or some; what :func:`run`, whose arguments and errors it shares, does once it has them.
 
-    Parameters
-    ----------
-    potential : Potential
-        Where several processes compute, they load it anew by its key.
-    where : Where, optional
-        By default everything is computed in this process.
-    limits : Limits, optional
-        By default there are none.
-    base : Path, optional
-        Folder for ``results`` and ``runs``; by default the data folder. Where it is another one, a complete table of the same run
-        in the data folder is used as it is, and nothing is written there.
+    Where several processes compute, they load the potential anew by its key; by default everything is computed in this process, without
+    limits. ``base`` is the folder for ``results`` and ``runs``; by default the data folder. Where it is another one, a complete table of
+    the same run in the data folder is used as it is, and nothing is written there.
     """
     module, where = benchmarks.module(benchmark), where or Where()
     protocol = module.Protocol() if protocol is None else protocol
@@ -405,11 +363,7 @@ def live_check(
     """Recompute some cases and compare them with the committed table: ``value`` (now), ``committed`` and ``difference``, row by row.
 
     Sets are by default the benchmark's ``LIVE`` set, which needs no external file; at most ``limit`` cases of each, evenly spread.
-
-    Raises
-    ------
-    LiveCheckError
-        If a value differs by more than the benchmark's ``TOLERANCES`` allow, a row is missing, or nothing was compared.
+    LiveCheckError if a value differs by more than the benchmark's ``TOLERANCES`` allow, a row is missing, or nothing was compared.
     """
     module = benchmarks.module(benchmark)
     protocol = module.Protocol() if protocol is None else protocol

@@ -46,10 +46,7 @@ def end_with_parent() -> None:
 def check(scheduler: str, workers: int | None = None) -> None:
     """Find out before any work what is wrong with the way to the scheduler.
 
-    Raises
-    ------
-    RunError
-        If Dask is missing, the scheduler is none of those of :func:`connect`, or the number of workers cannot be chosen.
+    RunError if Dask is missing, the scheduler is none of those of :func:`connect`, or the number of workers cannot be chosen.
     """
     needed = ["distributed", *(["dask_jobqueue"] if scheduler.endswith(_YAML) else [])]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
@@ -68,19 +65,11 @@ def check(scheduler: str, workers: int | None = None) -> None:
 
 @contextmanager
 def connect(scheduler: str, workers: int | None = None) -> Iterator[Any]:
-    """Connect to a Dask cluster, or start one that ends with the context.
+    """Connect to a Dask cluster, or start one that ends with the context; yield its client.
 
-    Parameters
-    ----------
-    scheduler : str
-        ``local``: worker processes on this machine. An address, or a ``.json`` scheduler file: a cluster that runs already.
-        A ``.yaml`` file: SLURM jobs; its keys are the arguments of ``dask_jobqueue.SLURMCluster``, and ``jobs``, how many.
-    workers : int, optional
-        Number of workers (``local``) or jobs (SLURM); what the file says if None.
-
-    Yields
-    ------
-    distributed.Client
+    The scheduler is ``local`` (worker processes on this machine), the address or ``.json`` scheduler file of a cluster that runs already,
+    or a ``.yaml`` file (SLURM jobs; its keys are the arguments of ``dask_jobqueue.SLURMCluster``, and ``jobs``, how many). ``workers`` is
+    the number of workers (``local``) or jobs (SLURM); what the file says if None.
     """
     check(scheduler, workers)
     from distributed import Client
@@ -151,27 +140,10 @@ def each(
 ) -> Iterator[tuple[int, object]]:
     """Call a function with each of many arguments; yield (position, result) as results arrive.
 
-    A call whose worker dies is made again elsewhere. What workers died of again and again is set aside, and the rest is finished first.
-
-    Parameters
-    ----------
-    function : callable
-        Importable by the workers.
-    arguments : sequence of tuple
-        One call each, begun in this order.
-    names : sequence of str
-        What to call them in messages.
-    scheduler, workers
-        As :func:`connect` takes them.
-    tell : callable, optional
-        Is given lines for the user.
-
-    Raises
-    ------
-    RunError
-        If calls killed their workers, the scheduler was lost, or there was none.
-    Exception
-        What the function raised.
+    A call whose worker dies is made again elsewhere. What workers died of again and again is set aside, and the rest is finished first. The
+    function must be importable by the workers; calls are begun in the order of their arguments, and have names in messages. Scheduler and
+    workers are as for :func:`connect`; ``tell`` is given lines for the user. RunError if calls killed their workers, the scheduler was
+    lost, or there was none; besides what the function raised.
     """
     tell = tell or (lambda line: None)
     with connect(scheduler, workers) as client:

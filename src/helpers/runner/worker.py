@@ -116,10 +116,7 @@ def _table(benchmark: str, potential: Potential, cases: Sequence[Case], protocol
 def compute_here(job: Job, cases: Sequence[Case]) -> pd.DataFrame | None:
     """Compute a shard in a worker, on this machine or another: the potential is loaded once and kept.
 
-    Raises
-    ------
-    RunError
-        If this worker would compute something else than the process that asked.
+    RunError if this worker would compute something else than the process that asked.
     """
     here, wanted = versions(), job.versions
     different = [f"{name} {here.get(name, 'missing')} instead of {wanted[name]}" for name in wanted if here.get(name) != wanted[name]]

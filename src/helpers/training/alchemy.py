@@ -50,25 +50,9 @@ _STRAIN = 0.01
 class AlchemicalPotential(GraphPotential):
     """A graph network in which all atoms of some species are one mixture of them; see the module's text.
 
-    Structures are given as usual. Whichever of the mixed species stands on a site, the site holds the mixture.
-
-    Parameters
-    ----------
-    base : GraphPotential
-        A CHGNet or a MACE. Its network is shared, not copied.
-    weights : mapping of str to float
-        Element → λ, each from 0 to 1. A sum below one leaves sites empty by the rest.
-
-    Attributes
-    ----------
-    base : GraphPotential
-    mixture : dict of str to float
-        The weights, in order.
-
-    Raises
-    ------
-    PotentialError
-        If the potential cannot take mixtures, an element is unknown to it, or the weights make no composition.
+    Structures are given as usual. Whichever of the mixed species stands on a site, the site holds the mixture. The base is a CHGNet or a
+    MACE, whose network is shared, not copied; weights are by element, each from 0 to 1, and a sum below one leaves sites empty by the rest.
+    PotentialError if the potential cannot take mixtures, an element is unknown to it, or the weights make no composition.
     """
 
     def __init__(self, base: Potential, weights: Mapping[str, float]) -> None:
@@ -232,11 +216,7 @@ def equilibrium(potential: Potential, crystal: ase.Atoms, *, window: float = 0.1
 
     For rocksalt and other cubic crystals without free coordinates that is the full relaxation. For an alloy on ideal sites it is the best
     lattice without relaxation of the atoms. The window is how far, as a part of its lengths, the search may go to either side.
-
-    Raises
-    ------
-    StructureError
-        If the crystal cannot be evaluated, or has no equilibrium within the window.
+    StructureError if the crystal cannot be evaluated, or has no equilibrium within the window.
     """
 
     def tension(factor: float) -> float:
@@ -304,25 +284,14 @@ def design(
 ) -> Design:
     """Find the composition of a rocksalt solid solution that has a wanted lattice parameter, by Newton's method in the composition.
 
-    Parameters
-    ----------
-    potential : GraphPotential
-        A CHGNet or a MACE, not mixed.
-    crystal : ase.Atoms
-        Rocksalt with one of the two elements.
-    gained, lost : str
-        x is the fraction of the first; the rest is the second.
-    target : float
-        Å.
-    start : float
-        First x.
-    tolerance : float
-        Å.
+    ValueError if no composition has this lattice parameter.
 
-    Raises
-    ------
-    ValueError
-        If no composition has this lattice parameter.
+    ``potential``: A CHGNet or a MACE, not mixed.
+    ``crystal``: rocksalt with one of the two elements.
+    ``gained``, ``lost``: x is the fraction of the first; the rest is the second.
+    ``target``: å.
+    ``start``: first x.
+    ``tolerance``: å.
     """
     steps: list[tuple[float, float]] = []
 

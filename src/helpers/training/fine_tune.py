@@ -37,23 +37,13 @@ EV_PER_A3_IN_GPA = 160.21766208
 
 @dataclass(frozen=True)
 class Label:
-    """A structure with its DFT answer.
-
-    Attributes
-    ----------
-    atoms : ase.Atoms
-    energy : float or None
-        Total energy, eV; None if it is not known.
-    forces : ndarray, shape (n_atoms, 3)
-        eV/Å; NaN where a component does not count, as of an atom that was held. It is left out of every sum.
-    stress : ndarray, shape (3, 3), or None
-        eV/Å³, ASE's sign.
-    """
+    """A structure with its DFT answer."""
 
     atoms: ase.Atoms
-    energy: float | None
+    energy: float | None  # total, eV; None if it is not known
+    # eV/Å, shape (n_atoms, 3); NaN where a component does not count, as of an atom that was held. It is left out of every sum.
     forces: np.ndarray
-    stress: np.ndarray | None = None
+    stress: np.ndarray | None = None  # eV/Å³, shape (3, 3), ASE's sign
 
     def __post_init__(self) -> None:
         # Lists, and Voigt's six numbers, are what other programs hand over.
@@ -113,39 +103,22 @@ class Recipe:
 
 @dataclass
 class FineTuned:
-    """The outcome of :func:`fine_tune`.
+    """The outcome of :func:`fine_tune`."""
 
-    Attributes
-    ----------
-    potential : GraphPotential
-        The fine-tuned potential; the original is not changed.
-    history : list of dict
-        Per epoch: ``epoch``, ``learning_rate``, ``loss`` (training), ``train_force_mae`` and ``validation_force_mae`` (eV/Å).
-    best_epoch : int
-        The epoch whose weights were kept.
-    train, validation : list of int
-        Which labels were used for what.
-    n_trained : int
-        How many numbers were trained.
-    """
-
-    potential: GraphPotential
+    potential: GraphPotential  # the fine-tuned one; the original is not changed
+    # Per epoch: ``epoch``, ``learning_rate``, ``loss`` (training), ``train_force_mae`` and ``validation_force_mae`` (eV/Å).
     history: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
+    best_epoch: int = 0  # the epoch whose weights were kept
+    # Which labels were used for what.
     train: list[int] = field(default_factory=list)
     validation: list[int] = field(default_factory=list)
-    n_trained: int = 0
+    n_trained: int = 0  # how many numbers were trained
 
 
 def linear_correction(potential: Potential, labels: Sequence[Label], method: str = "inverse_slope") -> Potential:
     """Return c·E with c fitted to the labels' forces, by a method of :func:`helpers.softening.correction`; one label is enough.
 
-    Raises
-    ------
-    StructureError
-        If a label cannot be evaluated.
-    ValueError
-        If a label has no forces, or not as many as atoms.
+    StructureError if a label cannot be evaluated; ValueError if a label has no forces, or not as many as atoms.
     """
     _check(labels)
     reference = np.concatenate([label.forces.ravel() for label in labels])
@@ -208,28 +181,11 @@ def fine_tune(
 ) -> FineTuned:
     """Train the weights of a graph network on DFT labels.
 
-    Adam with a cosine learning-rate schedule. Neighbour lists and graphs are built once and reused in every epoch.
-
-    Parameters
-    ----------
-    potential : GraphPotential
-        Not changed: a copy is trained.
-    labels : sequence of Label
-        Split into training and validation with ``recipe.seed``.
-    recipe : Recipe, optional
-    checkpoint : Path, optional
-        File to save the state of the training to after every epoch; if it exists, training resumes from it.
-    progress : bool
-        Show a progress bar.
-
-    Raises
-    ------
-    PotentialError
-        If the potential has no weights to train, the loss becomes NaN, the memory does not suffice, or a checkpoint is of another training.
-    StructureError
-        If a label cannot be evaluated.
-    ValueError
-        If a label has no forces, not as many as atoms, or an energy or stress that is no number.
+    Adam with a cosine learning-rate schedule. A copy of the potential is trained. Labels are split into training and validation with
+    ``recipe.seed``; neighbour lists and graphs are built once and reused in every epoch. The state of the training is saved to the
+    checkpoint after every epoch; if that file exists, training resumes from it. PotentialError if the potential has no weights to train,
+    the loss becomes NaN, the memory does not suffice, or a checkpoint is of another training; StructureError if a label cannot be
+    evaluated; ValueError if a label has no forces, not as many as atoms, or an energy or stress that is no number.
     """
     recipe = recipe or Recipe()
     if not isinstance(potential, GraphPotential):

@@ -167,15 +167,11 @@ class Problem:
 def read(sources: Path | str | Iterable[Path | str]) -> list[Frame]:
     """Read all frames of all files, in order.
 
-    Energies, forces and stresses are taken from arrays and entries named for DFT (``REF_forces``, ``dft_energy``, …), else from the
-    results of a calculator, else from plain names (``forces``, ``energy``, ``stress``, ``virials``, …; a virial is turned into stress,
-    σ = −W/V). Of a vasprun.xml or OUTCAR every ionic step that was begun is a frame, also those that cannot be read or are no DFT. Of a
-    folder, and of the folders in it, all files with forces are read, in natural order.
-
-    Raises
-    ------
-    LabelError
-        If a file is missing, holds no frames, cannot be read, or has a format that could run code.
+    Energies, forces and stresses are taken from arrays and entries named for DFT (``REF_forces``, ``dft_energy``, …), else from the results
+    of a calculator, else from plain names (``forces``, ``energy``, ``stress``, ``virials``, …; a virial is turned into stress, σ = −W/V).
+    Of a vasprun.xml or OUTCAR every ionic step that was begun is a frame, also those that cannot be read or are no DFT. Of a folder, and of
+    the folders in it, all files with forces are read, in natural order. LabelError if a file is missing, holds no frames, cannot be read,
+    or has a format that could run code.
     """
     paths = [Path(source) for source in ([sources] if isinstance(sources, (str, PathLike)) else sources)]
     if not paths:
@@ -183,12 +179,12 @@ def read(sources: Path | str | Iterable[Path | str]) -> list[Frame]:
     return [frame for path in paths for frame in (_folder(path) if path.is_dir() else _file(path))]
 
 
-def from_labels(labels: Sequence[Label], source: str = "labels") -> list[Frame]:
+def from_labels(labels: Sequence[Label]) -> list[Frame]:
     """Return labels that are in memory as frames; forces may be lists, and a stress may have six numbers (ASE's order)."""
     found = []
     for number, one in enumerate(labels):
         (atoms,) = structures.many(one.atoms)
-        found.append(_built(source, number, atoms, {"energy": one.energy, "forces": one.forces, "stress": one.stress}))
+        found.append(_built("labels", number, atoms, {"energy": one.energy, "forces": one.forces, "stress": one.stress}))
     return found
 
 

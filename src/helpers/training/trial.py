@@ -183,17 +183,9 @@ def before_and_after(
 ) -> pd.DataFrame:
     """Fine-tune on the labels of each case, and test before (with the first seed only) and after.
 
+    Cases hold labels under ``label``, and their ``seed``; ``teach`` puts labels into a case of set ``teacher``. ``test`` returns the rows
+    of a potential and a case; it makes them with its third argument, :func:`helpers.results.row` without what is the same in all of them.
     Training writes a checkpoint after every epoch, so that a killed run goes on where it stopped; it is removed when the case is done.
-
-    Parameters
-    ----------
-    potential, cases, protocol, progress
-        As in every benchmark; cases hold labels under ``label``, and their ``seed``.
-    teach : callable
-        Puts labels into a case of set ``teacher``.
-    test : callable
-        Returns the rows of a potential and a case; it makes them with its third argument, :func:`helpers.results.row` without what is the
-        same in all of them.
     """
     rows: Rows = []
     for case in cases:

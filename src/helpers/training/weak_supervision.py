@@ -143,14 +143,8 @@ def best_scale(
     Without the last sum it is the inverse slope s′, the fix of one label; with it, c is smaller, and less than one if the labels ask for
     nothing: the loss softens. R grows with the square of the step, its share with the fourth power.
 
-    Parameters
-    ----------
-    reference, forces : sequence of ndarray, shape (n_atoms, 3)
-        DFT's and the model's, eV/Å.
-    residuals : sequence of float
-        eV/atom.
-    force_weight, weak_weight : float
-        w_F, 1/(eV/Å)², and w, 1/(eV/atom)².
+    ``reference`` and ``forces`` are DFT's and the model's, by structure, shape (n_atoms, 3), eV/Å, residuals in eV/atom; w_F
+    (``force_weight``) is in 1/(eV/Å)², w (``weak_weight``) in 1/(eV/atom)².
     """
     along = sum(float(np.mean(f * f_ref)) for f, f_ref in zip(forces, reference, strict=True))
     square = sum(float(np.mean(f * f)) for f in forces)
