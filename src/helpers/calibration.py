@@ -16,7 +16,8 @@ in ten, if new ones are like those tested and c hardly moves when one is left ou
 :func:`leave_out` measures it: the chemistry that is asked about takes part in nothing.
 
 Where ŝ is not clearly better than the median s of the other chemistries, this *constant* is the answer: the same formulas with p = 1.
-Those chemistries that calibrate also choose. It is the answer as well where no stiff model could be asked. In what follows ``found`` holds :func:`materials` of one model, by family.
+Those chemistries that calibrate also choose. It is the answer as well where no stiff model could be asked. In what follows ``found``
+holds :func:`materials` of one model, by family.
 """
 
 from __future__ import annotations
