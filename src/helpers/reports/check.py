@@ -17,7 +17,7 @@ import math
 import shlex
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,9 +53,11 @@ PROPERTIES: dict[str, tuple[str, dict[str, str], str, str]] = {
     "surfaces": ("surfaces", {"surfaces-built": "gamma_relaxed"}, "surface energies", "surfaces form too easily"),
     "vacancy": ("defects", {"defects": "relaxed"}, "energies of vacancies", "there are too many"),
 }
+NAMES = {"forces-tp": "forces, hot crystal", "phonons-pbe": "highest frequency", "surfaces-built": "surface energy", "defects": "vacancy"}
 DEFAULT = ("md", "phonons", "elasticity")
 
 CLOSE = 0.1  # a scale that is so near to one needs no correction
+FAR = 5.0  # on Pettifor's scale
 WORTH = 0.9  # of the error on tested materials: what is recommended leaves less
 MINUTES, EVALUATIONS = 3.0, 4000  # that probes are planned for, on two cores; atoms that a potential evaluates in one for a property
 RATTLES_A = (0.03, 0.1, 0.2)  # standard deviations of displacements, for two frames each
@@ -70,10 +72,6 @@ RULES = (
     "Use another: a stiff potential leaves the smallest error there.",
     f"Label these frames: most of what was asked is not known, or nothing leaves less than {WORTH:.0%} of the error.",
 )
-
-
-# ---------------------------------------------------------------------------------------------------
-# The structure
 
 
 def read(path: Path | str) -> ase.Atoms:
@@ -125,17 +123,15 @@ def gap(atoms: ase.Atoms) -> float:
     return float((np.diff(places, axis=0, append=places[:1] + 1).max(axis=0) / atoms.cell.reciprocal().lengths()).max())
 
 
-def uncalibrated(atoms: ase.Atoms) -> str:
-    """Return why no tested material is like this one; empty if there is no such reason."""
+def uncalibrated(atoms: ase.Atoms, key: str = "") -> str:
+    """Return why no tested material is like this one, for a property or for any; empty if there is no such reason."""
     symbols = set(atoms.get_chemical_symbols())
     if structures.has_u_metal_with_o_or_f(symbols):
         return "the Materials Project computes such compounds with +U, another DFT than that of the tests"
-    magnetic = ", ".join(sorted(symbols & structures.OPEN_SHELL))
-    return f"open d or f shell ({magnetic}): magnetic order is no input, and few such crystals were tested" if magnetic else ""
-
-
-# ---------------------------------------------------------------------------------------------------
-# Probes
+    if magnetic := ", ".join(sorted(symbols & structures.OPEN_SHELL)):
+        return f"open d or f shell ({magnetic}): magnetic order is no input, and few such crystals were tested"
+    layer = key in ("elasticity", "surfaces", "vacancy") and gap(atoms) > LEAST_GAP_A
+    return f"{gap(atoms):.0f} Å of empty space: a layer or molecule was never tested" if layer else ""
 
 
 def frames(potential: Potential, crystal: ase.Atoms, affordable: float) -> list[ase.Atoms]:
@@ -177,8 +173,6 @@ def probes(crystal: ase.Atoms, key: str, shaken: Sequence[ase.Atoms], affordable
                 break
         cases = [phonons.own(crystal, repeats if cost <= affordable else 1, name=sort.LIVE)]
     elif key == "elasticity":
-        if gap(crystal) > LEAST_GAP_A:
-            raise ValueError(f"{gap(crystal):.0f} Å of empty space: a layer or molecule has no modulus")
         protocol = elasticity.Protocol(ranges={"": elasticity.RANGES[""]})
         cases, cost = [case("moduli", {"crystal": crystal})], len(crystal) * (200 + 6 * len(crystal))
     elif key == "surfaces":
@@ -188,6 +182,8 @@ def probes(crystal: ase.Atoms, key: str, shaken: Sequence[ase.Atoms], affordable
         combination = " + ".join(f"{count:.0f} vac_{element}" for element, count in counts.items())
         vacant = {f"vac_{one}": cell[np.arange(len(cell)) != list(cell.symbols).index(one.symbol)] for one in counts}
         cases = [case("vacancies", {"host": crystal, **vacant}, combination=combination, lattice="model")]
+    if reason := uncalibrated(crystal, key):
+        raise ValueError(reason)
     if cost > affordable:
         minutes = math.ceil(cost / EVALUATIONS)
         raise ValueError(f"about {cost:,.0f} evaluations of an atom by each potential are needed: --budget {minutes} affords them")
@@ -216,10 +212,6 @@ def _values(tables: dict[str, pd.DataFrame], column: str) -> tuple[pd.DataFrame,
     return pd.concat(found, axis=1, join="inner") if found else pd.DataFrame(), failed
 
 
-# ---------------------------------------------------------------------------------------------------
-# Answers
-
-
 def _left(rows: pd.DataFrame, scales: pd.DataFrame, known: calibration.Calibration, source: str) -> dict[str, float]:
     """Return the mean absolute error that a factor for each tested material, and that each stiff potential, leaves; of the potential: 1."""
     told = scales[scales["status"] == "ok"].set_index("material")["slope"]
@@ -231,7 +223,7 @@ def _left(rows: pd.DataFrame, scales: pd.DataFrame, known: calibration.Calibrati
     return (error / error[source]).drop(source).to_dict()
 
 
-def _answer(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict, why: str, stiff: Sequence[str]) -> dict[str, Any]:
+def expect(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict, why: str, stiff: Sequence[str]) -> dict[str, Any]:
     """Return what is known of one family. ``why`` says why there are no probes."""
     benchmark, columns, what, then = PROPERTIES[key]
     kind, own = calibration.FAMILIES[family], model in results.models(benchmark)
@@ -242,7 +234,13 @@ def _answer(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict,
     rows = explanations.rows(kind, rows)
     scales = calibration.materials(rows, source, used or STIFF)
     known = calibration.calibrate({family: scales}, family, slopes=bool(used))
-    found: dict[str, Any] = {"property": key, "family": family, "name": kind.name, "power": kind.power, "calibrated_with": source}
+    found: dict[str, Any] = {
+        "property": key,
+        "family": family,
+        "name": NAMES.get(family, kind.name),
+        "power": kind.power,
+        "calibrated_with": source,
+    }
     found |= {"slope": 1.0, "spread": 0.0, "n": 0, "each": {}, "kinds": {}, "dft": "", "left": {}}
     if used:
         if "group" in values.index.names:
@@ -256,7 +254,7 @@ def _answer(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict,
         (found["slope"],), (found["spread"],) = calibration.against(y, k)
         found |= {"n": len(values), "each": {one: float(values[one] @ y / (values[one] @ values[one])) for one in used}}
     answer = calibration.predict(known, found["slope"], found["spread"])
-    reason = uncalibrated(crystal) or (f"{model} itself failed: {failed[model]}" if model in failed else "")
+    reason = uncalibrated(crystal, key) or (f"{model} itself failed: {failed[model]}" if model in failed else "")
     if not own and known.status == "constant":
         reason = reason or f"{known.reason}; a table is needed: softening run {benchmark} --model {model}"
     near = calibration.nearest({family: scales}, family, set(crystal.get_chemical_symbols())).to_dict("records") if own else []
@@ -270,16 +268,15 @@ def _answer(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict,
         answer = answer._replace(reason="; ".join(filter(None, (answer.reason, why))))
     found |= answer._asdict() | {"nearest": near}
     if answer.status != "not known":
-        size = abs(1 - answer.scale)
-        told = f"{what} {size:.0%} too {'small' if answer.scale < 1 else 'large'}" + (f": {then}" if answer.scale < 1 else "")
-        found["errs"] = told if size > CLOSE / 2 else f"{what} about right"
+        told = f"{what} {abs(1 - answer.scale):.0%} too {'small' if answer.scale < 1 else 'large'}"
+        found["errs"] = f"{told}, or right" if answer.low <= 1 <= answer.high else f"{told}: {then}" if answer.scale < 1 else told
         found["left"] = _left(rows, scales, known, source) if used else {}
         if len(values) == 1:
             unit = tables[model].loc[tables[model]["property"].astype(str) == columns[family], "unit"].iloc[0]
             dft = [float(y[0] / divisor) for divisor in (answer.scale, answer.high, answer.low)]
             found["dft"] = "{:.3g} → {:.3g} [{:.3g}, {:.3g}] {}".format(y[0], *dft, unit)
     if not used and (best := calibration.calibrate({family: scales}, family)).status == "predicted":
-        found["would_add"] = f"{kind.name} with an error of {best.error:.2f} instead of {known.error:.2f}"
+        found["would_add"] = f"{found['name']} with an error of {best.error:.2f} instead of {known.error:.2f}"
     return found
 
 
@@ -295,7 +292,7 @@ def advise(answers: Sequence[dict[str, Any]], model: str, structure: str) -> tup
     # On the energy, of which a frequency is the square root.
     middle, low, high = (np.array([line[end] ** (1 / line["power"]) for line in known]) for end in ("scale", "low", "high"))
     # Of those that were asked about all of them.
-    left, reasons = pd.DataFrame([line["left"] for line in known]).dropna(axis="columns").mean().sort_values(), []
+    left, reasons = pd.DataFrame([line["left"] for line in known if line["left"]]).dropna(axis="columns").mean().sort_values(), []
     if low.max() > high.min():
         left, reasons = left.drop("factor", errors="ignore"), ["No factor lies in all intervals: softness differs between the properties."]
     if len(left):
@@ -308,10 +305,6 @@ def advise(answers: Sequence[dict[str, Any]], model: str, structure: str) -> tup
         return f"use another: {figures.label(best)}", f"softening check {files} {best} --out other", reasons
     factor = 1 / float(np.clip(np.exp(np.log(middle).mean()), low.max(), high.min()))
     return f"multiply the energy by {factor:.2f}", f'potentials.load("{model}").scaled({factor:.3f})', reasons
-
-
-# ---------------------------------------------------------------------------------------------------
-# The check
 
 
 def check(
@@ -353,7 +346,7 @@ def check(
             stiff.append(asking.key)
         else:
             notes.append(f"{figures.label(key)} is not asked: it does not know all elements.")
-    if stiff and "md" in asked and not (out / FRAMES).is_file():
+    if stiff and "md" in asked and not uncalibrated(crystal) and not (out / FRAMES).is_file():
         ase.io.write(out / f".{FRAMES}", frames(potential_here(stiff[0], *where, False), crystal, affordable), format="extxyz")
         (out / f".{FRAMES}").rename(out / FRAMES)
     shaken = ase.io.read(out / FRAMES, ":") if (out / FRAMES).is_file() else []
@@ -369,13 +362,17 @@ def check(
         except ValueError as error:
             missing[key] = str(error)
     jobs.sort(key=lambda job: (job[1][1], job[0]))  # a process keeps the potential that it has
-    for key, name, table in _computed(jobs, processes, potential.device, progress):
-        if table is None:
-            missing[key] = "no time was left: the same command goes on"
-        else:
-            tables[key][name] = table
+    with runner.workers(potential.device, processes if jobs else 1) as pool:
+        waiting = [pool.submit(_probe, *job) for _, job in jobs] if pool else []
+        for number, (key, job) in enumerate(bar := tqdm(jobs, disable=not progress, unit="probe")):
+            bar.set_description(f"{key} {job[1]}")
+            table = waiting[number].result() if pool else _probe(*job)
+            if table is None:
+                missing[key] = "no time was left: the same command goes on"
+            else:
+                tables[key][job[1]] = table
     answers = [
-        _answer(key, family, model, crystal, tables[key], missing[key], stiff)
+        expect(key, family, model, crystal, tables[key], missing[key], stiff)
         for key in tqdm(asked, disable=not progress, unit="property", desc="calibration")
         for family in PROPERTIES[key][1]
     ]
@@ -383,6 +380,8 @@ def check(
         notes.append(f"{len(crystal)} atoms in the primitive cell: there are fewer probes, as many as --budget affords.")
     if why := uncalibrated(crystal):
         notes.append(f"No calibration for this material: {why}.")
+    if far := [line["name"] for line in answers if line["nearest"] and line["nearest"][0]["distance"] > FAR]:
+        notes.append(f"Nothing that is near was tested ({', '.join(far)}): the interval assumes that this crystal is like the tested ones.")
     if len(stiff) == 1:
         notes.append("One stiff potential alone was asked: none can disagree with it.")
     if model not in results.models("off_equilibrium"):
@@ -398,16 +397,6 @@ def check(
     check_page.write(found, RULES)
     results.write_json(json.loads(pd.Series(vars(found) | {"folder": str(out)}).to_json(double_precision=15)), out / RECORD)
     return found
-
-
-def _computed(jobs: Sequence[tuple], processes: int | None, device: Any, progress: bool) -> Iterator[tuple]:
-    """Yield property, potential and table of each job."""
-    with runner.workers(device, processes if jobs else 1) as pool, tqdm(total=len(jobs), disable=not progress, desc="probes") as bar:
-        waiting = [pool.submit(_probe, *job) for _, job in jobs] if pool else []
-        for number, (key, job) in enumerate(jobs):
-            bar.set_postfix_str(f"{key} {job[1]}")
-            yield key, job[1], waiting[number].result() if pool else _probe(*job)
-            bar.update()
 
 
 def _claim(out: Path, request: dict[str, Any]) -> None:

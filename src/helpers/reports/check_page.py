@@ -33,7 +33,8 @@ def answer_table(check: Check) -> pd.DataFrame:
         known = line["status"] != "not known"
         scale = f"{line['scale']:.2f} [{line['low']:.2f}, {line['high']:.2f}]" if known else "not known"
         source = {"predicted": "slopes", "constant": "tested materials", "not known": "–"}[line["status"]]
-        rows[line["name"]] = {"scale [90 %]": scale, "from": source, "to expect": line.get("errs") or line["reason"]}
+        told = {"from": source, "yours → DFT": line["dft"] or "–", "to expect": line.get("errs") or line["reason"]}
+        rows[line["name"]] = {"scale [90 %]": scale, **told}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("property")
 
 
@@ -80,8 +81,6 @@ def write(check: Check, rules: Sequence[str]) -> None:
         said = ", ".join(f"{line['name']} {line['scale']:.2f}" for line in known)
         picture = figures.by_material(drawn, "scale", "expected scale (model over DFT)", order=list(drawn["material"]))
         each.append(page.Picture(picture, f"Expected scales: {said}.", "Expected scales with 90 % intervals."))
-    if numbers := {line["name"]: f"{line['dft']}" for line in known if line["dft"]}:
-        each.append(page.facts(numbers))
     sections = [page.Section("In short", short), page.Section("Property by property", each)]
     sections.append(page.Section("What stiffer potentials say", _stiff(check)))
     near = {line["name"]: nearest_text(line) for line in check.answers if line["nearest"]}
