@@ -93,8 +93,35 @@ def test_the_quantile_is_that_of_the_finite_sample(n):
     found = scales(n=n, noise=0.05)
     known = calibration.calibrate(found, "made-up")
     ratio = (found["made-up"]["measured"] / found["made-up"]["slope"]).to_numpy()
-    scores = np.sort([abs(one / np.median(np.delete(ratio, k)) - 1) for k, one in enumerate(ratio)])
+    scores = np.sort([abs(np.log(one / np.median(np.delete(ratio, k)))) for k, one in enumerate(ratio)])
     assert known.band == pytest.approx(scores[int(np.ceil(0.9 * (len(ratio) + 1))) - 1])
+
+
+def test_the_interval_is_of_factors_and_positive():
+    """Of ten chemistries one is half and one twice as soft as its slope says: equally wrong."""
+    found = scales(n=10)
+    found["made-up"].loc[0, "measured"] *= 0.5
+    low = calibration.calibrate(found, "made-up")
+    found["made-up"].loc[0, "measured"] *= 4
+    assert calibration.calibrate(found, "made-up").band == pytest.approx(low.band) == pytest.approx(np.log(2))
+    answer = calibration.predict(low, 0.8, 0.0)
+    assert (answer.low, answer.high) == pytest.approx((answer.scale / 2, answer.scale * 2))
+
+
+def test_without_a_slope_the_answer_is_the_median_with_its_own_interval():
+    found = scales(n=60)
+    known = calibration.calibrate(found, "made-up", slopes=False)
+    assert (known.status, known.reason) == ("constant", "no stiffer potential was asked")
+    assert known.factor == known.guess
+    assert known.band > calibration.calibrate(found, "made-up").band
+    assert known.error > calibration.calibrate(found, "made-up").error == pytest.approx(0, abs=1e-9)
+
+
+def test_a_family_with_too_many_scales_that_are_not_positive_is_not_known():
+    found = scales(n=20)
+    found["made-up"].loc[:2, "measured"] = -0.1
+    known = calibration.calibrate(found, "made-up")
+    assert (known.status, known.reason) == ("not known", "too many measured scales are not positive")
 
 
 def test_a_chemistrys_own_values_never_enter_its_prediction():

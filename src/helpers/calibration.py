@@ -9,13 +9,15 @@ Stiff models are not DFT. The factor c, the median of s/p, takes away what they 
 *chemistry*, which is a set of elements, has one vote, the median of its materials.
 
 The interval is conformal (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World (Springer, 2005)), by the jackknife (Barber
-et al., Ann. Stat. 49, 486 (2021)). Chemistry g is left out, c is taken from the others, and its score is the largest relative error of
-its materials, R_g = max |s / (c₋g p) − 1|. With q the ⌈0.9 (n + 1)⌉-th smallest of n scores, the interval is ŝ (1 ± q). It is meant to
-hold all materials of nine chemistries in ten, if new ones are like those tested and c hardly moves when one is left out. The jackknife
-has no theorem for that, so :func:`leave_out` measures it: the chemistry that is asked about takes part in nothing.
+et al., Ann. Stat. 49, 486 (2021)). Chemistry g is left out, c is taken from the others, and its score is the largest error of its
+materials as a factor, R_g = max |ln(s / c₋g p)|: a scale of half and one of twice what was predicted are equally wrong. With q the
+⌈0.9 (n + 1)⌉-th smallest of n scores, the interval goes from ŝ e^(−q) to ŝ e^q. It is meant to hold all materials of nine chemistries
+in ten, if new ones are like those tested and c hardly moves when one is left out. The jackknife has no theorem for that, so
+:func:`leave_out` measures it: the chemistry that is asked about takes part in nothing.
 
 Where ŝ is not clearly better than the median s of the other chemistries, this *constant* is the answer: the same formulas with p = 1.
-Those chemistries that calibrate also choose. In what follows ``found`` holds :func:`materials` of one model, by family.
+Those chemistries that calibrate also choose. It is the answer as well where no stiff model could be asked. In what follows ``found``
+holds :func:`materials` of one model, by family.
 """
 
 from __future__ import annotations
@@ -111,14 +113,18 @@ class Calibration:
     reason: str
     factor: float = np.nan
     band: float = np.inf  # q
+    error: float = np.nan  # mean |s − ŝ| of chemistries left out
     agreed: float = np.nan  # the largest spread of what calibrates
     guess: float = np.nan  # the median s
     pool: str = ""  # which lent scores
 
 
-def calibrate(found: Mapping[str, pd.DataFrame], family: str) -> Calibration:
-    """Calibrate a family on its good materials, and on those of the families of its pool if it needs them; ValueError if unknown."""
-    return _fit(family, *_lenders(found, family))
+def calibrate(found: Mapping[str, pd.DataFrame], family: str, slopes: bool = True) -> Calibration:
+    """Calibrate a family on its good materials, and on those of the families of its pool if it needs them; ValueError if unknown.
+
+    Without ``slopes`` the answer is the constant, for one who has no slope.
+    """
+    return _fit(family, *_lenders(found, family), slopes)
 
 
 def _lenders(found: Mapping[str, pd.DataFrame], family: str) -> tuple[str, dict[str, pd.DataFrame]]:
@@ -132,7 +138,7 @@ def _lenders(found: Mapping[str, pd.DataFrame], family: str) -> tuple[str, dict[
     return pool, {key: parts[key] for key in POOLS.get(pool, ()) if key in parts}
 
 
-def _fit(family: str, pool: str, parts: Mapping[str, pd.DataFrame]) -> Calibration:
+def _fit(family: str, pool: str, parts: Mapping[str, pd.DataFrame], slopes: bool = True) -> Calibration:
     parts = {key: part for key, part in parts.items() if part["chemistry"].nunique() >= FEWEST_OWN}
     if family not in parts:
         return Calibration("not known", "too few chemistries were tested")
@@ -142,17 +148,18 @@ def _fit(family: str, pool: str, parts: Mapping[str, pd.DataFrame]) -> Calibrati
     predicted = {key: _one_out(part, part["slope"].to_numpy()) for key, part in parts.items()}
     constant = {key: _one_out(part, np.ones(len(part))) for key, part in parts.items()}
     gain = np.concatenate([constant[key][2] - predicted[key][2] for key in parts])
-    better = gain.mean() > CLEARLY * gain.std(ddof=1) / np.sqrt(len(gain))
+    better = slopes and gain.mean() > CLEARLY * gain.std(ddof=1) / np.sqrt(len(gain))
     fits = predicted if better else constant
     # A chemistry that several families hold has one score, the largest.
     scores = np.sort(pd.concat([score for _, score, _ in fits.values()]).groupby(level=0).max())
     place, factor = int(np.ceil(round(LEVEL * (len(scores) + 1), 9))), fits[family][0]
-    known = Calibration("predicted", "", factor, np.inf, agreed, constant[family][0], pool)
-    if place > len(scores) or not factor > 0:
-        reason = "most slopes are not positive" if place <= len(scores) else "too few chemistries were tested"
+    known = Calibration("predicted", "", factor, np.inf, float(fits[family][2].mean()), agreed, constant[family][0], pool)
+    if place > len(scores) or not np.isfinite(scores[place - 1]):
+        reason = "too many measured scales are not positive" if place <= len(scores) else "too few chemistries were tested"
         return replace(known, status="not known", reason=reason)
     known = replace(known, band=float(scores[place - 1]))
-    return known if better else replace(known, status="constant", reason="slopes against stiffer potentials tell no more than the median")
+    reason = "slopes against stiffer potentials tell no more than the median" if slopes else "no stiffer potential was asked"
+    return known if better else replace(known, status="constant", reason=reason)
 
 
 def _one_out(part: pd.DataFrame, slope: np.ndarray) -> tuple[float, pd.Series, np.ndarray]:
@@ -164,8 +171,10 @@ def _one_out(part: pd.DataFrame, slope: np.ndarray) -> tuple[float, pd.Series, n
     middle = [ordered[k + (k >= rank)] for k in ((len(votes) - 2) // 2, (len(votes) - 1) // 2)]
     predicted = np.mean(middle, axis=0)[codes] * slope
     error, score = np.abs(measured - predicted), np.zeros(len(names))
-    # A factor that is not positive predicts nothing.
-    np.maximum.at(score, codes, np.divide(error, predicted, out=np.full(len(error), np.inf), where=predicted > 0))
+    # A scale that is not positive is no factor away from one that is.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        apart = np.where((measured > 0) & (predicted > 0), np.abs(np.log(measured / predicted)), np.inf)
+    np.maximum.at(score, codes, apart)
     return float(np.median(votes)), pd.Series(score, names), np.bincount(codes, weights=error) / np.bincount(codes)
 
 
@@ -189,7 +198,7 @@ def predict(known: Calibration, slope: float, spread: float) -> Answer:
     if reason:
         return Answer(np.nan, np.nan, np.nan, "not known", reason)
     scale = known.factor * (slope if known.status == "predicted" else 1.0)
-    return Answer(scale, scale * (1 - known.band), scale * (1 + known.band), known.status, known.reason)
+    return Answer(scale, scale * np.exp(-known.band), scale * np.exp(known.band), known.status, known.reason)
 
 
 def leave_out(found: Mapping[str, pd.DataFrame], family: str) -> pd.DataFrame:

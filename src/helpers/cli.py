@@ -305,6 +305,36 @@ def report(
 
 
 @app.command()
+def check(
+    structure: Annotated[Path, typer.Argument(help="A crystal, in any format of pymatgen or ASE.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=_folder, help="New folder for the page and the probes.")],
+    against: Annotated[str, typer.Option(help="Stiffer potentials, separated by commas; else those that are here.")] = "",
+    asked: Annotated[str, typer.Option("--for", help="Of md, phonons, elasticity, surfaces, vacancy.")] = "md,phonons,elasticity",
+    budget: Annotated[float | None, typer.Option(help="Minutes. More afford more probes; what does not fit is named.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    processes: Annotated[int | None, typer.Option(min=1, help="Worker processes. By default one per core on a CPU, one on a GPU.")] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
+) -> None:
+    """Tell how soft a potential will be for your crystal before any DFT, from slopes against stiffer potentials.
+
+    Per property an expected scale with its 90 % interval, or why it is not known, and one recommendation. Can be interrupted at any
+    time: the same command goes on.
+    """
+    from helpers.reports import check as checking
+    from helpers.reports import check_page
+
+    stiff, wanted = ([name.strip() for name in text.split(",") if name.strip()] for text in (against, asked))
+    where: dict[str, Any] = {"device": device, "processes": processes, "trust": trust}
+    found = checking.check(structure, model, out, against=stiff, asked=wanted, budget_minutes=budget, progress=True, **where)
+    _frame(f"{found.about['formula']} with {model}", check_page.answer_table(found))
+    typer.echo(f"\nrecommendation: {found.recommendation}" + (f"\n  {found.command}" if found.command else ""))
+    for line in [*found.reasons, *found.notes]:
+        typer.echo(f"- {line}")
+    typer.echo(f"report: {found.folder / 'report.html'}")
+
+
+@app.command()
 def bench(
     model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Key; may be repeated. Else CHGNet, M3GNet and MACE.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …: every potential on it, by number and size of structures.")] = None,

@@ -1,0 +1,307 @@
+"""A check before any DFT: what it refuses, that its answers are those of the calibration, and that it goes on."""
+
+import json
+
+import ase
+import ase.io
+import numpy as np
+import pandas as pd
+import pytest
+from ase.build import bulk, molecule, mx2
+from pymatgen.core import Lattice, Structure
+from typer.testing import CliRunner
+
+from helpers import calibration, cli, explanations, potentials, results, runner
+from helpers.potentials import PotentialError
+from helpers.reports import check
+
+CHGNET, TENSORNET = "chgnet-0.3.0", "tensornet-matpes-pbe-2025.1"
+
+
+def half_heusler():
+    """LiAlSi, which is in no table."""
+    sites = [[0.5, 0.5, 0.5], [0, 0, 0], [0.25, 0.25, 0.25]]
+    return ase.Atoms("LiAlSi", scaled_positions=sites, cell=5.93 / 2 * (1 - np.eye(3)), pbc=True)
+
+
+@pytest.fixture(scope="module")
+def crystal(tmp_path_factory):
+    path = tmp_path_factory.mktemp("given") / "LiAlSi.cif"
+    ase.io.write(path, half_heusler())
+    return path
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    monkeypatch.setattr(potentials, "runnable", lambda key: key == CHGNET)
+
+
+# ---------------------------------------------------------------------------------------------------
+# What is refused
+
+
+def written(path, kind):
+    lattice = Lattice.cubic(4.2)
+    if kind == "shared":
+        Structure(lattice, [{"Mg": 0.5, "Ca": 0.5}, "O"], [[0, 0, 0], [0.5] * 3]).to(filename=path)
+    elif kind == "empty":
+        Structure(lattice, [{"Mg": 0.9}, "O"], [[0, 0, 0], [0.5] * 3]).to(filename=path)
+    elif kind == "overlap":
+        Structure(lattice, ["Mg", "Mg", "O"], [[0, 0, 0], [0.05, 0, 0], [0.5] * 3]).to(filename=path)
+    elif kind == "radon":
+        Structure(lattice, ["Rn", "O"], [[0, 0, 0], [0.5] * 3]).to(filename=path)
+    elif kind == "molecule":
+        ase.io.write(path, molecule("H2O"))
+    elif kind == "rubbish":
+        path.write_text("no structure\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "reason"),
+    [
+        ("shared", "x.cif", "x.cif is disordered: sites are shared"),
+        ("empty", "x.cif", "is disordered"),
+        ("overlap", "x.cif", r"Mg \(atom \d\) and Mg \(atom \d\) are 0\.21 Å apart"),
+        ("radon", "x.cif", "not trained on: Rn"),
+        ("molecule", "x.xyz", "x.xyz has no cell"),
+        ("rubbish", "x.cif", "cannot be read as a structure .pymatgen: "),
+        ("nothing", "x.cif", "there is no such file"),
+    ],
+)
+def test_a_structure_of_no_use_is_refused_in_a_line_and_leaves_no_folder(tmp_path, kind, name, reason):
+    path = written(tmp_path / name, kind)
+    with pytest.raises(ValueError, match=reason) as caught:
+        check.check(path, CHGNET, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"), [({"asked": ["phonon"]}, "phonon is not known; there are md"), ({"budget_minutes": 0.0}, "budget")]
+)
+def test_a_wrong_question_is_refused(tmp_path, crystal, wrong, reason):
+    with pytest.raises(ValueError, match=reason):
+        check.check(crystal, CHGNET, tmp_path / "out", **wrong)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, crystal, offline):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(PotentialError, match="holds something else"):
+        check.check(crystal, CHGNET, tmp_path)
+    other = tmp_path / "other.cif"
+    ase.io.write(other, bulk("Cu"))
+    check.check(crystal, CHGNET, tmp_path / "out", asked=["phonons"])
+    with pytest.raises(PotentialError, match=r"another check \(different: crystal\)"):
+        check.check(other, CHGNET, tmp_path / "out", asked=["phonons"])
+
+
+# ---------------------------------------------------------------------------------------------------
+# Probes
+
+
+def test_the_primitive_cell_is_found_and_a_file_of_ase_is_read(tmp_path):
+    ase.io.write(tmp_path / "x.extxyz", half_heusler().repeat(3))
+    read = check.read(tmp_path / "x.extxyz")
+    assert (len(read), len(check.primitive(read))) == (81, 3)
+
+
+def test_what_cannot_be_afforded_says_what_would():
+    large = half_heusler().repeat((4, 4, 2))
+    large.rattle(0.1, seed=0)
+    for key in ("phonons", "elasticity"):
+        with pytest.raises(ValueError, match=r"--budget \d+ affords them"):
+            check.probes(large, key, [], check.EVALUATIONS * check.MINUTES)
+        (case,), _ = check.probes(half_heusler(), key, [], check.EVALUATIONS * check.MINUTES)
+        assert case.structures
+
+
+def test_a_smaller_supercell_is_taken_where_a_large_one_is_too_much():
+    sizes = [check.probes(half_heusler(), "phonons", [], affordable)[0][0].info["supercell_atoms"] for affordable in (1e5, 60)]
+    assert sizes[0] > sizes[1] >= 3
+
+
+def test_a_layer_has_no_modulus():
+    layer = mx2("WSe2", vacuum=8)
+    layer.pbc = True
+    with pytest.raises(ValueError, match="empty space: a layer"):
+        check.probes(layer, "elasticity", [], 1e9)
+    assert check.expect("elasticity", "bulk-modulus", CHGNET, layer, {}, "", [])["status"] == "not known"
+
+
+def test_vacancies_keep_the_composition():
+    crystal = bulk("CaF2", "fluorite", a=5.46)
+    ((case,), protocol) = check.probes(crystal, "vacancy", [], 1e9)
+    assert case.info["combination"] == "1 vac_Ca + 2 vac_F"
+    n_cells = round(case.structures["vac_Ca"].get_volume() / crystal.get_volume())
+    assert [len(case.structures[role]) for role in ("host", "vac_Ca", "vac_F")] == [3, 3 * n_cells - 1, 3 * n_cells - 1]
+    assert (1 / case.structures["vac_F"].cell.reciprocal().lengths() >= protocol.min_length_a - 1e-6).all()
+    assert [case.info["miller"] for case in check.probes(crystal, "surfaces", [], 1e9)[0]] == ["1 0 0", "1 1 0", "1 1 1"]
+
+
+# ---------------------------------------------------------------------------------------------------
+# Answers
+
+
+@pytest.fixture(scope="module")
+def round_trip(tmp_path_factory, crystal):
+    """CHGNet times 0.7 against itself, under the names of two models that have tables."""
+    base = potentials.load(CHGNET)
+    named = {key: base.scaled(c) for key, c in ((CHGNET, 0.7), (TENSORNET, 1.0))}
+    for key, potential in named.items():
+        potential.key = key
+    out = tmp_path_factory.mktemp("round") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(potentials, "load", lambda key, *_, **__: named[key])
+        patch.setattr(check, "potential_here", lambda key, *_: named[key])
+        patch.setattr(check, "SUPERCELLS_A", (6.0,))
+        patch.setattr(check, "LEAST_ATOMS", 3)
+
+        def again():
+            return check.check(crystal, CHGNET, out, against=[TENSORNET], processes=1)
+
+        yield again(), again, patch
+
+
+def calibrated(family):
+    kind = calibration.FAMILIES[family]
+    rows = explanations.rows(kind, results.read(kind.benchmark, [CHGNET, TENSORNET]))
+    return calibration.calibrate({family: calibration.materials(rows, CHGNET, [TENSORNET])}, family)
+
+
+def test_a_scaled_potential_gets_its_scale_times_the_calibration(round_trip):
+    found, *_ = round_trip
+    answers = {line["family"]: line for line in found.answers}
+    assert list(answers) == ["forces-tp", "phonons-pbe", "bulk-modulus", "shear-modulus"]
+    for family, line in answers.items():
+        expected = 0.7 ** calibration.FAMILIES[family].power
+        assert line["slope"] == pytest.approx(expected, rel=0.02), family
+        known = calibrated(family)
+        assert known.status == line["status"] == "predicted"
+        assert line["scale"] == pytest.approx(known.factor * line["slope"])
+        assert (line["low"], line["high"]) == pytest.approx((line["scale"] * np.exp(-known.band), line["scale"] * np.exp(known.band)))
+    assert set(answers["forces-tp"]["kinds"]) == {*(f"rattled {size:g} Å" for size in check.RATTLES_A), "300 K", "1000 K"}
+    assert "too small" in answers["forces-tp"]["errs"]
+    value, expected = (float(part.split()[0]) for part in answers["bulk-modulus"]["dft"].split("→"))
+    assert value / expected == pytest.approx(answers["bulk-modulus"]["scale"], rel=0.01), "DFT is above a soft potential"
+
+
+def test_it_is_written_as_a_page_and_as_json(round_trip):
+    found, *_ = round_trip
+    text = (found.folder / "report.html").read_text()
+    assert f"Recommendation: {found.recommendation}" in text
+    assert "http" not in text.replace("http://www.w3.org", "")
+    record = json.loads((found.folder / "report.json").read_text(), parse_constant=pytest.fail)
+    assert [line["scale"] for line in record["answers"]] == pytest.approx([line["scale"] for line in found.answers])
+    assert any("One stiff potential alone" in note for note in record["notes"])
+
+
+def test_the_same_call_takes_up_what_is_done(round_trip):
+    found, again, patch = round_trip
+    computed, compute = [], runner.compute_shard
+    patch.setattr(
+        runner,
+        "compute_shard",
+        lambda benchmark, potential, *rest: computed.append((benchmark, potential.key)) or compute(benchmark, potential, *rest),
+    )
+    assert again().answers == found.answers
+    assert computed == []
+    results.table_path("phonons", TENSORNET, found.folder).unlink()
+    assert again().recommendation == found.recommendation
+    assert computed == [("phonons", TENSORNET)]
+
+
+def test_without_stiff_potentials_tested_materials_answer(tmp_path, crystal, offline):
+    found = check.check(crystal, CHGNET, tmp_path / "out", asked=["phonons", "vacancy"])
+    for line in found.answers:
+        table = results.read(calibration.FAMILIES[line["family"]].benchmark, [CHGNET, TENSORNET])
+        scales = calibration.materials(explanations.rows(calibration.FAMILIES[line["family"]], table), CHGNET, [TENSORNET])
+        known = calibration.calibrate({line["family"]: scales}, line["family"], slopes=False)
+        assert (line["status"], line["n"]) == ("constant", 0)
+        assert line["scale"] == pytest.approx(known.factor, rel=0.05), "the median of s, of those that all stiff ones have"
+        assert line["low"] < line["scale"] < line["high"]
+        assert line["nearest"][0]["distance"] < line["nearest"][-1]["distance"]
+    assert any(note.startswith("softening fetch weights") and "highest frequency" in note for note in found.notes)
+    assert not (tmp_path / "out" / check.FRAMES).exists()
+    assert found.recommendation == "label these frames"
+    assert found.command == f"softening ask {crystal} --model {CHGNET} -n 5 --code vasp --out labels"
+
+
+@pytest.mark.parametrize(("formula", "why"), [("NiO", "with +U"), ("FeAl", "open d or f shell (Fe)")])
+def test_magnetic_and_u_compounds_are_flagged(tmp_path, offline, formula, why):
+    path = tmp_path / "x.cif"
+    ase.io.write(path, bulk(formula, "cesiumchloride", a=3.0))
+    found = check.check(path, CHGNET, tmp_path / "out", asked=["phonons"])
+    assert [line["status"] for line in found.answers] == ["not known"]
+    assert why in found.answers[0]["reason"]
+    assert any(note.startswith("No calibration for this material") for note in found.notes)
+
+
+def tables(own, stiff, model=CHGNET):
+    """Return tables of one phonon frequency for a model and TensorNet."""
+    line = {"case": "x/1", "property": "omega_max", "unit": "THz", "status": "ok", "reason": ""}
+    return {key: pd.DataFrame([line | {"value": value}]) for key, value in ((model, own), (TENSORNET, stiff))}
+
+
+def phonon_answer(crystal, own, stiff, model=CHGNET):
+    return check.expect("phonons", "phonons-pbe", model, crystal, tables(own, stiff, model), "", [TENSORNET])
+
+
+def test_the_measured_scale_of_the_same_elements_is_not_contradicted():
+    line = phonon_answer(bulk("MgO", "rocksalt", a=4.2), 30.0, 15.0)
+    assert line["status"] == "not known"
+    assert "of the same elements, has 0.85, and slopes say 1.8" in line["reason"]
+
+
+def test_a_potential_without_tables_is_calibrated_with_the_stand_in():
+    line = phonon_answer(half_heusler(), 8.0, 10.0, "ase:mine.factory")
+    assert (line["status"], line["calibrated_with"], line["nearest"]) == ("predicted", CHGNET, [])
+    assert line["scale"] == pytest.approx(phonon_answer(half_heusler(), 8.0, 10.0)["scale"])
+    alone = check.expect("vacancy", "defects", "ase:mine.factory", half_heusler(), {}, "", [])
+    assert "a table is needed: softening run defects --model ase:mine.factory" in alone["reason"]
+
+
+def test_a_potential_that_fails_itself_has_no_answer():
+    given = tables(8.0, 10.0)
+    given[CHGNET] = given[CHGNET].assign(value=np.nan, status="failed", reason="lost symmetry as it relaxed")
+    line = check.expect("phonons", "phonons-pbe", CHGNET, half_heusler(), given, "", [TENSORNET])
+    assert (line["status"], line["reason"]) == ("not known", f"{CHGNET} itself failed: lost symmetry as it relaxed")
+
+
+# ---------------------------------------------------------------------------------------------------
+# The recommendation
+
+
+def known(scale, width=1.2, power=1.0, **left):
+    return {"status": "predicted", "scale": scale, "low": scale / width, "high": scale * width, "power": power, "left": left}
+
+
+def test_what_is_recommended():
+    unknown = {"status": "not known"}
+
+    def said(*answers):
+        return check.advise(answers, CHGNET, "x.cif")
+
+    assert said(known(0.95), known(1.04))[0] == "use it"
+    words, line, _ = said(known(0.64, factor=0.5), known(0.8, power=0.5, factor=0.5))
+    assert (words, line) == ("multiply the energy by 1.56", f'potentials.load("{CHGNET}").scaled(1.562)')
+    words, line, _ = said(known(0.7, **{"factor": 0.5, TENSORNET: 0.4}))
+    assert words == "use another: TensorNet MatPES"
+    # One factor cannot be right for both.
+    words, _, reasons = said(known(0.5, factor=0.2), known(0.9, factor=0.2))
+    assert words == "label these frames"
+    assert reasons[0].startswith("No factor lies in all intervals")
+    assert said(known(0.7, factor=0.95))[0] == "label these frames"
+    # An answer from tested materials alone knows nothing of what is left.
+    assert said(known(0.7, factor=0.5), known(0.7))[0].startswith("multiply")
+    assert said(known(1.0), unknown, unknown)[2] == ["2 of 3 answers are not known before DFT."]
+    # A stiff potential that was asked about one property only is not recommended for all.
+    assert said(known(0.7, **{TENSORNET: 0.1, "factor": 0.5}), known(0.7, factor=0.5))[0].startswith("multiply")
+
+
+def test_the_command_prints_the_answers_and_one_recommendation(tmp_path, crystal, offline):
+    result = CliRunner().invoke(cli.app, ["check", str(crystal), "-m", CHGNET, "--for", "phonons", "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("recommendation: ") == 1
+    assert "highest frequency" in result.output
+    assert str(tmp_path / "out" / "report.html") in result.output
