@@ -83,6 +83,7 @@ EXPERIMENTS = (
     "alchemy",
     "coverage",
     "weak_labels",
+    "asking",
 )
 
 CATALOGUE = (
