@@ -1,4 +1,4 @@
-"""Asking for DFT: which frames, and inputs that are read back."""
+"""Asking for DFT: frames and inputs that are read back, and the choices that are rehearsed."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def folders(out):
 
 def test_vasp_inputs_as_of_the_materials_project(tmp_path, fast):
     given = iron_oxide(tmp_path / "feo.extxyz")
-    text = ask.ask(tmp_path / "feo.extxyz", "chgnet-0.3.0", n=2, code="vasp", out=tmp_path / "out", against=())
+    text = ask.ask(tmp_path / "feo.extxyz", "chgnet-0.3.0", n=2, code="vasp", out=tmp_path / "out")
     assert "U(Fe 3d) = 5.3" in text
     for folder in folders(tmp_path / "out"):
         incar, kpoints, poscar = (kind.from_file(folder / kind.__name__.upper()) for kind in (Incar, Kpoints, Poscar))
@@ -126,7 +126,7 @@ def test_vasp_inputs_as_of_the_materials_project(tmp_path, fast):
 def test_vasp_inputs_as_of_matpes(tmp_path, fast):
     fast("MatPES-PBE 2025.1 (PBE)")
     iron_oxide(tmp_path / "feo.extxyz")
-    text = ask.ask(tmp_path / "feo.extxyz", "tensornet-matpes-pbe-2025.1", n=1, out=tmp_path / "out", against=())
+    text = ask.ask(tmp_path / "feo.extxyz", "tensornet-matpes-pbe-2025.1", n=1, out=tmp_path / "out")
     (folder,) = folders(tmp_path / "out")
     incar = Incar.from_file(folder / "INCAR")
     assert (incar["ENCUT"], incar["KSPACING"], incar["GGA"].upper(), incar["NSW"]) == (680, 0.22, "PE", 0)
@@ -139,7 +139,7 @@ def test_vasp_inputs_as_of_matpes(tmp_path, fast):
 def test_unknown_training_data_are_said(tmp_path, fast):
     fast("")
     iron_oxide(tmp_path / "feo.extxyz")
-    assert "not known here" in ask.ask(tmp_path / "feo.extxyz", "ase:a.b", n=1, out=tmp_path / "out", against=())
+    assert "not known here" in ask.ask(tmp_path / "feo.extxyz", "ase:a.b", n=1, out=tmp_path / "out")
 
 
 def test_quantum_espresso_inputs(tmp_path, fast):
@@ -154,7 +154,7 @@ def test_quantum_espresso_inputs(tmp_path, fast):
         source = tmp_path / source
         if source.suffix == ".traj":
             write(source, [cell, given[1]])
-        ask.ask(source, "chgnet-0.3.0", n=2, code="qe", out=out, against=())
+        ask.ask(source, "chgnet-0.3.0", n=2, code="qe", out=out)
         texts = [(folder / "pw.in").read_text() for folder in folders(out)]
         text = max(texts, key=len)
         assert "tprnfor" in text
@@ -168,7 +168,7 @@ def test_quantum_espresso_inputs(tmp_path, fast):
 
 def test_aims_inputs(tmp_path, fast):
     given = iron_oxide(tmp_path / "feo.extxyz")
-    text = ask.ask(tmp_path / "feo.extxyz", "chgnet-0.3.0", n=1, code="aims", out=tmp_path / "out", against=())
+    text = ask.ask(tmp_path / "feo.extxyz", "chgnet-0.3.0", n=1, code="aims", out=tmp_path / "out")
     assert "plus_u 3 d 5.3" in text
     assert "08_O 26_Fe" in text
     (folder,) = folders(tmp_path / "out")
@@ -252,7 +252,7 @@ def test_the_line_of_the_readme_takes_the_labels_back(tmp_path, code):
         atoms.rattle(0.1, seed=k)
     write(tmp_path / "cu.extxyz", frames)
     out = tmp_path / "my labels"
-    text = ask.ask(tmp_path / "cu.extxyz", EMT_KEY, n=4, code=code, out=out, against=(), max_atoms=4)
+    text = ask.ask(tmp_path / "cu.extxyz", EMT_KEY, n=4, code=code, out=out, max_atoms=4)
     assert text == (out / "README.md").read_text()
     if code == "extxyz":
         frames = read(out / "frames.extxyz", ":")
@@ -274,13 +274,13 @@ def test_the_line_of_the_readme_takes_the_labels_back(tmp_path, code):
 
 
 # ---------------------------------------------------------------------------------------------------
-# What is refused, and who advises
+# What is refused, and what is drawn
 
 
 def test_bad_input_is_one_line(tmp_path, fast):
     def refused(source, what, **settings):
         with pytest.raises(ValueError, match=what) as error:
-            ask.ask(source, "chgnet-0.3.0", **{"n": 1, "out": tmp_path / "out", "against": ()} | settings)
+            ask.ask(source, "chgnet-0.3.0", **{"n": 1, "out": tmp_path / "out"} | settings)
         assert "\n" not in str(error.value)
         assert not (tmp_path / "out").exists()
 
@@ -288,6 +288,7 @@ def test_bad_input_is_one_line(tmp_path, fast):
     refused(good, "unknown code 'abinit'; there are: vasp, qe, aims, extxyz", code="abinit")
     refused(good, "5 frames are asked for, but only 4 of 4 candidates", n=5)
     refused(good, "must be positive", n=0)
+    refused(good, "unknown kind.s. molten; there are: rattled, strained, hot", kinds=["molten"])
     mixed = Structure(Lattice.cubic(4.2), [{"Mg": 0.5, "Ca": 0.5}, "O"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     mixed.to(str(tmp_path / "mixed.cif"))
     refused(tmp_path / "mixed.cif", "mixed.cif.*disordered")
@@ -307,15 +308,17 @@ def test_bad_input_is_one_line(tmp_path, fast):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine"]
 
 
-def test_stiffer_potentials_advise_as_far_as_they_know_the_elements(tmp_path, monkeypatch):
-    kept = {"soft": emt().scaled(0.8), "ase:stiff": emt(), "ase:other": ASEPotential("other", LennardJones(), elements=frozenset({1}))}
-    monkeypatch.setattr(potentials, "load", lambda key, *_, **__: kept[key])
-    write(tmp_path / "cu.extxyz", frames := [bulk("Cu", cubic=True) for _ in range(3)])
-    for k, atoms in enumerate(frames):
-        atoms.rattle(0.05 * (k + 1), seed=k)
-    write(tmp_path / "cu.extxyz", frames)
-    text = ask.ask(tmp_path / "cu.extxyz", "soft", n=1, code="extxyz", out=tmp_path / "a", against=["ase:stiff", "ase:other"])
-    assert "those that ase:stiff and it disagree about most" in text
-    assert np.allclose(read(tmp_path / "a" / "frames.extxyz").positions, frames[2].positions, atol=1e-6)
-    text = ask.ask(tmp_path / "cu.extxyz", "soft", n=1, code="extxyz", out=tmp_path / "b", against=["ase:other"])
-    assert "No stiffer potential advised" in text
+def test_frames_are_drawn_by_the_seed_of_the_kinds_asked_for_or_spread_over_a_trajectory(tmp_path, fast):
+    write(tmp_path / "cu.vasp", bulk("Cu", cubic=True))
+
+    def drawn(name, source="cu.vasp", **settings):
+        ask.ask(tmp_path / source, "chgnet-0.3.0", code="extxyz", out=tmp_path / name, max_atoms=4, **settings)
+        return read(tmp_path / name / "frames.extxyz", ":")
+
+    once, again, other = (drawn(name, kinds=["rattled", "strained"], seed=seed) for name, seed in (("a", 0), ("b", 0), ("c", 1)))
+    assert [atoms.positions.tolist() for atoms in once] == [atoms.positions.tolist() for atoms in again]
+    assert once[0].positions.tolist() not in [atoms.positions.tolist() for atoms in other]
+    assert {atoms.info["kind"] for atoms in drawn("d", kinds=["hot"])} == {"hot"}
+    given = iron_oxide(tmp_path / "feo.extxyz", 9)
+    places = [next(k for k, one in enumerate(given) if same(one, atoms)) for atoms in drawn("e", "feo.extxyz", n=3)]
+    assert places == [0, 4, 8]

@@ -1,27 +1,20 @@
 """Which frames are worth a DFT label? Candidates for one crystal, a choice among them, and a rehearsal against chance.
 
-A potential that is stiffer plays the part of DFT. Five frames are chosen in different ways among the same candidates, it labels them, the
-soft potential is mended with these forces, and the error is taken on frames of the stiffer potential's own molecular dynamics, and on
-rattled and strained cells. None of them is a candidate.
+A stiffer potential plays the part of DFT: it labels five of the candidates, the potential is mended with these forces, and the error is
+taken on fresh frames, the hot ones of the stiffer potential's own dynamics.
 
-Sets
-----
-``rehearsal``
-    Eight crystals, two draws each. TensorNet MatPES and Nequix OAM take turns as the source of labels; the other one advises.
-``teacher``
-    Al, labelled by the potential itself made a quarter stiffer, without advice: no file is needed.
+Sets: ``rehearsal``, eight crystals, two draws each, TensorNet MatPES and Nequix OAM in turn as the source of labels while the other one
+advises; ``teacher``, Al, labelled by the potential itself made a quarter stiffer, without advice: no file is needed.
 
-The table
----------
-One row per case, property and test set. Columns beyond the standard ones: ``source`` (who labels), ``seed``, ``choice`` (``before``: no
-label; ``random``; ``in turn``: by chance, but each kind in turn; ``alone`` and ``asked``: :func:`choose` without and with advice),
-``method`` (``linear``: one factor; ``all``: all weights), ``held_out`` (``all``, or a kind of frame). ``reference`` is empty. Properties:
-``force_mae`` and ``cmae`` (eV/Å), ``slope``, ``inverse_slope``.
+Columns of the table beyond the standard ones: ``source`` (who labels), ``seed``, ``choice`` (``before``: no label; ``random``; ``in turn``:
+by chance, but each kind in turn; ``alone`` and ``asked``: :func:`choose` without and with advice), ``method`` (``linear``: one factor;
+``all``: all weights), ``held_out`` (``all``, or a kind of frame). ``reference`` is empty. Properties: ``force_mae`` and ``cmae`` (eV/Å),
+``slope``, ``inverse_slope``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -53,7 +46,8 @@ TOLERANCES = {"force_mae": 0.01, "cmae": 0.01, "slope": 0.02, "inverse_slope": 0
 CRYSTALS = {"Si": ("diamond", 5.43), "GaAs": ("zincblende", 5.75), "MgO": ("rocksalt", 4.25), "LiF": ("rocksalt", 4.08)}
 CRYSTALS |= {"TiC": ("rocksalt", 4.33), "NiAl": ("cesiumchloride", 2.89), "Cu": ("fcc", 3.63), "Mo": ("bcc", 3.16)}
 
-LARGEST = 20.0  # eV/Å; frames with a larger force are no candidates
+KINDS = ("rattled", "strained", "hot")  # of candidates
+SMALLEST, LARGEST = 0.01, 20.0  # eV/Å; frames whose largest force is outside are no candidates
 _WIDE = 8.0  # Å; a cell this wide is not made larger
 
 
@@ -75,22 +69,14 @@ class Protocol:
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
     """Return one case per crystal and seed; its frames are made when it is run. KeyError if a set is unknown."""
-    protocol = protocol or Protocol()
-    found = []
-    for name in chosen_sets(SETS, sets):
-        if name == "teacher":
-            found.append(Case("teacher/Al/seed-0", name, "Al", {"crystal": bulk("Al", a=4.05)}, {}, {"source": "teacher", "seed": 0}))
-            continue
-        for seed in protocol.seeds:
-            for material, (structure, a) in CRYSTALS.items():
-                info = {"source": [*_ADVISES][seed % len(_ADVISES)], "seed": seed}
-                crystal = {"crystal": bulk(material, structure, a=a)}
-                found.append(Case(f"{name}/{material}/seed-{seed}", name, material, crystal, {}, info))
+    protocol, chosen, found = protocol or Protocol(), chosen_sets(SETS, sets), []
+    for seed in protocol.seeds if "rehearsal" in chosen else ():
+        for material, (structure, a) in CRYSTALS.items():
+            name, info = f"rehearsal/{material}/seed-{seed}", {"source": [*_ADVISES][seed % len(_ADVISES)], "seed": seed}
+            found.append(Case(name, "rehearsal", material, {"crystal": bulk(material, structure, a=a)}, {}, info))
+    if "teacher" in chosen:
+        found.append(Case("teacher/Al/seed-0", "teacher", "Al", {"crystal": bulk("Al", a=4.05)}, {}, {"source": "teacher", "seed": 0}))
     return found
-
-
-# ---------------------------------------------------------------------------------------------------
-# Candidates and choice
 
 
 def enlarged(crystal: ase.Atoms, max_atoms: int) -> ase.Atoms:
@@ -104,7 +90,9 @@ def enlarged(crystal: ase.Atoms, max_atoms: int) -> ase.Atoms:
         repeats = more
 
 
-def candidates(potential: Potential, crystal: ase.Atoms, protocol: Protocol, seed: int) -> list[tuple[str, ase.Atoms]]:
+def candidates(
+    potential: Potential, crystal: ase.Atoms, protocol: Protocol, seed: int, kinds: Collection[str] = KINDS
+) -> list[tuple[str, ase.Atoms]]:
     """Return frames made from a crystal, each with its kind: ``rattled``, ``strained``, or ``hot``, of the potential's own dynamics."""
     rng = np.random.default_rng(seed)
     cell = enlarged(crystal, protocol.max_atoms)
@@ -113,6 +101,8 @@ def candidates(potential: Potential, crystal: ase.Atoms, protocol: Protocol, see
         strain = rng.uniform(-size, size, (3, 3))
         strained = structures.strained(cell, (strain + strain.T) / 2)
         found += [("strained", atoms) for atoms in trial.rattled([strained], protocol.rattles_a[0], rng)]
+    if "hot" not in kinds:
+        return [one for one in found if one[0] in kinds]
     starts, kelvin = trial.rattled([cell] * 2, protocol.rattles_a[0], rng), (protocol.temperature_k / 2, protocol.temperature_k)
     step_fs = 1.0 if 1 in cell.numbers else 2.0
     run = {"steps": protocol.md_steps, "every": protocol.every, "time_step_fs": step_fs, "friction_per_ps": 10.0, "seed": seed}
@@ -121,7 +111,7 @@ def candidates(potential: Potential, crystal: ase.Atoms, protocol: Protocol, see
             atoms = starts[number].copy()
             atoms.positions = positions
             found.append(("hot", atoms))
-    return found
+    return [one for one in found if one[0] in kinds]
 
 
 def choose(kinds: Sequence[str], forces: Sequence[np.ndarray], advice: Sequence[Sequence[np.ndarray]], n: int) -> list[int]:
@@ -143,10 +133,6 @@ def choose(kinds: Sequence[str], forces: Sequence[np.ndarray], advice: Sequence[
     return chosen
 
 
-# ---------------------------------------------------------------------------------------------------
-# Rehearsal
-
-
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
     """Choose, label, mend and test; a tidy table as the module's docstring says."""
     return table([line for case in cases for line in _case_rows(potential, case, protocol or Protocol(), progress)])
@@ -163,10 +149,10 @@ def _case_rows(potential: Potential, case: Case, protocol: Protocol, progress: b
     forces, *advice = ([p.forces for p in one.evaluate([atoms for _, atoms in made])] for one in (potential, *advisers))
     usable = [k for k, own in enumerate(forces) if np.abs(own).max() < LARGEST]
     kinds, forces, *advice = ([part[k] for k in usable] for part in ([kind for kind, _ in made], forces, *advice))
-    labels = _labelled(source, [made[k][1] for k in usable])
+    labels = trial.labelled(source, [made[k][1] for k in usable])
     tests: dict[str, list[Label]] = {"all": []}
     fresh = candidates(source, crystal, protocol, 1000 + seed)
-    for (kind, _), label in zip(fresh, _labelled(source, [atoms for _, atoms in fresh]), strict=True):
+    for (kind, _), label in zip(fresh, trial.labelled(source, [atoms for _, atoms in fresh]), strict=True):
         if np.abs(label.forces).max() < LARGEST:
             for name in ("all", kind):
                 tests.setdefault(name, []).append(label)
@@ -178,18 +164,13 @@ def _case_rows(potential: Potential, case: Case, protocol: Protocol, progress: b
     before = potential.evaluate(frames)
     rows = _error_rows(partial(record, choice="before", method=""), before, tests)
     for choice, chosen in choices.items():
-        taught = [labels[k] for k in chosen]
+        taught = [replace(labels[k], energy=None) for k in chosen]  # every potential has another zero
         factor = fine_tune.linear_correction(potential, taught).scale / potential.scale
         rows += _error_rows(partial(record, choice=choice, method="linear"), [replace(p, forces=factor * p.forces) for p in before], tests)
         settings, steps = learning_curve.Protocol(), protocol.gradient_steps
         trained = learning_curve.train(potential, taught, "all", settings, seed, steps=steps, progress=progress)
         rows += _error_rows(partial(record, choice=choice, method="all"), trained.potential.evaluate(frames), tests)
     return rows
-
-
-def _labelled(source: Potential, frames: Sequence[ase.Atoms]) -> list[Label]:
-    """Return labels without energies, of which every potential has another zero."""
-    return [replace(label, energy=None) for label in trial.labelled(source, frames)]
 
 
 def _error_rows(record: trial.Record, answers: Sequence[Prediction], tests: Mapping[str, Sequence[Label]]) -> trial.Rows:
@@ -199,10 +180,6 @@ def _error_rows(record: trial.Record, answers: Sequence[Prediction], tests: Mapp
         for name, members in tests.items()
         for line in trial.error_rows(record, learning_curve.errors(members, [at[id(label)] for label in members]), held_out=name)
     ]
-
-
-# ---------------------------------------------------------------------------------------------------
-# Analysis
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -217,14 +194,13 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     before, random = (good[good["choice"] == name].set_index(by)["value"] for name, by in (("before", keys), ("random", [*keys, "method"])))
     each = good[good["choice"] != "before"].join(before.rename("before"), on=keys).join(random.rename("random"), on=[*keys, "method"])
     each = each.assign(left=np.log(each["value"] / each["before"]), ratio=np.log(each["value"] / each["random"]))
-    records = []
-    for key, part in each.groupby(["model", "set", "choice", "method", "held_out"], sort=False, observed=True):
-        record = dict(zip(["model", "set", "choice", "method", "held_out"], key, strict=True))
-        record |= {"cases": len(part), "left": np.exp(part["left"].mean()), "wins": 100 * (part["ratio"] < 0).mean()}
+    records, by = [], ["model", "set", "choice", "method", "held_out"]
+    for key, part in each.groupby(by, sort=False, observed=True):
+        found = {"cases": len(part), "left": np.exp(part["left"].mean()), "wins": 100 * (part["ratio"] < 0).mean()}
+        found |= {"to_random": np.exp(part["ratio"].mean()), "low": np.nan, "high": np.nan}
         sums = part.groupby("material", observed=True)["ratio"].agg(["sum", "size"])
-        ends = dict.fromkeys(("low", "high"), np.nan)
         if len(sums) > 1:
-            found = softening.bootstrap_over(sums, lambda total: np.exp(total[..., 0] / total[..., 1]))
-            ends = {"low": found.low, "high": found.high}
-        records.append(record | {"to_random": np.exp(part["ratio"].mean()), **ends})
+            ends = softening.bootstrap_over(sums, lambda total: np.exp(total[..., 0] / total[..., 1]))
+            found |= {"low": ends.low, "high": ends.high}
+        records.append(dict(zip(by, key, strict=True)) | found)
     return pd.DataFrame(records)

@@ -1,6 +1,7 @@
-"""Ask for DFT: the frames whose labels are worth most to mend a potential, as ready inputs of a DFT code.
+"""Ask for DFT: frames to label so that a potential can be mended, as ready inputs of a DFT code.
 
-How frames are made and chosen stands in :mod:`helpers.experiments.asking`, where the choice is rehearsed against chance.
+Frames are drawn by chance. Cleverer choices were rehearsed and did not leave less error (:mod:`helpers.experiments.asking`); what counts is
+that labels are of the kind that the potential is wanted for.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import io
 import re
 import shlex
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import ase
@@ -20,7 +21,7 @@ from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.io.vasp.sets import MatPESStaticSet, MPStaticSet, VaspInputSet
 
-from helpers import calibration, potentials, structures
+from helpers import potentials, structures
 from helpers.experiments import asking
 from helpers.potentials import Potential
 from helpers.training import labels
@@ -52,32 +53,34 @@ def ask(
     n: int = 5,
     code: str = "vasp",
     out: Path | str,
-    against: Iterable[str] = calibration.STIFF,
+    kinds: Collection[str] = asking.KINDS,
     temperature_k: float = 1000.0,
     max_atoms: int = 48,
     seed: int = 0,
     device: str = "auto",
     trust: bool = False,
 ) -> str:
-    """Choose n frames for DFT, write their inputs and a README into a new or empty folder, and return the README.
+    """Draw n frames for DFT, write their inputs and a README into a new or empty folder, and return the README.
 
-    ``source`` is a file of one crystal, of which frames are made, a small cell repeated up to ``max_atoms``, the hottest at
-    ``temperature_k``; or of several structures, which are the candidates themselves. ``code`` is a key of :data:`ANSWERS`. The potentials
-    ``against`` advise, as far as they are here and know the elements. ValueError if the code is unknown, a structure or an element cannot
-    be used, there are fewer candidates than n, or the folder is not empty; and what :func:`helpers.potentials.load` raises.
+    ``source`` is a file of one crystal, of which frames of some ``kinds`` are made, a small cell repeated up to ``max_atoms``, the hottest
+    at ``temperature_k``. Of a file of several structures n are taken, evenly spread. ``code`` is a key of :data:`ANSWERS`. ValueError if
+    the code or a kind is unknown, a structure or an element cannot be used, there are fewer candidates than n, or the folder is not empty;
+    and what :func:`helpers.potentials.load` raises.
     """
     out = Path(out)
     if code not in ANSWERS:
         raise ValueError(f"unknown code {code!r}; there are: {', '.join(ANSWERS)}")
+    if not kinds or (unknown := [kind for kind in kinds if kind not in asking.KINDS]):
+        raise ValueError(f"unknown kind(s) {', '.join(unknown) if kinds else 'none'}; there are: {', '.join(asking.KINDS)}")
     if n < 1 or not temperature_k > 0:
         raise ValueError(f"{n} frames at {temperature_k:g} K: both must be positive")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is there and not empty; choose a new folder for --out")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen's, about each setting that is changed
-        given, potential = read(source), potentials.load(model, device, trust=trust)
-        problems = _faults(given, source, potential)
-        made = [("given", _bare(atoms)) for k, atoms in enumerate(given) if k not in problems]
+        potential = potentials.load(model, device, trust=trust)
+        problems = _faults(given := read(source), source, potential)
+        made = [("given", atoms) for k, atoms in enumerate(given) if k not in problems]
         trained_on = str(potential.describe().get("training_set", ""))
         numbers = {z for _, atoms in made for z in atoms.numbers}
         known = type(_inputs(made[0][1], trained_on)).CONFIG["POTCAR"]
@@ -85,26 +88,25 @@ def ask(
             raise ValueError(f"{source}: pymatgen's input set has no pseudopotential for {', '.join(sorted(lacking))}; take another --code")
         if len(made) == 1:
             protocol = asking.Protocol(max_atoms=max_atoms, temperature_k=temperature_k, md_steps=100, every=20)
-            made = asking.candidates(potential, made[0][1], protocol, seed)
-        here = [key for key in against if key != model and (key not in potentials.CATALOGUE or potentials.runnable(key))]
-        everyone = {model: potential} | {key: potentials.load(key, device) for key in here}
-        answers = {key: one.evaluate([atoms for _, atoms in made]) for key, one in everyone.items() if numbers <= one.elements}
-        sound = [k for k, each in enumerate(zip(*answers.values(), strict=True)) if all(one.ok for one in each)]
-        sound = [k for k in sound if np.abs(answers[model][k].forces).max() < asking.LARGEST]
+            made = asking.candidates(potential, made[0][1], protocol, seed, kinds)
+        answers = potential.evaluate([atoms for _, atoms in made])
+        sound = [k for k, p in enumerate(answers) if p.ok and asking.SMALLEST < np.abs(p.forces).max() < asking.LARGEST]
         if len(sound) < n:
             raise ValueError(f"{source}: {n} frames are asked for, but only {len(sound)} of {len(made)} candidates can be used")
-        own, *advice = ([part[k].forces for k in sound] for part in answers.values())
-        chosen, table = asking.choose([made[k][0] for k in sound], own, advice, n), []
-        frames = {f"{at:02d}-{made[sound[k]][0]}": made[sound[k]][1] for at, k in enumerate(chosen, 1)}
-        for (name, atoms), k in zip(frames.items(), chosen, strict=True):
-            forces = [own[k], *([np.mean([part[k] for part in advice], axis=0) - own[k]] if advice else [])]
-            sizes = " | ".join(f"{np.sqrt(np.mean(one**2)):.2f}" for one in forces)
-            table.append(f"| {name} | {atoms.get_chemical_formula()} | {sizes}{'' if advice else ' | –'} |")
+        # Neighbours in a trajectory are nearly the same.
+        spread = len(given) > 1
+        places = (
+            np.linspace(0, len(sound) - 1, n).round().astype(int) if spread else np.random.default_rng(seed).permutation(len(sound))[:n]
+        )
+        frames = {f"{at:02d}-{made[k][0]}": made[k][1] for at, k in enumerate(np.array(sound)[places], 1)}
+        sizes = [np.sqrt(np.mean(answers[k].forces ** 2)) for k in np.array(sound)[places]]
+        table = [
+            f"| {name} | {atoms.get_chemical_formula()} | {size:.2f} |" for (name, atoms), size in zip(frames.items(), sizes, strict=True)
+        ]
         sets = {name: _inputs(atoms, trained_on) for name, atoms in frames.items()}
         readme = _README.format(
-            candidates=f"{n} of {len(sound)} candidates of `{source}`, chosen to mend `{model}`",
-            by=f"that {' and '.join([*answers][1:])} and it disagree about most" if advice else "in which its own forces are largest",
-            alone="" if advice else " No stiffer potential advised; `softening fetch weights` brings some.",
+            drawn=f"{n} of {len(sound)} candidates from `{source}`, {'evenly spread' if spread else f'drawn by chance (seed {seed})'}",
+            model=model,
             table="\n".join(table),
             level="\n".join(f"- {line}" for line in _level(code, [*sets.values()], trained_on)),
             command=f"--model {shlex.quote(model)} --labels {shlex.quote(str(out))}/{ANSWERS[code]} --out {shlex.quote(f'{out}-fix')}",
@@ -126,16 +128,6 @@ def _faults(given: Sequence[ase.Atoms], source: Path | str, potential: Potential
     if wrong := [problem for problem in problems if problem.kind == "frame"]:
         raise ValueError(labels.listed(frames, wrong)[0])
     return {problem.frames[-1] for problem in problems}
-
-
-def _bare(atoms: ase.Atoms) -> ase.Atoms:
-    """Return the structure with its magnetic moments and nothing else."""
-    moments = atoms.get_initial_magnetic_moments() if atoms.has("initial_magmoms") else None
-    return ase.Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True, magmoms=moments)
-
-
-# ---------------------------------------------------------------------------------------------------
-# Inputs
 
 
 def _inputs(atoms: ase.Atoms, trained_on: str) -> VaspInputSet:
@@ -191,15 +183,12 @@ def _aims(inputs: VaspInputSet) -> dict[str, str]:
 _WRITERS = {"vasp": _vasp, "qe": _qe, "aims": _aims}
 
 
-# ---------------------------------------------------------------------------------------------------
-# In words
-
 _README = """# Frames that wait for DFT
 
-{candidates}: those {by}, all kinds in turn.{alone}
+{drawn}, to mend `{model}`.
 
-| frame | atoms | its forces, rms (eV/Å) | stiffer minus it |
-|---|---|---|---|
+| frame | atoms | forces of the potential, rms (eV/Å) |
+|---|---|---|
 {table}
 
 ## What to compute
@@ -233,16 +222,13 @@ def _level(code: str, sets: Sequence[VaspInputSet], trained_on: str) -> list[str
         lines.append("Spins start parallel, unless the structure brought moments. If the ground state is another, set it.")
     files = ", ".join(f"`{chemical_symbols[z]}.upf`" for z in numbers)
     species = " ".join(f"{z:02d}_{chemical_symbols[z]}" for z in numbers)
-    lines.append(
-        {
-            "vasp": f"POTCAR: those of `POTCAR.spec`, in its order, from VASP's {sets[0].user_potcar_functional} set.",
-            "qe": f"Pseudopotentials: your PBE ones (SSSP, say) as {files} in `pseudo`; see to the cutoffs.",
-            "aims": f"In every folder `for s in {species}; do cat $TIGHT/${{s}}_default >> control.in; done`, from the tight species.",
-            "extxyz": "Write the frames with REF_energy (eV), REF_forces (eV/Å), REF_stress (eV/Å³) to `labelled.extxyz` in this folder.",
-        }[code]
-    )
-    if code == "aims":
-        lines += [f"Into the block of {symbol}: `plus_u {' '.join(shell)} {u:g}`." for symbol, (shell, u) in hubbard.items()]
+    lines += {
+        "vasp": [f"POTCAR: those of `POTCAR.spec`, in its order, from VASP's {sets[0].user_potcar_functional} set."],
+        "qe": [f"Pseudopotentials: your PBE ones (SSSP, say) as {files} in `pseudo`; see to the cutoffs."],
+        "aims": [f"In every folder `for s in {species}; do cat $TIGHT/${{s}}_default >> control.in; done`, from the tight species."]
+        + [f"Into the block of {symbol}: `plus_u {' '.join(shell)} {u:g}`." for symbol, (shell, u) in hubbard.items()],
+        "extxyz": ["Write the frames with REF_energy (eV), REF_forces (eV/Å), REF_stress (eV/Å³) to `labelled.extxyz` in this folder."],
+    }[code]
     if hubbard and code in ("qe", "aims"):
         lines.append("U is VASP's; with other projectors it acts a little differently.")
     return lines + ([f"In every folder: `{_RUNS[code]}`."] if code in _RUNS else [])
