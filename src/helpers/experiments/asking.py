@@ -148,7 +148,7 @@ def _case_rows(potential: Potential, case: Case, protocol: Protocol, progress: b
     made = candidates(potential, crystal, protocol, seed)
     forces, *advice = ([p.forces for p in one.evaluate([atoms for _, atoms in made])] for one in (potential, *advisers))
     usable = [k for k, own in enumerate(forces) if np.abs(own).max() < LARGEST]
-    kinds, forces, *advice = ([part[k] for k in usable] for part in ([kind for kind, _ in made], forces, *advice))
+    kinds, (forces, *advice) = [made[k][0] for k in usable], [[part[k] for k in usable] for part in (forces, *advice)]
     labels = trial.labelled(source, [made[k][1] for k in usable])
     tests: dict[str, list[Label]] = {"all": []}
     fresh = candidates(source, crystal, protocol, 1000 + seed)
@@ -158,7 +158,7 @@ def _case_rows(potential: Potential, case: Case, protocol: Protocol, progress: b
                 tests.setdefault(name, []).append(label)
 
     rng, n = np.random.default_rng(seed), protocol.n_labels
-    choices = {"random": rng.permutation(len(kinds))[:n], "in turn": choose(kinds, rng.random(len(kinds)) * np.eye(len(kinds)), (), n)}
+    choices = {"random": rng.permutation(len(kinds))[:n], "in turn": choose(kinds, [*(rng.random(len(kinds)) * np.eye(len(kinds)))], (), n)}
     choices |= {"alone": choose(kinds, forces, (), n)} | ({"asked": choose(kinds, forces, advice, n)} if advice else {})
     record, frames = partial(row, potential.key, case), [label.atoms for label in tests["all"]]
     before = potential.evaluate(frames)

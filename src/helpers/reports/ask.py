@@ -12,6 +12,7 @@ import shlex
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import ase
 import ase.io
@@ -86,28 +87,24 @@ def ask(
         known = type(_inputs(made[0][1], trained_on)).CONFIG["POTCAR"]
         if code == "vasp" and (lacking := {chemical_symbols[z] for z in numbers} - set(known)):
             raise ValueError(f"{source}: pymatgen's input set has no pseudopotential for {', '.join(sorted(lacking))}; take another --code")
-        if len(made) == 1:
+        if not (spread := len(made) > 1):
             protocol = asking.Protocol(max_atoms=max_atoms, temperature_k=temperature_k, md_steps=100, every=20)
             made = asking.candidates(potential, made[0][1], protocol, seed, kinds)
         answers = potential.evaluate([atoms for _, atoms in made])
         sound = [k for k, p in enumerate(answers) if p.ok and asking.SMALLEST < np.abs(p.forces).max() < asking.LARGEST]
         if len(sound) < n:
             raise ValueError(f"{source}: {n} frames are asked for, but only {len(sound)} of {len(made)} candidates can be used")
-        # Neighbours in a trajectory are nearly the same.
-        spread = len(given) > 1
-        places = (
-            np.linspace(0, len(sound) - 1, n).round().astype(int) if spread else np.random.default_rng(seed).permutation(len(sound))[:n]
-        )
-        frames = {f"{at:02d}-{made[k][0]}": made[k][1] for at, k in enumerate(np.array(sound)[places], 1)}
-        sizes = [np.sqrt(np.mean(answers[k].forces ** 2)) for k in np.array(sound)[places]]
-        table = [
-            f"| {name} | {atoms.get_chemical_formula()} | {size:.2f} |" for (name, atoms), size in zip(frames.items(), sizes, strict=True)
-        ]
+        drawn = np.random.default_rng(seed).permutation(sound)[:n].tolist()
+        if spread:  # neighbours in a trajectory are nearly the same
+            drawn = [sound[round(place)] for place in np.linspace(0, len(sound) - 1, n)]
+        frames = {f"{at:02d}-{made[k][0]}": made[k][1] for at, k in enumerate(drawn, 1)}
+        sizes = [f"{np.sqrt(np.mean(answers[k].forces ** 2)):.2f}" for k in drawn]
+        lines = [f"| {name} | {one.get_chemical_formula()} | {size} |" for (name, one), size in zip(frames.items(), sizes, strict=True)]
         sets = {name: _inputs(atoms, trained_on) for name, atoms in frames.items()}
         readme = _README.format(
             drawn=f"{n} of {len(sound)} candidates from `{source}`, {'evenly spread' if spread else f'drawn by chance (seed {seed})'}",
             model=model,
-            table="\n".join(table),
+            table="\n".join(lines),
             level="\n".join(f"- {line}" for line in _level(code, [*sets.values()], trained_on)),
             command=f"--model {shlex.quote(model)} --labels {shlex.quote(str(out))}/{ANSWERS[code]} --out {shlex.quote(f'{out}-fix')}",
         )
@@ -155,7 +152,14 @@ def _vasp(inputs: VaspInputSet) -> dict[str, str]:
 
 def _qe(inputs: VaspInputSet) -> dict[str, str]:
     atoms, grid, hubbard = _settings(inputs)
-    data = {"calculation": "scf", "tprnfor": True, "tstress": True, "pseudo_dir": "../pseudo", "outdir": "tmp", "nosym": True}
+    data: dict[str, Any] = {
+        "calculation": "scf",
+        "tprnfor": True,
+        "tstress": True,
+        "pseudo_dir": "../pseudo",
+        "outdir": "tmp",
+        "nosym": True,
+    }
     data |= {"ecutwfc": 90, "ecutrho": 720, "conv_thr": 1e-10 * len(atoms)}  # Ry
     data |= {"occupations": "smearing", "smearing": "gaussian", "degauss": 0.0037}  # Ry: 0.05 eV, as in VASP
     file, names = io.StringIO(), {symbol: f"{symbol}.upf" for symbol in atoms.symbols}
