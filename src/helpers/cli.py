@@ -211,6 +211,31 @@ def run_all(
 
 
 @app.command()
+def ask(
+    structure: Annotated[Path, typer.Argument(help="A crystal, of which frames are made; or several structures, of which some are taken.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=_folder, help="New folder for the inputs and their README.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="Frames to label.")] = 5,
+    code: Annotated[str, typer.Option(help="vasp, qe, aims or extxyz.")] = "vasp",
+    kinds: Annotated[str, typer.Option(help="Of frames, separated by commas. A label mends what it shows.")] = "rattled,strained,hot",
+    temperature: Annotated[float, typer.Option(min=1.0, help="Of the hottest frames, K: that of what you want to simulate.")] = 1000.0,
+    max_atoms: Annotated[int, typer.Option(min=1, help="A small cell is repeated up to so many atoms.")] = 48,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the frames, and of which are drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
+) -> None:
+    """Write DFT inputs of a few frames of your crystal, whose labels 'softening fix' mends a potential with.
+
+    Functional and +U are those that the potential was trained on; the README in the folder says what to run. Takes minutes on a CPU.
+    """
+    from helpers.reports import ask as asked
+
+    chosen: dict[str, Any] = {"kinds": [kind.strip() for kind in kinds.split(",") if kind.strip()], "temperature_k": temperature}
+    where: dict[str, Any] = {"max_atoms": max_atoms, "seed": seed, "device": device, "trust": trust}
+    typer.echo(asked.ask(structure, model, n=n, code=code, out=out, **chosen, **where))
+
+
+@app.command()
 def fix(
     model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
     out: Annotated[Path, typer.Option("--out", "-o", callback=_folder, help="New folder for the fixed potential and its report.")],

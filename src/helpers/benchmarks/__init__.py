@@ -57,6 +57,7 @@ EXPERIMENTS = (
     "alchemy",
     "coverage",
     "weak_labels",
+    "asking",
 )
 
 CATALOGUE = (

@@ -1,0 +1,238 @@
+"""Ask for DFT: frames to label so that a potential can be mended, as ready inputs of a DFT code.
+
+Frames are drawn by chance. Cleverer choices were rehearsed and did not leave less error (:mod:`helpers.experiments.asking`); what counts is
+that labels are of the kind that the potential is wanted for.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import warnings
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.io
+import numpy as np
+from ase.data import chemical_symbols
+from pymatgen.core import Structure
+from pymatgen.io.ase import AseAtomsAdaptor
+from pymatgen.io.vasp.sets import MatPESStaticSet, MPStaticSet, VaspInputSet
+
+from helpers import potentials, structures
+from helpers.experiments import asking
+from helpers.potentials import Potential
+from helpers.training import labels
+from helpers.training.fine_tune import Label
+
+# Where the answers of each code are expected, and what runs it in the folder of a frame.
+ANSWERS = {"vasp": "*/vasprun.xml", "qe": "*/pw.out", "aims": "*/aims.out", "extxyz": "labelled.extxyz"}
+_RUNS = {"vasp": "vasp_std", "qe": "pw.x -in pw.in > pw.out", "aims": "aims.x > aims.out"}
+
+# Forces of one cell without symmetry: converged electrons, and no tetrahedra, whose forces in metals are not those of the energy.
+_STATIC = {"NSW": 0, "IBRION": -1, "ISYM": 0, "ISMEAR": 0, "SIGMA": 0.05, "EDIFF": 1e-6, "NELM": 200, "ALGO": "Normal", "LREAL": False}
+_STATIC |= {"LWAVE": False, "LCHARG": False, "LAECHG": False}
+
+
+def read(path: Path | str) -> list[ase.Atoms]:
+    """Return the structures of a file that ASE reads; ValueError if there is none, or if sites are shared or partly empty."""
+    if Path(path).suffix.lower() != ".cif":
+        return [frame.atoms for frame in labels.read(path)]
+    try:
+        return structures.many(Structure.from_file(path))
+    except (ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def ask(
+    source: Path | str,
+    model: str,
+    *,
+    n: int = 5,
+    code: str = "vasp",
+    out: Path | str,
+    kinds: Collection[str] = asking.KINDS,
+    temperature_k: float = 1000.0,
+    max_atoms: int = 48,
+    seed: int = 0,
+    device: str = "auto",
+    trust: bool = False,
+) -> str:
+    """Draw n frames for DFT, write their inputs and a README into a new or empty folder, and return the README.
+
+    ``source`` is a file of one crystal, of which frames of some ``kinds`` are made, a small cell repeated up to ``max_atoms``, the hottest
+    at ``temperature_k``. Of a file of several structures n are taken, evenly spread. ``code`` is a key of :data:`ANSWERS`. ValueError if
+    the code or a kind is unknown, a structure or an element cannot be used, there are fewer candidates than n, or the folder is not empty;
+    and what :func:`helpers.potentials.load` raises.
+    """
+    out = Path(out)
+    if code not in ANSWERS:
+        raise ValueError(f"unknown code {code!r}; there are: {', '.join(ANSWERS)}")
+    if not kinds or (unknown := [kind for kind in kinds if kind not in asking.KINDS]):
+        raise ValueError(f"unknown kind(s) {', '.join(unknown) if kinds else 'none'}; there are: {', '.join(asking.KINDS)}")
+    if n < 1 or not temperature_k > 0:
+        raise ValueError(f"{n} frames at {temperature_k:g} K: both must be positive")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is there and not empty; choose a new folder for --out")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pymatgen's, about each setting that is changed
+        potential = potentials.load(model, device, trust=trust)
+        problems = _faults(given := read(source), source, potential)
+        made = [("given", atoms) for k, atoms in enumerate(given) if k not in problems]
+        trained_on = str(potential.describe().get("training_set", ""))
+        numbers = {z for _, atoms in made for z in atoms.numbers}
+        known = type(_inputs(made[0][1], trained_on)).CONFIG["POTCAR"]
+        if code == "vasp" and (lacking := {chemical_symbols[z] for z in numbers} - set(known)):
+            raise ValueError(f"{source}: pymatgen's input set has no pseudopotential for {', '.join(sorted(lacking))}; take another --code")
+        if not (spread := len(made) > 1):
+            protocol = asking.Protocol(max_atoms=max_atoms, temperature_k=temperature_k, md_steps=100, every=20)
+            made = asking.candidates(potential, made[0][1], protocol, seed, kinds)
+        answers = potential.evaluate([atoms for _, atoms in made])
+        sound = [k for k, p in enumerate(answers) if p.ok and asking.SMALLEST < np.abs(p.forces).max() < asking.LARGEST]
+        if len(sound) < n:
+            raise ValueError(f"{source}: {n} frames are asked for, but only {len(sound)} of {len(made)} candidates can be used")
+        drawn = np.random.default_rng(seed).permutation(sound)[:n].tolist()
+        if spread:  # neighbours in a trajectory are nearly the same
+            drawn = [sound[round(place)] for place in np.linspace(0, len(sound) - 1, n)]
+        frames = {f"{at:02d}-{made[k][0]}": made[k][1] for at, k in enumerate(drawn, 1)}
+        sizes = [f"{np.sqrt(np.mean(answers[k].forces ** 2)):.2f}" for k in drawn]
+        lines = [f"| {name} | {one.get_chemical_formula()} | {size} |" for (name, one), size in zip(frames.items(), sizes, strict=True)]
+        sets = {name: _inputs(atoms, trained_on) for name, atoms in frames.items()}
+        readme = _README.format(
+            drawn=f"{n} of {len(sound)} candidates from `{source}`, {'evenly spread' if spread else f'drawn by chance (seed {seed})'}",
+            model=model,
+            table="\n".join(lines),
+            level="\n".join(f"- {line}" for line in _level(code, [*sets.values()], trained_on)),
+            command=f"--model {shlex.quote(model)} --labels {shlex.quote(str(out))}/{ANSWERS[code]} --out {shlex.quote(f'{out}-fix')}",
+        )
+        texts = {f"{name}/{file}": text for name, one in sets.items() if code in _RUNS for file, text in _WRITERS[code](one).items()}
+    for name, text in (texts | {"README.md": readme}).items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text, encoding="utf-8")
+    if code == "extxyz":
+        ase.io.write(out / "frames.extxyz", [ase.Atoms(atoms, info={"kind": name[3:]}) for name, atoms in frames.items()])
+    return readme
+
+
+def _faults(given: Sequence[ase.Atoms], source: Path | str, potential: Potential) -> set[int]:
+    """Return which structures repeat another; ValueError for the first that the potential cannot evaluate, or whose atoms overlap."""
+    # Forces that raise no question: only the structures are judged.
+    frames = labels.from_labels([Label(atoms, None, np.ones((len(atoms), 3))) for atoms in given], str(source))
+    problems = labels.inspect(frames, potential.elements)
+    if wrong := [problem for problem in problems if problem.kind == "frame"]:
+        raise ValueError(labels.listed(frames, wrong)[0])
+    return {problem.frames[-1] for problem in problems}
+
+
+def _inputs(atoms: ase.Atoms, trained_on: str) -> VaspInputSet:
+    """Return pymatgen's input set at the level of theory of the training data; that of the Materials Project where it is not known."""
+    chosen = MatPESStaticSet if "MatPES" in trained_on else MPStaticSet
+    return chosen(AseAtomsAdaptor.get_structure(atoms), user_incar_settings=dict(_STATIC))
+
+
+def _settings(inputs: VaspInputSet) -> tuple[ase.Atoms, list[int], dict[str, tuple[str, float]]]:
+    """Return the atoms, with moments if spins count, the grid of k-points, and shell and Hubbard U (eV) by element."""
+    atoms, incar = structures.plain(inputs.structure), inputs.incar
+    if set(atoms.symbols) & structures.OPEN_SHELL or "magmom" in inputs.structure.site_properties:
+        atoms.set_initial_magnetic_moments(incar["MAGMOM"])
+    lengths = 2 * np.pi * atoms.cell.reciprocal().lengths()
+    grid = inputs.kpoints.kpts[0] if inputs.kpoints else np.maximum(1, np.ceil(lengths / incar["KSPACING"]))
+    values = zip(inputs.poscar.site_symbols, incar.get("LDAUU", []), strict=False)
+    return atoms, [int(k) for k in grid], {symbol: ({"Mo": "4d", "W": "5d"}.get(symbol, "3d"), u) for symbol, u in values if u}
+
+
+def _vasp(inputs: VaspInputSet) -> dict[str, str]:
+    texts = {"INCAR": str(inputs.incar), "POSCAR": inputs.poscar.get_str(significant_figures=12)}
+    texts["POTCAR.spec"] = "\n".join(inputs.potcar_symbols) + "\n"
+    return texts | ({"KPOINTS": str(inputs.kpoints)} if inputs.kpoints else {})
+
+
+def _qe(inputs: VaspInputSet) -> dict[str, str]:
+    atoms, grid, hubbard = _settings(inputs)
+    data: dict[str, Any] = {
+        "calculation": "scf",
+        "tprnfor": True,
+        "tstress": True,
+        "pseudo_dir": "../pseudo",
+        "outdir": "tmp",
+        "nosym": True,
+    }
+    data |= {"ecutwfc": 90, "ecutrho": 720, "conv_thr": 1e-10 * len(atoms)}  # Ry
+    data |= {"occupations": "smearing", "smearing": "gaussian", "degauss": 0.0037}  # Ry: 0.05 eV, as in VASP
+    file, names = io.StringIO(), {symbol: f"{symbol}.upf" for symbol in atoms.symbols}
+    ase.io.write(file, atoms, format="espresso-in", input_data=data, pseudopotentials=names, kpts=grid)
+    text = file.getvalue()
+    # An element with two moments is two species, each with its U.
+    species = re.findall(r"^(([A-Z][a-z]?)\d*) +[\d.]+ +\S+\.upf$", text, re.MULTILINE)
+    lines = [f"U {name}-{hubbard[symbol][0]} {hubbard[symbol][1]:g}\n" for name, symbol in species if symbol in hubbard]
+    return {"pw.in": text + "".join(["HUBBARD (atomic)\n", *lines] if lines else [])}
+
+
+def _aims(inputs: VaspInputSet) -> dict[str, str]:
+    atoms, grid, _ = _settings(inputs)
+    spin = "collinear" if atoms.has("initial_magmoms") else "none"
+    lines = ["xc pbe", f"spin {spin}", "relativistic atomic_zora scalar", f"k_grid {' '.join(map(str, grid))}"]
+    lines += ["occupation_type gaussian 0.05", "sc_accuracy_rho 1e-6", "sc_accuracy_forces 1e-4", "compute_forces .true."]
+    lines += ["compute_analytical_stress .true.", "# Here come the blocks of the species: README.md"]
+    geometry = ["lattice_vector {:.10f} {:.10f} {:.10f}".format(*vector) for vector in atoms.cell]
+    for atom in atoms:
+        geometry.append("atom {:.10f} {:.10f} {:.10f} {}".format(*atom.position, atom.symbol))
+        geometry += [f"initial_moment {atom.magmom:g}"] if spin == "collinear" else []
+    return {"geometry.in": "\n".join([*geometry, ""]), "control.in": "\n".join([*lines, ""])}
+
+
+_WRITERS = {"vasp": _vasp, "qe": _qe, "aims": _aims}
+
+
+_README = """# Frames that wait for DFT
+
+{drawn}, to mend `{model}`.
+
+| frame | atoms | forces of the potential, rms (eV/Å) |
+|---|---|---|
+{table}
+
+## What to compute
+
+{level}
+
+## Take the labels back
+
+```bash
+softening fix {command}
+```
+
+This finds one factor and says what it is worth; `--method full` trains the weights. Energies may have any zero.
+"""
+
+
+def _level(code: str, sets: Sequence[VaspInputSet], trained_on: str) -> list[str]:
+    """Return what to compute, as lines."""
+    settings = [_settings(inputs) for inputs in sets]
+    hubbard = {symbol: found for *_, each in settings for symbol, found in each.items()}
+    numbers = sorted({z for atoms, *_ in settings for z in atoms.numbers})
+    plus_u = "".join(f" + U({symbol} {shell}) = {u:g} eV" for symbol, (shell, u) in hubbard.items())
+    project = "the Materials Project, which has U on Co, Cr, Fe, Mn, Mo, Ni, V, W beside O or F only"
+    lines = [f"**PBE{plus_u}**, as {'MatPES, which has no U' if 'MatPES' in trained_on else project}."]
+    if not re.search("MatPES|MP", trained_on):
+        lines.append(
+            f"The potential was trained on {trained_on or 'what is not known here'}: if that has another functional or U, change it."
+        )
+    lines.append("Energy, forces and stress of every frame as it is. Relax nothing: a relaxed frame teaches nothing.")
+    if any(atoms.has("initial_magmoms") for atoms, *_ in settings):
+        lines.append("Spins start parallel, unless the structure brought moments. If the ground state is another, set it.")
+    files = ", ".join(f"`{chemical_symbols[z]}.upf`" for z in numbers)
+    species = " ".join(f"{z:02d}_{chemical_symbols[z]}" for z in numbers)
+    lines += {
+        "vasp": [f"POTCAR: those of `POTCAR.spec`, in its order, from VASP's {sets[0].user_potcar_functional} set."],
+        "qe": [f"Pseudopotentials: your PBE ones (SSSP, say) as {files} in `pseudo`; see to the cutoffs."],
+        "aims": [f"In every folder `for s in {species}; do cat $TIGHT/${{s}}_default >> control.in; done`, from the tight species."]
+        + [f"Into the block of {symbol}: `plus_u {' '.join(shell)} {u:g}`." for symbol, (shell, u) in hubbard.items()],
+        "extxyz": ["Write the frames with REF_energy (eV), REF_forces (eV/Å), REF_stress (eV/Å³) to `labelled.extxyz` in this folder."],
+    }[code]
+    if hubbard and code in ("qe", "aims"):
+        lines.append("U is VASP's; with other projectors it acts a little differently.")
+    return lines + ([f"In every folder: `{_RUNS[code]}`."] if code in _RUNS else [])
