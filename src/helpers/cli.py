@@ -16,6 +16,7 @@ INTERRUPTED = "softening: interrupted; the same command goes on where it stopped
 try:  # seconds, in which a user may have thought better of it
     import pandas as pd
     import typer
+    from typer.core import TyperCommand
 
     from helpers import benchmarks, registry, results
 except KeyboardInterrupt:
@@ -30,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+COMPILE = ("off", "on", "auto")
 
 EXPECTED_ERRORS = (registry.RegistryError, results.ResultsError, KeyError, ValueError, OSError)
 
@@ -146,7 +149,18 @@ def _keep_sets(benchmark: str, made: dict, chosen: list[str]) -> None:
         )
 
 
-@app.command()
+class _BareCompile(TyperCommand):
+    """A command whose ``--compile`` means on where no choice follows."""
+
+    def parse_args(self, ctx, args):
+        """Read the arguments."""
+        follows = [*args[1:], ""]
+        return super().parse_args(
+            ctx, ["--compile=on" if one == "--compile" and after not in COMPILE else one for one, after in zip(args, follows, strict=True)]
+        )
+
+
+@app.command(cls=_BareCompile)
 def run(
     benchmark: Annotated[str, typer.Argument(help=f"One of: {', '.join(benchmarks.CATALOGUE)}.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
@@ -158,7 +172,7 @@ def run(
         typer.Option(help="Dask cluster: local; tcp://HOST:PORT or FILE.json (one that runs); FILE.yaml (SLURM, see examples)."),
     ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile first: minutes, then a third less time (CHGNet, MatGL).")] = False,
+    compiled: Annotated[str, typer.Option("--compile", help="off, on (minutes first, then a third less time), auto. Alone: on.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Compute again, even if the table is complete or has more sets.")] = False,
 ) -> None:
     """Run a benchmark with a model and write its table to data/results.
@@ -168,6 +182,8 @@ def run(
     from helpers import runner
     from helpers.potentials.ase import canonical
 
+    if compiled not in COMPILE:
+        raise ValueError(f"--compile {compiled}: choose one of {', '.join(COMPILE)}")
     model = canonical(model)
     module = benchmarks.module(benchmark)
     split = None if sets is None else [name.strip() for name in sets.split(",") if name.strip()]

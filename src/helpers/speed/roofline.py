@@ -4,15 +4,15 @@ After Williams, Waterman and Patterson, Commun. ACM 52, 65 (2009). Matrix produc
 (multiplications, activations, gathers, sums) do little arithmetic for each number that they read and write, so their limit is the traffic,
 counted here as if each operation read its inputs and wrote its outputs once.
 
-On a CPU times are processor time on one thread, so that other work on the machine hardly counts; call ``torch.set_num_threads(1)`` first.
-On a GPU they are on the clock, until its work is done.
+On a CPU times are processor time on one thread, so that other work on the machine hardly counts. On a GPU they are on the clock, until its
+work is done.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ase
@@ -25,6 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from helpers import potentials
 from helpers.potentials.base import Graph, GraphPotential
 from helpers.runner import keep_memory
+
+Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,17 @@ def crystal(seed: int = 0) -> ase.Atoms:
     return atoms
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let PyTorch compute on one thread for a while."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def clock(device: torch.device | str) -> Callable[[], float]:
     """Return a clock for what a device does, s: processor time on a CPU; else the time at which the device has done all it was given."""
     if torch.device(device).type == "cpu":
@@ -99,9 +112,7 @@ def clock(device: torch.device | str) -> Callable[[], float]:
     return now
 
 
-def least_seconds(
-    works: Mapping[str, Callable[[], object]], turns: int = 30, now: Callable[[], float] = time.process_time
-) -> dict[str, float]:
+def least_seconds(works: Mapping[str, Work], turns: int = 30, now: Callable[[], float] = time.process_time) -> dict[str, float]:
     """Return the least time of one call of each, s, by a :func:`clock`.
 
     They take turns, so that what slows the machine for a while (a neighbour, its clock) meets all of them. A turn is at least a
@@ -120,51 +131,49 @@ def least_seconds(
     return least
 
 
-def product(
-    rows: int = 1024, inner: int = 1024, columns: int = 1024, device: torch.device | str = "cpu"
-) -> tuple[Callable[[], object], float]:
+def product(rows: int, inner: int, columns: int, device: torch.device | str = "cpu") -> tuple[Work, float]:
     """Return a product of single-precision matrices, and its operations."""
     left, right, out = (torch.rand(shape, device=device) for shape in ((rows, inner), (inner, columns), (rows, columns)))
     return lambda: torch.mm(left, right, out=out), 2.0 * rows * inner * columns
 
 
-def addition(megabytes: float, device: torch.device | str = "cpu") -> tuple[Callable[[], object], float]:
+def addition(megabytes: float, device: torch.device | str = "cpu") -> tuple[Work, float]:
     """Return an addition of two arrays of the given size into a third, and the bytes it reads and writes."""
     n = int(megabytes * 1e6 / 4)
     left, right, out = (torch.rand(n, device=device) for _ in range(3))
     return lambda: torch.add(left, right, out=out), 12.0 * n
 
 
+def parts(potential: GraphPotential, structures: Sequence[ase.Atoms]) -> dict[str, Work]:
+    """Return an evaluation and, of all structures in one batch, its parts: what ``graph_time`` is the time of includes the transfer."""
+    systems = [potential.system(atoms) for atoms in structures]
+    graph = potential.collate(systems)
+    return {
+        "neighbours_time": lambda: list(potential.systems(structures)),
+        "transfer_time": lambda: Graph.collate(systems, potential.device),
+        "graph_time": lambda: potential.collate(systems),
+        "compute_time": lambda: potential.compute(graph),
+        "evaluation_time": lambda: potential.evaluate(structures),
+    }
+
+
 def measure(key: str, structures: Sequence[ase.Atoms], compiled: bool = False, device: str = "cpu") -> list[tuple[str, float, str]]:
     """Measure what a device allows, of a CPU one core, and what the network asks of it for one batch; if wanted, also the compiled network.
 
-    Returns
-    -------
-    list of (property, value, unit)
-        On a GPU without the bandwidth of its cache: there the start of an operation takes longer than such an array.
+    Returns properties, values and units; on a GPU without the bandwidth of its cache, as there the start of an operation takes longer than
+    such an array.
     """
     torch.set_num_threads(1)
     keep_memory()  # as in a run
     potential = potentials.load(key, device, trust=True)
     assert isinstance(potential, GraphPotential)
     on_gpu = potential.device.type != "cpu"
-    counted = count(potential, structures)
-    systems = [potential.system(atoms) for atoms in structures]
-    graph = potential.collate(systems)
-    works = {
-        "neighbours_time": lambda: [potential.system(atoms) for atoms in structures],
-        "transfer_time": lambda: Graph.collate(systems, potential.device),
-        "graph_time": lambda: potential.collate(systems),  # with the transfer
-        "compute_time": lambda: potential.compute(graph),
-        "evaluation_time": lambda: potential.evaluate(structures),
-    }
+    counted, works = count(potential, structures), parts(potential, structures)
     if compiled:
         with contextlib.suppress(Exception):  # not every network can be compiled, and a compiler may be missing or fail
-            fast = potential.compiled()
-            fast.evaluate(structures)  # which compiles
-            fast_graph = fast.collate(systems)
-            works["compiled_time"] = lambda: fast.compute(fast_graph)
-    edges = sum(system.n_edges for system in systems)
+            works["compiled_time"] = parts(potential.compiled(), structures)["compute_time"]
+            works["compiled_time"]()  # which compiles
+    edges = sum(potential.system(atoms).n_edges for atoms in structures)
     side, megabytes = (8192, 2000) if on_gpu else (1024, 200)  # a GPU is not filled by what fills a core
     rates = {
         "throughput_square": (*product(side, side, side, device), "FLOP/s"),

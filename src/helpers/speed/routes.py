@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +40,9 @@ _NEVER = 1e-9
 
 # Of molecular dynamics with Langevin's thermostat, whose friction is 0.01 per step: torch-sim's default.
 _TIMESTEP_FS, _TEMPERATURE_K = 1.0, 300.0
+
+# So many parts of a task each process gets: a batch is faster than its parts.
+HANDS = 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,6 @@ class Route:
     kinds: tuple[str, ...]  # kinds of tasks that it can do
     # 0 stands for all cores.
     threads: int = 1
-    processes: int = 1
 
 
 def _computed(potential: Potential, task: Task, stress: bool = False) -> Answer:
@@ -109,47 +110,34 @@ def _of_state(state: ts.SimState, task: Task) -> Answer:
     return Answer(state.energy.detach().cpu().numpy(), np.split(state.forces.detach().cpu().numpy(), ends))
 
 
-def _ours(key: str, cores: int, device: str, stress: bool = False) -> Compute:
+def _ours(key: str, cores: int, device: str, stress: bool = False, compiled: bool = False) -> Compute:
     runner.keep_memory()  # as in a run
-    return functools.partial(_computed, potentials.load(key, device, trust=True), stress=stress)
+    return functools.partial(_computed, potentials.load(key, device, trust=True, compiled=compiled), stress=stress)
 
 
 def _ours_one_by_one(key: str, cores: int, device: str) -> Compute:
     return functools.partial(_one_by_one, potentials.load(key, device, trust=True).calculator())
 
 
-def _ready(key: str) -> int:
-    """Load the potential in a worker of the pool; wait a little, so that another takes the next of these calls."""
-    runner.keep_memory()
-    potential_here(key, "cpu", True, False)
-    time.sleep(0.2)
-    return os.getpid()
-
-
 def _computed_here(key: str, task: Task) -> Answer:
     """Compute in a worker of the pool, which loads the potential once."""
+    runner.keep_memory()
     return _computed(potential_here(key, "cpu", True, False), task)
 
 
 def _ours_in_processes(key: str, cores: int, device: str) -> Compute:
     opened = contextlib.ExitStack()
-    n_workers = max(cores, 2)
-    pool: Any = opened.enter_context(runner.workers("cpu", n_workers))
-    loaded: set[int] = set()
-    while len(loaded) < n_workers:
-        loaded |= set(pool.map(_ready, [key] * n_workers))
+    pool: Any = opened.enter_context(runner.workers("cpu", max(cores, 2)))
 
     def compute(task: Task, _pool_lives_with_this: object = opened) -> Answer:
         order = sorted(range(len(task.structures)), key=lambda number: -len(task.structures[number]))
-        # Dealt out like cards, four hands for each process, so that hands are of about equal size.
-        n_hands = min(len(order), 4 * cores)
-        hands = [order[first::n_hands] for first in range(n_hands)]
+        # Dealt out like cards, so that hands are of about equal size.
+        hands = [hand for first in range(HANDS * cores) if (hand := order[first :: HANDS * cores])]
         parts = [replace(task, structures=tuple(task.structures[number] for number in hand), groups=()) for hand in hands]
-        energies, forces = np.empty(len(order)), [np.empty(0)] * len(order)
-        for hand, answer in zip(hands, pool.map(functools.partial(_computed_here, key), parts), strict=True):
-            for number, energy, force in zip(hand, answer.energies, answer.forces, strict=True):
-                energies[number], forces[number] = energy, force
-        return Answer(energies, forces)
+        found = list(pool.map(functools.partial(_computed_here, key), parts))
+        place = np.argsort([number for hand in hands for number in hand])
+        forces = [one for answer in found for one in answer.forces]
+        return Answer(np.concatenate([answer.energies for answer in found])[place], [forces[number] for number in place])
 
     return compute
 
@@ -332,7 +320,8 @@ _OURS = (*FAMILIES, "nequix", "m3gnet_tf")
 ROUTES: dict[str, Route] = {
     "ours": Route("ours", _ours, _OURS, (*_ALL, "training")),
     "ours-stress": Route("ours, with stress", functools.partial(_ours, stress=True), FAMILIES, ("statics",)),
-    "ours-processes": Route("ours, one process per core", _ours_in_processes, FAMILIES, COMPARED, processes=0),
+    "ours-compiled": Route("ours, compiled", functools.partial(_ours, compiled=True), ("chgnet", "matgl"), ("statics",)),
+    "ours-processes": Route("ours, one process per core", _ours_in_processes, FAMILIES, COMPARED),
     "ours-ase": Route("ours, in an ASE loop", _ours_one_by_one, _OURS, _ALL),
     "ase": Route("ASE loop", _ase, FAMILIES, _ALL),
     "ase-threads": Route("ASE loop, all cores", _ase, FAMILIES, ("statics", "relaxation", "displacements"), threads=0),
