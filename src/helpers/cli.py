@@ -149,6 +149,11 @@ def _keep_sets(benchmark: str, made: dict, chosen: list[str]) -> None:
         )
 
 
+def _check_compile(asked: str) -> None:
+    if asked not in COMPILE:
+        raise ValueError(f"--compile {asked}: choose one of {', '.join(COMPILE)}")
+
+
 class _BareCompile(TyperCommand):
     """A command whose ``--compile`` means on where no choice follows."""
 
@@ -182,8 +187,7 @@ def run(
     from helpers import runner
     from helpers.potentials.ase import canonical
 
-    if compiled not in COMPILE:
-        raise ValueError(f"--compile {compiled}: choose one of {', '.join(COMPILE)}")
+    _check_compile(compiled)
     model = canonical(model)
     module = benchmarks.module(benchmark)
     split = None if sets is None else [name.strip() for name in sets.split(",") if name.strip()]
@@ -320,13 +324,14 @@ def report(
     typer.echo(f"report: {card.folder / 'report.html'}")
 
 
-@app.command()
+@app.command(cls=_BareCompile)
 def bench(
-    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Key; may be repeated. Else CHGNet, M3GNet and MACE.")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Key; may be repeated. Else CHGNet, MatGL's and MACE.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …: every potential on it, by number and size of structures.")] = None,
     minutes: Annotated[float, typer.Option(min=0.01, help="With --device: no measurement is begun after these.")] = 20.0,
     quick: Annotated[bool, typer.Option("--quick", help="A few structures, no threads: minutes, also beside other work.")] = False,
     route: Annotated[list[str] | None, typer.Option("--route", "-r", help="Only this way (ase, …) and ours; may be repeated.")] = None,
+    compiled: Annotated[str, typer.Option("--compile", help="The compiled network, too: on, off, auto (not if --quick or -r).")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", callback=_folder, help="For the tables; else data/results.")] = None,
 ) -> None:
     """Measure how fast energies, forces and relaxations are here, beside other packages' ways to compute them with the same model.
@@ -334,8 +339,9 @@ def bench(
     With --device: every potential that is ready on that device, what matters first. Can be interrupted at any time: the same command goes
     on. Other programs on the machine disturb. Packages that are not installed are listed (make env-bench has them all).
     """
-    from helpers.speed import compare, devices
+    from helpers.speed import compare, devices, routes
 
+    _check_compile(compiled)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     if device is not None:
@@ -351,10 +357,9 @@ def bench(
         return
     keys = model or list(compare.MODELS)
     protocol = compare.QUICK if quick else compare.Protocol()
-    if route:
-        protocol = dataclasses.replace(protocol, compiled=False)
+    protocol = dataclasses.replace(protocol, compiled=protocol.compiled and not route if compiled == "auto" else compiled == "on")
     for key in keys:
-        compare.check(key)
+        routes.chosen(key, route)
     for key in keys:
         compare.record(key, out, protocol, routes=route, progress=True)
     summary = compare.summarise(compare.read(keys, out))

@@ -18,6 +18,7 @@ import copy
 import functools
 import os
 import shutil
+import tempfile
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -497,7 +498,10 @@ class GraphPotential(Potential):
         wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "cl"]
         if not any(map(shutil.which, wanted)):
             raise PotentialError(f"compiling needs a C++ compiler, and there is no {' or '.join(wanted)}: install one, or set CXX to it.")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(registry.cache_dir() / "compiled"))
+        # PyTorch's own folder is a temporary one, and packages may have set it already.
+        temporary = tempfile.gettempdir()
+        if os.environ.get("TORCHINDUCTOR_CACHE_DIR", temporary).startswith(temporary):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(registry.cache_dir() / "compiled")
         twin = copy.copy(self)
         twin._modules = dict(self._modules)
         twin.is_compiled = True

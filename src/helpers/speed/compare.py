@@ -53,12 +53,9 @@ from helpers.potentials.base import out_of_memory
 from helpers.runner import cluster, worker
 from helpers.runner.cluster import RunError
 from helpers.speed import roofline, throughput
-from helpers.speed.routes import COMPARED, ROUTES, Answer, Compute, Task, chosen, in_double_precision
+from helpers.speed.routes import COMPARED, RANDOM_MACE, ROUTES, Answer, Compute, Task, chosen, in_double_precision
 
 NAME = "speed"
-
-# A MACE of the size of MACE-MP-0 small with random weights: speed does not depend on their values, and the file need not be downloaded.
-RANDOM_MACE = "mace-random-weights"
 
 # So long a way may take for an answer, s; else its process hangs. Compiling a network takes minutes.
 PATIENCE_S = 600
@@ -275,13 +272,6 @@ class Way:
 # The measurement
 
 
-def check(key: str) -> None:
-    """Raise ValueError for what is neither a key of the catalogue nor :data:`RANDOM_MACE`."""
-    if key != RANDOM_MACE and key not in potentials.CATALOGUE:
-        near = registry.nearest(key, potentials.CATALOGUE)
-        raise ValueError(f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}.{near}")
-
-
 def measure(
     key: str,
     protocol: Rules | None = None,
@@ -301,7 +291,6 @@ def measure(
     Raises ValueError if the model cannot be measured or a way is unknown, and RunError if this project's own way fails.
     """
     protocol = protocol or Protocol()
-    check(key)
     names = [name for name in chosen(key, routes) if protocol.threads or ROUTES[name].threads]
     names = [name for name in names if protocol.compiled or name != "ours-compiled"]
     jobs = tasks(cast("Protocol", protocol)) if jobs is None else jobs

@@ -127,7 +127,6 @@ def record(
     device = str(potentials.resolve_device(device))
     name, keys, jobs = name_of(device), list(keys or models()), tasks(protocol, device)
     for key in keys:
-        compare.check(key)
         chosen(key, routes)
     first = [key for number, key in enumerate(keys) if _architecture(key) not in map(_architecture, keys[:number])]
     in_order = sorted(keys, key=lambda key: key not in first)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ase
@@ -89,31 +89,16 @@ def crystal(seed: int = 0) -> ase.Atoms:
     return atoms
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Let PyTorch compute on one thread for a while."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def clock(device: torch.device | str) -> Callable[[], float]:
-    """Return a clock for what a device does, s: processor time on a CPU; else the time at which the device has done all it was given."""
+def _now(device: torch.device | str) -> float:
+    """Return the processor time on a CPU, s; else the time at which the device has done all it was given."""
     if torch.device(device).type == "cpu":
-        return time.process_time
-
-    def now() -> float:
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return now
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
-def least_seconds(works: Mapping[str, Work], turns: int = 30, now: Callable[[], float] = time.process_time) -> dict[str, float]:
-    """Return the least time of one call of each, s, by a :func:`clock`.
+def least_seconds(works: Mapping[str, Work], turns: int = 30, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Return the least time of one call of each, s.
 
     They take turns, so that what slows the machine for a while (a neighbour, its clock) meets all of them. A turn is at least a
     hundredth of a second of calls: short ones find their arrays in the cache again.
@@ -123,9 +108,9 @@ def least_seconds(works: Mapping[str, Work], turns: int = 30, now: Callable[[], 
         for name, work in works.items():
             spent = 0.0
             while spent < 0.01:
-                start = now()
+                start = _now(device)
                 work()
-                taken = now() - start
+                taken = _now(device) - start
                 least[name] = min(least[name], taken)
                 spent += taken
     return least
@@ -183,7 +168,7 @@ def measure(key: str, structures: Sequence[ase.Atoms], compiled: bool = False, d
     }
     if on_gpu:
         del rates["bandwidth_cache"]
-    least = least_seconds(works | {name: work for name, (work, _, _) in rates.items()}, now=clock(device))
+    least = least_seconds(works | {name: work for name, (work, _, _) in rates.items()}, device=device)
     return [
         *((name, least[name], "s") for name in works),
         ("edges", edges, ""),

@@ -35,6 +35,9 @@ from helpers.potentials.base import Potential
 from helpers.runner.worker import potential_here
 from helpers.training.fine_tune import Label, Recipe, fine_tune
 
+# A MACE of the size of MACE-MP-0 small with random weights: speed does not depend on their values, and the file need not be downloaded.
+RANDOM_MACE = "mace-random-weights"
+
 # A force threshold, eV/Å, that nothing reaches: all relaxations take the same number of steps.
 _NEVER = 1e-9
 
@@ -148,7 +151,13 @@ def family(key: str) -> str:
 
 
 def chosen(key: str, asked: Sequence[str] | None = None) -> list[str]:
-    """Return the ways that fit a model, ``ours`` the first; of those that are asked for, if some are. ValueError if one is unknown."""
+    """Return the ways that fit a model, ``ours`` the first; of those that are asked for, if some are.
+
+    ValueError if a way is unknown, or the model is neither a key of the catalogue nor :data:`RANDOM_MACE`.
+    """
+    if key != RANDOM_MACE and key not in potentials.CATALOGUE:
+        near = registry.nearest(key, potentials.CATALOGUE)
+        raise ValueError(f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}.{near}")
     if unknown := sorted(set(asked or ()) - set(ROUTES)):
         raise ValueError(f"no way called {', '.join(unknown)}; there are: {', '.join(ROUTES)}.{registry.nearest(unknown[0], ROUTES)}")
     return [name for name, route in ROUTES.items() if family(key) in route.families and (not asked or name in (*asked, "ours"))]

@@ -24,6 +24,7 @@ from typing import Any
 import ase
 import numpy as np
 import pandas as pd
+import torch
 from ase.build import bulk
 
 from helpers import benchmarks, potentials, results
@@ -74,17 +75,17 @@ def measure(key: str = "chgnet-0.3.0", protocol: Protocol | None = None) -> pd.D
 
 
 def measure_structures(key: str = "chgnet-0.3.0", protocol: Protocol | None = None) -> pd.DataFrame:
-    """Measure only what structures cost on one core: ``evaluation`` in all, its parts ``graph``, and of that ``neighbours``."""
+    """Measure only what structures cost on one thread: ``evaluation`` in all, its parts ``graph``, and of that ``neighbours``."""
     protocol, rows = protocol or Protocol(), []
-    with roofline.one_thread():
-        potential = potentials.load(key, "cpu")
-        for repeat in protocol.repeats:
-            (first,) = structures(protocol, repeat, 1)
-            n = max(1, round(protocol.atoms_per_shard[0] / len(first)))
-            taken = roofline.least_seconds(roofline.parts(potential, structures(protocol, repeat, n)), protocol.n_repetitions)
-            taken["graph_time"] += taken["neighbours_time"]
-            for name in ("evaluation", "neighbours", "graph"):
-                rows.append(_row(key, protocol, "structure", len(first), len(first), name, taken[f"{name}_time"] / n, "s"))
+    torch.set_num_threads(1)
+    potential = potentials.load(key, "cpu")
+    for repeat in protocol.repeats:
+        n_atoms = len(structures(protocol, repeat, 1)[0])
+        n = max(1, round(protocol.atoms_per_shard[0] / n_atoms))
+        taken = roofline.least_seconds(roofline.parts(potential, structures(protocol, repeat, n)), protocol.n_repetitions)
+        taken["graph_time"] += taken["neighbours_time"]
+        for name in ("evaluation", "neighbours", "graph"):
+            rows.append(_row(key, protocol, "structure", n_atoms, n_atoms, name, taken[f"{name}_time"] / n, "s"))
     return benchmarks.table(rows)
 
 
