@@ -82,8 +82,8 @@ class CHGNetPotential(GraphPotential):
         lengths = torch.linalg.norm(graph.vectors, dim=1)
         directions = graph.vectors / lengths[:, None]
         encoder = network.bond_basis_expansion
-        bond_lengths = lengths.index_select(0, top["first"])
-        cosines_from = directions.index_select(0, top["left"]), directions.index_select(0, top["right"])
+        bond_lengths = lengths[top["first"]]
+        cosines_from = directions[top["left"]], directions[top["right"]]
         n_atoms = graph.n_atoms
         per_atom = self.maybe_compiled(CHGNetPotential._per_atom)(
             self,
@@ -112,12 +112,12 @@ class CHGNetPotential(GraphPotential):
         of_angle = ((top["bond"][top["left"]], 1), (top["bond"][top["right"]], 1), (None, 2), (top["centre"], 0))
         atoms = network.atom_embedding(graph.numbers - 1)
         bonds = network.bond_embedding(rbf_ag)
-        atom_weights = network.bond_weights_ag(rbf_ag).index_select(0, bond)
+        atom_weights = network.bond_weights_ag(rbf_ag)[bond]
         has_angles = len(angle_bases) > 0
         if has_angles:
             angles_ = network.angle_embedding(angle_bases)
             weights = network.bond_weights_bg(rbf_bg)
-            bond_weights = weights.index_select(0, of_angle[0][0]) * weights.index_select(0, of_angle[1][0])
+            bond_weights = weights[of_angle[0][0]] * weights[of_angle[1][0]]
         if graph.weights is not None:
             atom_weights = atom_weights * graph.weight_of_messages(centre, neighbour)
             if has_angles:

@@ -187,7 +187,7 @@ class M3GNetPotential(MatGLPotential):
         lengths = torch.linalg.norm(graph.vectors, dim=1)
         directions = graph.vectors / lengths[:, None]
         radial = network.bond_expansion(lengths)
-        cosines = (directions.index_select(0, top["left"]) * directions.index_select(0, top["right"])).sum(1)
+        cosines = (directions[top["left"]] * directions[top["right"]]).sum(1)
         # As in MatGL, whose weights were trained so.
         cosines = cosines.clamp(-1 + 1e-7, 1 - 1e-7)
         basis = network.basis_expansion
@@ -196,19 +196,13 @@ class M3GNetPotential(MatGLPotential):
         spherical = basis.shf(cosines, torch.zeros_like(cosines)).repeat_interleave(basis.max_n, dim=1)
         left, right = top["stands_left"], top["stands_right"]
         weights = polynomial_cutoff(lengths, network.threebody_cutoff)
-        angular = (
-            basis.sbf(lengths).index_select(0, top["right"])
-            * spherical
-            * (weights.index_select(0, left) * weights.index_select(0, right))[:, None]
-        )
+        angular = basis.sbf(lengths)[top["right"]] * spherical * (weights[left] * weights[right])[:, None]
         ends = edge_index[1][right]
 
         atoms, edges, _ = network.embedding(rows, radial, None)
         for three_body, block in zip(network.three_body_interactions, network.graph_layers, strict=True):
             # As the package does; but that makes the zeros to sum onto on the CPU.
-            bonds = edges.new_zeros(len(edges), angular.shape[1]).index_add(
-                0, left, angular * three_body.update_network_atom(atoms).index_select(0, ends)
-            )
+            bonds = edges.new_zeros(len(edges), angular.shape[1]).index_add(0, left, angular * three_body.update_network_atom(atoms)[ends])
             edges = edges + three_body.update_network_bond(bonds)
             layer = block.conv
             edges = edges + _gated(layer.edge_update_func, atoms, edges, edge_index) * layer.edge_weight_func(radial)
@@ -334,7 +328,7 @@ def _embedded(
     elements, weight = embedding.emb(rows), embedding.emb2.weight
     of_centre = elements @ weight[:, :units].T + embedding.emb2.bias
     of_neighbour = elements @ weight[:, units:].T
-    pair = (of_centre.index_select(0, centre) + of_neighbour.index_select(0, neighbour)) * cutoff
+    pair = (of_centre[centre] + of_neighbour[neighbour]) * cutoff
     multiple, skew, symmetric = (
         project(radial) * pair for project in (embedding.distance_proj1, embedding.distance_proj2, embedding.distance_proj3)
     )
@@ -361,7 +355,7 @@ def _interacted(
 
     tensors = tensors / (sum(_squares(tensors)) + 1)[:, None]
     own = _mixed(layer.linears_tensor[:3], tensors)
-    messages = [own[:, start:stop].index_select(0, neighbour) * weights[:, part, None] for part, (start, stop) in enumerate(_PARTS)]
+    messages = [own[neighbour, start:stop] * weights[:, part, None] for part, (start, stop) in enumerate(_PARTS)]
     received = forms.matrices(_summed(messages, centre, len(own)))
     own = forms.matrices(own)
     if layer.equivariance_invariance_group == "O(3)":
