@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 from ase.build import bulk
+from numpy.polynomial import Polynomial
 
 from helpers import benchmarks, potentials, results
 from helpers.benchmarks import Case
@@ -186,22 +187,10 @@ def provenance(table: pd.DataFrame, protocol: Any, about: Mapping[str, object], 
     }
 
 
-@dataclass(frozen=True)
-class Line:
-    """A cost of a shard of m structures: ``fixed`` + ``each`` · m, seconds."""
-
-    fixed: float
-    each: float
-
-    def __call__(self, m: float) -> float:
-        """Return the cost of a shard of m structures."""
-        return self.fixed + self.each * m
-
-    @classmethod
-    def through(cls, m: Sequence[float], seconds: Sequence[float]) -> Line:
-        """Return the straight line through two measurements; noise must not make either part negative."""
-        each = max(0.0, (seconds[1] - seconds[0]) / (m[1] - m[0]))
-        return cls(max(0.0, seconds[0] - each * m[0]), each)
+def line(m: Sequence[float], seconds: Sequence[float]) -> Polynomial:
+    """Return the cost of a shard of m structures, s, as the straight line through two measurements; noise must not make a part negative."""
+    each = max(0.0, (seconds[1] - seconds[0]) / (m[1] - m[0]))
+    return Polynomial([max(0.0, seconds[0] - each * m[0]), each])
 
 
 @dataclass(frozen=True)
@@ -214,9 +203,9 @@ class Costs:
     network: float
     start: float  # until a worker has imported the code and loaded the potential
     # Per shard, in the one process that hands out and writes. The first two pass while workers compute, the last at the end.
-    dispatch: Line
-    write: Line
-    join: Line
+    dispatch: Polynomial
+    write: Polynomial
+    join: Polynomial
     structures_per_shard: int  # as the runner cuts them by default
     # Per structure: as it is sent to a worker, in the file, and in memory when all shards are joined.
     bytes_case: float
@@ -230,7 +219,7 @@ class Costs:
         size = int(table.loc[table["set"] == "shard", "n_atoms"].iloc[0])
         one = table[(table["set"] == "structure") & (table["n_atoms"] == size)].set_index("property")["value"]
         m, small = shard["structures"].tolist(), shard.iloc[0]
-        lines = [Line.through(m, shard[column].tolist()) for column in (dispatch, "write", "join")]
+        lines = [line(m, shard[column].tolist()) for column in (dispatch, "write", "join")]
         per_structure = small[["bytes_sent", "bytes_on_disk", "bytes_joined"]] / m[0]
         return cls(
             n_atoms=size,
