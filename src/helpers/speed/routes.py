@@ -288,17 +288,12 @@ def _chgnet_batches(key: str, cores: int, device: str) -> Compute:
 
 def _torch_sim(key: str, cores: int, device: str) -> Compute:
     network = copy.deepcopy(reference(key, device=device).network).requires_grad_(True)
-    if family(key) == "sevennet":
-        from torch_sim.models.sevennet import SevenNetModel
+    from helpers.potentials.mace import contained
 
-        model = SevenNetModel(network, device=torch.device(device))
-    else:
-        from helpers.potentials.mace import contained
+    with contained():
+        from torch_sim.models.mace import MaceModel
 
-        with contained():
-            from torch_sim.models.mace import MaceModel
-
-            model = MaceModel(network, device=torch.device(device), dtype=torch.float32, compute_stress=False)
+        model = MaceModel(network, device=torch.device(device), dtype=torch.float32, compute_stress=False)
 
     def compute(task: Task) -> Answer:
         if task.kind == "dynamics":
@@ -340,5 +335,5 @@ ROUTES: dict[str, Route] = {
     "matcalc": Route("matcalc SofteningBenchmark", _matcalc, ("chgnet", "matgl"), ("statics",)),
     "matcalc-threads": Route("matcalc SofteningBenchmark, all cores", _matcalc, ("chgnet", "matgl"), ("statics",), threads=0),
     "chgnet-batch": Route("CHGNet's own batches", _chgnet_batches, ("chgnet",), ("statics", "displacements", "scaling")),
-    "torch-sim": Route("torch-sim's wrapper", _torch_sim, ("mace", "sevennet"), _ALL),
+    "torch-sim": Route("torch-sim's wrapper", _torch_sim, ("mace",), _ALL),  # SevenNet's does not take the sevenn of this project
 }
