@@ -53,7 +53,7 @@ from helpers.potentials.base import out_of_memory
 from helpers.runner import cluster, worker
 from helpers.runner.cluster import RunError
 from helpers.speed import roofline, throughput
-from helpers.speed.routes import COMPARED, RANDOM_MACE, ROUTES, Answer, Compute, Task, chosen, in_double_precision
+from helpers.speed.routes import BESIDE, COMPARED, RANDOM_MACE, ROUTES, Answer, Compute, Task, chosen, in_double_precision
 
 NAME = "speed"
 
@@ -285,13 +285,14 @@ def measure(
 ) -> Iterator[list[dict[str, Any]]]:
     """Measure ways to compute with a model (a catalogue key, or :data:`RANDOM_MACE`); yield rows of the table above, task by task.
 
-    Tasks are by default those of the protocol (:func:`tasks`), ways all that fit the model; ``ours`` is always among them. ``kept`` are
-    rows that were measured before: what they hold is not measured again. No task is begun after the deadline (:func:`time.time`, s).
+    Tasks are by default those of the protocol (:func:`tasks`), ways those of :data:`~helpers.speed.routes.BESIDE` that fit the model;
+    ``ours`` is always among them. ``kept`` are rows that were measured before: what they hold is not measured again. No task is begun after
+    the deadline (:func:`time.time`, s).
 
     Raises ValueError if the model cannot be measured or a way is unknown, and RunError if this project's own way fails.
     """
     protocol = protocol or Protocol()
-    names = [name for name in chosen(key, routes) if protocol.threads or ROUTES[name].threads]
+    names = [name for name in chosen(key, routes or BESIDE) if protocol.threads or ROUTES[name].threads]
     names = [name for name in names if protocol.compiled or name != "ours-compiled"]
     jobs = tasks(cast("Protocol", protocol)) if jobs is None else jobs
     cores, rows, exact = os.cpu_count() or 1, list(kept), {}
@@ -366,7 +367,7 @@ def _measured(
     """Return the rows of a task: one turn of each way that warms up and is compared, then the rounds that count."""
     rows, peaks, over = [], {}, set()
     for turn in range(-1, protocol.rounds):
-        for way in ways if turn % 2 == 0 else ways[::-1]:
+        for way in ways[:: -1 if turn % 2 and turn > 0 else 1]:
             if way in over:
                 continue
             found = way.compute(number)

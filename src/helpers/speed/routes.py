@@ -337,3 +337,5 @@ ROUTES: dict[str, Route] = {
     "chgnet-batch": Route("CHGNet's own batches", _chgnet_batches, ("chgnet",), ("statics", "displacements", "scaling")),
     "torch-sim": Route("torch-sim's wrapper", _torch_sim, ("mace",), _ALL),  # SevenNet's does not take the sevenn of this project
 }
+
+BESIDE = tuple(name for name in ROUTES if name != "ours-ase")  # what is measured if no way is asked for
