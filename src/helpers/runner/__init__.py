@@ -347,7 +347,9 @@ def _compute(
     if not todo:
         return
     pieces, pool = plan.pieces, where.pool
-    at_once = where.processes or (1 if pool is None and where.scheduler is None else os.cpu_count() or 1)
+    # How many share the work is not known of every cluster; then nothing is compiled.
+    many = math.inf if where.scheduler not in (None, "local") else os.cpu_count() or 1
+    at_once = where.processes or (1 if pool is None and where.scheduler is None else many)
     job = replace(plan.job, atoms_each=sum(_n_atoms(pieces[number]) for number in todo) / at_once)
     if where.scheduler is not None:
         processes = where.processes
