@@ -198,8 +198,8 @@ def test_operations_are_counted():
     left, right = torch.rand(10, 20), torch.rand(20, 30)
     with roofline.Traffic() as traffic:
         _ = (left @ right).relu().view(-1)
-    assert traffic.products == 4 * (200 + 600 + 300)
-    assert traffic.others == 4 * (300 + 300)
+    assert traffic.bytes_products == 4 * (200 + 600 + 300)
+    assert traffic.bytes_others == 4 * (300 + 300)
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ work is done.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import ase
 import numpy as np
@@ -29,24 +29,14 @@ from helpers.runner import keep_memory
 Work = Callable[[], object]
 
 
-@dataclass(frozen=True)
-class Count:
-    """Operations of one evaluation of energy and forces."""
-
-    flop: float  # floating-point operations of matrix products; a multiplication and an addition are two
-    # Read and written by matrix products, and by all other operations.
-    bytes_products: float
-    bytes_others: float
-    operations: int  # calls
-
-
 class Traffic(TorchDispatchMode):
-    """Add up the bytes of tensors that operations read and write. Views move nothing."""
+    """Count operations (calls) and add up the bytes that matrix products, and all others, read and write. Views move nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.products = self.others = 0.0
+        self.bytes_products = self.bytes_others = 0.0
         self.operations = 0
+        self.flop = math.nan  # floating-point operations of matrix products, from :func:`count`; a multiplication and an addition are two
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         """Run an operation and count it."""
@@ -55,9 +45,9 @@ class Traffic(TorchDispatchMode):
             return result
         size = sum(_bytes(part) for part in (*args, *(kwargs or {}).values())) + _bytes(result)
         if function.overloadpacket in _PRODUCTS:
-            self.products += size
+            self.bytes_products += size
         else:
-            self.others += size
+            self.bytes_others += size
         self.operations += 1
         return result
 
@@ -66,20 +56,22 @@ _PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.
 _WITHOUT_TRAFFIC = {torch.ops.aten.empty.memory_format, torch.ops.aten.detach.default, torch.ops.aten._unsafe_view.default}
 
 
+COUNTED = {"operations": "", "flop": "FLOP", "bytes_products": "B", "bytes_others": "B"}
+
+
 def _bytes(value: object) -> float:
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     return sum(_bytes(part) for part in value) if isinstance(value, list | tuple) else 0.0
 
 
-def count(potential: GraphPotential, structures: Sequence[ase.Atoms]) -> Count:
+def count(potential: GraphPotential, structures: Sequence[ase.Atoms]) -> Traffic:
     """Count the operations of an evaluation of energies and forces, in one batch and without building the graph."""
     graph = potential.collate([potential.system(atoms) for atoms in structures])
-    with FlopCounterMode(display=False) as products:
+    with FlopCounterMode(display=False) as products, Traffic() as traffic:
         potential.compute(graph)
-    with Traffic() as traffic:
-        potential.compute(graph)
-    return Count(float(products.get_total_flops()), traffic.products, traffic.others, traffic.operations)
+    traffic.flop = float(products.get_total_flops())
+    return traffic
 
 
 def crystal(seed: int = 0) -> ase.Atoms:
@@ -172,9 +164,6 @@ def measure(key: str, structures: Sequence[ase.Atoms], compiled: bool = False, d
     return [
         *((name, least[name], "s") for name in works),
         ("edges", edges, ""),
-        ("operations", counted.operations, ""),
-        ("flop", counted.flop, "FLOP"),
-        ("bytes_products", counted.bytes_products, "B"),
-        ("bytes_others", counted.bytes_others, "B"),
+        *((name, getattr(counted, name), unit) for name, unit in COUNTED.items()),
         *((name, amount / least[name], unit) for name, (_, amount, unit) in rates.items()),
     ]
