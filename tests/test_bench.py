@@ -1,6 +1,8 @@
 """The comparison of speeds: what is computed, how it is compared, what the table says. No test measures time."""
 
 import dataclasses
+import os
+import signal
 
 import numpy as np
 import pandas as pd
@@ -145,12 +147,6 @@ def made_table():
         "evaluation_time": 0.1,
     }
     rows += [measured("roofline", "ours", name, value, "") for name, value in values.items()]
-    for turn in range(2):
-        rows.append(measured("tried", compare.AS_IT_IS, "processor_time", 1.0 + turn, "s", turn))
-        rows.append(measured("tried", "idea", "processor_time", 1.5 * (1.0 + turn), "s", turn))
-    rows.append(measured("tried", compare.AS_IT_IS, "force_difference", 0.0, "eV/Å"))
-    rows.append(measured("tried", "idea", "force_difference", 1e-6, "eV/Å"))
-    rows.append(measured("tried", "torch.compile", "processor_time", np.nan, "s", error="no compiler"))
     return benchmarks.table(rows)
 
 
@@ -183,12 +179,6 @@ def test_the_limit_is_products_and_traffic_one_after_the_other():
     assert limit["memory_ratio"] == pytest.approx(0.75)
 
 
-def test_what_was_tried_is_compared_with_what_is():
-    found = compare.tried(made_table()).set_index("variant")
-    assert found.loc["idea", "ratio"] == pytest.approx(1.5)
-    assert found.loc["torch.compile", "reason"] == "no compiler"
-
-
 def test_the_table_says_what_did_not_run_and_what_disagrees():
     shown = compare.readable(compare.summarise(made_table()), "statics")
     assert shown["agrees"]["CHGNet's own batches"] == "no"
@@ -208,8 +198,8 @@ def test_operations_are_counted():
     left, right = torch.rand(10, 20), torch.rand(20, 30)
     with roofline.Traffic() as traffic:
         _ = (left @ right).relu().view(-1)
-    assert traffic.products == 4 * (200 + 600 + 300)
-    assert traffic.others == 4 * (300 + 300)
+    assert traffic.bytes_products == 4 * (200 + 600 + 300)
+    assert traffic.bytes_others == 4 * (300 + 300)
 
 
 @pytest.mark.slow
@@ -235,32 +225,16 @@ def test_a_model_or_way_that_cannot_be_compared_is_refused():
     assert isinstance(outcome.exception, ValueError)
 
 
-def test_a_way_whose_process_dies_is_a_reason(monkeypatch):
-    class Here:
-        def Process(self, target, args):  # noqa: N802
-            class One:
-                exitcode = 3
-
-                def start(self):
-                    args[0].close()
-
-                def join(self, *_):
-                    pass
-
-                def is_alive(self):
-                    return False
-
-            return One()
-
-        def Pipe(self):  # noqa: N802
-            import multiprocessing
-
-            return multiprocessing.Pipe()
-
-    monkeypatch.setattr(compare.multiprocessing, "get_context", lambda _: Here())
-    way = compare.Way(MODEL, "ours", [], 1)
-    way.wait()
-    assert "died" in way.compute(0)
+@pytest.mark.slow
+def test_a_way_whose_process_dies_is_a_reason_and_begins_anew(frames):
+    way = compare.Way(MODEL, "ours", [Task("statics", "one", frames[1:])], 1)
+    try:
+        assert way.failure() is None
+        os.kill(way.pid.result(), signal.SIGKILL)
+        assert way.compute(0) == "its process died"
+        assert len(way.compute(0)[0].energies) == 1
+    finally:
+        way.close()
 
 
 def test_the_committed_tables_are_complete():

@@ -1,9 +1,7 @@
 """All potentials on one device: the plan, growing batches, lack of memory, going on, and a tiny measurement on the CPU."""
 
 import dataclasses
-import multiprocessing
 import re
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,30 +18,10 @@ from helpers.speed.routes import Answer
 MODEL = "chgnet-0.3.0"
 
 
-class InThreads:
-    """Stands for multiprocessing's context, so that a test need not wait for processes to start."""
-
-    class Open:
-        def __init__(self, connection):
-            self.send, self.recv, self.poll = connection.send, connection.recv, connection.poll
-
-        def close(self):
-            """Keep it open: here it is not the copy of another process."""
-
-    def Pipe(self):  # noqa: N802
-        one, other = multiprocessing.Pipe()
-        return one, self.Open(other)
-
-    def Process(self, target, args):  # noqa: N802
-        thread = threading.Thread(target=target, args=args, daemon=True)
-        thread.exitcode, thread.kill = 0, lambda: None
-        return thread
-
-
 @pytest.fixture
 def in_threads(monkeypatch):
-    monkeypatch.setattr(compare.multiprocessing, "get_context", lambda _: InThreads())
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda n, **_: ThreadPoolExecutor(n))
+    """Let threads stand for processes, which take long to start."""
+    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda n, *_: ThreadPoolExecutor(n))
     # Before every measurement; neither is what is tested, and both take long.
     monkeypatch.setattr(compare, "forget_peak", lambda device: None)
     monkeypatch.setattr(compare.gc, "collect", lambda: None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -677,6 +679,17 @@ def test_compiling_needs_a_compiler(springs, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(PotentialError, match="no-such-compiler"):
         springs.compiled()
+
+
+def test_what_was_compiled_is_kept_for_later_runs(springs, monkeypatch, tmp_path):
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    monkeypatch.setenv("SOFTENING_CACHE", str(tmp_path))
+    monkeypatch.setenv(variable, f"{tempfile.gettempdir()}/torchinductor_me")
+    springs.compiled()
+    assert os.environ[variable] == str(tmp_path / "compiled")
+    monkeypatch.setenv(variable, "/data/of/a/user")
+    springs.compiled()
+    assert os.environ[variable] == "/data/of/a/user"
 
 
 def test_what_cannot_be_compiled_says_so():

@@ -1,5 +1,7 @@
 """Runs that survive being killed, tables with provenance, the live check."""
 
+import copy
+import dataclasses
 import json
 import os
 import platform
@@ -17,8 +19,9 @@ import pytest
 import torch
 from ase.calculators.emt import EMT as ASE_EMT
 from conftest import EMT_KEY as EMT
+from typer.testing import CliRunner
 
-from helpers import potentials, registry, results, runner
+from helpers import cli, potentials, registry, results, runner
 from helpers.benchmarks import surfaces
 from helpers.potentials.ase import ASEPotential
 from helpers.runner import worker
@@ -125,8 +128,8 @@ def test_the_network_may_be_compiled(data, few_cases, monkeypatch):
     plain = runner.run("surfaces", EMT, processes=1, progress=False)
     assert results.provenance("surfaces", EMT)["compiled"] is False
     # Results are the same but for rounding, so a complete table stays, and so would shards.
-    pd.testing.assert_frame_equal(runner.run("surfaces", EMT, processes=1, compiled=True, progress=False), plain)
-    fast = runner.run("surfaces", EMT, processes=1, compiled=True, force=True, progress=False)
+    pd.testing.assert_frame_equal(runner.run("surfaces", EMT, processes=1, compiled="on", progress=False), plain)
+    fast = runner.run("surfaces", EMT, processes=1, compiled="on", force=True, progress=False)
     pd.testing.assert_frame_equal(ordered(fast), ordered(plain))
     assert results.provenance("surfaces", EMT)["compiled"] is True
     assert asked == [False, True, True]
@@ -134,9 +137,47 @@ def test_the_network_may_be_compiled(data, few_cases, monkeypatch):
         # A worker compiles too; EMT, which cannot be compiled, shows that it is told to.
         monkeypatch.undo()
         job = ("surfaces", EMT, "cpu", False, surfaces.Protocol(), potentials.load(EMT).describe(), worker.versions())
-        job = runner.Job(*job, compiled=True)
+        job = runner.Job(*job, compiled="on")
         with pytest.raises(runner.RunError, match="cannot be compiled"):
             pool.submit(runner.compute_here, job, []).result()
+
+
+def test_auto_compiles_where_that_saves_more_time_than_it_takes(data, few_cases, monkeypatch):
+    class Compiled(ASEPotential):
+        is_compiled = True
+
+    class Plain(ASEPotential):
+        compiled_saves = 0.5
+
+        def compiled(self):
+            twin = copy.copy(self)
+            twin.__class__ = Compiled
+            return twin
+
+    potential = potentials.load(EMT)
+    potential.__class__ = Plain
+    monkeypatch.setattr(worker, "_pace", {})
+    cases = surfaces.cases()
+    job = runner.Job("surfaces", EMT, "cpu", False, surfaces.Protocol(), potential.describe(), {}, compiled="auto", atoms_each=1e9)
+    sample, following = (worker.compute_job(job, potential, [case]) for case in cases[:2])
+    assert [table.attrs["compiled"] for table in (sample, following)] == [False, True]
+    short = worker.compute_job(dataclasses.replace(job, atoms_each=1e-9), potential, cases[:1])
+    assert not short.attrs["compiled"]
+    assert "takes about" in short.attrs["compiling"], "the reason"
+    monkeypatch.setattr(Plain, "compiled_saves", 0.0)
+    assert "not known to save time" in worker.compute_job(job, potential, cases[:1]).attrs["compiling"]
+
+
+@pytest.mark.parametrize(
+    ("options", "compiled"), [([], "auto"), (["--compile"], "on"), (["--compile", "off"], "off"), (["--compile=auto"], "auto")]
+)
+def test_compile_alone_means_on(options, compiled, monkeypatch):
+    told = []
+    monkeypatch.setattr(runner, "run", lambda *_, **how: told.append(how["compiled"]) or pd.DataFrame({"status": [], "reason": []}))
+    outcome = CliRunner().invoke(cli.app, ["run", "--model", EMT, *options, "surfaces"])
+    assert told == [compiled], outcome.output
+    outcome = CliRunner().invoke(cli.app, ["run", "surfaces", "--model", EMT, "--compile=maybe"])
+    assert "choose one of off, on, auto" in str(outcome.exception)
 
 
 def test_the_code_of_every_room_is_what_workers_must_share(tmp_path, monkeypatch):

@@ -4,19 +4,20 @@ import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from numpy.polynomial import Polynomial
 
 from helpers import results
 from helpers.speed import throughput
-from helpers.speed.throughput import Costs, Line
+from helpers.speed.throughput import Costs, line
 
 COSTS = Costs(
     n_atoms=64,
     neighbours=1e-3,
     network=0.099,
     start=5.0,
-    dispatch=Line(0.01, 0.0),
-    write=Line(0.01, 1e-4),
-    join=Line(2e-3, 0.0),
+    dispatch=Polynomial([0.01, 0.0]),
+    write=Polynomial([0.01, 1e-4]),
+    join=Polynomial([2e-3, 0.0]),
     structures_per_shard=20,
     bytes_case=2000.0,
     bytes_on_disk=100.0,
@@ -57,9 +58,9 @@ def test_more_workers_than_shards_do_not_help():
 
 
 def test_a_line_through_noise_is_never_negative():
-    assert Line.through([10, 20], [1.0, 3.0]) == Line(0.0, 0.2)
-    assert Line.through([10, 20], [3.0, 1.0]) == Line(3.0, 0.0)
-    assert Line.through([10, 20], [2.0, 3.0]) == Line(1.0, 0.1)
+    assert line([10, 20], [1.0, 3.0]) == Polynomial([0.0, 0.2])
+    assert line([10, 20], [3.0, 1.0]) == Polynomial([3.0, 0.0])
+    assert line([10, 20], [2.0, 3.0]) == Polynomial([1.0, 0.1])
 
 
 def test_a_small_measurement(monkeypatch):
@@ -81,6 +82,6 @@ def test_the_committed_table_is_complete():
     costs = Costs.from_table(results.read(throughput.NAME, "chgnet-0.3.0"))
     for field in dataclasses.fields(costs):
         value = getattr(costs, field.name)
-        assert (value(costs.structures_per_shard) if isinstance(value, Line) else value) > 0, field.name
+        assert (value(costs.structures_per_shard) if isinstance(value, Polynomial) else value) > 0, field.name
     made = results.provenance(throughput.NAME, "chgnet-0.3.0")
     assert made["protocol"]["atoms_per_shard"][0] == throughput.Protocol().atoms_per_shard[0]

@@ -16,6 +16,7 @@ INTERRUPTED = "softening: interrupted; the same command goes on where it stopped
 try:  # seconds, in which a user may have thought better of it
     import pandas as pd
     import typer
+    from typer.core import TyperCommand
 
     from helpers import benchmarks, registry, results
 except KeyboardInterrupt:
@@ -30,6 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+COMPILE = ("off", "on", "auto")
 
 EXPECTED_ERRORS = (registry.RegistryError, results.ResultsError, KeyError, ValueError, OSError)
 
@@ -146,7 +149,23 @@ def _keep_sets(benchmark: str, made: dict, chosen: list[str]) -> None:
         )
 
 
-@app.command()
+def _check_compile(asked: str) -> None:
+    if asked not in COMPILE:
+        raise ValueError(f"--compile {asked}: choose one of {', '.join(COMPILE)}")
+
+
+class _BareCompile(TyperCommand):
+    """A command whose ``--compile`` means on where no choice follows."""
+
+    def parse_args(self, ctx, args):
+        """Read the arguments."""
+        follows = [*args[1:], ""]
+        return super().parse_args(
+            ctx, ["--compile=on" if one == "--compile" and after not in COMPILE else one for one, after in zip(args, follows, strict=True)]
+        )
+
+
+@app.command(cls=_BareCompile)
 def run(
     benchmark: Annotated[str, typer.Argument(help=f"One of: {', '.join(benchmarks.CATALOGUE)}.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
@@ -158,7 +177,7 @@ def run(
         typer.Option(help="Dask cluster: local; tcp://HOST:PORT or FILE.json (one that runs); FILE.yaml (SLURM, see examples)."),
     ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
-    compiled: Annotated[bool, typer.Option("--compile", help="Compile first: minutes, then a third less time (CHGNet, MatGL).")] = False,
+    compiled: Annotated[str, typer.Option("--compile", help="off, on (minutes first, then a third less time), auto. Alone: on.")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Compute again, even if the table is complete or has more sets.")] = False,
 ) -> None:
     """Run a benchmark with a model and write its table to data/results.
@@ -168,6 +187,7 @@ def run(
     from helpers import runner
     from helpers.potentials.ase import canonical
 
+    _check_compile(compiled)
     model = canonical(model)
     module = benchmarks.module(benchmark)
     split = None if sets is None else [name.strip() for name in sets.split(",") if name.strip()]
@@ -359,13 +379,14 @@ def check(
     typer.echo(f"report: {found.folder / 'report.html'}")
 
 
-@app.command()
+@app.command(cls=_BareCompile)
 def bench(
-    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Key; may be repeated. Else CHGNet, M3GNet and MACE.")] = None,
+    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="Key; may be repeated. Else CHGNet, MatGL's and MACE.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda, cpu, …: every potential on it, by number and size of structures.")] = None,
     minutes: Annotated[float, typer.Option(min=0.01, help="With --device: no measurement is begun after these.")] = 20.0,
     quick: Annotated[bool, typer.Option("--quick", help="A few structures, no threads: minutes, also beside other work.")] = False,
     route: Annotated[list[str] | None, typer.Option("--route", "-r", help="Only this way (ase, …) and ours; may be repeated.")] = None,
+    compiled: Annotated[str, typer.Option("--compile", help="The compiled network, too: on, off, auto (not if --quick or -r).")] = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", callback=_folder, help="For the tables; else data/results.")] = None,
 ) -> None:
     """Measure how fast energies, forces and relaxations are here, beside other packages' ways to compute them with the same model.
@@ -373,8 +394,9 @@ def bench(
     With --device: every potential that is ready on that device, what matters first. Can be interrupted at any time: the same command goes
     on. Other programs on the machine disturb. Packages that are not installed are listed (make env-bench has them all).
     """
-    from helpers.speed import compare, devices
+    from helpers.speed import compare, devices, routes
 
+    _check_compile(compiled)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     if device is not None:
@@ -390,10 +412,9 @@ def bench(
         return
     keys = model or list(compare.MODELS)
     protocol = compare.QUICK if quick else compare.Protocol()
-    if route:
-        protocol = dataclasses.replace(protocol, compiled=False)
+    protocol = dataclasses.replace(protocol, compiled=protocol.compiled and not route if compiled == "auto" else compiled == "on")
     for key in keys:
-        compare.check(key)
+        routes.chosen(key, route)
     for key in keys:
         compare.record(key, out, protocol, routes=route, progress=True)
     summary = compare.summarise(compare.read(keys, out))

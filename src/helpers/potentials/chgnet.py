@@ -47,7 +47,7 @@ class CHGNetPotential(GraphPotential):
     # The package's trainer, too, keeps the composition model (a linear fit of reference energies) as it is.
     untrained = ("composition_model",)
     takes_mixtures = True
-    compiles = True
+    compiles, compiled_saves = True, 0.25
 
     def topology(self, graph: Graph, distances: torch.Tensor) -> dict[str, torch.Tensor]:
         """Pair the two directions of every bond, and list the angles between bonds shorter than the line graph's cutoff.

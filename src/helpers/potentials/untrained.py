@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
+from typing import Any
 
 import ase.data
 import numpy as np
@@ -29,6 +30,7 @@ def build(
     seed: int,
     max_l: int = 0,
     dtype: torch.dtype = torch.float32,
+    settings: Mapping[str, Any] | None = None,
 ) -> GraphPotential:
     """Return an untrained potential on the CPU.
 
@@ -48,6 +50,8 @@ def build(
         Largest angular momentum of what MACE's layers hand on: 0, scalars only, or more, equivariant features. CHGNet has none.
     dtype : torch.dtype
         Precision; the weights are drawn in single precision.
+    settings : mapping, optional
+        Arguments of mace-torch's network that replace those of the small one.
 
     Raises
     ------
@@ -62,7 +66,7 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if architecture == "mace":
-            return _mace(dict(reference_energies), channels, force_rms, max_l, dtype)
+            return _mace(dict(reference_energies), channels, force_rms, max_l, dtype, settings or {})
         return _chgnet(dict(reference_energies), channels, dtype)
 
 
@@ -78,7 +82,9 @@ def _description(family: str, package: str, network: torch.nn.Module, cutoff: fl
     }
 
 
-def _mace(energies: dict[str, float], channels: int, force_rms: float, max_l: int, dtype: torch.dtype) -> GraphPotential:
+def _mace(
+    energies: dict[str, float], channels: int, force_rms: float, max_l: int, dtype: torch.dtype, settings: Mapping[str, Any]
+) -> GraphPotential:
     from helpers.potentials import mace
 
     numbers = sorted(ase.data.atomic_numbers[element] for element in energies)
@@ -89,34 +95,36 @@ def _mace(energies: dict[str, float], channels: int, force_rms: float, max_l: in
         from mace import modules
 
         block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
-        network = modules.ScaleShiftMACE(
-            r_max=_MACE_CUTOFF_A,
-            num_bessel=8,
-            num_polynomial_cutoff=5,
-            max_ell=2,
-            interaction_cls=block,
-            interaction_cls_first=block,
-            num_interactions=2,
-            num_elements=len(numbers),
-            hidden_irreps=o3.Irreps([(channels, (order, (-1) ** order)) for order in range(max_l + 1)]),
-            MLP_irreps=o3.Irreps("16x0e"),
-            atomic_energies=np.array([energies[ase.data.chemical_symbols[number]] for number in numbers]),
-            avg_num_neighbors=30.0,
-            atomic_numbers=numbers,
-            correlation=2,
-            gate=torch.nn.functional.silu,
-            radial_MLP=[32, 32],
-            atomic_inter_scale=np.array([force_rms]),
-            atomic_inter_shift=np.array([0.0]),
-        ).to(dtype)
+        arguments: dict[str, Any] = {
+            "r_max": _MACE_CUTOFF_A,
+            "num_bessel": 8,
+            "num_polynomial_cutoff": 5,
+            "max_ell": 2,
+            "interaction_cls": block,
+            "interaction_cls_first": block,
+            "num_interactions": 2,
+            "num_elements": len(numbers),
+            "hidden_irreps": o3.Irreps([(channels, (order, (-1) ** order)) for order in range(max_l + 1)]),
+            "MLP_irreps": o3.Irreps("16x0e"),
+            "atomic_energies": np.array([energies[ase.data.chemical_symbols[number]] for number in numbers]),
+            "avg_num_neighbors": 30.0,
+            "atomic_numbers": numbers,
+            "correlation": 2,
+            "gate": torch.nn.functional.silu,
+            "radial_MLP": [32, 32],
+            "atomic_inter_scale": np.array([force_rms]),
+            "atomic_inter_shift": np.array([0.0]),
+        }
+        arguments |= settings
+        network = modules.ScaleShiftMACE(**arguments).to(dtype)
     return mace.MACEPotential(
         "mace-untrained",
         network,
-        cutoff=_MACE_CUTOFF_A,
+        cutoff=arguments["r_max"],
         bytes_per_edge=mace.bytes_per_edge(network, dtype),
         device=torch.device("cpu"),
         elements=frozenset(numbers),
-        description=_description("MACE", "mace-torch", network, _MACE_CUTOFF_A),
+        description=_description("MACE", "mace-torch", network, arguments["r_max"]),
     )
 
 

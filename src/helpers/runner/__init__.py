@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from helpers.benchmarks import Case
 from helpers.potentials import Potential
 from helpers.runner import cluster
 from helpers.runner.cluster import RunError
-from helpers.runner.worker import Job, Limits, compute_here, compute_shard, keep_memory, versions
+from helpers.runner.worker import Job, Limits, compute_here, compute_job, compute_shard, keep_memory, versions
 
 # A shard is the unit of loss and of parallel work: about half a minute of CHGNet on one core where each structure is evaluated a few
 # times. A benchmark that evaluates its structures more often has an ATOMS_PER_SHARD of its own.
@@ -101,7 +101,7 @@ class Where:
     processes: int | None = None  # its number of workers
     device: str | None = None  # for the workers; by default that of the potential
     trust: bool = False  # workers may load a model file whose checksum is not known
-    compiled: bool = False  # workers compile the network, as the potential that is given is
+    compiled: str = "off"  # workers compile the network: off; on, as the potential that is given is; or auto
     atoms_per_shard: int | None = None  # size of the pieces; by default the benchmark's own
 
 
@@ -124,7 +124,7 @@ def run(
     processes: int | None = None,
     scheduler: str | None = None,
     trust: bool = False,
-    compiled: bool = False,
+    compiled: str = "auto",
     force: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
@@ -141,9 +141,26 @@ def run(
     scheduler : str, optional
         Compute on a Dask cluster, as :func:`helpers.runner.cluster.connect` takes it: ``local``, an address, a scheduler file or a
         SLURM file.
+<<<<<<< HEAD
     trust, compiled, force : bool
         Allow a model file whose checksum is not known; compile the network first (:meth:`helpers.potentials.base.GraphPotential.compiled`),
         worth it for runs of ten minutes and more; compute again what is complete.
+=======
+    trust : bool
+        Allow a model file whose checksum is not known.
+    compiled : {"off", "on", "auto"}
+        Compile the network (:meth:`helpers.potentials.base.GraphPotential.compiled`): not; first; or as soon as the pace of the
+        first shards shows that it saves time.
+    force : bool
+        Compute again what is complete.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    pandas.DataFrame
+        The tidy table, as written to ``data/results``.
+>>>>>>> h3
 
     Raises
     ------
@@ -155,7 +172,7 @@ def run(
     if scheduler is not None:
         cluster.check(scheduler, processes)
     # The workers of a cluster may have a GPU where this process has none; here the potential only says what it is.
-    potential = potentials.load(key, "cpu" if scheduler and not key.startswith("ase:") else device, trust=trust, compiled=compiled)
+    potential = potentials.load(key, "cpu" if scheduler and not key.startswith("ase:") else device, trust=trust, compiled=compiled == "on")
     cases = module.cases(protocol, None if sets is None else list(sets))
     with workers(potential.device, 1 if scheduler else processes) as pool:
         where = Where(pool, scheduler, processes, device if scheduler else None, trust, compiled)
@@ -254,13 +271,16 @@ def _run_locked(plan: _Plan, where: Where, progress: bool) -> Run:
     todo = [number for number, path in enumerate(paths) if not _is_done(path)]
     # The largest first: one that is begun last would hold up everything.
     todo.sort(key=lambda number: -_n_atoms(pieces[number]))
-    took_part = set()
+    took_part, told = set(), set()
     try:
         total, left = sum(map(len, pieces)), sum(len(pieces[number]) for number in todo)
         with tqdm(total=total, initial=total - left, disable=not progress, unit="case", desc=f"{benchmark} {key}") as bar:
             for number, table in _compute(plan, todo, where, bar.write if progress else None):
                 if table is not None:
                     took_part.add(table.attrs["process"])
+                    if progress and (why := table.attrs.get("compiling")) and (how := table.attrs["compiled"]) not in told:
+                        told.add(how)
+                        bar.write(f"{'' if how else 'not '}compiled: {why}")
                     results.write_parquet(table, paths[number])
                     bar.update(len(pieces[number]))
 
@@ -300,7 +320,11 @@ def _compute(
     """Compute shards here, in several processes or on a cluster; yield the number and the table of each as it is done."""
     if not todo:
         return
-    job, pieces, pool = plan.job, plan.pieces, where.pool
+    pieces, pool = plan.pieces, where.pool
+    # How many share the work is not known of every cluster; then nothing is compiled.
+    many = math.inf if where.scheduler not in (None, "local") else os.cpu_count() or 1
+    at_once = where.processes or (1 if pool is None and where.scheduler is None else many)
+    job = replace(plan.job, atoms_each=sum(_n_atoms(pieces[number]) for number in todo) / at_once)
     if where.scheduler is not None:
         processes = where.processes
         if processes is None and where.scheduler == "local":
@@ -312,7 +336,7 @@ def _compute(
         return
     if pool is None or len(todo) == 1:
         for number in todo:
-            yield number, compute_shard(job.benchmark, plan.potential, pieces[number], job.protocol, job.limits)
+            yield number, compute_job(job, plan.potential, pieces[number])
         return
     jobs = {pool.submit(compute_here, job, pieces[number]): number for number in todo}
     try:

@@ -51,7 +51,8 @@ class Job:
     potential: dict[str, object]
     versions: dict[str, str]
     limits: Limits = Limits()
-    compiled: bool = False
+    compiled: str = "off"  # ``off``, ``on``, or ``auto``: as soon as it saves time
+    atoms_each: float = 0.0  # atoms of all shards that are left, over the number of processes
 
 
 def compute_shard(
@@ -76,6 +77,28 @@ def compute_shard(
         "device": results.device_name(str(potential.device)),
         "compiled": getattr(potential, "is_compiled", False),
     }
+    return table
+
+
+_pace: dict[tuple[str, str], tuple[float, int]] = {}  # of each benchmark and potential: processor time and atoms in this process
+
+
+def compute_job(job: Job, potential: Potential, cases: Sequence[Case]) -> pd.DataFrame | None:
+    """Compute a shard of a job as :func:`compute_shard` does, compiled where ``auto`` finds that it saves time.
+
+    The first shard of a process is the sample. If what is left would at its pace take so long that the compiled network saves more than
+    compiling takes, the next ones are compiled; ``attrs["compiling"]`` says why, or why not.
+    """
+    place, n_atoms, why = (job.benchmark, job.key), sum(len(atoms) for case in cases for atoms in case.structures.values()), ""
+    spent, done = _pace.get(place, (0.0, 0))
+    if job.compiled == "auto" and done:
+        potential, why = potential.compiled_if_saves(spent / done * max(job.atoms_each - done, 0.0))
+    start = time.process_time()
+    table = compute_shard(job.benchmark, potential, cases, job.protocol, job.limits)
+    if table is not None:
+        table.attrs["compiling"] = why
+        if not table.attrs["compiled"]:
+            _pace[place] = spent + time.process_time() - start, done + n_atoms
     return table
 
 
@@ -128,7 +151,7 @@ def compute_here(job: Job, cases: Sequence[Case]) -> pd.DataFrame | None:
     if not busy.acquire(blocking=False):
         raise RunError(f"the worker on {platform.node()} has several threads, and a potential serves one. Start it with --nthreads 1.")
     try:
-        return compute_shard(job.benchmark, _same_potential(job), cases, job.protocol, job.limits)
+        return compute_job(job, _same_potential(job), cases)
     finally:
         busy.release()
 
@@ -139,7 +162,7 @@ busy = threading.Lock()  # held while this process computes
 def _same_potential(job: Job) -> Potential:
     """Load the potential of a job and make sure that it is the one meant."""
     try:
-        potential = potential_here(job.key, job.device, job.trust, job.compiled)
+        potential = potential_here(job.key, job.device, job.trust, job.compiled == "on")
     except Exception as error:
         raise RunError(f"the worker on {platform.node()} cannot load {job.key}: {error}") from error
     # As the description will look on arrival: a tuple may have become a list.

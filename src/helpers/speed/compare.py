@@ -14,8 +14,7 @@ The table has one row per measurement. ``set`` is the kind of the task, ``route`
     largest deviation from this project's results in double precision: eV/atom, eV/Å, and as a fraction of the largest force
     (see :data:`AGREEMENT`).
 
-The set ``roofline`` holds what the processor allows (:mod:`helpers.speed.roofline`). The set ``tried`` of the project's own tables holds
-what was once tried to be faster; there ``route`` is the variant.
+The set ``roofline`` holds what the processor allows (:mod:`helpers.speed.roofline`).
 
 The table is written after each task, and the same call goes on where the last one stopped. :mod:`helpers.speed.devices` measures likewise
 on a GPU; there the ways come one after the other, so that each has the memory for itself.
@@ -29,19 +28,20 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import tempfile
 import time
 import traceback
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
 import ase
+import ase.data
 import numpy as np
 import pandas as pd
 import psutil
@@ -53,20 +53,14 @@ from helpers.potentials.base import out_of_memory
 from helpers.runner import cluster, worker
 from helpers.runner.cluster import RunError
 from helpers.speed import roofline, throughput
-from helpers.speed.routes import COMPARED, ROUTES, Answer, Task, chosen, in_double_precision
+from helpers.speed.routes import BESIDE, COMPARED, RANDOM_MACE, ROUTES, Answer, Compute, Task, chosen, in_double_precision
 
 NAME = "speed"
 
-# A MACE of the size of MACE-MP-0 small with random weights: speed does not depend on their values, and the file need not be downloaded.
-RANDOM_MACE = "mace-random-weights"
+# So long a way may take for an answer, s; else its process hangs. Compiling a network takes minutes.
+PATIENCE_S = 600
 
-# Among what was tried, what the others are compared with.
-AS_IT_IS = "as it is"
-
-# So long a way may take for an answer, s; else its process hangs.
-PATIENCE_S = 300
-
-MODELS = ("chgnet-0.3.0", "m3gnet-mp-2021.2.8", RANDOM_MACE)
+MODELS = ("chgnet-0.3.0", "m3gnet-mp-2021.2.8", "tensornet-matpes-pbe-2025.1", RANDOM_MACE)
 
 # Largest deviation that counts as agreement: in energies, eV/atom; in forces, a fraction of the largest force of the structure, or eV/Å
 # where that is below 1 eV/Å.
@@ -87,7 +81,7 @@ class Rules:
     compared: tuple[str, ...] = COMPARED  # kinds of tasks whose results are compared
     # Also measure the ways that use PyTorch's threads. Beside other work threads wait for each other, up to a hundred times as long.
     threads: bool = True
-    compiled: bool = True  # also the compiled network beside what the processor allows: compiling takes minutes
+    compiled: bool = True  # also the compiled network: compiling takes minutes
     seed: int = 0
 
 
@@ -105,124 +99,76 @@ class Protocol(Rules):
     scaling: tuple[tuple[int, int], ...] = ((1, 1), (1, 4), (1, 16), (2, 2), (3, 1))
 
 
-QUICK = Protocol(
-    materials=2,
-    frames=2,
-    relaxed=2,
-    steps=2,
-    scaling=((1, 1), (1, 4), (2, 1)),
-    rounds=3,
-    threads=False,
-    compiled=False,
-)
+QUICK = Protocol(rounds=3, threads=False, compiled=False, materials=2, frames=2, relaxed=2, steps=2, scaling=((1, 1), (1, 4), (2, 1)))
 
 
 def tasks(protocol: Protocol) -> list[Task]:
     """Return what is to be computed; the frames come from a registered file."""
-    frames, groups = _frames(protocol)
+    cases = _frames(protocol)
+    frames = tuple(case.structures["frame"] for case in cases)
     some = np.linspace(0, len(frames) - 1, min(protocol.relaxed, len(frames))).round().astype(int)
-    made = [
-        Task("statics", "MatterSim-TP", tuple(frames), tuple(groups)),
-        Task("relaxation", "MatterSim-TP", tuple(frames[number] for number in some), steps=protocol.steps),
-        Task("displacements", "TiO2", tuple(_displaced(protocol))),
-    ]
     cells = throughput.Protocol(seed=protocol.seed)
-    for repeat, n in protocol.scaling:
-        structures = throughput.structures(cells, repeat, n)
-        made.append(Task("scaling", f"{n} × {len(structures[0])} atoms", tuple(structures)))
-    return [*made, Task("roofline", "MgO, 16 atoms", (roofline.crystal(),))]
+    grown = [(n, tuple(throughput.structures(cells, repeat, n))) for repeat, n in protocol.scaling]
+    return [
+        Task("statics", "MatterSim-TP", frames, tuple(case.material for case in cases)),
+        Task("relaxation", "MatterSim-TP", tuple(frames[number] for number in some), steps=protocol.steps),
+        Task("displacements", "TiO2", _displaced(protocol)),
+        *(Task("scaling", f"{n} × {len(structures[0])} atoms", structures) for n, structures in grown),
+        Task("roofline", "MgO, 16 atoms", (roofline.crystal(),)),
+    ]
 
 
-def _frames(protocol: Protocol) -> tuple[list[ase.Atoms], list[str]]:
+def _frames(protocol: Protocol) -> list[Case]:
     """Draw compounds, and the first frames of each. matcalc fits one array per compound, so its frames must have equally many atoms."""
     limits = off_equilibrium.Protocol()
     of_material: dict[str, list[Case]] = {}
     for case in off_equilibrium.cases(sets=["mattersim-tp"]):
         if limits.pressure_min_gpa < case.info["pressure_gpa"] < limits.pressure_max_gpa:
             of_material.setdefault(case.material, []).append(case)
-    usable = {
-        name: found[: protocol.frames]
-        for name, found in of_material.items()
-        if len(found) >= protocol.frames and len({len(case.structures["frame"]) for case in found[: protocol.frames]}) == 1
-    }
-    names = sorted(usable)
-    drawn = np.random.default_rng(protocol.seed).choice(len(names), protocol.materials, replace=False)
-    cases = [case for number in sorted(drawn) for case in usable[names[number]]]
-    return [case.structures["frame"] for case in cases], [case.material for case in cases]
+    first = {name: found[: protocol.frames] for name, found in sorted(of_material.items()) if len(found) >= protocol.frames}
+    usable = [found for found in first.values() if len({len(case.structures["frame"]) for case in found}) == 1]
+    drawn = np.random.default_rng(protocol.seed).choice(len(usable), protocol.materials, replace=False)
+    return [case for number in sorted(drawn) for case in usable[number]]
 
 
-def _displaced(protocol: Protocol) -> list[ase.Atoms]:
+def _displaced(protocol: Protocol) -> tuple[ase.Atoms, ...]:
     """Return the displaced supercells that the phonons of rutile need (lattice constants: Wyckoff, Crystal Structures (1963))."""
     a, c, u = 4.594, 2.958, 0.305
     places = [[0, 0, 0], [0.5, 0.5, 0.5], [u, u, 0], [-u, -u, 0], [0.5 + u, 0.5 - u, 0.5], [0.5 - u, 0.5 + u, 0.5]]
     rutile = ase.Atoms("Ti2O4", scaled_positions=places, cell=[a, a, c], pbc=True)
-    case = phonons.own(rutile, protocol.supercell)
-    return [atoms for role, atoms in case.structures.items() if role != "unit_cell"]
+    return tuple(atoms for role, atoms in phonons.own(rutile, protocol.supercell).structures.items() if role != "unit_cell")
 
 
-def random_mace(path: Path, *, channels: int = 128, seed: int = 0) -> None:
-    """Write a MACE with random weights, in the architecture of MACE-MP-0 small, to a file.
+def random_mace(path: Path, *, channels: int = 128) -> None:
+    """Write a MACE with random weights, in the architecture of MACE-MP-0 small (scalar features), to a file.
 
-    128 scalar channels, spherical harmonics up to l = 3, correlation order 3, two layers, cutoff 6 Å, 89 elements:
+    128 channels, spherical harmonics up to l = 3, correlation order 3, two layers, cutoff 6 Å, 89 elements:
     Batatia et al., J. Chem. Phys. 163, 184110 (2025).
     """
-    from helpers.potentials.mace import contained
+    from helpers.potentials import chgnet, mace, untrained
 
-    with contained(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from e3nn import o3
-        from mace import modules
-
-        elements = sorted(set(range(1, 95)) - set(range(84, 89)))
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float32)
-        torch.manual_seed(seed)
-        try:
-            network = modules.ScaleShiftMACE(
-                r_max=6.0,
-                num_bessel=10,
-                num_polynomial_cutoff=5,
-                max_ell=3,
-                interaction_cls=modules.interaction_classes["RealAgnosticResidualInteractionBlock"],
-                interaction_cls_first=modules.interaction_classes["RealAgnosticInteractionBlock"],
-                num_interactions=2,
-                num_elements=len(elements),
-                hidden_irreps=o3.Irreps(f"{channels}x0e"),
-                MLP_irreps=o3.Irreps("16x0e"),
-                atomic_energies=np.zeros(len(elements)),
-                avg_num_neighbors=61.97,
-                atomic_numbers=elements,
-                correlation=3,
-                gate=torch.nn.functional.silu,
-                radial_MLP=[64, 64, 64],
-                atomic_inter_scale=0.8,
-                atomic_inter_shift=0.0,
-            )
-        finally:
-            torch.set_default_dtype(default)
-        torch.save(network, path)
-
-
-def random_about() -> dict[str, str]:
-    """Return what a provenance says of :data:`RANDOM_MACE`."""
-    return {"key": RANDOM_MACE, "label": "MACE, random weights", "package": f"mace-torch {version('mace-torch')}"}
+    like = {"r_max": 6.0, "num_bessel": 10, "max_ell": 3, "correlation": 3, "avg_num_neighbors": 61.97, "radial_MLP": [64, 64, 64]}
+    energies = {ase.data.chemical_symbols[number]: 0.0 for number in chgnet.MPTRJ_ELEMENTS}
+    made = untrained.build("mace", energies, channels=channels, force_rms=0.8, seed=0, settings=like)
+    with mace.contained():
+        torch.save(made.network, path)
 
 
 # ---------------------------------------------------------------------------------------------------
 # A way in its process
 
 
-def _children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+def _family() -> list[psutil.Process]:
+    here = psutil.Process()
+    return [here, *here.children(recursive=True)]
 
 
 def _processor_time() -> float:
     """Return the processor time of this process and its children, s."""
-    total = time.process_time()
-    for child in _children():
+    total = 0.0
+    for process in _family():
         with contextlib.suppress(psutil.Error):
-            used = child.cpu_times()
-            total += used.user + used.system
+            total += sum(process.cpu_times()[:2])
     return total
 
 
@@ -231,9 +177,9 @@ def forget_peak(device: str = "cpu") -> None:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    for pid in (os.getpid(), *(child.pid for child in _children())):
+    for process in _family():
         with contextlib.suppress(OSError):
-            Path(f"/proc/{pid}/clear_refs").write_text("5")
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")
 
 
 def _peak_mb(device: str = "cpu") -> float:
@@ -241,43 +187,37 @@ def _peak_mb(device: str = "cpu") -> float:
     if device != "cpu":
         return torch.cuda.max_memory_allocated(device) / 1e6
     total = 0.0
-    for pid in (os.getpid(), *(child.pid for child in _children())):
+    for process in _family():
         try:
-            status = Path(f"/proc/{pid}/status").read_text()
-            total += float(status.split("VmHWM:")[1].split()[0]) / 1e3
+            total += float(Path(f"/proc/{process.pid}/status").read_text().split("VmHWM:")[1].split()[0]) / 1e3
         except (OSError, IndexError):
             with contextlib.suppress(psutil.Error):
-                total += psutil.Process(pid).memory_info().rss / 1e6
+                total += process.memory_info().rss / 1e6
     return total
 
 
-def _serve(connection: Connection, key: str, name: str, jobs: Sequence[Task], cores: int, device: str) -> None:
-    """Make a way, then compute what is asked for, until nothing is."""
-    try:
-        route = ROUTES[name]
-        torch.set_num_threads(route.threads or cores)
-        compute = route.make(key, cores, device)
-    except Exception as error:  # noqa: BLE001  (another package may raise anything; the reason becomes a row)
-        connection.send(f"{type(error).__name__}: {error}")
-        return
-    connection.send(None)
-    while (number := connection.recv()) is not None:
-        gc.collect()
-        try:
-            forget_peak(device)
-            processor, start = _processor_time(), time.perf_counter()
-            answer = compute(jobs[number])
-            taken = time.perf_counter() - start, _processor_time() - processor, _peak_mb(device)
-            if not all(np.isfinite(forces).all() for forces in answer.forces):
-                raise ValueError("the forces are no numbers")
-            connection.send((answer, *taken))
-        except Exception as error:  # noqa: BLE001
-            memory = "out of memory: " if out_of_memory(error) else ""
-            connection.send(memory + "".join(traceback.format_exception_only(error)).strip().splitlines()[0][:300])
+_made: dict[str, tuple[Compute, Sequence[Task], str]] = {}  # in a way's process: the way
+
+
+def _make(key: str, name: str, jobs: Sequence[Task], cores: int, device: str) -> None:
+    torch.set_num_threads(ROUTES[name].threads or cores)
+    _made[name] = ROUTES[name].make(key, cores, device), jobs, device
+
+
+def _compute(name: str, number: int) -> tuple[Answer, float, float, float]:
+    compute, jobs, device = _made[name]
+    gc.collect()
+    forget_peak(device)
+    processor, start = _processor_time(), time.perf_counter()
+    answer = compute(jobs[number])
+    taken = time.perf_counter() - start, _processor_time() - processor, _peak_mb(device)
+    if not all(np.isfinite(forces).all() for forces in answer.forces):
+        raise ValueError("the forces are no numbers")
+    return answer, *taken
 
 
 class Way:
-    """A way in its process, seen from outside."""
+    """A way in its process."""
 
     def __init__(self, key: str, name: str, jobs: Sequence[Task], cores: int, device: str = "cpu") -> None:
         self.name, self.route = name, ROUTES[name]
@@ -285,61 +225,51 @@ class Way:
         self.start()
 
     def start(self) -> None:
-        """Begin a process."""
-        context = multiprocessing.get_context("spawn")
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, *self.made_of))
-        self.process.start()
-        other.close()
-        self.failure: str | None = None
+        """Begin a process, and in it to make the way."""
+        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), cluster.end_with_parent)
+        self.pid, self.made = self.pool.submit(os.getpid), self.pool.submit(_make, *self.made_of)
 
-    def wait(self) -> None:
-        """Wait until the way is made, or has failed. All are made at the same time."""
-        self.failure = self._receive()
+    def failure(self) -> str | None:
+        """Wait until the way is made; say why it cannot be. All are made at the same time."""
+        found = self._result(self.made)
+        return found if isinstance(found, str) else None
 
-    def _receive(self):
+    def _result(self, future: Future) -> Any:
+        """Return a result, or why there is none."""
         try:
-            if not self.connection.poll(PATIENCE_S):
-                self.process.kill()
-                return f"its process died (no answer in {PATIENCE_S} s)"
-            return self.connection.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            return f"its process died (exit code {self.process.exitcode})"
+            return future.result(PATIENCE_S)
+        except TimeoutError:
+            os.kill(self.pid.result(), getattr(signal, "SIGKILL", signal.SIGTERM))
+            return f"its process died (no answer in {PATIENCE_S} s)"
+        except BrokenProcessPool:
+            return "its process died"
+        except Exception as error:  # noqa: BLE001  (another package may raise anything; the reason becomes a row)
+            memory = "out of memory: " if out_of_memory(error) else ""
+            return memory + "".join(traceback.format_exception_only(error)).strip().splitlines()[0][:300]
 
     def compute(self, number: int) -> tuple[Answer, float, float, float] | str:
         """Return answer, wall time, processor time and peak memory; or why not.
 
         A process that has died, or whose GPU an error has made useless, begins anew.
         """
-        if self.failure is not None:
-            return self.failure
-        self.connection.send(number)
-        found = self._receive()
+        if failure := self.failure():
+            return failure
+        try:
+            found = self._result(self.pool.submit(_compute, self.name, number))
+        except BrokenProcessPool:
+            found = "its process died"
         if isinstance(found, str) and ("process died" in found or "CUDA error" in found):
-            self.process.kill()
+            self.close()
             self.start()
-            self.wait()
         return found
 
     def close(self) -> None:
-        """Let the process end, or make it."""
-        with contextlib.suppress(OSError):
-            self.connection.send(None)
-        self.process.join(30)
-        if self.process.is_alive():
-            self.process.kill()
+        """Let the process end."""
+        self.pool.shutdown(wait=False)
 
 
 # ---------------------------------------------------------------------------------------------------
 # The measurement
-
-
-def check(key: str) -> None:
-    """Raise ValueError for what is neither a key of the catalogue nor :data:`RANDOM_MACE`."""
-    if key != RANDOM_MACE and key not in potentials.CATALOGUE:
-        near = registry.nearest(key, potentials.CATALOGUE)
-        raise ValueError(f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}.{near}")
 
 
 def measure(
@@ -353,32 +283,17 @@ def measure(
     kept: Sequence[Mapping[str, Any]] = (),
     deadline: float = math.inf,
 ) -> Iterator[list[dict[str, Any]]]:
-    """Measure all ways that can compute with a model; yield rows of the table of the module's docstring, task by task.
+    """Measure ways to compute with a model (a catalogue key, or :data:`RANDOM_MACE`); yield rows of the table above, task by task.
 
-    Parameters
-    ----------
-    key : str
-        A catalogue key, or :data:`RANDOM_MACE`.
-    jobs : sequence of Task, optional
-        By default those of the protocol (:func:`tasks`). ``roofline`` is one of ours alone.
-    routes : sequence of str, optional
-        Keys of :data:`helpers.speed.routes.ROUTES`; all that fit the model if None. ``ours`` is always among them.
-    device : str
-    kept : sequence of dict
-        Rows that were measured before; what they hold is not measured again.
-    deadline : float
-        Time (:func:`time.time`, s) after which no task is begun.
+    Tasks are by default those of the protocol (:func:`tasks`), ways those of :data:`~helpers.speed.routes.BESIDE` that fit the model;
+    ``ours`` is always among them. ``kept`` are rows that were measured before: what they hold is not measured again. No task is begun after
+    the deadline (:func:`time.time`, s).
 
-    Raises
-    ------
-    ValueError
-        If there is no way to compute with this model, or no way of such a name.
-    RunError
-        If this project's own way fails.
+    Raises ValueError if the model cannot be measured or a way is unknown, and RunError if this project's own way fails.
     """
     protocol = protocol or Protocol()
-    check(key)
-    names = [name for name in chosen(key, routes) if protocol.threads or ROUTES[name].threads]
+    names = [name for name in chosen(key, routes or BESIDE) if protocol.threads or ROUTES[name].threads]
+    names = [name for name in names if protocol.compiled or name != "ours-compiled"]
     jobs = tasks(cast("Protocol", protocol)) if jobs is None else jobs
     cores, rows, exact = os.cpu_count() or 1, list(kept), {}
     if not any(_is_left(rows, name, job, protocol) for name in names for job in jobs):
@@ -391,10 +306,9 @@ def measure(
         ways = [Way(there, name, jobs, cores, device) for name in names]
         for way in ways:
             opened.callback(way.close)
-        for way in ways:
-            way.wait()
-        if ways[0].failure:
-            raise RunError(f"{key}: {ways[0].failure}")
+        failures = [way.failure() for way in ways]
+        if failures[0]:
+            raise RunError(f"{key}: {failures[0]}")
         for group in [ways] if protocol.in_turns else [[way] for way in ways]:
             for number, job in enumerate(jobs):
                 able = [way for way in group if _is_left(rows, way.name, job, protocol)]
@@ -408,8 +322,8 @@ def measure(
                     if job.kind in protocol.compared and number not in exact:
                         exact[number] = in_double_precision(there, job)
                     new = _measured(key, able, number, job, protocol, exact.get(number))
-                n_atoms = sum(map(len, job.structures))
-                new = [row | {"n_structures": len(job.structures), "n_atoms": n_atoms, "steps": job.steps} for row in new]
+                size = {"n_structures": len(job.structures), "n_atoms": sum(map(len, job.structures)), "steps": job.steps}
+                new = [row | size for row in new]
                 rows += new
                 yield new
             for way in group:
@@ -432,70 +346,63 @@ def _is_left(rows: Sequence[Mapping[str, Any]], name: str, job: Task, protocol: 
     return True
 
 
-def _row(key: str, kind: str, case: str, route: str, name: str, value: float, unit: str, turn: int = -1, error: str | None = None):
-    about = Case(f"{kind}/{case}", kind, case, {})
+def _row(key: str, job: Task, route: str, name: str, value: float, unit: str, turn: int = -1, error: str | None = None) -> dict[str, Any]:
+    about = Case(f"{job.kind}/{job.case}", job.kind, job.case, {})
     return benchmarks.row(key, about, name, float(value), math.nan, unit, error=error, route=route, round=turn)
 
 
 def _bound(key: str, there: str, job: Task, protocol: Rules, device: str) -> list[dict[str, Any]]:
     """Measure what the device allows, in a process of its own."""
     try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=cluster.end_with_parent) as pool:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), cluster.end_with_parent) as pool:
             found = pool.submit(roofline.measure, there, job.structures, protocol.compiled, device).result()
     except Exception as error:  # noqa: BLE001  (its memory may not suffice; what else is measured does not need it)
-        return [_row(key, "roofline", job.case, "ours", "compute_time", math.nan, "s", error=f"{type(error).__name__}: {error}"[:300])]
-    return [_row(key, "roofline", job.case, "ours", *one) for one in found]
+        return [_row(key, job, "ours", "compute_time", math.nan, "s", error=f"{type(error).__name__}: {error}"[:300])]
+    return [_row(key, job, "ours", *one) for one in found]
 
 
 def _measured(
     key: str, ways: Sequence[Way], number: int, job: Task, protocol: Rules, exact: tuple[Answer, Answer] | None
 ) -> list[dict[str, Any]]:
     """Return the rows of a task: one turn of each way that warms up and is compared, then the rounds that count."""
-    rows, running = [], []
-
-    def add(way: Way, name: str, value: float, unit: str, turn: int = -1, error: str | None = None) -> None:
-        rows.append(_row(key, job.kind, job.case, way.name, name, value, unit, turn, error))
-
-    for way in ways:
-        first = way.compute(number)
-        if not (protocol.in_turns or isinstance(first, str)):
-            first = way.compute(number)  # in which TorchScript compiles; on a GPU that can take longer than anything that is measured
-        if isinstance(first, str):
-            add(way, "wall_time", math.nan, "s", error=first)
-            continue
-        running.append(way)
-        if exact is not None:
-            rows += _differences(key, job, way.name, first[0], exact[0] if way.name.startswith("ours") else exact[1])
-    peaks, over = {way.name: 0.0 for way in running}, set()
-    for turn in range(protocol.rounds):
-        for way in running if turn % 2 == 0 else running[::-1]:
+    rows, peaks, over = [], {}, set()
+    for turn in range(-1, protocol.rounds):
+        for way in ways[:: -1 if turn % 2 and turn > 0 else 1]:
             if way in over:
                 continue
             found = way.compute(number)
+            if turn < 0 and not (protocol.in_turns or isinstance(found, str)):
+                found = way.compute(number)  # in which TorchScript compiles; on a GPU that can take longer than anything that is measured
             if isinstance(found, str):
-                add(way, "wall_time", math.nan, "s", turn, found)
+                rows.append(_row(key, job, way.name, "wall_time", math.nan, "s", turn, found))
+                if turn < 0:
+                    over.add(way)
                 continue
-            _, wall, processor, peak = found
-            peaks[way.name] = max(peaks[way.name], peak)
-            add(way, "wall_time", wall, "s", turn)
-            add(way, "processor_time", processor, "s", turn)
+            answer, wall, processor, peak = found
+            if turn < 0:
+                if exact is not None:
+                    rows += _differences(key, job, way.name, answer, exact[0] if way.name.startswith("ours") else exact[1])
+                continue
+            peaks[way.name] = max(peaks.get(way.name, 0.0), peak)
+            rows += [
+                _row(key, job, way.name, "wall_time", wall, "s", turn),
+                _row(key, job, way.name, "processor_time", processor, "s", turn),
+            ]
             if protocol.longest_s is not None and wall > protocol.longest_s:
                 over.add(way)
-    for way in running:
-        add(way, "peak_memory", peaks[way.name], "MB")
-    return rows
+    return rows + [_row(key, job, name, "peak_memory", peak, "MB") for name, peak in peaks.items()]
 
 
-def _differences(key: str, job: Task, name: str, answer: Answer, expected: Answer) -> Iterator[dict[str, object]]:
-    sizes = np.array([len(atoms) for atoms in job.structures])
+def _differences(key: str, job: Task, name: str, answer: Answer, expected: Answer) -> Iterator[dict[str, Any]]:
     if answer.energies is not None:
-        energy = float(np.max(np.abs(answer.energies - expected.energies) / sizes))
-        yield _row(key, job.kind, job.case, name, "energy_difference", energy, "eV/atom")
+        sizes = np.array([len(atoms) for atoms in job.structures])
+        energy = np.max(np.abs(answer.energies - expected.energies) / sizes)
+        yield _row(key, job, name, "energy_difference", energy, "eV/atom")
     pairs = list(zip(answer.forces, expected.forces, strict=True))
     differences = np.array([np.max(np.abs(one - other)) for one, other in pairs])
     largest = np.array([max(1.0, np.max(np.abs(other))) for _, other in pairs])
-    yield _row(key, job.kind, job.case, name, "force_difference", differences.max(), "eV/Å")
-    yield _row(key, job.kind, job.case, name, "relative_force_difference", (differences / largest).max(), "")
+    yield _row(key, job, name, "force_difference", differences.max(), "eV/Å")
+    yield _row(key, job, name, "relative_force_difference", (differences / largest).max(), "")
 
 
 def read(keys: Sequence[str], out: Path | None = None, name: str = NAME) -> pd.DataFrame:
@@ -513,15 +420,18 @@ def record(key: str, out: Path | None = None, protocol: Rules | None = None, *, 
     table, made = _kept(name, key, protocol, out)
     before, start = os.getloadavg()[0], time.perf_counter() - made.get("wall_seconds", 0.0)
     about = None
+    sources = off_equilibrium.SETS["mattersim-tp"] if isinstance(protocol, Protocol) else ()
     for rows in measure(key, protocol, device=device, kept=table.to_dict("records"), **how):
         table = pd.concat([table, benchmarks.table(rows)], ignore_index=True) if rows else table
-        about = about or (random_about() if key == RANDOM_MACE else potentials.load(key, "cpu").describe())
+        if about is None and key == RANDOM_MACE:
+            about = {"key": key, "label": "MACE, random weights", "package": f"mace-torch {version('mace-torch')}"}
+        about = about or potentials.load(key, "cpu").describe()
         made = throughput.provenance(
             table,
             protocol,
             about,
             device,
-            data_sha256=_data_sha256() if isinstance(protocol, Protocol) else {},
+            data_sha256={source: registry.expected_sha256(registry.lookup(source)) for source in sources},
             core_seconds=round(float(table.loc[table["property"] == "processor_time", "value"].sum()), 1),
             wall_seconds=round(time.perf_counter() - start, 1),
             cores=os.cpu_count(),
@@ -542,11 +452,6 @@ def _kept(name: str, key: str, protocol: Rules, out: Path | None) -> tuple[pd.Da
     return pd.DataFrame(), {}
 
 
-def _data_sha256() -> dict[str, str]:
-    names = off_equilibrium.SETS["mattersim-tp"]
-    return {name: registry.expected_sha256(registry.lookup(name)) for name in names}
-
-
 # ---------------------------------------------------------------------------------------------------
 # What the table says
 
@@ -555,6 +460,8 @@ def _data_sha256() -> dict[str, str]:
 PARTS = ("neighbours", "transfer", "topology", "network")
 
 VERDICTS = ("to 1e-5", "to rounding", "no")
+
+DIFFERENCES = ("energy_difference", "force_difference", "relative_force_difference")
 
 
 def agreement(difference: float, own: float) -> str:
@@ -578,15 +485,16 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         (:func:`agreement`); ``status`` and ``reason`` as in the table.
     """
     rows = []
-    timed = table[~table["set"].isin(["roofline", "tried"])]
+    timed = table[table["set"] != "roofline"]
     for (model, kind, case), part in timed.groupby(["model", "set", "case"], sort=False):
-        time_of = {
-            name: part[(part["property"] == name) & (part["status"] == "ok")].pivot_table(index="round", columns="route", values="value")
+        done, failed = part[part["status"] == "ok"], part[part["status"] == "failed"]
+        wall, processor = (
+            done[done["property"] == name].pivot_table(index="round", columns="route", values="value")
             for name in ("wall_time", "processor_time")
-        }
+        )
         single = part[part["round"] == -1].pivot_table(index="route", columns="property", values="value")
-        failed = part[part["status"] == "failed"].drop_duplicates("route").set_index("route")["reason"]
-        first = part.iloc[0]
+        reasons = dict(zip(failed["route"][::-1], failed["reason"][::-1], strict=True))  # the first of each way
+        size = {name: int(part[name].iloc[0]) for name in ("n_structures", "n_atoms", "steps")}
         for route in dict.fromkeys(part["route"]):
             row: dict[str, Any] = {
                 "model": model,
@@ -596,25 +504,22 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
                 "status": "ok",
                 "reason": "",
             }
-            row |= {"n_structures": int(first["n_structures"]), "n_atoms": int(first["n_atoms"]), "steps": int(first["steps"])}
-            if route in failed:
-                rows.append(row | {"status": "failed", "reason": failed[route]})
+            rows.append(row := row | size)
+            if route in reasons:
+                row |= {"status": "failed", "reason": reasons[route]}
                 continue
-            wall = time_of["wall_time"]
-            median = wall[route].median()
-            row |= {"structures_per_s": row["n_structures"] / median, "atoms_per_s": row["n_atoms"] / median}
+            median, here = wall[route].median(), single.loc[route]
+            row |= {"structures_per_s": size["n_structures"] / median, "atoms_per_s": size["n_atoms"] / median}
             for name, against in (("ratio", "ours"), ("ratio_all", "ours-processes")):
                 if against in wall:
                     ratio = wall[route] / wall[against]
                     row |= {name: ratio.median(), f"{name}_low": ratio.min(), f"{name}_high": ratio.max()}
-            if "ours" in (processor := time_of["processor_time"]):
+            if "ours" in processor:
                 row["processor_ratio"] = (processor[route] / processor["ours"]).median()
-            here = single.loc[route]
-            row["memory_mb"] = here["peak_memory"]
-            row |= {name: here.get(name, np.nan) for name in ("energy_difference", "force_difference", "relative_force_difference")}
-            compared = ("energy_difference", "relative_force_difference")
-            verdicts = [agreement(row[name], single.loc["ours", name]) for name in compared if np.isfinite(row[name])]
-            rows.append(row | {"agreement": max(verdicts, key=VERDICTS.index, default="–")})
+            row |= {"memory_mb": here["peak_memory"]} | {name: here.get(name, np.nan) for name in DIFFERENCES}
+            judged = [name for name in DIFFERENCES if name != "force_difference" and np.isfinite(row[name])]
+            verdicts = [agreement(row[name], single.loc["ours", name]) for name in judged]
+            row["agreement"] = max(verdicts, key=VERDICTS.index, default="–")
     return pd.DataFrame(rows)
 
 
@@ -652,29 +557,6 @@ def limits(table: pd.DataFrame) -> pd.DataFrame:
     return wide.assign(**{name: seconds / sum(parts) for name, seconds in zip(PARTS, parts, strict=True)})
 
 
-def tried(table: pd.DataFrame) -> pd.DataFrame:
-    """Return what was tried: one row per model and variant.
-
-    Returns
-    -------
-    pandas.DataFrame
-        ``ratio``, ``ratio_low``, ``ratio_high``: processor time of the variant over that of the evaluation as it is, in the same round;
-        median and range. ``force_difference`` (eV/Å) between the two. ``reason``, if the variant did not run.
-    """
-    rows = []
-    for model, part in table[table["set"] == "tried"].groupby("model", sort=False):
-        taken = part[part["property"] == "processor_time"].pivot_table(index="round", columns="route", values="value")
-        difference = part[part["property"] == "force_difference"].set_index("route")["value"]
-        failed = part[part["status"] == "failed"].set_index("route")["reason"]
-        for name in dict.fromkeys(part["route"]):
-            row = {"model": model, "variant": name, "reason": failed.get(name, "")}
-            if not row["reason"]:
-                ratio = taken[name] / taken[AS_IT_IS]
-                row |= {"ratio": ratio.median(), "ratio_low": ratio.min(), "ratio_high": ratio.max(), "force_difference": difference[name]}
-            rows.append(row)
-    return pd.DataFrame(rows, columns=["model", "variant", "ratio", "ratio_low", "ratio_high", "force_difference", "reason"])
-
-
 def bars(summary: pd.DataFrame, key: str) -> pd.DataFrame:
     """Return how much faster ours is on all cores than the ASE loop and matcalc at their best, for the statics of a model.
 
@@ -683,9 +565,9 @@ def bars(summary: pd.DataFrame, key: str) -> pd.DataFrame:
     part = summary[(summary["model"] == key) & (summary["kind"] == "statics") & (summary["status"] == "ok")].set_index("route")
     found = {}
     for name in ("ase", "matcalc"):
-        there = [route for route in (name, f"{name}-threads") if route in part.index]
-        if there:
-            best = part.loc[there].sort_values("ratio_all").iloc[0]
+        there = part.loc[part.index.isin([name, f"{name}-threads"])]
+        if len(there):
+            best = there.loc[there["ratio_all"].idxmin()]
             found[name] = {"route": best.name, "ratio": best["ratio_all"], "low": best["ratio_all_low"], "high": best["ratio_all_high"]}
     return pd.DataFrame.from_dict(found, orient="index", columns=["route", "ratio", "low", "high"])
 
@@ -693,23 +575,21 @@ def bars(summary: pd.DataFrame, key: str) -> pd.DataFrame:
 def readable(summary: pd.DataFrame, kind: str) -> pd.DataFrame:
     """Return the rows of a kind as a reader wants to see them, numbers as text."""
     part = summary[summary["kind"] == kind]
-    several = len(set(part["case"])) > 1
-    done = part["status"] == "ok"
-
-    def text(column: str, form: str) -> list[str]:
-        return [form.format(value) if ok and np.isfinite(value) else "–" for value, ok in zip(part[column], done, strict=True)]
-
-    shown = {
-        "structures/s": text("structures_per_s", "{:.3g}"),
-        "atoms/s": text("atoms_per_s", "{:.3g}"),
-        "time, ours = 1": [
-            f"{row.ratio:.2f} ({row.ratio_low:.2f}–{row.ratio_high:.2f})" if row.status == "ok" else "–" for row in part.itertuples()
-        ],
-        "processor time, ours = 1": text("processor_ratio", "{:.2f}"),
-        "peak memory (MB)": text("memory_mb", "{:.0f}"),
-        "largest ΔF (eV/Å)": text("force_difference", "{:.0e}"),
-        "agrees": [row.agreement if row.status == "ok" else f"not run: {row.reason}" for row in part.itertuples()],
+    forms = {
+        "structures/s": "{0.structures_per_s:.3g}",
+        "atoms/s": "{0.atoms_per_s:.3g}",
+        "time, ours = 1": "{0.ratio:.2f} ({0.ratio_low:.2f}–{0.ratio_high:.2f})",
+        "processor time, ours = 1": "{0.processor_ratio:.2f}",
+        "peak memory (MB)": "{0.memory_mb:.0f}",
+        "largest ΔF (eV/Å)": "{0.force_difference:.0e}",
+        "agrees": "{0.agreement}",
     }
-    names = [ROUTES[route].label for route in part["route"]]
-    index = [f"{name}, {case}" for name, case in zip(names, part["case"], strict=True)] if several else names
-    return pd.DataFrame(shown, index=pd.Index(index, name="way"))
+    rows = [
+        {name: form.format(row).replace("nan", "–") for name, form in forms.items()}
+        if row.status == "ok"
+        else dict.fromkeys(forms, "–") | {"agrees": f"not run: {row.reason}"}
+        for row in part.itertuples()
+    ]
+    several = len(set(part["case"])) > 1
+    names = [ROUTES[row.route].label + (f", {row.case}" if several else "") for row in part.itertuples()]
+    return pd.DataFrame(rows, pd.Index(names, name="way"), list(forms))

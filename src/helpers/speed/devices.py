@@ -115,42 +115,18 @@ def record(
     routes: Sequence[str] | None = None,
     progress: bool = False,
 ) -> tuple[str, list[str], bool]:
-    """Measure potentials on a device and write their tables; the same call goes on where the last one stopped.
+    """Measure potentials (by default :func:`models`) on a device by some ways (:data:`WAYS`) and write their tables.
 
-    First all of them are compared with the CPU. Then one of each architecture is measured, then the others.
+    First all of them are compared with the CPU. Then one of each architecture is measured, then the others. No task is begun after so many
+    minutes; the same call goes on where the last one stopped.
 
-    Parameters
-    ----------
-    device : str
-        ``auto``, ``cpu``, ``cuda``, …
-    keys : sequence of str, optional
-        By default :func:`models`.
-    minutes : float
-        No task is begun after these.
-    routes : sequence of str, optional
-        By default :data:`WAYS`.
-
-    Returns
-    -------
-    name : str
-        That of the tables (:func:`name_of`).
-    measured : list of str
-        The potentials that have a table. Why another has none is printed.
-    in_time : bool
-        Whether everything is done.
-
-    Raises
-    ------
-    PotentialError
-        If the device is not here.
-    ValueError
-        If a potential or a way is unknown.
+    Returns the name of the tables (:func:`name_of`), the potentials that have one (why another has none is printed), and whether everything
+    is done. PotentialError if the device is not here, ValueError if a potential or a way is unknown.
     """
     protocol, deadline = protocol or Protocol(), time.time() + 60 * minutes
     device = str(potentials.resolve_device(device))
     name, keys, jobs = name_of(device), list(keys or models()), tasks(protocol, device)
     for key in keys:
-        compare.check(key)
         chosen(key, routes)
     first = [key for number, key in enumerate(keys) if _architecture(key) not in map(_architecture, keys[:number])]
     in_order = sorted(keys, key=lambda key: key not in first)
@@ -171,11 +147,8 @@ def names(out: Path | None = None) -> list[str]:
 def fastest(summary: pd.DataFrame) -> pd.DataFrame:
     """Return one row per model, kind and size of cell, from :func:`helpers.speed.compare.summarise`.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``n``, how many structures at a time are fastest; ``per_s``, structures per second then, or steps of structures; by the name of
-        each other way, how many times as fast ours is, each at its fastest; ``memory_mb``, the largest peak of ours; ``failed``, what did.
+    ``n``: how many structures at a time are fastest; ``per_s``: structures per second then, or steps of structures; by the name of each
+    other way, how many times as fast ours is, each at its fastest; ``memory_mb``: the largest peak of ours; ``failed``: what did.
     """
     rows = []
     part = summary[summary["kind"].isin(["scaling", "dynamics", "relaxation", "training"])]
@@ -196,32 +169,22 @@ def told(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return what tables say as a reader wants to see it, numbers as text: agreement, speed, and the bound of the device, by caption."""
     summary, bounds = compare.summarise(table), compare.limits(table).reset_index()
     statics = summary[(summary["kind"] == "statics") & (summary["route"] == "ours")]
-    ways = {name: f"times as fast as {ROUTES[name].label}" for name in WAYS[1:]}
+    agreement = {
+        "case": "",
+        "energy_difference": "ΔE (eV/atom)",
+        "force_difference": "ΔF (eV/Å)",
+        "agreement": "agrees",
+        "reason": "failed",
+    }
+    speed = {"kind": "", "atoms": "atoms", "n": "at a time", "per_s": "per second"}
+    speed |= {name: f"times as fast as {ROUTES[name].label}" for name in WAYS[1:]} | {"memory_mb": "peak MB", "failed": "failed"}
+    bound = {name: name for name in compare.PARTS} | {"of_products": "of matrix products", "of_bandwidth": "of memory's bandwidth"}
     shown = {
-        "Largest differences from double precision on the CPU.": (
-            statics,
-            {"case": "", "energy_difference": "ΔE (eV/atom)", "force_difference": "ΔF (eV/Å)", "agreement": "agrees", "reason": "failed"},
-        ),
-        "Ours at its fastest, beside other ways at theirs.": (
-            fastest(summary),
-            {
-                "kind": "",
-                "atoms": "atoms",
-                "n": "at a time",
-                "per_s": "per second",
-                **ways,
-                "memory_mb": "peak MB",
-                "failed": "failed",
-            },
-        ),
+        "Largest differences from double precision on the CPU.": (statics, agreement),
+        "Ours at its fastest, beside other ways at theirs.": (fastest(summary), speed),
         "Where the time of a batch goes (shares), and what the network reaches of the device's own rates.": (
             bounds,
-            {
-                **{name: name for name in compare.PARTS},
-                "of_products": "of matrix products",
-                "of_bandwidth": "of memory's bandwidth",
-                "memory_ratio": "time over the bound",
-            },
+            bound | {"memory_ratio": "time over the bound"},
         ),
     }
     return {

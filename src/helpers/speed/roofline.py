@@ -4,16 +4,16 @@ After Williams, Waterman and Patterson, Commun. ACM 52, 65 (2009). Matrix produc
 (multiplications, activations, gathers, sums) do little arithmetic for each number that they read and write, so their limit is the traffic,
 counted here as if each operation read its inputs and wrote its outputs once.
 
-On a CPU times are processor time on one thread, so that other work on the machine hardly counts; call ``torch.set_num_threads(1)`` first.
-On a GPU they are on the clock, until its work is done.
+On a CPU times are processor time on one thread, so that other work on the machine hardly counts. On a GPU they are on the clock, until its
+work is done.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import ase
 import numpy as np
@@ -26,25 +26,17 @@ from helpers import potentials
 from helpers.potentials.base import Graph, GraphPotential
 from helpers.runner import keep_memory
 
-
-@dataclass(frozen=True)
-class Count:
-    """Operations of one evaluation of energy and forces."""
-
-    flop: float  # floating-point operations of matrix products; a multiplication and an addition are two
-    # Read and written by matrix products, and by all other operations.
-    bytes_products: float
-    bytes_others: float
-    operations: int  # calls
+Work = Callable[[], object]
 
 
 class Traffic(TorchDispatchMode):
-    """Add up the bytes of tensors that operations read and write. Views move nothing."""
+    """Count operations (calls) and add up the bytes that matrix products, and all others, read and write. Views move nothing."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.products = self.others = 0.0
+        self.bytes_products = self.bytes_others = 0.0
         self.operations = 0
+        self.flop = math.nan  # floating-point operations of matrix products, from :func:`count`; a multiplication and an addition are two
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         """Run an operation and count it."""
@@ -53,9 +45,9 @@ class Traffic(TorchDispatchMode):
             return result
         size = sum(_bytes(part) for part in (*args, *(kwargs or {}).values())) + _bytes(result)
         if function.overloadpacket in _PRODUCTS:
-            self.products += size
+            self.bytes_products += size
         else:
-            self.others += size
+            self.bytes_others += size
         self.operations += 1
         return result
 
@@ -64,20 +56,22 @@ _PRODUCTS = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.
 _WITHOUT_TRAFFIC = {torch.ops.aten.empty.memory_format, torch.ops.aten.detach.default, torch.ops.aten._unsafe_view.default}
 
 
+COUNTED = {"operations": "", "flop": "FLOP", "bytes_products": "B", "bytes_others": "B"}
+
+
 def _bytes(value: object) -> float:
     if isinstance(value, torch.Tensor):
         return value.numel() * value.element_size()
     return sum(_bytes(part) for part in value) if isinstance(value, list | tuple) else 0.0
 
 
-def count(potential: GraphPotential, structures: Sequence[ase.Atoms]) -> Count:
+def count(potential: GraphPotential, structures: Sequence[ase.Atoms]) -> Traffic:
     """Count the operations of an evaluation of energies and forces, in one batch and without building the graph."""
     graph = potential.collate([potential.system(atoms) for atoms in structures])
-    with FlopCounterMode(display=False) as products:
+    with FlopCounterMode(display=False) as products, Traffic() as traffic:
         potential.compute(graph)
-    with Traffic() as traffic:
-        potential.compute(graph)
-    return Count(float(products.get_total_flops()), traffic.products, traffic.others, traffic.operations)
+    traffic.flop = float(products.get_total_flops())
+    return traffic
 
 
 def crystal(seed: int = 0) -> ase.Atoms:
@@ -87,22 +81,16 @@ def crystal(seed: int = 0) -> ase.Atoms:
     return atoms
 
 
-def clock(device: torch.device | str) -> Callable[[], float]:
-    """Return a clock for what a device does, s: processor time on a CPU; else the time at which the device has done all it was given."""
+def _now(device: torch.device | str) -> float:
+    """Return the processor time on a CPU, s; else the time at which the device has done all it was given."""
     if torch.device(device).type == "cpu":
-        return time.process_time
-
-    def now() -> float:
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    return now
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
-def least_seconds(
-    works: Mapping[str, Callable[[], object]], turns: int = 30, now: Callable[[], float] = time.process_time
-) -> dict[str, float]:
-    """Return the least time of one call of each, s, by a :func:`clock`.
+def least_seconds(works: Mapping[str, Work], turns: int = 30, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Return the least time of one call of each, s.
 
     They take turns, so that what slows the machine for a while (a neighbour, its clock) meets all of them. A turn is at least a
     hundredth of a second of calls: short ones find their arrays in the cache again.
@@ -112,59 +100,57 @@ def least_seconds(
         for name, work in works.items():
             spent = 0.0
             while spent < 0.01:
-                start = now()
+                start = _now(device)
                 work()
-                taken = now() - start
+                taken = _now(device) - start
                 least[name] = min(least[name], taken)
                 spent += taken
     return least
 
 
-def product(
-    rows: int = 1024, inner: int = 1024, columns: int = 1024, device: torch.device | str = "cpu"
-) -> tuple[Callable[[], object], float]:
+def product(rows: int, inner: int, columns: int, device: torch.device | str = "cpu") -> tuple[Work, float]:
     """Return a product of single-precision matrices, and its operations."""
     left, right, out = (torch.rand(shape, device=device) for shape in ((rows, inner), (inner, columns), (rows, columns)))
     return lambda: torch.mm(left, right, out=out), 2.0 * rows * inner * columns
 
 
-def addition(megabytes: float, device: torch.device | str = "cpu") -> tuple[Callable[[], object], float]:
+def addition(megabytes: float, device: torch.device | str = "cpu") -> tuple[Work, float]:
     """Return an addition of two arrays of the given size into a third, and the bytes it reads and writes."""
     n = int(megabytes * 1e6 / 4)
     left, right, out = (torch.rand(n, device=device) for _ in range(3))
     return lambda: torch.add(left, right, out=out), 12.0 * n
 
 
+def parts(potential: GraphPotential, structures: Sequence[ase.Atoms]) -> dict[str, Work]:
+    """Return an evaluation and, of all structures in one batch, its parts: what ``graph_time`` is the time of includes the transfer."""
+    systems = [potential.system(atoms) for atoms in structures]
+    graph = potential.collate(systems)
+    return {
+        "neighbours_time": lambda: list(potential.systems(structures)),
+        "transfer_time": lambda: Graph.collate(systems, potential.device),
+        "graph_time": lambda: potential.collate(systems),
+        "compute_time": lambda: potential.compute(graph),
+        "evaluation_time": lambda: potential.evaluate(structures),
+    }
+
+
 def measure(key: str, structures: Sequence[ase.Atoms], compiled: bool = False, device: str = "cpu") -> list[tuple[str, float, str]]:
     """Measure what a device allows, of a CPU one core, and what the network asks of it for one batch; if wanted, also the compiled network.
 
-    Returns
-    -------
-    list of (property, value, unit)
-        On a GPU without the bandwidth of its cache: there the start of an operation takes longer than such an array.
+    Returns properties, values and units; on a GPU without the bandwidth of its cache, as there the start of an operation takes longer than
+    such an array.
     """
     torch.set_num_threads(1)
     keep_memory()  # as in a run
     potential = potentials.load(key, device, trust=True)
     assert isinstance(potential, GraphPotential)
     on_gpu = potential.device.type != "cpu"
-    counted = count(potential, structures)
-    systems = [potential.system(atoms) for atoms in structures]
-    graph = potential.collate(systems)
-    works = {
-        "neighbours_time": lambda: [potential.system(atoms) for atoms in structures],
-        "transfer_time": lambda: Graph.collate(systems, potential.device),
-        "graph_time": lambda: potential.collate(systems),  # with the transfer
-        "compute_time": lambda: potential.compute(graph),
-        "evaluation_time": lambda: potential.evaluate(structures),
-    }
+    counted, works = count(potential, structures), parts(potential, structures)
     if compiled:
         with contextlib.suppress(Exception):  # not every network can be compiled, and a compiler may be missing or fail
-            fast = potential.compiled()
-            fast.evaluate(structures)  # which compiles
-            fast_graph = fast.collate(systems)
-            works["compiled_time"] = lambda: fast.compute(fast_graph)
-    edges = sum(system.n_edges for system in systems)
+            works["compiled_time"] = parts(potential.compiled(), structures)["compute_time"]
+            works["compiled_time"]()  # which compiles
+    edges = sum(potential.system(atoms).n_edges for atoms in structures)
     side, megabytes = (8192, 2000) if on_gpu else (1024, 200)  # a GPU is not filled by what fills a core
     rates = {
         "throughput_square": (*product(side, side, side, device), "FLOP/s"),
@@ -174,13 +160,10 @@ def measure(key: str, structures: Sequence[ase.Atoms], compiled: bool = False, d
     }
     if on_gpu:
         del rates["bandwidth_cache"]
-    least = least_seconds(works | {name: work for name, (work, _, _) in rates.items()}, now=clock(device))
+    least = least_seconds(works | {name: work for name, (work, _, _) in rates.items()}, device=device)
     return [
         *((name, least[name], "s") for name in works),
         ("edges", edges, ""),
-        ("operations", counted.operations, ""),
-        ("flop", counted.flop, "FLOP"),
-        ("bytes_products", counted.bytes_products, "B"),
-        ("bytes_others", counted.bytes_others, "B"),
+        *((name, getattr(counted, name), unit) for name, unit in COUNTED.items()),
         *((name, amount / least[name], unit) for name, (_, amount, unit) in rates.items()),
     ]

@@ -16,7 +16,6 @@ import json
 import logging
 import os
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,11 +35,17 @@ from helpers.potentials.base import Potential
 from helpers.runner.worker import potential_here
 from helpers.training.fine_tune import Label, Recipe, fine_tune
 
+# A MACE of the size of MACE-MP-0 small with random weights: speed does not depend on their values, and the file need not be downloaded.
+RANDOM_MACE = "mace-random-weights"
+
 # A force threshold, eV/Å, that nothing reaches: all relaxations take the same number of steps.
 _NEVER = 1e-9
 
 # Of molecular dynamics with Langevin's thermostat, whose friction is 0.01 per step: torch-sim's default.
 _TIMESTEP_FS, _TEMPERATURE_K = 1.0, 300.0
+
+# So many parts of a task each process gets: a batch is faster than its parts.
+HANDS = 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,6 @@ class Route:
     kinds: tuple[str, ...]  # kinds of tasks that it can do
     # 0 stands for all cores.
     threads: int = 1
-    processes: int = 1
 
 
 def _computed(potential: Potential, task: Task, stress: bool = False) -> Answer:
@@ -109,47 +113,34 @@ def _of_state(state: ts.SimState, task: Task) -> Answer:
     return Answer(state.energy.detach().cpu().numpy(), np.split(state.forces.detach().cpu().numpy(), ends))
 
 
-def _ours(key: str, cores: int, device: str, stress: bool = False) -> Compute:
+def _ours(key: str, cores: int, device: str, stress: bool = False, compiled: bool = False) -> Compute:
     runner.keep_memory()  # as in a run
-    return functools.partial(_computed, potentials.load(key, device, trust=True), stress=stress)
+    return functools.partial(_computed, potentials.load(key, device, trust=True, compiled=compiled), stress=stress)
 
 
 def _ours_one_by_one(key: str, cores: int, device: str) -> Compute:
     return functools.partial(_one_by_one, potentials.load(key, device, trust=True).calculator())
 
 
-def _ready(key: str) -> int:
-    """Load the potential in a worker of the pool; wait a little, so that another takes the next of these calls."""
-    runner.keep_memory()
-    potential_here(key, "cpu", True, False)
-    time.sleep(0.2)
-    return os.getpid()
-
-
 def _computed_here(key: str, task: Task) -> Answer:
     """Compute in a worker of the pool, which loads the potential once."""
+    runner.keep_memory()
     return _computed(potential_here(key, "cpu", True, False), task)
 
 
 def _ours_in_processes(key: str, cores: int, device: str) -> Compute:
     opened = contextlib.ExitStack()
-    n_workers = max(cores, 2)
-    pool: Any = opened.enter_context(runner.workers("cpu", n_workers))
-    loaded: set[int] = set()
-    while len(loaded) < n_workers:
-        loaded |= set(pool.map(_ready, [key] * n_workers))
+    pool: Any = opened.enter_context(runner.workers("cpu", max(cores, 2)))
 
     def compute(task: Task, _pool_lives_with_this: object = opened) -> Answer:
         order = sorted(range(len(task.structures)), key=lambda number: -len(task.structures[number]))
-        # Dealt out like cards, four hands for each process, so that hands are of about equal size.
-        n_hands = min(len(order), 4 * cores)
-        hands = [order[first::n_hands] for first in range(n_hands)]
+        # Dealt out like cards, so that hands are of about equal size.
+        hands = [hand for first in range(HANDS * cores) if (hand := order[first :: HANDS * cores])]
         parts = [replace(task, structures=tuple(task.structures[number] for number in hand), groups=()) for hand in hands]
-        energies, forces = np.empty(len(order)), [np.empty(0)] * len(order)
-        for hand, answer in zip(hands, pool.map(functools.partial(_computed_here, key), parts), strict=True):
-            for number, energy, force in zip(hand, answer.energies, answer.forces, strict=True):
-                energies[number], forces[number] = energy, force
-        return Answer(energies, forces)
+        found = list(pool.map(functools.partial(_computed_here, key), parts))
+        place = np.argsort([number for hand in hands for number in hand])
+        forces = [one for answer in found for one in answer.forces]
+        return Answer(np.concatenate([answer.energies for answer in found])[place], [forces[number] for number in place])
 
     return compute
 
@@ -160,7 +151,13 @@ def family(key: str) -> str:
 
 
 def chosen(key: str, asked: Sequence[str] | None = None) -> list[str]:
-    """Return the ways that fit a model, ``ours`` the first; of those that are asked for, if some are. ValueError if one is unknown."""
+    """Return the ways that fit a model, ``ours`` the first; of those that are asked for, if some are.
+
+    ValueError if a way is unknown, or the model is neither a key of the catalogue nor :data:`RANDOM_MACE`.
+    """
+    if key != RANDOM_MACE and key not in potentials.CATALOGUE:
+        near = registry.nearest(key, potentials.CATALOGUE)
+        raise ValueError(f"{key!r} cannot be measured beside others; choose a model of the catalogue, or {RANDOM_MACE}.{near}")
     if unknown := sorted(set(asked or ()) - set(ROUTES)):
         raise ValueError(f"no way called {', '.join(unknown)}; there are: {', '.join(ROUTES)}.{registry.nearest(unknown[0], ROUTES)}")
     return [name for name, route in ROUTES.items() if family(key) in route.families and (not asked or name in (*asked, "ours"))]
@@ -291,17 +288,12 @@ def _chgnet_batches(key: str, cores: int, device: str) -> Compute:
 
 def _torch_sim(key: str, cores: int, device: str) -> Compute:
     network = copy.deepcopy(reference(key, device=device).network).requires_grad_(True)
-    if family(key) == "sevennet":
-        from torch_sim.models.sevennet import SevenNetModel
+    from helpers.potentials.mace import contained
 
-        model = SevenNetModel(network, device=torch.device(device))
-    else:
-        from helpers.potentials.mace import contained
+    with contained():
+        from torch_sim.models.mace import MaceModel
 
-        with contained():
-            from torch_sim.models.mace import MaceModel
-
-            model = MaceModel(network, device=torch.device(device), dtype=torch.float32, compute_stress=False)
+        model = MaceModel(network, device=torch.device(device), dtype=torch.float32, compute_stress=False)
 
     def compute(task: Task) -> Answer:
         if task.kind == "dynamics":
@@ -332,7 +324,8 @@ _OURS = (*FAMILIES, "nequix", "m3gnet_tf")
 ROUTES: dict[str, Route] = {
     "ours": Route("ours", _ours, _OURS, (*_ALL, "training")),
     "ours-stress": Route("ours, with stress", functools.partial(_ours, stress=True), FAMILIES, ("statics",)),
-    "ours-processes": Route("ours, one process per core", _ours_in_processes, FAMILIES, COMPARED, processes=0),
+    "ours-compiled": Route("ours, compiled", functools.partial(_ours, compiled=True), ("chgnet", "matgl"), ("statics",)),
+    "ours-processes": Route("ours, one process per core", _ours_in_processes, FAMILIES, COMPARED),
     "ours-ase": Route("ours, in an ASE loop", _ours_one_by_one, _OURS, _ALL),
     "ase": Route("ASE loop", _ase, FAMILIES, _ALL),
     "ase-threads": Route("ASE loop, all cores", _ase, FAMILIES, ("statics", "relaxation", "displacements"), threads=0),
@@ -342,5 +335,7 @@ ROUTES: dict[str, Route] = {
     "matcalc": Route("matcalc SofteningBenchmark", _matcalc, ("chgnet", "matgl"), ("statics",)),
     "matcalc-threads": Route("matcalc SofteningBenchmark, all cores", _matcalc, ("chgnet", "matgl"), ("statics",), threads=0),
     "chgnet-batch": Route("CHGNet's own batches", _chgnet_batches, ("chgnet",), ("statics", "displacements", "scaling")),
-    "torch-sim": Route("torch-sim's wrapper", _torch_sim, ("mace", "sevennet"), _ALL),
+    "torch-sim": Route("torch-sim's wrapper", _torch_sim, ("mace",), _ALL),  # SevenNet's does not take the sevenn of this project
 }
+
+BESIDE = tuple(name for name in ROUTES if name != "ours-ase")  # what is measured if no way is asked for

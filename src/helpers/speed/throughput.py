@@ -26,11 +26,12 @@ import numpy as np
 import pandas as pd
 import torch
 from ase.build import bulk
+from numpy.polynomial import Polynomial
 
 from helpers import benchmarks, potentials, results
 from helpers.benchmarks import Case
-from helpers.potentials.base import GraphPotential, Potential
 from helpers.runner import cluster
+from helpers.speed import roofline
 
 NAME = "throughput"
 
@@ -54,79 +55,44 @@ def structures(protocol: Protocol, repeat: int, n: int) -> list[ase.Atoms]:
     """Return n distorted rocksalt cells of ``repeat`` cubed conventional cells."""
     rng = np.random.default_rng(protocol.seed)
     cell = bulk(protocol.formula, "rocksalt", a=protocol.lattice_constant_a, cubic=True) * (repeat, repeat, repeat)
-    made = []
-    for _ in range(n):
-        atoms = cell.copy()
+    made = [cell.copy() for _ in range(n)]
+    for atoms in made:
         atoms.positions += rng.normal(0.0, protocol.displacement_a, atoms.positions.shape)
-        made.append(atoms)
     return made
 
 
-def _fastest(work: Callable[[], object], n: int) -> float:
-    """Return the least processor time of n repetitions, seconds."""
-    taken = []
-    for _ in range(n):
-        start = time.process_time()
-        work()
-        taken.append(time.process_time() - start)
-    return min(taken)
-
-
 def measure(key: str = "chgnet-0.3.0", protocol: Protocol | None = None) -> pd.DataFrame:
-    """Measure a potential on one core, and what a shard costs the process that hands it out and writes it.
+    """Measure a graph network on one core, and what a shard costs the process that hands it out and writes it.
 
-    Parameters
-    ----------
-    key : str
-        As :func:`helpers.potentials.load` takes it; a graph network.
-    protocol : Protocol, optional
-
-    Returns
-    -------
-    pandas.DataFrame
-        Tidy: ``property``, ``value``, ``unit``; ``set`` is ``structure`` (then ``n_atoms`` says of what size) or ``shard``.
-
-    Notes
-    -----
-    Processor time of the calling process. With Dask the scheduler of a cluster on this machine lives in that process, so
+    Returns a tidy table (``property``, ``value``, ``unit``); ``set`` is ``structure`` (then ``n_atoms`` says of what size) or ``shard``.
+    Times are processor time of the calling process. With Dask the scheduler of a cluster on this machine lives in that process, so
     ``dispatch_dask`` holds scheduler and client, as they add up where one machine is both.
     """
     protocol = protocol or Protocol()
     start = time_to_start(key)
-    rows = []
-    for n_atoms, n in zip(protocol.atoms_per_shard, protocol.n_shards, strict=True):
-        rows += _of_shards(key, protocol, n_atoms, n, start)
+    sizes = zip(protocol.atoms_per_shard, protocol.n_shards, strict=True)
+    rows = [row for n_atoms, n in sizes for row in _of_shards(key, protocol, n_atoms, n, start)]
     return pd.concat([measure_structures(key, protocol), benchmarks.table(rows)], ignore_index=True)
 
 
 def measure_structures(key: str = "chgnet-0.3.0", protocol: Protocol | None = None) -> pd.DataFrame:
-    """Measure only what structures cost on one core: ``evaluation`` in all, its parts ``graph``, and of that ``neighbours``."""
-    protocol = protocol or Protocol()
-    threads = torch.get_num_threads()
+    """Measure only what structures cost on one thread: ``evaluation`` in all, its parts ``graph``, and of that ``neighbours``."""
+    protocol, rows = protocol or Protocol(), []
     torch.set_num_threads(1)
-    try:
-        potential = potentials.load(key, "cpu")
-        return benchmarks.table(row for repeat in protocol.repeats for row in _of_structures(potential, protocol, repeat))
-    finally:
-        torch.set_num_threads(threads)
+    potential = potentials.load(key, "cpu")
+    for repeat in protocol.repeats:
+        n_atoms = len(structures(protocol, repeat, 1)[0])
+        n = max(1, round(protocol.atoms_per_shard[0] / n_atoms))
+        taken = roofline.least_seconds(roofline.parts(potential, structures(protocol, repeat, n)), protocol.n_repetitions)
+        taken["graph_time"] += taken["neighbours_time"]
+        for name in ("evaluation", "neighbours", "graph"):
+            rows.append(_row(key, protocol, "structure", n_atoms, n_atoms, name, taken[f"{name}_time"] / n, "s"))
+    return benchmarks.table(rows)
 
 
-def _of_structures(potential: Potential, protocol: Protocol, repeat: int) -> list[dict[str, object]]:
-    n_atoms = len(structures(protocol, repeat, 1)[0])
-    n = max(1, round(protocol.atoms_per_shard[0] / n_atoms))
-    frames = structures(protocol, repeat, n)
-    potential.evaluate(frames[:1])
-    whole = _fastest(lambda: potential.evaluate(frames), protocol.n_repetitions)
-    taken = {"evaluation": whole}
-    if isinstance(potential, GraphPotential):
-        taken["neighbours"] = _fastest(lambda: [potential.system(atoms) for atoms in frames], protocol.n_repetitions)
-        systems = [potential.system(atoms) for atoms in frames]
-        taken["graph"] = taken["neighbours"] + _fastest(lambda: potential.collate(systems), protocol.n_repetitions)
-    case = Case(name=f"{protocol.formula}/{n_atoms}", set="structure", material=protocol.formula, structures={})
-    return [_row(potential.key, case, name, seconds / n, "s", n_atoms) for name, seconds in taken.items()]
-
-
-def _row(key: str, case: Case, name: str, value: float, unit: str, n_atoms: int) -> dict[str, object]:
+def _row(key: str, protocol: Protocol, kind: str, size: int, n_atoms: int, name: str, value: float, unit: str) -> dict[str, object]:
+    label = f"{protocol.formula}/{size}" if kind == "structure" else f"{size} structures"
+    case = Case(name=label, set=kind, material=protocol.formula, structures={})
     return benchmarks.row(key, case, name, float(value), math.nan, unit, n_atoms=n_atoms)
 
 
@@ -136,13 +102,10 @@ def _shard(protocol: Protocol, atoms_per_shard: int) -> tuple[list[Case], pd.Dat
     n_atoms = len(structures(protocol, repeat, 1)[0])
     frames = structures(protocol, repeat, max(1, round(atoms_per_shard / n_atoms)))
     cases = [Case(f"frame/{i}", "frames", f"material-{i}", {"frame": atoms}, {"energy": 0.0}) for i, atoms in enumerate(frames)]
-    rng = np.random.default_rng(protocol.seed)
-    rows = [
-        benchmarks.row("model", case, f"property_{k}", value, value, "eV")
-        for case in cases
-        for k, value in enumerate(rng.normal(size=protocol.rows_per_structure))
-    ]
-    table = benchmarks.table(rows)
+    values = np.random.default_rng(protocol.seed).normal(size=protocol.rows_per_structure)
+    table = benchmarks.table(
+        benchmarks.row("model", case, f"property_{k}", value, value, "eV") for case in cases for k, value in enumerate(values)
+    )
     table.attrs = {"seconds": 0.0, "process": "", "device": ""}
     return cases, table
 
@@ -161,44 +124,40 @@ def time_to_start(key: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+def _spent(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
 def _of_shards(key: str, protocol: Protocol, atoms_per_shard: int, n: int, start: float) -> list[dict[str, object]]:
     cases, table = _shard(protocol, atoms_per_shard)
-    n_structures = len(cases)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "shard.parquet"
-
-        def write() -> None:
-            for _ in range(n):
-                results.write_parquet(table, path)
-
-        written = _fastest(write, 1) / n
-        size = path.stat().st_size
-        join_start = time.process_time()
-        joined = pd.concat([pd.read_parquet(path) for _ in range(n)], ignore_index=True)
-        joining = (time.process_time() - join_start) / n
+        written = _spent(lambda: [results.write_parquet(table, path) for _ in range(n)]) / n
+        joining = _spent(lambda: pd.concat([pd.read_parquet(path) for _ in range(n)], ignore_index=True)) / n
+        size, joined = path.stat().st_size, pd.read_parquet(path).memory_usage(deep=True).sum()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=cluster.end_with_parent) as pool:
         pool.submit(_answer, cases, table).result()
-        by_processes = _fastest(lambda: list(pool.map(_answer, [cases] * n, [table] * n)), 1) / n
+        by_processes = _spent(lambda: list(pool.map(_answer, [cases] * n, [table] * n))) / n
     # The cluster is made and ended once with few calls and once with many; the difference is the calls.
     few, many = (
-        _fastest(lambda m=m: list(cluster.each(_answer, [(cases, table)] * m, ["shard"] * m, scheduler="local", workers=1)), 1)
+        _spent(lambda m=m: list(cluster.each(_answer, [(cases, table)] * m, ["shard"] * m, scheduler="local", workers=1)))
         for m in (1, 1 + n)
     )
-    n_atoms = len(cases[0].structures["frame"])
-    case = Case(name=f"{n_structures} structures", set="shard", material=protocol.formula, structures={})
     measured = [
         ("start", start, "s"),
         ("dispatch_processes", by_processes, "s"),
         ("dispatch_dask", max(0.0, (many - few) / n), "s"),
         ("write", written, "s"),
         ("join", joining, "s"),
-        ("structures", n_structures, ""),
+        ("structures", len(cases), ""),
         ("bytes_sent", len(pickle.dumps(cases)), "B"),
         ("bytes_received", len(pickle.dumps(table)), "B"),
         ("bytes_on_disk", size, "B"),
-        ("bytes_joined", joined.memory_usage(deep=True).sum() / n, "B"),
+        ("bytes_joined", joined, "B"),
     ]
-    return [_row(key, case, name, value, unit, n_atoms) for name, value, unit in measured]
+    return [_row(key, protocol, "shard", len(cases), len(cases[0].structures["frame"]), *one) for one in measured]
 
 
 def record(key: str = "chgnet-0.3.0", protocol: Protocol | None = None) -> Path:
@@ -228,22 +187,10 @@ def provenance(table: pd.DataFrame, protocol: Any, about: Mapping[str, object], 
     }
 
 
-@dataclass(frozen=True)
-class Line:
-    """A cost of a shard of m structures: ``fixed`` + ``each`` · m, seconds."""
-
-    fixed: float
-    each: float
-
-    def __call__(self, m: float) -> float:
-        """Return the cost of a shard of m structures."""
-        return self.fixed + self.each * m
-
-    @classmethod
-    def through(cls, m: Sequence[float], seconds: Sequence[float]) -> Line:
-        """Return the straight line through two measurements; noise must not make either part negative."""
-        each = max(0.0, (seconds[1] - seconds[0]) / (m[1] - m[0]))
-        return cls(max(0.0, seconds[0] - each * m[0]), each)
+def line(m: Sequence[float], seconds: Sequence[float]) -> Polynomial:
+    """Return the cost of a shard of m structures, s, as the straight line through two measurements; noise must not make a part negative."""
+    each = max(0.0, (seconds[1] - seconds[0]) / (m[1] - m[0]))
+    return Polynomial([max(0.0, seconds[0] - each * m[0]), each])
 
 
 @dataclass(frozen=True)
@@ -256,9 +203,9 @@ class Costs:
     network: float
     start: float  # until a worker has imported the code and loaded the potential
     # Per shard, in the one process that hands out and writes. The first two pass while workers compute, the last at the end.
-    dispatch: Line
-    write: Line
-    join: Line
+    dispatch: Polynomial
+    write: Polynomial
+    join: Polynomial
     structures_per_shard: int  # as the runner cuts them by default
     # Per structure: as it is sent to a worker, in the file, and in memory when all shards are joined.
     bytes_case: float
@@ -271,19 +218,21 @@ class Costs:
         shard = table[table["set"] == "shard"].pivot_table(index="case", columns="property", values="value").sort_values("structures")
         size = int(table.loc[table["set"] == "shard", "n_atoms"].iloc[0])
         one = table[(table["set"] == "structure") & (table["n_atoms"] == size)].set_index("property")["value"]
-        m = shard["structures"].tolist()
+        m, small = shard["structures"].tolist(), shard.iloc[0]
+        lines = [line(m, shard[column].tolist()) for column in (dispatch, "write", "join")]
+        per_structure = small[["bytes_sent", "bytes_on_disk", "bytes_joined"]] / m[0]
         return cls(
             n_atoms=size,
             neighbours=one["neighbours"],
             network=one["evaluation"] - one["neighbours"],
-            start=shard["start"].iloc[0],
-            dispatch=Line.through(m, shard[dispatch].tolist()),
-            write=Line.through(m, shard["write"].tolist()),
-            join=Line.through(m, shard["join"].tolist()),
+            start=small["start"],
+            dispatch=lines[0],
+            write=lines[1],
+            join=lines[2],
             structures_per_shard=int(m[0]),
-            bytes_case=shard["bytes_sent"].iloc[0] / m[0],
-            bytes_on_disk=shard["bytes_on_disk"].iloc[0] / m[0],
-            bytes_joined=shard["bytes_joined"].iloc[0] / m[0],
+            bytes_case=per_structure["bytes_sent"],
+            bytes_on_disk=per_structure["bytes_on_disk"],
+            bytes_joined=per_structure["bytes_joined"],
         )
 
 
@@ -297,14 +246,17 @@ def projection(
     straggler: float = 1.0,
     larger: float = 1.0,
 ) -> dict[str, float | str]:
-    """Project the time that many structures take, from measured costs.
+    """Project the time that N structures take on P workers, from measured costs.
+
+    With the structures in S = N/m shards and t seconds per structure on a worker,
+
+    wall = b + max(N t / P, S (d + w)) + σ m t + S j,
+
+    where b is the start of a worker, d the dispatch of a shard, w its writing, j its joining and σ the straggler ratio. The tail σ m t is
+    what the last shard can add at most; where no worker has a second shard it is there already, and only its excess (σ − 1) counts.
 
     Parameters
     ----------
-    costs : Costs
-    n_structures : float
-    workers : int
-        P.
     evaluations : int
         How often each structure is evaluated: 1 for static forces, a hundred or so for a relaxation.
     factor : float
@@ -317,33 +269,21 @@ def projection(
     Returns
     -------
     dict
-        ``start``, ``compute``, ``client``, ``tail``, ``join``, ``wall`` (s);
-        ``most``, which of them is the largest part;
-        ``efficiency``, the share of the workers' time that is computation;
-        ``most_workers``, beyond which the one process that hands out is the limit;
+        ``start``, ``compute``, ``client``, ``tail``, ``join``, ``wall`` (s); ``most``, which of them is the largest part; ``efficiency``,
+        the share of the workers' time that is computation; ``most_workers``, beyond which the one process that hands out is the limit;
         ``disk_gb`` and ``memory_gb`` of the table, and ``cases_gb`` of the structures, which the command keeps in memory.
-
-    Notes
-    -----
-    With N structures in S = N/m shards and t seconds per structure on a worker,
-
-    wall = b + max(N t / P, S (d + w)) + σ m t + S j,
-
-    where b is the start of a worker, d the dispatch of a shard, w its writing, j its joining and σ the straggler ratio. The tail σ m t is
-    what the last shard can add at most; where no worker has a second shard it is there already, and only its excess (σ − 1) counts.
     """
     m = min(costs.structures_per_shard * larger, n_structures)
     shards = math.ceil(n_structures / m)
     t = evaluations * (costs.neighbours + costs.network / factor)
     handling = costs.dispatch(m) + costs.write(m)
     # No more workers than shards can be busy.
-    compute = n_structures * t / min(workers, shards)
-    client = shards * handling
+    compute, client = n_structures * t / min(workers, shards), shards * handling
     tail = (straggler if shards > workers else straggler - 1.0) * m * t
     join = shards * costs.join(m)
     wall = costs.start + max(compute, client) + tail + join
-    terms = {"start": costs.start, "workers": compute, "handing out": client, "tail": tail, "joining": join}
     # Of the two that overlap only the larger is in the sum.
+    terms = {"start": costs.start, "workers": compute, "handing out": client, "tail": tail, "joining": join}
     terms.pop("handing out" if compute >= client else "workers")
     return {
         "start": costs.start,
