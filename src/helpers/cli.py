@@ -281,11 +281,11 @@ def export(
     """
     from helpers.potentials import export as exporting
 
-    made = exporting.export(model, to, out, trust=trust)
-    rows = [[what, f"{made.differences[what]:.1e}", f"{allowed:g}", unit] for what, (allowed, unit) in exporting.TOLERANCES.items()]
+    differences, use = exporting.export(model, to, out, trust=trust)
+    rows = [[what, f"{differences[what]:.1e}", f"{allowed:g}", unit] for what, (allowed, unit) in exporting.TOLERANCES.items()]
     typer.echo(f"Largest differences from {model} on {exporting.N_CRYSTALS} crystals:")
     _table(rows, ["", "FOUND", "ALLOWED", "UNIT"])
-    typer.echo(f"written: {made.path}\n\n{made.use}")
+    typer.echo(f"written: {out}\n\n{use}")
 
 
 @app.command()
@@ -311,9 +311,10 @@ def labels(
     from helpers.training import label_check
     from helpers.training.labels import listed, read
 
-    for path, suffixes in ((json_file, (".json",)), (write, label_check.SUFFIXES)):
-        if path is not None:
-            results.check_new(path, *suffixes)
+    if json_file is not None:
+        results.check_new(json_file, ".json")
+    if write is not None:
+        label_check.check_written(write, trainer)
     frames = read(files)
     if forces_only:
         frames = [dataclasses.replace(frame, energy=None, stress=None) for frame in frames]

@@ -17,7 +17,6 @@ import shlex
 import warnings
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import ase
@@ -28,9 +27,8 @@ from ase.calculators.calculator import Calculator
 from ase.data import atomic_numbers, covalent_radii
 
 from helpers import potentials, results
+from helpers.potentials import ase as calculators
 from helpers.potentials import fixes
-from helpers.potentials.ase import ASEPotential
-from helpers.potentials.ase import load as load_ase
 from helpers.potentials.base import Potential, PotentialError, Prediction
 
 N_CRYSTALS = 20
@@ -46,26 +44,15 @@ USE = {
 }
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What :func:`export` wrote."""
-
-    path: Path
-    differences: dict[str, float]  # the largest ones from the mended potential, in the units of :data:`TOLERANCES`
-    use: str  # lines of Python
-
-
 def form_of(potential: Potential) -> tuple[str, str]:
     """Return the form in which a potential's own package loads it, or ``ase`` and why there is none."""
-    family = type(potential).__module__.rpartition(".")[2]
+    family, network = type(potential).__module__.rpartition(".")[2], getattr(potential, "network", None)
     if family not in USE or family == "ase":
         return "ase", f"the form of {potential.description['family']} is not one of those that can be written"
     if family == "matgl" and potential.description["family"] == "M3GNet" and potential.convention.receiver:
-        return "ase", (
-            "these M3GNet weights sum messages onto the far end of each bond, MatGL of today onto the near one, where the triples are. "
-            "No change of the weights makes up for that: MatGL would load them and be wrong without a sign"
-        )
-    if family == "mace" and potential.scale != 1 and not _scalable(potential.network):
+        weights = "these M3GNet weights sum messages onto the far end of each bond, MatGL of today onto the near one, where the triples are"
+        return "ase", f"{weights}. No change of the weights makes up for that: MatGL would load them and be wrong without a sign"
+    if family == "mace" and potential.scale != 1 and hasattr(network, "pair_repulsion") and not hasattr(network, "scale_shift"):
         return "ase", "this MACE adds a pair repulsion that no weight multiplies, so the factor has no place in its file"
     return family, ""
 
@@ -78,7 +65,7 @@ def command(key: str, potential: Potential) -> str:
     return f"softening export {shlex.quote(key)} --to {form} --out {form}_{stem}{ending}" + " --trust" * fixes.is_code(key)
 
 
-def export(model: str, form: str, out: Path | str, *, trust: bool = False) -> Exported:
+def export(model: str, form: str, out: Path | str, *, trust: bool = False) -> tuple[dict[str, float], str]:
     """Write a mended potential in the form of its own package, and make sure that this loads it and gives the same answers.
 
     Parameters
@@ -93,11 +80,9 @@ def export(model: str, form: str, out: Path | str, *, trust: bool = False) -> Ex
     trust : bool
         As :func:`helpers.potentials.load` takes it.
 
-    Raises
-    ------
-    PotentialError
-        If the model is no mended potential, there is something of that name, the architecture has not this form, or the package's answers
-        differ from those of the mended potential on one of :data:`N_CRYSTALS` crystals; nothing is left behind then.
+    Returned are the largest differences from the mended potential (:data:`TOLERANCES`), and how to load it, in Python. PotentialError or
+    ValueError, with nothing left behind, if the model is no mended potential, there is something of that name, the architecture has not
+    this form, or the package's answers differ from those of the mended potential on one of :data:`N_CRYSTALS` crystals.
     """
     out = Path(out)
     folder = fixes.folder_of(f"file:{model.removeprefix('file:')}")
@@ -121,10 +106,10 @@ def export(model: str, form: str, out: Path | str, *, trust: bool = False) -> Ex
         # What a package warns of while it is compared is not about the user's structures.
         with results.aside(out) as made, warnings.catch_warnings(action="ignore"):
             _write(form, mended, folder, made)
-            differences = _compared(out, expected, ASEPotential(str(out), _loaded(form, made)).evaluate(crystals, stress=True))
+            differences = _compared(out, expected, calculators.ASEPotential(str(out), _loaded(form, made)).evaluate(crystals, stress=True))
     finally:
         torch.set_default_dtype(precision)  # MACE's calculator changes it
-    return Exported(out, differences, USE[form].format(path=str(out), stem=out.stem))
+    return differences, USE[form].format(path=str(out), stem=out.stem)
 
 
 def _crystals(potential: Potential, labelled: Iterable[str]) -> list[ase.Atoms]:
@@ -132,7 +117,7 @@ def _crystals(potential: Potential, labelled: Iterable[str]) -> list[ase.Atoms]:
     rng = np.random.default_rng(0)
     of_labels = [atomic_numbers[symbol] for symbol in labelled] or sorted(potential.elements)
     # What a calculator takes is not known.
-    every = of_labels if isinstance(potential, ASEPotential) else sorted(potential.elements)
+    every = of_labels if isinstance(potential, calculators.ASEPotential) else sorted(potential.elements)
     found = []
     for n in range(N_CRYSTALS):
         chosen = of_labels if n < N_CRYSTALS // 2 else every
@@ -188,7 +173,7 @@ def _loaded(form: str, path: Path) -> Calculator:
 
                 os.environ[UNSAFE_UNPICKLING] = "1"  # as the package's import leaves it; here it is the file just written
                 return MACECalculator(model_paths=str(path), device="cpu", default_dtype="float64")
-        return load_ase(f"ase:{path}:calculator").wrapped
+        return calculators.load(f"ase:{path}:calculator").wrapped
 
 
 # What a module says; numbers and names go in as literals.
@@ -235,19 +220,15 @@ def _write(form: str, mended: Potential, folder: Path, path: Path) -> None:
         MatGLModel(network.float(), *beside).save(path)
         return
     if form == "chgnet":
-        scaled = [network.mlp.layers[-1], *([network.composition_model] if network.composition_model else [])]
-    elif _scalable(network) and hasattr(network, "scale_shift"):
+        scaled = [network.mlp.layers[-1], network.composition_model]
+    elif hasattr(network, "scale_shift"):
         scaled = [network.atomic_energies_fn, network.scale_shift]  # which the pair repulsion goes through as well
     else:
-        readouts = [[layer for name, layer in readout.named_children() if name.startswith("linear")] for readout in network.readouts]
-        scaled = [network.atomic_energies_fn, *(layers[-1] for layers in readouts)]
+        linear = [[layer for name, layer in readout.named_children() if name.startswith("linear")] for readout in network.readouts]
+        scaled = [network.atomic_energies_fn, *(layers[-1] for layers in linear)]
     with torch.no_grad():
         for part in scaled:
             for tensor in list(part.parameters()) or list(part.buffers()):  # not the masks beside e3nn's weights
                 tensor.mul_(c)
     network.requires_grad_(True)
     torch.save({"model": network.float().as_dict()} if form == "chgnet" else network, path)
-
-
-def _scalable(network: torch.nn.Module) -> bool:
-    return hasattr(network, "scale_shift") or not hasattr(network, "pair_repulsion")

@@ -6,7 +6,7 @@ be trained; softness is no fault of labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,6 @@ from helpers.training.labels import Frame, LabelError, Problem
 # others take the results of an ASE calculator: SevenNet the energy as free_energy, MatGL stresses of all frames or of none.
 TRAINERS = ("mace", "matgl", "sevennet", "mattertune", "ase")
 ANSWERS = ("energy", "forces", "stress")
-SUFFIXES = (".extxyz", ".xyz")
-_NEED_ENERGY = ("matgl", "sevennet", "mattertune")
 _HELD = 0.005  # eV/Å; a label of exactly zero where the model has more is that of a held atom
 _ROUNDING = 1e-6  # eV, Å, eV/Å, eV/Å³; files have eight decimals
 
@@ -51,20 +49,13 @@ class Checked:
                 found[k] = verdict, "; ".join(filter(None, (found[k][1], " ".join(problem.text.split()))))
         rows = []
         for frame, (verdict, reason) in zip(self.frames, found, strict=True):
-            has = {what: getattr(frame, what) is not None for what in ANSWERS}
-            where = {"file": frame.file, "frame": frame.number, "formula": frame.atoms.get_chemical_formula()}
-            rows.append({**where, **has, "verdict": verdict, "reason": reason})
+            row = {"file": frame.file, "frame": frame.number, "formula": frame.atoms.get_chemical_formula()}
+            row |= {what: getattr(frame, what) is not None for what in ANSWERS}
+            rows.append(row | {"verdict": verdict, "reason": reason})
         return rows
 
 
-def check(
-    frames: Sequence[Frame],
-    potential: Potential,
-    *,
-    energies: bool = True,
-    stresses: Callable[[Iterable[bool]], bool] = any,
-    progress: bool = False,
-) -> Checked:
+def check(frames: Sequence[Frame], potential: Potential, *, energies=True, stresses=any, progress=False) -> Checked:
     """Judge each frame alone, then beside the others and the model's answers.
 
     ``energies`` tells whether what is wrong with energies is a problem, not only a note. ``stresses`` is ``any`` or ``all``: of the sound
@@ -90,23 +81,25 @@ def _without(frames: Sequence[Frame], problems: Sequence[Problem]) -> list[int]:
     return [k for k in range(len(frames)) if k not in bad]
 
 
+def check_written(out: Path, trainer: str) -> None:
+    """Raise ValueError if a file is not to be written (:func:`helpers.results.check_new`) or the trainer is unknown."""
+    if trainer not in TRAINERS:
+        raise LabelError(f"the trainer {trainer!r} is none of {', '.join(TRAINERS)}.")
+    results.check_new(out, ".extxyz", ".xyz")
+
+
 def write(checked: Checked, trainer: str, out: Path) -> list[str]:
     """Write the good frames in the form of one of :data:`TRAINERS`, read them back and compare.
 
-    Returns what was left out besides the frames that are not good. ValueError, with nothing left behind, if the file is not to be written
-    (:func:`helpers.results.check_new`), the trainer is unknown, no frame is left, or what is read back differs.
+    Returns what was left out besides the frames that are not good. ValueError as :func:`check_written`, or if no frame is left or what is
+    read back differs; nothing is left behind then.
     """
-    if trainer not in TRAINERS:
-        raise LabelError(f"the trainer {trainer!r} is none of {', '.join(TRAINERS)}.")
-    results.check_new(out, *SUFFIXES)
+    check_written(out, trainer)
     frames, answers = checked.frames, checked.answers
     chosen = [k for k, row in enumerate(checked.rows()) if row["verdict"] == "good"]
-    gone = {
-        "atoms were held, with forces of exactly zero that a trainer would learn": [
-            k for k in chosen if (np.abs(answers[k].forces[~frames[k].counted]) > _HELD).any()
-        ],
-        f"there is no energy, which {trainer} needs": [k for k in chosen if trainer in _NEED_ENERGY and frames[k].energy is None],
-    }
+    held = [k for k in chosen if (np.abs(answers[k].forces[~frames[k].counted]) > _HELD).any()]
+    bare = [k for k in chosen if trainer in ("matgl", "sevennet", "mattertune") and frames[k].energy is None]
+    gone = {"forces of held atoms are zero, which a trainer would learn": held, f"{trainer} needs energies": bare}
     good = [frames[k] for k in chosen if not any(k in members for members in gone.values())]
     said = [f"not written, since {why}: {labels.places(frames, members)}" for why, members in gone.items() if members]
     if not good:
