@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
+MANY = 40  # frames, of which those without fault are not listed
 INTERRUPTED = "softening: interrupted; the same command goes on where it stopped"
 
 try:  # seconds, in which a user may have thought better of it
@@ -280,6 +281,7 @@ def fix(
     """
     import torch
 
+    from helpers.potentials import export as exporting
     from helpers.reports import fix as fixing
     from helpers.training.fine_tune import Recipe
 
@@ -308,6 +310,77 @@ def fix(
     for line in [*fixed.advice, *fixed.notes, *(f"left out: {line}" for line in fixed.dropped)]:
         typer.echo(f"- {line}")
     typer.echo(f"potential: {fixed.key} (factor {fixed.potential.scale:.4f})\nreport:    {fixed.folder / 'report.html'}")
+    typer.echo(f"elsewhere: {exporting.command(fixed.key, fixed.potential)}")
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="What 'softening fix' made: file:FOLDER.")],
+    to: Annotated[str, typer.Option("--to", help="chgnet, matgl or mace: the model's own package. ase: a Python module.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New file; for matgl a new folder.")],
+    trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
+) -> None:
+    """Write a fixed potential in the form that its own package loads: for LAMMPS, torch-sim, or a machine without this project.
+
+    A factor goes into the weights, exactly. What was written is loaded by its package and compared with the fixed potential.
+    """
+    from helpers.potentials import export as exporting
+
+    differences, use = exporting.export(model, to, out, trust=trust)
+    rows = [[what, f"{differences[what]:.1e}", f"{allowed:g}", unit] for what, (allowed, unit) in exporting.TOLERANCES.items()]
+    typer.echo(f"Largest differences from {model} on {exporting.N_CRYSTALS} crystals:")
+    _table(rows, ["", "FOUND", "ALLOWED", "UNIT"])
+    typer.echo(f"written: {out}\n\n{use}")
+
+
+@app.command()
+def labels(
+    files: Annotated[list[Path], typer.Argument(help="DFT frames, in any format of ASE; or folders of them.", show_default=False)],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Whose answers stand beside the labels; as for softening fix.")
+    ] = "chgnet-0.3.0",
+    json_file: Annotated[Path | None, typer.Option("--json", help="New file NAME.json for all that was found.")] = None,
+    write: Annotated[Path | None, typer.Option("--write", help="New file NAME.extxyz for the good frames.")] = None,
+    trainer: Annotated[str, typer.Option("--for", help="With --write: mace, matgl, sevennet, mattertune or ase.")] = "ase",
+    strict: Annotated[bool, typer.Option("--strict", help="Exit status 1 for duplicates and notes.")] = False,
+    forces_only: Annotated[bool, typer.Option("--forces-only", help="Ignore energies and stresses of the labels.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+    trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
+) -> None:
+    """Check DFT labels before any training: missing forces, wrong units or signs, energies of another kind, duplicates.
+
+    Exit status: 0 if every frame can be used, 2 if one is bad or nothing could be read, with --strict 1 if there is anything else to know.
+    """
+    from helpers import potentials
+    from helpers.potentials import exam
+    from helpers.training import label_check
+    from helpers.training.labels import listed, read
+
+    if json_file is not None:
+        results.check_new(json_file, ".json")
+    if write is not None:
+        label_check.check_written(write, trainer)
+    frames = read(files)
+    if forces_only:
+        frames = [dataclasses.replace(frame, energy=None, stress=None) for frame in frames]
+    potential = potentials.load(model, device, trust=trust)
+    notes = exam.examine(potential)
+    checked = label_check.check(frames, potential, progress=True)
+    rows, notes, counts = checked.rows(), notes + checked.notes, Counter(row["verdict"] for row in checked.rows())
+    shown = rows if len(rows) <= MANY else [row for row in rows if row["verdict"] != "good"]
+    has = [" ".join(what for what in label_check.ANSWERS if row[what]) for row in shown]
+    cells = [[row["file"], str(row["frame"]), row["formula"], what, row["verdict"]] for row, what in zip(shown, has, strict=True)]
+    _table(cells, ["FILE", "FRAME", "FORMULA", "HAS", "VERDICT"])
+    for line in [*listed(frames, checked.problems), *(f"to know: {note}" for note in notes)]:
+        typer.echo(f"- {line}")
+    typer.echo(f"{', '.join(f'{n} {verdict}' for verdict, n in counts.items())}; beside {model}")
+    if json_file is not None:
+        results.write_json({"model": potential.describe()["key"], "frames": rows, "notes": notes}, json_file, sort_keys=False)
+    if write is not None:
+        for line in label_check.write(checked, trainer, write):
+            typer.echo(f"- {line}")
+        typer.echo(f"written for {trainer}: {write}")
+    raise typer.Exit(2 if counts["bad"] else int(strict and bool(counts["duplicate"] or notes)))
 
 
 @app.command()

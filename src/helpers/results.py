@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import platform
+import tempfile
 import uuid
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -131,6 +132,25 @@ def atomically(path: Path, write) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def check_new(path: Path, *suffixes: str) -> None:
+    """Raise ValueError for a file or folder that is not to be made: its name ends otherwise, it exists, or there is no folder for it."""
+    for wrong, why in (
+        (suffixes and path.suffix not in suffixes, f"its name must end with {' or '.join(suffixes)}"),
+        (os.path.lexists(path), "it exists, and nothing is overwritten; choose another name"),
+        (not path.parent.is_dir(), f"there is no folder {path.parent}"),
+    ):
+        if wrong:
+            raise ValueError(f"{path} cannot be written: {why}.")
+
+
+@contextlib.contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """Yield where to make a new file or folder: it gets its name if nothing is raised, and is removed otherwise."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as place:
+        yield Path(place) / path.name
+        os.rename(Path(place) / path.name, path)
 
 
 def write_bytes(content: bytes, path: Path) -> None:

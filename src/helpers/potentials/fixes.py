@@ -23,7 +23,7 @@ from helpers.potentials.base import GraphPotential, Potential, PotentialError
 FORMAT = 1
 RECORD, WEIGHTS, BASE = "mended.json", "weights.pt", "base.model"
 
-_NEEDED = {"format": int, "base": dict, "scale": float, "weights_sha256": (str, type(None)), "method": str, "n_labels": int}
+NEEDED = {"format": int, "base": dict, "scale": float, "weights_sha256": (str, type(None)), "method": str, "n_labels": int}
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def record(folder: Path) -> dict[str, Any]:
         raise PotentialError(f"{path} cannot be read ({error}). Mend the potential again, into a new folder.") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise PotentialError(f"{path} has not the format {FORMAT}, the only one that this version reads.")
-    wrong = [name for name, kind in _NEEDED.items() if not isinstance(content.get(name), kind)]
+    wrong = [name for name, kind in NEEDED.items() if not isinstance(content.get(name), kind)]
     wrong += ["scale"] * ("scale" not in wrong and not (content["scale"] > 0 and math.isfinite(content["scale"])))
     if wrong or not {"key", "weights_sha256", "is_file"} <= set(content["base"]):
         raise PotentialError(

@@ -32,7 +32,7 @@ _TRAINING_SETS = {
 }
 _CITATION = "Batatia et al., J. Chem. Phys. 163, 184110 (2025)"
 
-_UNSAFE_UNPICKLING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+UNSAFE_UNPICKLING = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 # Peak memory of energy, forces and stress per directed edge, in units of one edge's messages in the widest
 # layer. Measured on networks of 16 to 128 channels in both precisions: 3 (scalars only) to 6.2.
@@ -169,16 +169,16 @@ def contained() -> Iterator[None]:
     On import MACE sets an environment variable that turns off safe unpickling for everything loaded later,
     and prints. The variable is put back as it was. (e3nn, below MACE, unpickles a table of its own that holds slices.)
     """
-    before = os.environ.get(_UNSAFE_UNPICKLING)
+    before = os.environ.get(UNSAFE_UNPICKLING)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), torch.serialization.safe_globals([slice]):
-            warnings.filterwarnings("ignore", message=f"Environment variable {_UNSAFE_UNPICKLING}")
+            warnings.filterwarnings("ignore", message=f"Environment variable {UNSAFE_UNPICKLING}")
             yield
     finally:
         if before is None:
-            os.environ.pop(_UNSAFE_UNPICKLING, None)
+            os.environ.pop(UNSAFE_UNPICKLING, None)
         else:
-            os.environ[_UNSAFE_UNPICKLING] = before
+            os.environ[UNSAFE_UNPICKLING] = before
 
 
 def load(

@@ -34,7 +34,7 @@ from helpers import figures, potentials, registry, results, softening
 from helpers.potentials import Potential, PotentialError, Prediction, exam, fixes
 from helpers.potentials.base import GraphPotential
 from helpers.reports import page
-from helpers.training import fine_tune, labels
+from helpers.training import fine_tune, label_check, labels
 from helpers.training.fine_tune import FineTuned, Label, Recipe
 from helpers.training.labels import Frame, LabelError
 
@@ -330,31 +330,14 @@ def _digest(frames: Sequence[Frame]) -> str:
 
 def _checked(frames, potential, request, progress) -> tuple[list[Frame], list[Prediction], list[str], list[str]]:
     """Return the frames to use with the potential's answers, what was left out, and notes; refuse what may not be left out."""
-    problems = labels.inspect(frames, potential.elements)
-    sound = _without(frames, problems)
     trains = request["method"] == "full"
-    stress = trains and all(frames[k].stress is not None for k in sound)
-    answers = potential.evaluate([frames[k].atoms for k in sound], stress=stress, progress=progress)
-    answer, kept, more = dict(zip(sound, answers, strict=True)), sound, sound
-    # What is wrong hides what is less so, until it is left out.
-    while more and kept:
-        more, notes = labels.compare([frames[k] for k in kept], [answer[k] for k in kept], energies=trains)
-        more = [replace(problem, frames=tuple(kept[k] for k in problem.frames)) for problem in more]
-        problems, kept = problems + more, [k for k in kept if k in _without(frames, problems + more)]
-        if any(problem.kind == "file" for problem in more):
-            break
-
+    found = label_check.check(frames, potential, energies=trains, stresses=all, progress=progress)
+    problems, kept = found.problems, found.kept
     allowed = {"frame": request["skip_bad"], "duplicate": request["drop_duplicates"], "file": False}
     blocking = [problem for problem in problems if not allowed[problem.kind]]
     if blocking or not kept:
         raise LabelError(_complaint(frames, blocking or problems, bool(kept)))
-    return [frames[k] for k in kept], [answer[k] for k in kept], labels.listed(frames, problems), notes
-
-
-def _without(frames: Sequence[Frame], problems: Sequence[labels.Problem]) -> list[int]:
-    """Return the positions of the frames that no problem is about."""
-    bad = {problem.frames[-1] for problem in problems if problem.kind != "file"}
-    return [k for k in range(len(frames)) if k not in bad]
+    return [frames[k] for k in kept], [found.answers[k] for k in kept], labels.listed(frames, problems), found.notes
 
 
 def _complaint(frames: Sequence[Frame], problems: Sequence[labels.Problem], any_left: bool) -> str:

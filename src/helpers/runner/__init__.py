@@ -141,26 +141,11 @@ def run(
     scheduler : str, optional
         Compute on a Dask cluster, as :func:`helpers.runner.cluster.connect` takes it: ``local``, an address, a scheduler file or a
         SLURM file.
-<<<<<<< HEAD
-    trust, compiled, force : bool
-        Allow a model file whose checksum is not known; compile the network first (:meth:`helpers.potentials.base.GraphPotential.compiled`),
-        worth it for runs of ten minutes and more; compute again what is complete.
-=======
-    trust : bool
-        Allow a model file whose checksum is not known.
+    trust, force : bool
+        Allow a model file whose checksum is not known; compute again what is complete.
     compiled : {"off", "on", "auto"}
         Compile the network (:meth:`helpers.potentials.base.GraphPotential.compiled`): not; first; or as soon as the pace of the
         first shards shows that it saves time.
-    force : bool
-        Compute again what is complete.
-    progress : bool
-        Show a progress bar.
-
-    Returns
-    -------
-    pandas.DataFrame
-        The tidy table, as written to ``data/results``.
->>>>>>> h3
 
     Raises
     ------
