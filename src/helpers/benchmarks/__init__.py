@@ -94,6 +94,7 @@ CATALOGUE = (
     "strained_cells",
     "migration",
     "off_equilibrium",
+    "dynamics",
     *EXPERIMENTS,
 )
 
