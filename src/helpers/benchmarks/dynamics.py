@@ -89,10 +89,6 @@ class Protocol:
     live_nve_steps: int = 60  # NVE of ``aluminium``
 
 
-# ---------------------------------------------------------------------------------------------------
-# Cases
-
-
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
     """Return one case per trajectory.
 
@@ -126,11 +122,9 @@ def _published(name: str, element: str, protocol: Protocol) -> Iterator[Case]:
         if bool(away) == (name == "melts"):
             continue
         if away:
-            hot = [_virial_temperature(moved, frame.forces) for moved, frame in zip(away, members, strict=True)]
-            u2 = [np.square(moved).sum(axis=1).mean() for moved in away]
-            reference |= {"u2": np.mean(u2), "temperature": np.mean(hot)}
-            reference |= {f"{key}_error": np.std(each, ddof=1) / len(each) ** 0.5 for key, each in (("u2", u2), ("temperature", hot))}
-            temperature = nominal if element == "Si" else round(float(np.mean(hot)))
+            looks = pd.DataFrame([_of_sites(moved, frame.forces) for moved, frame in zip(away, members, strict=True)])
+            reference |= {**looks.mean(), **looks.sem().add_suffix("_error")}
+            temperature = nominal if element == "Si" else round(looks["temperature"].mean())
             unit = bulk(element, cubic=True)
             sites = unit.repeat(round((len(first) / len(unit)) ** (1 / 3))).get_scaled_positions()
             first = ase.Atoms(first.numbers, scaled_positions=sites, cell=first.cell, pbc=True)
@@ -139,9 +133,9 @@ def _published(name: str, element: str, protocol: Protocol) -> Iterator[Case]:
             yield Case(f"{name}/{element}-{temperature:.0f}K/{seed}", name, element, {"start": first}, reference, info)
 
 
-def _virial_temperature(moved: np.ndarray, forces: np.ndarray) -> float:
-    """Return −Σu·F/3(N−1)k, whose mean over a canonical sample is the temperature (Tolman, Phys. Rev. 11, 261 (1918))."""
-    return float(-np.sum(moved * forces) / (3 * (len(moved) - 1) * units.kB))
+def _of_sites(moved: np.ndarray, forces: np.ndarray) -> dict[str, float]:
+    """Return u² and −Σu·F/3(N−1)k, whose mean over a canonical sample is the temperature (Tolman, Phys. Rev. 11, 261 (1918))."""
+    return {"u2": np.square(moved).sum() / len(moved), "temperature": -np.sum(moved * forces) / (3 * (len(moved) - 1) * units.kB)}
 
 
 def _rdf(atoms: ase.Atoms, protocol: Protocol) -> np.ndarray:
@@ -150,10 +144,6 @@ def _rdf(atoms: ase.Atoms, protocol: Protocol) -> np.ndarray:
     (apart,) = NeighborList(cutoff=protocol.rdf_to_a, full_list=True).compute(atoms.positions, atoms.cell.array, True, "d")
     found, _ = np.histogram(apart, edges)
     return found / (len(atoms) ** 2 / atoms.get_volume() * 4 / 3 * np.pi * np.diff(edges**3))
-
-
-# ---------------------------------------------------------------------------------------------------
-# A harmonic crystal and its vibrations
 
 
 def curvatures(potential: Potential, crystal: ase.Atoms, displacement_a: float) -> np.ndarray:
@@ -206,17 +196,12 @@ def density_of_states(correlation: np.ndarray, interval_ps: float, protocol: Pro
     return 4 * interval_ps * np.cos(2 * np.pi * np.outer(_grid(protocol.dos_to_thz, protocol.dos_step_thz), times)) @ weighted
 
 
-# ---------------------------------------------------------------------------------------------------
-# Trajectories
-
-
 @dataclass
 class _Seen:
-    """What is kept of a trajectory as it passes."""
+    """What is kept of a trajectory as it passes: some numbers for each look."""
 
     series: dict[str, list[float]] = field(default_factory=dict)
-    rdf: np.ndarray | float = 0.0  # sum over the looks
-    looks: int = 0
+    rdf: list[np.ndarray] = field(default_factory=list)
     correlation: np.ndarray = field(default_factory=lambda: np.zeros(0))
     reasons: dict[str, str] = field(default_factory=dict)  # why a property cannot be told
 
@@ -232,16 +217,15 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
         with the ``harmonic`` one. ``standard_error`` is from block averages, ``reference_error`` from DFT's frames. What an explosion
         or an atom that left its site takes away is a failed row with the step and the reason.
     """
-    protocol = protocol or Protocol()
-    return table(line for case in tqdm(cases, disable=not progress, unit="run") for line in _rows(potential, case, protocol))
+    chosen = tqdm(cases, disable=not progress, unit="run")
+    return table(line for case in chosen for line in _rows(potential, case, protocol or Protocol()))
 
 
 def _rows(potential: Potential, case: Case, protocol: Protocol) -> Iterator[dict]:
     start, crystal = case.structures["start"], case.set != "melts"
     if case.set == LIVE:
         protocol = replace(protocol, steps=protocol.live_steps, nve_steps=protocol.live_nve_steps)
-    curved = None
-    (first,) = potential.evaluate([start])
+    curved, (first,) = None, potential.evaluate([start])
     names = [name for name in _PROPERTIES if crystal or name not in ("u2", "u2_harmonic", "temperature")]
     seen = _Seen(reasons=dict.fromkeys(names, first.error)) if first.error else _trajectory(potential, case, protocol)
     if crystal and not first.error:
@@ -255,7 +239,7 @@ def _rows(potential: Potential, case: Case, protocol: Protocol) -> Iterator[dict
         if name in seen.reasons:
             yield record(np.nan, error=seen.reasons[name])
         elif name == "rdf":
-            found = np.asarray(seen.rdf) / seen.looks
+            found = np.mean(seen.rdf, axis=0)
             reference = case.reference.get("rdf", np.full(len(found), np.nan))
             middles = protocol.rdf_step_a * (np.arange(len(found)) + 0.5)
             yield from (record(g, float(known), distance_a=round(r, 4)) for r, g, known in zip(middles, found, reference, strict=True))
@@ -266,13 +250,12 @@ def _rows(potential: Potential, case: Case, protocol: Protocol) -> Iterator[dict
             yield from (record(d, frequency_thz=float(nu), harmonic=round(h, 4)) for nu, d, h in zip(at, found, lone, strict=True))
         else:
             values = np.array(seen.series[name])
-            means = [part.mean() for part in np.array_split(values, protocol.blocks)] if len(values) >= protocol.blocks else []
-            error = float(np.std(means, ddof=1) / len(means) ** 0.5) if means and name != "drift" else np.nan
-            yield record(values.mean(), case.reference.get(name, np.nan), standard_error=error)
+            means = [part.mean() for part in np.array_split(values, protocol.blocks)] if len(values) >= protocol.blocks else [np.nan]
+            yield record(values.mean(), case.reference.get(name, np.nan), standard_error=float(stats.sem(means)))
 
 
 def _record(model, case, name, value, reference=np.nan, *, error=None, **extra) -> dict:
-    columns = {"standard_error": np.nan, "distance_a": np.nan, "frequency_thz": np.nan, "harmonic": np.nan} | extra
+    columns = dict.fromkeys(("standard_error", "distance_a", "frequency_thz", "harmonic"), np.nan) | extra
     columns["reference_error"] = case.reference.get(f"{name}_error", np.nan)
     unit, digits, _ = _PROPERTIES[name]
     return row(model, case, name, round(float(value), digits), reference, unit, error=error, **columns)
@@ -302,13 +285,12 @@ def _averages(seen: _Seen, shots: Iterable[Snapshot], start: ase.Atoms, crystal:
         values = {"kinetic_temperature": shot.temperatures[0], "energy_per_atom": shot.energies[0] / len(now)}
         if crystal and "u2" not in seen.reasons:
             try:
-                moved = displacements(now)
-                values |= {"u2": np.square(moved).sum(axis=1).mean(), "temperature": _virial_temperature(moved, shot.forces[0])}
+                values |= _of_sites(displacements(now), shot.forces[0])
             except ValueError as error:
                 seen.reasons |= dict.fromkeys(("u2", "temperature"), f"{error} by step {shot.step}")
         for name, value in values.items():
             seen.series.setdefault(name, []).append(value)
-        seen.rdf, seen.looks = seen.rdf + _rdf(now, protocol), seen.looks + 1
+        seen.rdf.append(_rdf(now, protocol))
     return now
 
 
@@ -331,10 +313,6 @@ def _vibrations(seen: _Seen, shots: Iterable[Snapshot], n_atoms: int, protocol: 
     seen.series["drift"] = [1000 * np.polyfit(interval * np.arange(len(energies)), energies, 1)[0] / n_atoms]
 
 
-# ---------------------------------------------------------------------------------------------------
-# Analysis
-
-
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per model, set, element and temperature, over the seeds.
 
@@ -348,7 +326,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     found = table.groupby(by, observed=True).agg(n_runs=("seed", "nunique"), n_frames=("n_frames", "first"))
     of = {name: ok[ok["property"] == name].groupby(by, observed=True) for name in ("u2", "u2_harmonic", "temperature", "drift")}
     u2 = of["u2"]
-    found["u2"], found["u2_dft"], found["u2_dft_error"] = u2["value"].mean(), u2["reference"].mean(), u2["reference_error"].mean()
+    found[["u2", "u2_dft", "u2_dft_error"]] = u2[["value", "reference", "reference_error"]].mean()
     blocks = u2["standard_error"].agg(lambda each: np.sqrt(each.pow(2).sum()) / len(each))
     found["u2_error"] = np.fmax(blocks, u2["value"].std() / np.sqrt(u2.size()))
     found["u2_harmonic"] = of["u2_harmonic"]["value"].mean()
@@ -356,6 +334,6 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     relative = np.hypot(found["u2_error"] / found["u2"], found["u2_dft_error"] / found["u2_dft"])
     half = stats.t.ppf(0.975, found["n_frames"] - 1) * relative * found["u2_ratio"]
     found["u2_ratio_low"], found["u2_ratio_high"] = found["u2_ratio"] - half, found["u2_ratio"] + half
-    found["temperature"], found["temperature_dft"] = of["temperature"]["value"].mean(), of["temperature"]["reference"].mean()
+    found[["temperature", "temperature_dft"]] = of["temperature"][["value", "reference"]].mean()
     found["drift"] = of["drift"]["value"].agg(lambda each: each.abs().max())
     return found.reset_index()
