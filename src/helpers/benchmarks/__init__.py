@@ -69,6 +69,7 @@ CATALOGUE = (
     "strained_cells",
     "migration",
     "off_equilibrium",
+    "dynamics",
     *EXPERIMENTS,
 )
 
