@@ -179,12 +179,12 @@ def read(sources: Path | str | Iterable[Path | str]) -> list[Frame]:
     return [frame for path in paths for frame in (_folder(path) if path.is_dir() else _file(path))]
 
 
-def from_labels(labels: Sequence[Label]) -> list[Frame]:
+def from_labels(labels: Sequence[Label], source: str = "labels") -> list[Frame]:
     """Return labels that are in memory as frames; forces may be lists, and a stress may have six numbers (ASE's order)."""
     found = []
     for number, one in enumerate(labels):
         (atoms,) = structures.many(one.atoms)
-        found.append(_built("labels", number, atoms, {"energy": one.energy, "forces": one.forces, "stress": one.stress}))
+        found.append(_built(source, number, atoms, {"energy": one.energy, "forces": one.forces, "stress": one.stress}))
     return found
 
 
