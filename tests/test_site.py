@@ -329,10 +329,10 @@ def test_the_time_of_opening_counts_what_the_page_waits_for(chromium, tmp_path):
 @pytest.mark.slow
 def test_keyboard_problems_are_found(chromium, tmp_path, monkeypatch):
     browser, served = load("browser"), load("served")
-    monkeypatch.setattr(browser, "PATIENCE_MS", 500)
     (tmp_path / "page.html").write_text(PAGE.format('<a href="page.html">x</a><button class="primary-toggle">menu</button>'))
     with served.serve(tmp_path) as address:
         wrong = browser.try_keyboard(chromium, address, "page", "softening")
+        monkeypatch.setattr(browser, "PATIENCE_MS", 5000)  # for a button that is not there
         assert browser.try_download(chromium, address, "missing")
     assert [line for line in wrong if "skips" in line]
     assert [line for line in wrong if "Ctrl-K" in line]
