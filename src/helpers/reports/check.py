@@ -230,9 +230,10 @@ def expect(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict, 
     source = model if own else STAND_IN
     values, failed = _values(tables, columns[family])
     used = [one for one in stiff if one in values] if model in values else []
-    rows = results.read(benchmark, [source, *(used or [one for one in STIFF if one in results.models(benchmark) and one != source])])
-    rows = explanations.rows(kind, rows)
-    scales = calibration.materials(rows, source, used or STIFF)
+    # Where none was asked: those that could be.
+    could = [one for one in STIFF if one != source and potentials.installed(one) and one in results.models(benchmark)][:AT_ONCE]
+    rows = explanations.rows(kind, results.read(benchmark, [source, *(used or could)]))
+    scales = calibration.materials(rows, source, used or could)
     known = calibration.calibrate({family: scales}, family, slopes=bool(used))
     found: dict[str, Any] = {
         "property": key,
