@@ -84,7 +84,7 @@ class Protocol:
     dos_to_thz: float = 20.0
     dos_step_thz: float = 0.5
     dos_width_thz: float = 0.5  # standard deviation of the Gaussian that broadens, measured and harmonic alike
-    displacement_a: float = 0.01  # of the harmonic crystal
+    displacement_a: float = 0.01  # of the harmonic crystal, as for phonons; atoms move ten times as far, where a surface may be another
     live_steps: int = 150  # NVT and
     live_nve_steps: int = 60  # NVE of ``aluminium``
 
