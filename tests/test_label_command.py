@@ -209,8 +209,8 @@ def test_no_good_frame_writes_nothing(tmp_path):
 
 
 def test_what_is_read_back_must_be_the_same(good, tmp_path, monkeypatch):
-    written = label_check._as_written
-    monkeypatch.setattr(label_check, "_as_written", lambda frame, trainer: spoiled(written(frame, trainer), energy=frame.energy + 1e-3))
+    written = label_check.as_written
+    monkeypatch.setattr(label_check, "as_written", lambda frame, trainer: spoiled(written(frame, trainer), energy=frame.energy + 1e-3))
     with pytest.raises(ValueError, match="was removed"):
         command(good, "--write", tmp_path / "clean.extxyz")
     assert {path.name for path in tmp_path.iterdir()} == {"good.traj"}
