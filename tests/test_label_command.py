@@ -125,6 +125,7 @@ def test_good_frames_are_written_and_read_again(mixed, tmp_path, trainer):
     assert command(out, "--strict")[0] == 0
 
 
+@pytest.mark.slow
 def test_mace_reads_it(good, tmp_path):
     out = tmp_path / "clean.extxyz"
     command(good, "--write", out, "--for", "mace")
@@ -142,6 +143,7 @@ def test_mace_reads_it(good, tmp_path):
         assert {configuration.property_weights[name] for name in ("energy", "forces", "stress")} == {1.0}
 
 
+@pytest.mark.slow
 def test_matgl_reads_it(good, tmp_path):
     from matgl.utils.training import MGLDatasetLoader
 
