@@ -72,6 +72,7 @@ def chgnet_fix(tmp_path_factory):
     return mended(tmp_path_factory.mktemp("chgnet") / "fix", "chgnet-0.3.0")
 
 
+@pytest.mark.slow
 def test_fix_prints_the_command_that_exports(tmp_path, monkeypatch):
     """From labels to a file that CHGNet loads, as a user types it."""
     monkeypatch.chdir(tmp_path)
@@ -92,6 +93,7 @@ def test_fix_prints_the_command_that_exports(tmp_path, monkeypatch):
     assert_same(CHGNetCalculator(CHGNet.from_file("chgnet_my_fix.pth.tar"), use_device="cpu"), "file:my-fix", crystal(), forces=3e-4)
 
 
+@pytest.mark.slow
 def test_chgnet_after_training(tmp_path):
     key = mended(tmp_path / "fix", "chgnet-0.3.0", trained, "full")
     path = tmp_path / "net.pth.tar"
@@ -108,6 +110,7 @@ def test_an_older_chgnet_takes_its_settings_along(tmp_path):
     assert_same(CHGNetCalculator(CHGNet.from_file(str(path)), use_device="cpu"), key, crystal(), forces=3e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scale and shift", "pair repulsion", "plain"])
 def test_mace(tmp_path, kind):
     """MACE's own calculator and torch-sim's wrapper load it; the factor multiplies reference energies and repulsion as well."""
@@ -144,6 +147,7 @@ def test_a_factor_that_mace_has_no_place_for(tmp_path):
         export.export(key, "mace", tmp_path / "net.model", trust=True)
 
 
+@pytest.mark.slow
 @needs_mirror
 @pytest.mark.parametrize("change", ["factor", "training"])
 def test_a_legacy_tensornet_is_written_in_matgls_present_convention(tmp_path, change):

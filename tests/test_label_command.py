@@ -125,6 +125,7 @@ def test_good_frames_are_written_and_read_again(mixed, tmp_path, trainer):
     assert command(out, "--strict")[0] == 0
 
 
+@pytest.mark.slow
 def test_mace_reads_it(good, tmp_path):
     out = tmp_path / "clean.extxyz"
     command(good, "--write", out, "--for", "mace")
@@ -142,6 +143,7 @@ def test_mace_reads_it(good, tmp_path):
         assert {configuration.property_weights[name] for name in ("energy", "forces", "stress")} == {1.0}
 
 
+@pytest.mark.slow
 def test_matgl_reads_it(good, tmp_path):
     from matgl.utils.training import MGLDatasetLoader
 
@@ -209,8 +211,8 @@ def test_no_good_frame_writes_nothing(tmp_path):
 
 
 def test_what_is_read_back_must_be_the_same(good, tmp_path, monkeypatch):
-    written = label_check._as_written
-    monkeypatch.setattr(label_check, "_as_written", lambda frame, trainer: spoiled(written(frame, trainer), energy=frame.energy + 1e-3))
+    written = label_check.as_written
+    monkeypatch.setattr(label_check, "as_written", lambda frame, trainer: spoiled(written(frame, trainer), energy=frame.energy + 1e-3))
     with pytest.raises(ValueError, match="was removed"):
         command(good, "--write", tmp_path / "clean.extxyz")
     assert {path.name for path in tmp_path.iterdir()} == {"good.traj"}

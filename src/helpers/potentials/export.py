@@ -48,7 +48,7 @@ def form_of(potential: Potential) -> tuple[str, str]:
     """Return the form in which a potential's own package loads it, or ``ase`` and why there is none."""
     family, network = type(potential).__module__.rpartition(".")[2], getattr(potential, "network", None)
     if family not in USE or family == "ase":
-        return "ase", f"the form of {potential.description['family']} is not one of those that can be written"
+        return "ase", f"the form of {potential.description.get('family', potential.key)} is not one of those that can be written"
     if family == "matgl" and potential.description["family"] == "M3GNet" and potential.convention.receiver:
         weights = "these M3GNet weights sum messages onto the far end of each bond, MatGL of today onto the near one, where the triples are"
         return "ase", f"{weights}. No change of the weights makes up for that: MatGL would load them and be wrong without a sign"
@@ -78,7 +78,7 @@ def export(model: str, form: str, out: Path | str, *, trust: bool = False) -> tu
     out : path
         Must not exist.
     trust : bool
-        As :func:`helpers.potentials.load` takes it.
+        As in :func:`helpers.potentials.load`.
 
     Returned are the largest differences from the mended potential (:data:`TOLERANCES`), and how to load it, in Python. PotentialError or
     ValueError, with nothing left behind, if the model is no mended potential, there is something of that name, the architecture has not
@@ -144,8 +144,7 @@ def _compared(out: Path, expected: Sequence[Prediction], found: Sequence[Predict
                 continue
             size = len(one.forces) if what == "energy" else 1
             ours, theirs = (np.asarray(getattr(answer, what), dtype=float) / size for answer in (one, other))
-            difference = float(np.abs(ours - theirs).max())
-            allowed = tolerance * max(1.0, float(np.abs(ours).max()))
+            difference, allowed = float(np.abs(ours - theirs).max()), tolerance * max(1.0, float(np.abs(ours).max()))
             if not difference <= allowed:
                 text = f"{where} its {what} differs from the mended potential's by {difference:.2g}, more than {allowed:.2g}"
                 raise PotentialError(f"{out} was removed: {text}. Use the folder itself, or --to ase.")

@@ -108,14 +108,15 @@ def write(checked: Checked, trainer: str, out: Path) -> list[str]:
         good = [replace(frame, stress=None) for frame in good]
         said.append("no stress was written: some frames have none, and MatGL takes those of all frames or of none")
     with results.aside(out) as made:
-        ase.io.write(made, [_as_written(frame, trainer) for frame in good], format="extxyz")
+        ase.io.write(made, [as_written(frame, trainer) for frame in good], format="extxyz")
         again = labels.read(made)
         if len(again) != len(good) or not all(map(_same, good, again)):
             raise LabelError(f"{out} was removed: what was read back is not what was written.")
     return said
 
 
-def _as_written(frame: Frame, trainer: str) -> ase.Atoms:
+def as_written(frame: Frame, trainer: str) -> ase.Atoms:
+    """Return a frame as atoms with the answers where a trainer looks for them."""
     atoms = frame.atoms.copy()
     answers: dict[str, Any] = {} if frame.energy is None else {"energy": frame.energy}
     if frame.stress is not None:
