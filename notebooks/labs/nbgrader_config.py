@@ -1,8 +1,8 @@
 """Settings of nbgrader for the course labs; nbgrader reads this file when it is started in this folder.
 
-nbgrader generate_assignment lab1     writes the students' version of a lab to release/
-nbgrader autograde lab1               grades what lies in submitted/<student>/lab1/
-nbgrader generate_feedback lab1       writes a page per student to feedback/
+    nbgrader generate_assignment lab1     writes the students' version of a lab to release/
+    nbgrader autograde lab1               grades what lies in submitted/<student>/lab1/
+    nbgrader generate_feedback lab1       writes a page per student to feedback/
 """
 
 from pathlib import Path
