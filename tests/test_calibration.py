@@ -50,6 +50,8 @@ def test_a_slope_against_dft_itself_is_the_scale():
     assert known.factor == pytest.approx(1)
     assert known.band == pytest.approx(0, abs=1e-9)
     left = calibration.leave_out(found, "made-up")
+    assert left["scale"].isna().sum() == 2, "the least and the largest slope lie beyond those of the others"
+    left = left.dropna(subset="scale")
     np.testing.assert_allclose(left["scale"], left["measured"])
 
 
@@ -58,6 +60,8 @@ def test_what_stiff_models_have_in_common_is_corrected():
     np.testing.assert_allclose(found["made-up"]["slope"] * 0.85, found["made-up"]["measured"])
     assert calibration.calibrate(found, "made-up").factor == pytest.approx(0.85)
     left = calibration.leave_out(found, "made-up")
+    assert left["scale"].isna().sum() == 2, "the least and the largest slope lie beyond those of the others"
+    left = left.dropna(subset="scale")
     np.testing.assert_allclose(left["scale"], left["measured"])
 
 
@@ -189,6 +193,17 @@ def test_stiff_models_that_disagree_more_than_ever_are_not_believed():
 def test_a_slope_that_is_not_positive_is_not_known(slope):
     answer = calibration.predict(calibration.calibrate(scales(noise=0.1), "made-up"), slope, 0.0)
     assert (answer.status, answer.reason) == ("not known", "the slope against stiffer potentials is not positive")
+
+
+@pytest.mark.parametrize("past", [0.99, 1.01])
+def test_a_slope_beyond_those_tested_is_not_believed(past):
+    found = scales(noise=0.01)
+    known, slopes = calibration.calibrate(found, "made-up"), found["made-up"]["slope"]
+    end = slopes.min() if past < 1 else slopes.max()
+    assert calibration.predict(known, end, 0.0).status == "predicted"
+    answer = calibration.predict(known, past * end, 0.0)
+    assert answer.status == "not known"
+    assert f"{slopes.min():.2f} to {slopes.max():.2f}" in answer.reason
 
 
 def test_what_has_no_scale_keeps_its_row_with_a_reason():

@@ -117,6 +117,7 @@ class Calibration:
     agreed: float = np.nan  # the largest spread of what calibrates
     guess: float = np.nan  # the median s
     pool: str = ""  # which lent scores
+    tested: tuple[float, float] = (0.0, np.inf)  # least and largest slope of those that calibrate
 
 
 def calibrate(found: Mapping[str, pd.DataFrame], family: str, slopes: bool = True) -> Calibration:
@@ -157,7 +158,8 @@ def _fit(family: str, pool: str, parts: Mapping[str, pd.DataFrame], slopes: bool
     if place > len(scores) or not np.isfinite(scores[place - 1]):
         reason = "too many measured scales are not positive" if place <= len(scores) else "too few chemistries were tested"
         return replace(known, status="not known", reason=reason)
-    known = replace(known, band=float(scores[place - 1]))
+    of_tested = np.concatenate([part["slope"] for part in parts.values()])
+    known = replace(known, band=float(scores[place - 1]), tested=(of_tested.min(), of_tested.max()))
     reason = "slopes against stiffer potentials tell no more than the median" if slopes else "no stiffer potential was asked"
     return known if better else replace(known, status="constant", reason=reason)
 
@@ -195,6 +197,8 @@ def predict(known: Calibration, slope: float, spread: float) -> Answer:
         reason = "the slope against stiffer potentials is not positive"
     if not reason and not spread <= known.agreed:
         reason = f"the stiffer potentials differ by {spread:.0%}; where they were tested, by {known.agreed:.0%} at most"
+    if not reason and known.status == "predicted" and not known.tested[0] <= slope <= known.tested[1]:
+        reason = f"the slope against stiffer potentials is {slope:.2f}; of tested materials, {known.tested[0]:.2f} to {known.tested[1]:.2f}"
     if reason:
         return Answer(np.nan, np.nan, np.nan, "not known", reason)
     scale = known.factor * (slope if known.status == "predicted" else 1.0)
