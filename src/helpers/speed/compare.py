@@ -204,6 +204,12 @@ def _make(key: str, name: str, jobs: Sequence[Task], cores: int, device: str) ->
     _made[name] = ROUTES[name].make(key, cores, device), jobs, device
 
 
+def _forget(name: str) -> None:
+    """Let go of a way and of the processes that it may have; this one would wait for them for ever."""
+    _made.pop(name, None)
+    gc.collect()
+
+
 def _compute(name: str, number: int) -> tuple[Answer, float, float, float]:
     compute, jobs, device = _made[name]
     gc.collect()
@@ -265,6 +271,8 @@ class Way:
 
     def close(self) -> None:
         """Let the process end."""
+        with contextlib.suppress(RuntimeError):  # it has ended already
+            self.pool.submit(_forget, self.name)
         self.pool.shutdown(wait=False)
 
 
