@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 
 from helpers import benchmarks, potentials
 from helpers.potentials.ase import ASEPotential
+from helpers.training import labels
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,6 +101,21 @@ def test_what_the_readme_shows_mends_frames_of_all_kinds(tmp_path, monkeypatch):
         found = shown("snippet", "README.md")
     assert found.s == pytest.approx(0.8, abs=1e-4)
     assert found.mended.evaluate(frames[0])[0].forces == pytest.approx(frames[0].calc.results["forces"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_what_stands_for_dft_in_the_open_project_writes_labels(tmp_path, monkeypatch):
+    soft, frames = potentials.load("chgnet-0.3.0", "cpu"), [bulk("MgO", "rocksalt", a=4.2, cubic=True) for _ in range(2)]
+    for number, atoms in enumerate(frames):
+        atoms.rattle(0.1, seed=number)
+    (tmp_path / "labels").mkdir()
+    ase.io.write(tmp_path / "labels" / "frames.extxyz", frames)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(potentials, "load", {"tensornet-matpes-pbe-2025.1": soft.scaled(1.25)}.__getitem__)
+    shown("label", "book/teaching.md")
+    for one, prediction in zip(labels.read("labels/labels.extxyz"), soft.evaluate(frames), strict=True):
+        assert one.forces == pytest.approx(1.25 * prediction.forces, abs=1e-3)
+        assert one.energy == pytest.approx(1.25 * prediction.energy)
 
 
 def test_steps_that_are_named_exist():
