@@ -35,6 +35,12 @@ def spoiled(atoms, **answers):
     return copy
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """Names of files are long here; a table that does not fit the terminal would be written in blocks."""
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
 @pytest.fixture
 def good(tmp_path):
     path = tmp_path / "good.traj"

@@ -897,7 +897,7 @@ def test_chgnet_on_the_papers_frames(everything, load_model):
     assert summary["cmae"] == pytest.approx(0.1732, abs=1e-3)
     stress = table[table["property"] == "stress"]
     fitted = softening.fit(stress["reference"], stress["value"])
-    assert fitted.r > 0.9
+    assert softening.r_squared(stress["reference"], stress["value"], intercept=True) > 0.81
     assert 0.7 < fitted.slope < 1.3
 
 

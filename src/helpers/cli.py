@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import sys
 import tempfile
@@ -160,10 +161,8 @@ class _BareCompile(TyperCommand):
 
     def parse_args(self, ctx, args):
         """Read the arguments."""
-        follows = [*args[1:], ""]
-        return super().parse_args(
-            ctx, ["--compile=on" if one == "--compile" and after not in COMPILE else one for one, after in zip(args, follows, strict=True)]
-        )
+        pairs = itertools.pairwise([*args, ""])
+        return super().parse_args(ctx, ["--compile=on" if one == "--compile" and after not in COMPILE else one for one, after in pairs])
 
 
 @app.command(cls=_BareCompile)

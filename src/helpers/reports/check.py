@@ -260,7 +260,8 @@ def expect(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict, 
         reason = reason or f"{known.reason}; a table is needed: softening run {benchmark} --model {model}"
     near = calibration.nearest({family: scales}, family, set(crystal.get_chemical_symbols())).to_dict("records") if own else []
     for one in near[:1]:
-        if one["distance"] == 0 and not answer.low <= one["measured"] <= answer.high and not reason:
+        known_too = answer.status != "not known" and one["distance"] == 0
+        if known_too and not answer.low <= one["measured"] <= answer.high and not reason:
             reason = f"{one['material']}, of the same elements, has {one['measured']:.2f}, and slopes say {answer.scale:.2f}"
     if reason:
         answer = calibration.Answer(np.nan, np.nan, np.nan, "not known", reason)
