@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import warnings
 
@@ -161,6 +162,8 @@ def test_quantum_espresso_inputs(tmp_path, fast):
         assert "nosym" in text
         assert "nspin            = 2" in text
         assert text[text.index("HUBBARD") :].split("\n")[1:-1] == labels_of_u
+        # Shares of the valence electrons, which every version reads alike; oxygen has none.
+        assert sorted({abs(float(value)) for value in re.findall(r"starting_magnetization\(\d\) *= *(\S+)", text)} | {0.0}) == [0.0, 0.5]
         for folder in folders(out):
             back = read(folder / "pw.in", format="espresso-in")
             assert any(same(back, one) for one in (*given, cell))
@@ -170,6 +173,7 @@ def test_aims_inputs(tmp_path, fast):
     given = iron_oxide(tmp_path / "feo.extxyz")
     text = ask.ask(tmp_path / "feo.extxyz", "chgnet-0.3.0", n=1, code="aims", out=tmp_path / "out")
     assert "plus_u 3 d 5.3" in text
+    assert "plus_u_petukhov_mixing 1.0" in text
     assert "08_O 26_Fe" in text
     (folder,) = folders(tmp_path / "out")
     with warnings.catch_warnings():

@@ -287,7 +287,15 @@ def test_what_is_recommended():
     def said(*answers):
         return check.advise(answers, CHGNET, "x.cif")
 
-    assert said(known(0.95), known(1.04))[0] == "use it"
+    words, _, reasons = said(known(0.95), known(1.04, width=1.5))
+    assert words == "use it"
+    assert "0.69 to 1.56" in reasons[0]
+    # What is not known may be soft.
+    assert said(known(0.95), known(1.04), unknown)[0] == "label these frames"
+    words, _, reasons = said(known(0.85, factor=0.5))
+    assert words == "label these frames"
+    assert reasons[0] == "All intervals hold 1: no factor is called for."
+    assert said(known(0.7))[2] == ["No slope against a stiffer potential is known."]
     words, line, _ = said(known(0.64, factor=0.5), known(0.8, power=0.5, factor=0.5))
     assert (words, line) == ("multiply the energy by 1.56", f'potentials.load("{CHGNET}").scaled(1.562)')
     words, line, _ = said(known(0.7, **{"factor": 0.5, TENSORNET: 0.4}))
@@ -301,7 +309,15 @@ def test_what_is_recommended():
     assert said(known(0.7, factor=0.5), known(0.7))[0].startswith("multiply")
     assert said(known(1.0), unknown, unknown)[2] == ["2 of 3 answers are not known before DFT."]
     # A stiff potential that was asked about one property only is not recommended for all.
-    assert said(known(0.7, **{TENSORNET: 0.1, "factor": 0.5}), known(0.7, factor=0.5))[0].startswith("multiply")
+    words, _, reasons = said(known(0.7, **{TENSORNET: 0.1, "factor": 0.5}), known(0.7, factor=0.5))
+    assert words.startswith("multiply")
+    assert reasons[0].endswith("is missing: TensorNet MatPES.")
+
+
+def test_a_potential_is_not_asked_about_itself(tmp_path, crystal):
+    with pytest.raises(ValueError, match="cannot be asked about itself"):
+        check.check(crystal, CHGNET, tmp_path / "out", against=[TENSORNET, CHGNET])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command_prints_the_answers_and_one_recommendation(tmp_path, crystal, offline):

@@ -152,6 +152,9 @@ def _vasp(inputs: VaspInputSet) -> dict[str, str]:
 
 def _qe(inputs: VaspInputSet) -> dict[str, str]:
     atoms, grid, hubbard = _settings(inputs)
+    if atoms.has("initial_magmoms"):
+        # Below one it is a share of the valence electrons, in every version; ligands start without.
+        atoms.set_initial_magnetic_moments([0.5 * np.sign(one) * (abs(one) > 1) for one in atoms.get_initial_magnetic_moments()])
     data: dict[str, Any] = {
         "calculation": "scf",
         "tprnfor": True,
@@ -230,7 +233,8 @@ def _level(code: str, sets: Sequence[VaspInputSet], trained_on: str) -> list[str
         "vasp": [f"POTCAR: those of `POTCAR.spec`, in its order, from VASP's {sets[0].user_potcar_functional} set."],
         "qe": [f"Pseudopotentials: your PBE ones (SSSP, say) as {files} in `pseudo`; see to the cutoffs."],
         "aims": [f"In every folder `for s in {species}; do cat $TIGHT/${{s}}_default >> control.in; done`, from the tight species."]
-        + [f"Into the block of {symbol}: `plus_u {' '.join(shell)} {u:g}`." for symbol, (shell, u) in hubbard.items()],
+        + [f"Into the block of {symbol}: `plus_u {' '.join(shell)} {u:g}`." for symbol, (shell, u) in hubbard.items()]
+        + ["Into `control.in`, for the double counting of VASP: `plus_u_petukhov_mixing 1.0`."] * bool(hubbard),
         "extxyz": ["Write the frames with REF_energy (eV), REF_forces (eV/Å), REF_stress (eV/Å³) to `labelled.extxyz` in this folder."],
     }[code]
     if hubbard and code in ("qe", "aims"):

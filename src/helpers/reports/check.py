@@ -47,7 +47,7 @@ STAND_IN = "chgnet-0.3.0"  # whose tables calibrate the slopes of a potential th
 
 # Per property: its benchmark, its families with the columns of their tables, what is too small if it is soft, and what follows.
 PROPERTIES: dict[str, tuple[str, dict[str, str], str, str]] = {
-    "md": ("off_equilibrium", {"forces-tp": "force"}, "forces away from equilibrium", "atoms move too far, barriers are too low"),
+    "md": ("off_equilibrium", {"forces-tp": "force"}, "forces away from equilibrium", "atoms move too far"),
     "phonons": ("phonons", {"phonons-pbe": "omega_max"}, "frequencies", "too much entropy and heat capacity"),
     "elasticity": ("elasticity", {"bulk-modulus": "bulk_modulus", "shear-modulus": "shear_modulus"}, "the modulus", "it yields too easily"),
     "surfaces": ("surfaces", {"surfaces-built": "gamma_relaxed"}, "surface energies", "surfaces form too easily"),
@@ -67,8 +67,8 @@ SUPERCELLS_A = (10.0, 8.0, 6.0, 4.0, 0.0)  # least heights of supercells for pho
 REQUEST, RECORD, FRAMES = "request.json", "report.json", "frames.extxyz"
 
 RULES = (
-    f"Use it: every scale that is known lies within {CLOSE:.0%} of one.",
-    "Multiply by: one factor on the energy lies in all intervals, and it leaves the smallest error on the tested materials.",
+    f"Use it: everything that was asked is known and lies within {CLOSE:.0%} of one.",
+    "Multiply by: one factor on the energy lies in all intervals, not all of which hold 1, and factors leave the least error.",
     "Use another: a stiff potential leaves the smallest error there.",
     f"Label these frames: most of what was asked is not known, or nothing leaves less than {WORTH:.0%} of the error.",
 )
@@ -271,7 +271,9 @@ def expect(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict, 
     found |= answer._asdict() | {"nearest": near}
     if answer.status != "not known":
         told = f"{what} {abs(1 - answer.scale):.0%} too {'small' if answer.scale < 1 else 'large'}"
-        found["errs"] = f"{told}, or right" if answer.low <= 1 <= answer.high else f"{told}: {then}" if answer.scale < 1 else told
+        found["errs"] = f"{told}: {then}" if answer.high < 1 else told
+        if answer.low <= 1 <= answer.high:
+            found["errs"] = f"{what} between {1 - answer.low:.0%} too small and {answer.high - 1:.0%} too large"
         found["left"] = _left(rows, scales, known, source) if used else {}
         if len(values) == 1:
             unit = tables[model].loc[tables[model]["property"].astype(str) == columns[family], "unit"].iloc[0]
@@ -289,20 +291,33 @@ def advise(answers: Sequence[dict[str, Any]], model: str, structure: str) -> tup
     label = "label these frames", f"softening ask {files} {shlex.quote(model)} -n 5 --code vasp --out labels"
     if 2 * len(known) < len(answers):
         return *label, [f"{len(answers) - len(known)} of {len(answers)} answers are not known before DFT."]
-    if all(abs(line["scale"] - 1) <= CLOSE for line in known):
-        return "use it", "", [f"Every scale that is known lies within {CLOSE:.0%} of one."]
+    if len(known) == len(answers) and all(abs(line["scale"] - 1) <= CLOSE for line in known):
+        widest = max(known, key=lambda line: line["high"] / line["low"])
+        return (
+            "use it",
+            "",
+            [f"Every scale lies within {CLOSE:.0%} of one; the widest interval is {widest['low']:.2f} to {widest['high']:.2f}."],
+        )
     # On the energy, of which a frequency is the square root.
     middle, low, high = (np.array([line[end] ** (1 / line["power"]) for line in known]) for end in ("scale", "low", "high"))
     # Of those that were asked about all of them.
-    left, reasons = pd.DataFrame([line["left"] for line in known if line["left"]]).dropna(axis="columns").mean().sort_values(), []
+    shares = pd.DataFrame([line["left"] for line in known if line["left"]])
+    left, reasons = shares.dropna(axis="columns").mean().sort_values(), []
+    if len(partly := [figures.label(str(one)) for one in shares.columns[shares.isna().any()]]):
+        reasons.append(f"Not compared, since a table of one of the properties is missing: {', '.join(partly)}.")
     if low.max() > high.min():
-        left, reasons = left.drop("factor", errors="ignore"), ["No factor lies in all intervals: softness differs between the properties."]
+        left = left.drop("factor", errors="ignore")
+        reasons.append("No factor lies in all intervals: softness differs between the properties.")
+    elif low.max() <= 1 <= high.min():
+        left = left.drop("factor", errors="ignore")
+        reasons.append("All intervals hold 1: no factor is called for.")
     if len(left):
-        told = ", ".join(f"{'a factor' if one == 'factor' else figures.label(one)} {share:.2f}" for one, share in left.items())
+        told = ", ".join(f"{'a factor for each property' if one == 'factor' else figures.label(one)} {x:.2f}" for one, x in left.items())
         reasons.append(f"Error left on the tested materials, if it is 1.00 as it is: {told}.")
     # With intervals alone nothing is known of the scatter.
     if left.empty or left.iloc[0] > WORTH:
-        return *label, [*reasons, "Nothing that is known without DFT mends much of the error."]
+        none = "No slope against a stiffer potential is known." if shares.empty else "Nothing known without DFT mends much of the error."
+        return *label, [*reasons, none]
     if (best := str(left.index[0])) != "factor":
         return f"use another: {figures.label(best)}", f"softening check {files} {best} --out other", reasons
     factor = 1 / float(np.clip(np.exp(np.log(middle).mean()), low.max(), high.min()))
@@ -336,6 +351,8 @@ def check(
     if budget_minutes is not None and not budget_minutes > 0:
         raise ValueError(f"the budget must be a positive number of minutes, not {budget_minutes}")
     given, potential = read(structure), potentials.load(model, device, trust=trust)
+    if {model, potential.key} & set(against):
+        raise ValueError(f"--against {model}: a potential cannot be asked about itself; name a stiffer one, or leave it out")
     try:
         check_structure(given.numbers, given.positions, given.cell.array, potential.elements)
     except ValueError as error:
@@ -379,7 +396,7 @@ def check(
         for family in PROPERTIES[key][1]
     ]
     if len(crystal) > 100 or (shaken and not any(one.info["kind"].endswith("K") for one in shaken)):
-        notes.append(f"{len(crystal)} atoms in the primitive cell: there are fewer probes, as many as --budget affords.")
+        notes.append(f"There are fewer probes than usual: the primitive cell has {len(crystal)} atoms, and --budget affords no more.")
     if why := uncalibrated(crystal):
         notes.append(f"No calibration for this material: {why}.")
     if far := [line["name"] for line in answers if line["nearest"] and line["nearest"][0]["distance"] > FAR]:

@@ -33,7 +33,7 @@ def answer_table(check: Check) -> pd.DataFrame:
         known = line["status"] != "not known"
         scale = f"{line['scale']:.2f} [{line['low']:.2f}, {line['high']:.2f}]" if known else "not known"
         source = {"predicted": "slopes", "constant": "tested materials", "not known": "–"}[line["status"]]
-        told = {"from": source, "yours → DFT": line["dft"] or "–", "to expect": line.get("errs") or line["reason"]}
+        told = {"from": source, "yours → DFT": line["dft"] or "–", "to expect": "; ".join(filter(None, (line.get("errs"), line["reason"])))}
         rows[line["name"]] = {"scale [90 %]": scale, **told}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("property")
 
