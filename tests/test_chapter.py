@@ -168,7 +168,7 @@ def test_numbers_that_cannot_be_told_apart_or_are_not_there_are_refused(glued):
         here.glue(table, "slope")
     with pytest.raises(ValueError, match="no column r2, set"):
         here.glue(table, "slope r2", "{set}_{column}")
-    with pytest.raises(ValueError, match="share is no number and no text but a Series"):
+    with pytest.raises(ValueError, match="share is neither number, text nor shown figure but a Series"):
         here.glue(share=table["slope"])
     assert not glued
 

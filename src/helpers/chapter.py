@@ -131,13 +131,14 @@ class Chapter:
     def glue(self, table: pd.DataFrame | None = None, columns: str = "", name: str = "{model}_{column}", **values: object) -> None:
         """Give numbers names by which the text quotes them.
 
-        ValueError if the table lacks a column, two numbers would have one name, or something is neither a number nor text.
+        ValueError if the table lacks a column, two numbers would have one name, or something is neither number, text nor shown figure.
 
         ``table``: one line per thing that has numbers. A model that has none there gets no names.
         ``columns``: columns to quote, separated by spaces; ``other=column`` quotes one under another name.
         ``name``: template: ``{column}``, and columns or levels of the index of the table. ``{model}`` is the model's short name in the
             catalogue; lines of other models are passed over, but for the chapter's own potential, which is ``own`` then.
-        ``**values``: further names, each with its number or text.
+        ``**values``: further names, each with its number or text, or with what :meth:`show` and :meth:`summary` return. ``opening`` is the
+            figure that stands above everything else.
         """
         if table is not None:
             table = table.reset_index() if any(table.index.names) else table
@@ -159,10 +160,10 @@ class Chapter:
                         raise ValueError(f"two numbers would be called {wanted!r}; let the template {name!r} name what tells them apart")
                     values[wanted] = line[column]
         for wanted, value in values.items():
-            if not np.isscalar(value):
-                raise ValueError(f"{wanted} is no number and no text but a {type(value).__name__}")
+            if not np.isscalar(value) and not isinstance(value, figures.Shown | figures.ShownTable):
+                raise ValueError(f"{wanted} is neither number, text nor shown figure but a {type(value).__name__}")
             value = value.item() if isinstance(value, np.generic) else value
-            if wanted not in self.named or self.named[wanted] != value:  # a name given twice is a warning of the book
+            if self.named.get(wanted) is not value and not (np.isscalar(value) and self.named.get(wanted) == value):  # or the book warns
                 self.named[wanted] = value
                 myst_nb.glue(wanted, value, display=False)
 
