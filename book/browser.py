@@ -12,16 +12,21 @@ Each page is opened twice, on a wide light window and on a dark phone, and scrol
 
 On the first page the keyboard is tried as well: skip link, search, contents on a phone; and its notebook is downloaded.
 
-``python book/browser.py [PAGE ...]`` opens the pages given (``notebooks/surfaces``), or all of the book.
+``python book/browser.py [PAGE ...]`` opens the pages given (``notebooks/surfaces``), or all of the book, as many at a time as there are
+cores.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -258,32 +263,43 @@ def try_download(browser, address: str, name: str) -> list[str]:
     return [] if notebook.get("nbformat") and notebook.get("cells") else ["what is downloaded is no notebook"]
 
 
-def examine(browser, folder: Path, names: list[str], first: str) -> list[str]:
-    """Examine pages of a built site and print a line on each; return all problems.
+@contextmanager
+def browsing():
+    """Start a browser of its own for the thread that asks; close it in the end."""
+    from playwright.sync_api import sync_playwright
 
-    If ``first``, the page that readers meet first, is among them, its opening is timed, and the keyboard and the download are tried.
-    """
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=[*WEBGL, *chromium_options()], proxy=NO_NETWORK)
+        yield browser
+        browser.close()
+
+
+def look(address: str, name: str) -> list[str]:
+    """Examine a page in all views and print a line on each; return its problems."""
     wrong: list[str] = []
     axe = AXE.read_text(encoding="utf-8")
-    with serve(folder) as address:
-        for name in names:
-            for view in VIEWS:
-                start = time.perf_counter()
-                seen = visit(browser, address, name, view, axe)
-                took = time.perf_counter() - start
-                print(f"{name} ({view.name}): {seen.weight / 1e6:.1f} MB, {len(seen.problems)} problem(s), {took:.0f} s", flush=True)
-                for line in dict.fromkeys(seen.problems):
-                    print(f"  {line}", flush=True)
-                    wrong.append(f"{name} ({view.name}): {line}")
-                for line in seen.remarks:
-                    print(f"  (remark) {line}", flush=True)
-        if first in names:
-            opening = opening_time(browser, f"{address}/{first}.html")
-            print(f"{first} opens in {opening:.2f} s, the quickest of {OPENINGS}")
-            if opening > MAX_OPENING:
-                wrong.append(f"{first}: opens in {opening:.2f} s; {MAX_OPENING:.0f} s is the limit")
-            wrong += [f"{first} (keyboard): {line}" for line in try_keyboard(browser, address, first, "softening")]
-            wrong += [f"{first} (download): {line}" for line in try_download(browser, address, first)]
+    with browsing() as browser:
+        for view in VIEWS:
+            start = time.perf_counter()
+            seen = visit(browser, address, name, view, axe)
+            took = time.perf_counter() - start
+            lines = [f"{name} ({view.name}): {seen.weight / 1e6:.1f} MB, {len(seen.problems)} problem(s), {took:.0f} s"]
+            lines += [f"  {line}" for line in dict.fromkeys(seen.problems)] + [f"  (remark) {line}" for line in seen.remarks]
+            print("\n".join(lines), flush=True)
+            wrong += [f"{name} ({view.name}): {line}" for line in dict.fromkeys(seen.problems)]
+    return wrong
+
+
+def try_first(address: str, first: str) -> list[str]:
+    """Time the opening of the page that readers meet first, try the keyboard and the download; return what is wrong."""
+    wrong: list[str] = []
+    with browsing() as browser:
+        opening = opening_time(browser, f"{address}/{first}.html")
+        print(f"{first} opens in {opening:.2f} s, the quickest of {OPENINGS}")
+        if opening > MAX_OPENING:
+            wrong.append(f"{first}: opens in {opening:.2f} s; {MAX_OPENING:.0f} s is the limit")
+        wrong += [f"{first} (keyboard): {line}" for line in try_keyboard(browser, address, first, "softening")]
+        wrong += [f"{first} (download): {line}" for line in try_download(browser, address, first)]
     return wrong
 
 
@@ -297,16 +313,17 @@ def main() -> int:
         print(f"not built: {', '.join(missing)}; run make book first", file=sys.stderr)
         return 2
     try:
-        from playwright.sync_api import sync_playwright
+        import playwright.sync_api  # noqa: F401
 
-        program = chromium()
+        chromium()
     except (ImportError, FileNotFoundError) as error:
         print(f"{error}\nmake browser installs the package; Chromium or Chrome comes from the system", file=sys.stderr)
         return 2
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=[*WEBGL, *chromium_options()], proxy=NO_NETWORK)
-        wrong = examine(browser, HTML, names, first=pages()[0])
-        browser.close()
+    with serve(HTML) as address:
+        # Alone, since it is timed.
+        wrong = try_first(address, pages()[0]) if pages()[0] in names else []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            wrong += [line for lines in pool.map(partial(look, address), names) for line in lines]
     print(f"\n{len(names)} pages in {len(VIEWS)} views; {len(wrong)} problem(s).")
     for message in wrong:
         print(message, file=sys.stderr)
