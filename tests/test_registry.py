@@ -515,3 +515,11 @@ def test_every_mirrored_file_is_the_registered_one(project_registry):
         path = mirror / file.mirror_path
         assert registry.sha256(path) == file.sha256, file.key
         assert path.stat().st_size == file.size, file.key
+
+
+@pytest.mark.slow
+def test_importing_a_benchmark_reads_no_registry(tmp_path):
+    code = "from helpers import benchmarks; print(*[benchmarks.module(name).LIVE for name in benchmarks.CATALOGUE])"
+    environment = {**os.environ, registry.DATA_VARIABLE: str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

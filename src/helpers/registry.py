@@ -23,11 +23,12 @@ import os
 import shutil
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
+import platformdirs
 import pooch
 import requests
 from filelock import FileLock, Timeout
@@ -76,15 +77,26 @@ class RegisteredFile:
     citation: str
 
 
+_CHECKOUT, _INSTALLED = Path(__file__).resolve().parents[2] / "data", Path(__file__).resolve().parents[1] / "softening" / "data"
+
+
 def data_dir() -> Path:
-    """Return the project's ``data`` folder (environment variable ``SOFTENING_DATA`` overrides it)."""
+    """Return the project's ``data`` folder: that of the checkout, or the one that is installed with the package.
+
+    The environment variable ``SOFTENING_DATA`` overrides both. RegistryError if it holds no registry.
+    """
     override = os.environ.get(DATA_VARIABLE)
-    folder = Path(override) if override else Path(__file__).resolve().parents[2] / "data"
+    folder = (
+        Path(override) if override else next((here for here in (_CHECKOUT, _INSTALLED) if (here / "registry.csv").is_file()), _INSTALLED)
+    )
     if not (folder / "registry.csv").is_file():
-        raise RegistryError(
-            f"{folder} holds no registry.csv. Run from a checkout of the project, or set {DATA_VARIABLE} to its data folder."
-        )
+        raise RegistryError(f"{folder} holds no registry.csv. Set {DATA_VARIABLE} to a folder that does, such as data in a checkout.")
     return folder
+
+
+def own_dir() -> Path:
+    """Return the folder that results are written to: ``data``, or the user's own where that belongs to an installed package."""
+    return Path(platformdirs.user_data_dir("pes-softening")) if data_dir() == _INSTALLED else data_dir()
 
 
 def cache_dir() -> Path:
@@ -124,6 +136,23 @@ def files(benchmark: str | None = None) -> list[RegisteredFile]:
         groups = ", ".join(sorted({file.benchmark for file in everything}))
         raise RegistryError(f"The registry has no files for {benchmark!r}. It has: {groups}.{nearest(benchmark, groups.split(', '))}")
     return chosen
+
+
+class Listed(Sequence[str]):
+    """The keys of a benchmark's files that are wanted, read from the registry when they are first asked for."""
+
+    def __init__(self, benchmark: str, wanted: Callable[[str], bool]) -> None:
+        self.benchmark, self.wanted = benchmark, wanted
+
+    @cached_property
+    def _keys(self) -> tuple[str, ...]:
+        return tuple(file.key for file in files(self.benchmark) if self.wanted(file.key))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, place):
+        return self._keys[place]
 
 
 def lookup(key: str) -> RegisteredFile:

@@ -24,7 +24,7 @@ import ase
 import numpy as np
 import pandas as pd
 
-from helpers.registry import data_dir
+from helpers.registry import data_dir, own_dir
 
 PACKAGES = (
     *("torch", "torch-sim-atomistic", "chgnet", "matgl", "mace-torch", "sevenn", "matcalc"),
@@ -94,13 +94,13 @@ class ResultsError(Exception):
 
 
 def results_dir(base: Path | None = None) -> Path:
-    """Return the folder of the tables: the committed ones, or those below another base than the data folder."""
-    return (data_dir() if base is None else Path(base)) / "results"
+    """Return the folder that tables are written to, below a base or :func:`helpers.registry.own_dir`."""
+    return (own_dir() if base is None else Path(base)) / "results"
 
 
 def runs_dir(base: Path | None = None) -> Path:
     """Return the folder of runs in progress."""
-    return (data_dir() if base is None else Path(base)) / "runs"
+    return (own_dir() if base is None else Path(base)) / "runs"
 
 
 def file_name(model: str) -> str:
@@ -109,13 +109,16 @@ def file_name(model: str) -> str:
 
 
 def table_path(benchmark: str, model: str, base: Path | None = None) -> Path:
-    """Return where the table of a benchmark and a model lies."""
-    return results_dir(base) / benchmark / f"{file_name(model)}.parquet"
+    """Return where the table of a benchmark and a model lies: below a base, or one's own, or the one that came with the package."""
+    name = Path(benchmark, f"{file_name(model)}.parquet")
+    own, shipped = results_dir(base) / name, data_dir() / "results" / name
+    return shipped if base is None and shipped.is_file() and not own.is_file() else own
 
 
 def models(benchmark: str) -> list[str]:
     """Return the models that have a table for a benchmark."""
-    return sorted(read_json(path)["model"] for path in (results_dir() / benchmark).glob("*.json"))
+    folders = {results_dir(), data_dir() / "results"}
+    return sorted({read_json(path)["model"] for folder in folders for path in (folder / benchmark).glob("*.json")})
 
 
 def atomically(path: Path, write) -> None:
@@ -259,7 +262,7 @@ def write(
 ) -> Path:
     """Write a table that passes :func:`check` with its provenance; the provenance last, so that it vouches for a complete table."""
     check(table, keys)
-    path = table_path(benchmark, model, base)
+    path = results_dir(base) / benchmark / f"{file_name(model)}.parquet"
     write_parquet(table, path)
     write_json({"benchmark": benchmark, "model": model, **provenance}, path.with_suffix(".json"))
     return path

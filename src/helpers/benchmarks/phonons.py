@@ -90,11 +90,9 @@ def _material(key: str) -> str:
     return "mp-" + key.partition("materials-id-")[2].partition("-")[0]
 
 
-_ARCHIVES = {_material(file.key): file.key for file in registry.files("phonons") if file.key.startswith(_PHONONDB)}
-
-SETS: dict[str, tuple[str, ...]] = {
-    "phonondb": tuple(key for material, key in _ARCHIVES.items() if material != _CSF),
-    "csf": (_ARCHIVES[_CSF],),
+SETS: dict[str, Sequence[str]] = {
+    "phonondb": registry.Listed("phonons", lambda key: key.startswith(_PHONONDB) and _material(key) != _CSF),
+    "csf": registry.Listed("phonons", lambda key: key.startswith(_PHONONDB) and _material(key) == _CSF),
     "phonondb-pbe": (_PBE_FREQUENCIES, _PBE_STRUCTURES),
     "prototypes": (),
 }
@@ -208,9 +206,10 @@ def own(crystal: ase.Atoms | IStructure, repeats: int | Sequence[int], protocol:
 
 def compound(material: str) -> Case:
     """Return one compound of PhononDB, by its Materials Project identifier; KeyError if ``phonondb`` and ``csf`` do not have it."""
-    if material not in _ARCHIVES:
-        raise KeyError(f"PhononDB has {len(_ARCHIVES)} compounds here, and {material} is not among them")
-    return _archived("csf" if material == _CSF else "phonondb", _ARCHIVES[material])
+    archives = {_material(key): (name, key) for name in ("phonondb", "csf") for key in SETS[name]}
+    if material not in archives:
+        raise KeyError(f"PhononDB has {len(archives)} compounds here, and {material} is not among them")
+    return _archived(*archives[material])
 
 
 def authors(table: pd.DataFrame) -> pd.DataFrame:

@@ -58,9 +58,9 @@ from helpers.sources import snap
 _SNAP = f"{snap.SNAP}/NbMoTaW/training"
 _METALS = {"nb-mo": ("Nb", "Mo"), "ta-w": ("Ta", "W")}
 
-SETS: dict[str, tuple[str, ...]] = {
+SETS: dict[str, Sequence[str]] = {
     "ca-mg-o": (),
-    "sic-aln": tuple(file.key for file in registry.files("solid_solutions") if "/SiC-AlN/" in file.key),
+    "sic-aln": registry.Listed("solid_solutions", lambda key: "/SiC-AlN/" in key),
     **{
         name: (f"{_SNAP}/{first}{second}_SS.json", f"{_SNAP}/{first}_Elastic.json", f"{_SNAP}/{second}_Elastic.json")
         for name, (first, second) in _METALS.items()
