@@ -42,7 +42,7 @@ from helpers.potentials.base import Potential
 from helpers.training import trial
 from helpers.training.fine_tune import Label
 
-SETS: dict[str, tuple[str, ...]] = {
+SETS: dict[str, Sequence[str]] = {
     "displacements": phonons.SETS["phonondb"],
     "csf": phonons.SETS["csf"],
     "vacancy-hops": tuple(dict.fromkeys(off_equilibrium.SETS["single-element-md"] + migration.SETS["elements"])),
