@@ -516,6 +516,27 @@ def test_an_ase_calculator_gives_its_own_numbers(load_model):
 
 
 @pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("MACE-MP-0", "mace-mp-0-medium"),
+        ("M3GNet-MP-2021.2.8-PES", "m3gnet-mp-2021.2.8"),
+        ("TensorNet-MatPES-PBE-v2025.1-PES", "tensornet-matpes-pbe-2025.1"),
+        ("CHGNet-0.3.0", "chgnet-0.3.0"),
+        ("SevenNet-0", "sevennet-0"),
+        ("file:CHGNet-0.3.0", "file:CHGNet-0.3.0"),
+    ],
+)
+def test_names_that_others_give_to_the_same_weights(theirs, ours):
+    assert potentials.check(theirs) == ours
+    assert set(potentials._ALIASES.values()) <= set(potentials.CATALOGUE)
+    assert not set(potentials._ALIASES) & set(potentials.CATALOGUE)
+
+
+def test_a_potential_by_another_name_is_the_same():
+    assert potentials.load("CHGNet-0.3.0", "cpu").key == "chgnet-0.3.0"
+
+
+@pytest.mark.parametrize(
     ("key", "message"),
     [
         ("chgnet", "unknown model 'chgnet'. Known: chgnet-0.3.0, .*ase:module.factory, file:PATH"),

@@ -195,8 +195,7 @@ def begin(
     names, guests = ((given,) if isinstance(given, str) else tuple(given) for given in (names, guests))
     for name in names:
         benchmarks.module(name)
-    for model in (key, *guests):
-        potentials.check(model)
+    key, *guests = map(potentials.check, (key, *guests))
     where = potentials.resolve_device(device)
     if run == "everything":
         for name in names:

@@ -27,6 +27,7 @@ __all__ = [
     "Prediction",
     "StructureError",
     "at_home",
+    "canonical",
     "check",
     "installed",
     "load",
@@ -178,6 +179,25 @@ CATALOGUE: dict[str, Entry] = {
 }
 
 
+# What others call the same weights, in small letters: MatGL, matcalc 0.7 and matbench-discovery.
+_ALIASES = {
+    "m3gnet-mp-2021.2.8-pes": "m3gnet-mp-2021.2.8",
+    "m3gnet-matpes-pbe-v2025.1-pes": "m3gnet-matpes-pbe-2025.1",
+    "tensornet-matpes-pbe-v2025.1-pes": "tensornet-matpes-pbe-2025.1",
+    "mace-mp-0": "mace-mp-0-medium",
+    "mace-mptrj-0a-medium": "mace-mp-0-medium",
+    "mace-mpa-0": "mace-mpa-0-medium",
+    "sevennet-mptrj-0": "sevennet-0",
+    "7net-0": "sevennet-0",
+}
+
+
+def canonical(key: str) -> str:
+    """Return the catalogue's key for another package's name of the same weights, in large or small letters; anything else as it is."""
+    small = key.lower()
+    return small if small in CATALOGUE else _ALIASES.get(small, key)
+
+
 def resolve_device(device: str | torch.device) -> torch.device:
     """Turn ``auto`` into the best device there is (a CUDA GPU, else the CPU).
 
@@ -208,8 +228,8 @@ def load(
     Parameters
     ----------
     key : str
-        A key of :data:`CATALOGUE`; ``ase:module.factory`` for any ASE calculator; ``file:PATH`` for a MACE model file
-        or the folder of a mended potential (:mod:`helpers.potentials.fixes`); a Path is that file or folder.
+        A key of :data:`CATALOGUE`, or what MatGL, matcalc or matbench-discovery call these weights; ``ase:module.factory`` for any
+        ASE calculator; ``file:PATH`` for a MACE model file or the folder of a mended potential (:mod:`helpers.potentials.fixes`); a Path is that file or folder.
     device : str or torch.device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …; that of an ASE calculator is the calculator's own affair.
     dtype : torch.dtype
@@ -232,7 +252,7 @@ def load(
 
 
 def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool) -> Potential:
-    check(key)
+    key = check(key)
     if key.startswith("ase:"):
         # A resolved device comes from a potential that stands on this one.
         if isinstance(device, str) and device not in ("auto", "cpu"):
@@ -256,11 +276,16 @@ def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool)
     return loaded
 
 
-def check(key: str) -> None:
-    """Check that a key is of the catalogue, or names a calculator or a file; PotentialError if not, with the keys there are."""
+def check(key: str) -> str:
+    """Return the :func:`canonical` name of a potential; PotentialError, with the names there are, if it names nothing that can be loaded."""
+    key = canonical(key)
     if key not in CATALOGUE and not re.match("(ase|file):.", key):
         near = f" Write file:{key} for that file or folder." if key and Path(key).exists() else registry.nearest(key, CATALOGUE)
+        # Which weights a bare name means, others disagree about.
+        if key and len(several := [name for name in CATALOGUE if name.startswith(f"{key.lower()}-")]) > 1:
+            near = f" {key} may be {', '.join(several[:-1])} or {several[-1]}: name one."
         raise PotentialError(f"unknown model {key!r}. Known: {', '.join(CATALOGUE)}, ase:module.factory, file:PATH.{near}")
+    return key
 
 
 def installed(key: str) -> bool:
