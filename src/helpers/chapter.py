@@ -195,7 +195,7 @@ def begin(
     names, guests = ((given,) if isinstance(given, str) else tuple(given) for given in (names, guests))
     for name in names:
         benchmarks.module(name)
-    key, *guests = map(potentials.check, (key, *guests))
+    key, guests = potentials.check(key), tuple(map(potentials.check, guests))
     where = potentials.resolve_device(device)
     if run == "everything":
         for name in names:

@@ -229,7 +229,8 @@ def load(
     ----------
     key : str
         A key of :data:`CATALOGUE`, or what MatGL, matcalc or matbench-discovery call these weights; ``ase:module.factory`` for any
-        ASE calculator; ``file:PATH`` for a MACE model file or the folder of a mended potential (:mod:`helpers.potentials.fixes`); a Path is that file or folder.
+        ASE calculator; ``file:PATH`` for a MACE model file or the folder of a mended potential (:mod:`helpers.potentials.fixes`); a
+        Path is that file or folder.
     device : str or torch.device
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …; that of an ASE calculator is the calculator's own affair.
     dtype : torch.dtype
@@ -277,7 +278,7 @@ def _load(key: str, device: str | torch.device, dtype: torch.dtype, trust: bool)
 
 
 def check(key: str) -> str:
-    """Return the :func:`canonical` name of a potential; PotentialError, with the names there are, if it names nothing that can be loaded."""
+    """Return the :func:`canonical` name of a potential; PotentialError, with those there are, if it names nothing that can be loaded."""
     key = canonical(key)
     if key not in CATALOGUE and not re.match("(ase|file):.", key):
         near = f" Write file:{key} for that file or folder." if key and Path(key).exists() else registry.nearest(key, CATALOGUE)
