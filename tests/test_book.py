@@ -163,14 +163,15 @@ def test_chapters_open_with_the_question_the_answer_and_a_figure(path):
     cells = nbformat.read(path, as_version=4).cells
     title, question, answer, figure, how = cells[0].source.split("\n\n")
     assert title.startswith("# ")
-    assert re.fullmatch(r"\*[^*]+\?\*", question) or path.stem == "template"
+    assert re.fullmatch(r"\*[^*]*\?[^*]*\*", question) or path.stem == "template"
     assert len(re.findall(r"[.!?](?= |$)", re.sub(r"\{glue:text\}`[^`]+`", "7", answer), re.MULTILINE)) in (2, 3)
     assert figure == "```{glue} opening\n```"
     assert how.startswith("```{admonition} How to run this\n:class: dropdown glance\n")
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert [cell.metadata.get("tags") for cell in code[:2]] == [["hide-cell"]] * 2
     assert len({cell.metadata.mystnb.code_prompt_show for cell in code[:2]} - {""}) == 2
-    assert [cell.metadata.get("tags") for cell in code if "here.glue(opening=" in cell.source] == [["remove-cell"]]
+    (made,) = [cell for cell in code if re.search(r"here\.glue\(\s*opening=", cell.source)]
+    assert made.metadata.tags in (["remove-cell"], ["hide-input"])
 
 
 @pytest.mark.parametrize("path", [*CHAPTERS, ROOT / "book" / "template.ipynb"], ids=lambda path: path.stem)

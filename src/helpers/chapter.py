@@ -26,6 +26,7 @@ import pandas as pd
 from helpers import benchmarks, figures, potentials, registry, results, runner, scoreboard
 
 RUNS = ("results", "sample", "everything")
+FEW = ("chgnet-0.3.0", "m3gnet-mp-2021.2.8", "tensornet-matpes-pbe-2025.1")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ class Chapter:
     def models(self, benchmark: str) -> list[str]:
         """Return the models with a table that the chapter shows."""
         return potentials.at_home(results.models(benchmark), {self.key, *self.guests})
+
+    def few(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of the models that a first figure shows: two of the paper's, a stiffer one, and the chapter's own."""
+        return table[table["model"].isin({*FEW, self.key})]
 
     def own(self, benchmark: str, table: pd.DataFrame | None = None) -> tuple[pd.DataFrame, str]:
         """Return the rows of the chapter's potential and its name; where it has none, those of another model, which a line says.
