@@ -125,6 +125,9 @@ def softening_scale(reference: ArrayLike, predicted: ArrayLike, intercept: bool 
     ``intercept``: fit y = a + s x instead of y = s x. The default has no intercept, because no force must stay no force. For forces, which
         sum to zero in each frame, both give the same s.
 
+    >>> round(softening_scale([-2.0, 1.0, 1.0], [-1.6, 0.8, 0.8]), 6)
+    0.8
+
     References
     ----------
     Deng et al., npj Comput. Mater. 11, 9 (2025), Fig. 5.
@@ -607,6 +610,9 @@ def correction(reference: ArrayLike, predicted: ArrayLike, method: str = "invers
     agree only for R² = 1. The first leaves larger errors, the second a slope below one.
 
     ValueError if the method is unknown, or if the slope is not positive: no factor helps there.
+
+    >>> round(correction([-2.0, 1.0, 1.0], [-1.6, 0.8, 0.8]), 6)
+    1.25
     """
     _check_method(method)
     x, y = _predicted_varies(*_pair(reference, predicted))

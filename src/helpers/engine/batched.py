@@ -94,6 +94,12 @@ def relax(
 ) -> list[Relaxed]:
     """Relax many structures with FIRE.
 
+    >>> from ase.build import bulk
+    >>> from helpers import engine, potentials
+    >>> emt = potentials.load("ase:ase.calculators.emt.EMT")
+    >>> [round(float(one.atoms.cell.volume), 1) for one in engine.relax(emt, [bulk("Cu"), bulk("Al")], cell="full")]
+    [11.6, 15.9]
+
     Parameters
     ----------
     potential : Potential

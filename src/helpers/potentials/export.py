@@ -68,6 +68,10 @@ def command(key: str, potential: Potential) -> str:
 def export(model: str, form: str, out: Path | str, *, trust: bool = False) -> tuple[dict[str, float], str]:
     """Write a mended potential in the form of its own package, and make sure that this loads it and gives the same answers.
 
+    Returned are the largest differences from the mended potential (:data:`TOLERANCES`), and how to load it, in Python. PotentialError or
+    ValueError, with nothing left behind, if the model is no mended potential, there is something of that name, the architecture has not
+    this form, or the package's answers differ from those of the mended potential on one of :data:`N_CRYSTALS` crystals.
+
     Parameters
     ----------
     model : str
@@ -79,10 +83,6 @@ def export(model: str, form: str, out: Path | str, *, trust: bool = False) -> tu
         Must not exist.
     trust : bool
         As in :func:`helpers.potentials.load`.
-
-    Returned are the largest differences from the mended potential (:data:`TOLERANCES`), and how to load it, in Python. PotentialError or
-    ValueError, with nothing left behind, if the model is no mended potential, there is something of that name, the architecture has not
-    this form, or the package's answers differ from those of the mended potential on one of :data:`N_CRYSTALS` crystals.
     """
     out = Path(out)
     folder = fixes.folder_of(f"file:{model.removeprefix('file:')}")

@@ -1,8 +1,10 @@
 """Check a potential on one crystal before any DFT: its expected scale, property by property, from slopes against stiffer potentials.
 
->>> from helpers.reports import check
->>> found = check.check("my.cif", "chgnet-0.3.0", "my-check")
->>> found.recommendation, found.reasons
+::
+
+    from helpers.reports import check
+    found = check.check("my.cif", "chgnet-0.3.0", "my-check")
+    found.recommendation, found.reasons
 
 Probes are made from the crystal and evaluated with the potential and with stiff ones, by the benchmarks themselves, since each answer has
 to be the observable that its family was calibrated with (:mod:`helpers.calibration`): forces on frames that all share, and numbers at

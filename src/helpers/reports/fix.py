@@ -1,8 +1,10 @@
 """Fix a potential with a few DFT labels: check them, split them, fit, test, save, report.
 
->>> from helpers.reports import fix
->>> fixed = fix.fix("chgnet-0.3.0", ["my.extxyz"], method="linear", out="my-fix")
->>> fixed.potential.calculator()
+::
+
+    from helpers.reports import fix
+    fixed = fix.fix("chgnet-0.3.0", ["my.extxyz"], method="linear", out="my-fix")
+    fixed.potential.calculator()
 
 The folder that comes out is loaded with ``potentials.load("file:my-fix")`` (:mod:`helpers.potentials.fixes`). A run can be
 interrupted: the same call goes on where it stopped, and does nothing if all is done. Nothing but that folder is ever written to.

@@ -1,8 +1,10 @@
 """A report card of any potential: every family of the book, on a part of its cases or on all, judged by the same statistics.
 
->>> from helpers.reports import report_card
->>> card = report_card.make("ase:my_module.my_factory", out="my-card")
->>> print(card.recommendation, card.reasons)
+::
+
+    from helpers.reports import report_card
+    card = report_card.make("ase:my_module.my_factory", out="my-card")
+    print(card.recommendation, card.reasons)
 
 The folder that comes out holds ``report.html`` (one page, :mod:`helpers.reports.report_card_page`), ``report.md``, ``report.json``, and the
 tables in ``results``, laid out like ``data/results``. A card can be interrupted: the same call goes on where it stopped, and does nothing
