@@ -528,8 +528,8 @@ def test_an_ase_calculator_gives_its_own_numbers(load_model):
 )
 def test_names_that_others_give_to_the_same_weights(theirs, ours):
     assert potentials.check(theirs) == ours
-    assert set(potentials._ALIASES.values()) <= set(potentials.CATALOGUE)
-    assert not set(potentials._ALIASES) & set(potentials.CATALOGUE)
+    assert set(potentials.ALIASES.values()) <= set(potentials.CATALOGUE)
+    assert not set(potentials.ALIASES) & set(potentials.CATALOGUE)
 
 
 def test_a_potential_by_another_name_is_the_same():

@@ -161,7 +161,8 @@ def built(tmp_path_factory):
     root = tmp_path_factory.mktemp("book")
     for folder in ("_static", "_templates"):
         shutil.copytree(ROOT / "book" / folder, root / "book" / folder)
-    shutil.copy(ROOT / "book" / "references.bib", root / "book")
+    for name in ("references.bib", "docstrings.py"):
+        shutil.copy(ROOT / "book" / name, root / "book")
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# One"), nbformat.v4.new_code_cell("1 + 1")], metadata=kernel)
     for name in ("notebooks/one.ipynb", "book/labs/lab.ipynb"):

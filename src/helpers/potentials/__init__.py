@@ -184,7 +184,7 @@ CATALOGUE: dict[str, Entry] = {
 
 
 # What others call the same weights, in small letters: MatGL, matcalc 0.7 and matbench-discovery.
-_ALIASES = {
+ALIASES = {
     "m3gnet-mp-2021.2.8-pes": "m3gnet-mp-2021.2.8",
     "m3gnet-matpes-pbe-v2025.1-pes": "m3gnet-matpes-pbe-2025.1",
     "tensornet-matpes-pbe-v2025.1-pes": "tensornet-matpes-pbe-2025.1",
@@ -199,7 +199,7 @@ _ALIASES = {
 def canonical(key: str) -> str:
     """Return the catalogue's key for another package's name of the same weights, in large or small letters; anything else as it is."""
     small = key.lower()
-    return small if small in CATALOGUE else _ALIASES.get(small, key)
+    return small if small in CATALOGUE else ALIASES.get(small, key)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
