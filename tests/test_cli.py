@@ -293,3 +293,12 @@ def test_run_and_status(data, monkeypatch):
     assert len(results.read("surfaces", EMT)) > 0
     status = CliRunner().invoke(cli.app, ["status"])
     assert EMT in status.output
+
+
+@pytest.mark.slow
+def test_a_question_about_the_options_imports_nothing_heavy():
+    program = "import sys; sys.argv = ['softening', '--help']\ntry:\n    from helpers.cli import main\n    main()\nfinally:\n    "
+    program += "print(sorted({'torch', 'pandas', 'numpy', 'ase', 'requests'} & set(sys.modules)))"
+    outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "Measure how soft" in outcome.stdout
+    assert outcome.stdout.splitlines()[-1] == "[]"

@@ -10,17 +10,22 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from helpers.registry import RegisteredFile
 
 MANY = 40  # frames, of which those without fault are not listed
 INTERRUPTED = "softening: interrupted; the same command goes on where it stopped"
 
-try:  # seconds, in which a user may have thought better of it
-    import pandas as pd
+# Commands import what they need: a question about the options has an answer in half a second.
+try:
     import typer
     from typer.core import TyperCommand
 
-    from helpers import benchmarks, registry, results
+    from helpers import BENCHMARKS
 except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
     sys.exit(130)
@@ -36,7 +41,8 @@ app = typer.Typer(
 
 COMPILE = ("off", "on", "auto")
 
-EXPECTED_ERRORS = (registry.RegistryError, results.ResultsError, KeyError, ValueError, OSError)
+# Beside ValueError, KeyError and OSError. Who has not imported a module cannot have met its error.
+ERRORS = {"registry": "RegistryError", "results": "ResultsError", "potentials": "PotentialError", "runner": "RunError"}
 
 
 def _human(n_bytes: int) -> str:
@@ -89,7 +95,7 @@ def print_summary(summarise: Callable[[pd.DataFrame], pd.DataFrame], table: pd.D
 @app.command()
 def models() -> None:
     """List the potentials, what they were trained on, and whether they can be loaded now."""
-    from helpers import potentials
+    from helpers import potentials, registry
 
     registry.mirror_dir()  # a wrong name of the whole folder is no fault of its files
     rows = []
@@ -113,8 +119,10 @@ def models() -> None:
     typer.echo("\nAlso: ase:module.factory (any ASE calculator) and file:PATH (a MACE model file, or what 'softening fix' made).")
 
 
-def _needed(name: str | None) -> list[registry.RegisteredFile]:
+def _needed(name: str | None) -> list[RegisteredFile]:
     """Return the files that a benchmark reads, which may be listed under another one in the registry; or those of a group."""
+    from helpers import benchmarks, registry
+
     if name in benchmarks.CATALOGUE:
         sets = benchmarks.module(name).SETS.values()
         return [registry.lookup(key) for key in dict.fromkeys(key for keys in sets for key in keys)]
@@ -129,6 +137,8 @@ def fetch(
 
     Files go to the cache folder (SOFTENING_CACHE); a mirror folder (SOFTENING_MIRROR) is looked in first.
     """
+    from helpers import registry
+
     chosen, failed = _needed(benchmark), 0
     for file in chosen:
         try:
@@ -167,7 +177,7 @@ class _BareCompile(TyperCommand):
 
 @app.command(cls=_BareCompile)
 def run(
-    benchmark: Annotated[str, typer.Argument(help=f"One of: {', '.join(benchmarks.CATALOGUE)}.")],
+    benchmark: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
     model: Annotated[str, typer.Option("--model", "-m", help="Model key (see 'softening models'), ase:module.factory or file:PATH.")],
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     sets: Annotated[str | None, typer.Option("--sets", help="Reference sets, separated by commas. All if left out.")] = None,
@@ -184,11 +194,11 @@ def run(
 
     Can be interrupted at any time: the same command finishes what is missing.
     """
-    from helpers import runner
+    from helpers import benchmarks, potentials, results, runner
     from helpers.potentials.ase import canonical
 
     _check_compile(compiled)
-    model = canonical(model)
+    model = canonical(potentials.canonical(model))
     module = benchmarks.module(benchmark)
     split = None if sets is None else [name.strip() for name in sets.split(",") if name.strip()]
     chosen = None if split is None else benchmarks.chosen_sets(module.SETS, split)
@@ -223,7 +233,7 @@ def run_all(
 
     Can be interrupted at any time: the same command finishes what is missing.
     """
-    from helpers import potentials
+    from helpers import benchmarks, potentials
 
     for benchmark, key, sets in benchmarks.runs(model or filter(potentials.runnable, potentials.CATALOGUE)):
         typer.echo(f"{benchmark} {key}")
@@ -350,7 +360,7 @@ def labels(
 
     Exit status: 0 if every frame can be used, 2 if one is bad or nothing could be read, with --strict 1 if there is anything else to know.
     """
-    from helpers import potentials
+    from helpers import potentials, results
     from helpers.potentials import exam
     from helpers.training import label_check
     from helpers.training.labels import listed, read
@@ -466,6 +476,7 @@ def bench(
     With --device: every potential that is ready on that device, what matters first. Can be interrupted at any time: the same command goes
     on. Other programs on the machine disturb. Packages that are not installed are listed (make env-bench has them all).
     """
+    from helpers import results
     from helpers.speed import compare, devices, routes
 
     _check_compile(compiled)
@@ -498,8 +509,10 @@ def bench(
 @app.command()
 def status() -> None:
     """Show which results exist, how they were made, and which runs are unfinished."""
+    from helpers import results
+
     rows = []
-    for benchmark in benchmarks.CATALOGUE:
+    for benchmark in BENCHMARKS:
         for key in results.models(benchmark):
             made = results.provenance(benchmark, key)
             rows.append(
@@ -510,16 +523,19 @@ def status() -> None:
         typer.echo(f"unfinished: {folder.parent.name} {folder.name} ({shards} shards); run it again to finish")
 
 
+def expected_errors() -> tuple[type[BaseException], ...]:
+    """Return the errors that are told in one line, of what has been imported."""
+    there = [(sys.modules.get(f"helpers.{module}"), name) for module, name in ERRORS.items()]
+    return (KeyError, ValueError, OSError, *(getattr(module, name) for module, name in there if hasattr(module, name)))
+
+
 def main() -> None:
     """Run the command line; an expected error is one line on the standard error and exit status 2, an interruption one line and 130."""
-    expected = EXPECTED_ERRORS
     try:
-        from helpers.potentials import PotentialError
-        from helpers.runner import RunError
-
-        expected = (*EXPECTED_ERRORS, PotentialError, RunError)
         app(standalone_mode=True)
-    except expected as error:
+    except Exception as error:
+        if not isinstance(error, expected_errors()):
+            raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
         typer.echo(f"softening: {text}", err=True)
         sys.exit(2)

@@ -43,35 +43,11 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from helpers import registry
+from helpers import BENCHMARKS, EXPERIMENTS, registry
 from helpers.registry import nearest
 from helpers.results import COLUMNS, Case, Rows, row, table
 
-EXPERIMENTS = (
-    "fine_tuning",
-    "mending",
-    "curvature_mending",
-    "students",
-    "valley_floor",
-    "learning_curve",
-    "alchemy",
-    "coverage",
-    "weak_labels",
-    "asking",
-)
-
-CATALOGUE = (
-    "surfaces",
-    "defects",
-    "solid_solutions",
-    "phonons",
-    "elasticity",
-    "strained_cells",
-    "migration",
-    "off_equilibrium",
-    "dynamics",
-    *EXPERIMENTS,
-)
+CATALOGUE = BENCHMARKS
 
 
 def module(name: str) -> ModuleType:
