@@ -9,13 +9,13 @@ Stiff models are not DFT. The factor c, the median of s/p, takes away what they 
 *chemistry*, which is a set of elements, has one vote, the median of its materials.
 
 The interval is conformal (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World (Springer, 2005)), by the jackknife (Barber
-et al., Ann. Stat. 49, 486 (2021)), with scores that are weighted locally (Lei et al., J. Am. Stat. Assoc. 113, 1094 (2018)): a slope far from
-one errs more. Chemistry g is left out, c is taken from the others, and its score is the largest error of its materials as a factor, over
-what its slope lets expect, R_g = max |ln(s / c₋g p)| / w(p): a scale of half and one of twice what was predicted are equally wrong.
-w = a + b |ln p| is fitted to these errors by least squares, with a and b not negative. With q the ⌈0.9 (n + 1)⌉-th smallest of n scores, the interval goes from
-ŝ e^(−q w) to ŝ e^(q w). It is meant to hold all materials of nine chemistries in ten, if new ones are like those tested and c hardly moves
-when one is left out. The jackknife has no theorem for that, so :func:`leave_out` measures it: the chemistry that is asked about takes part
-in nothing.
+et al., Ann. Stat. 49, 486 (2021)), with scores that are weighted locally (Lei et al., J. Am. Stat. Assoc. 113, 1094 (2018)): a slope far
+from one errs more. Chemistry g is left out, c is taken from the others, and its score is the largest error of its materials as a factor,
+over what their slopes let expect, R_g = max |ln(s / c₋g p)| / w(p): a scale of half and one of twice what was predicted are equally wrong.
+w = a + b |ln p| is fitted to these errors by least squares, with a and b not negative. With q the ⌈0.9 (n + 1)⌉-th smallest of n scores,
+the interval goes from ŝ e^(−q w) to ŝ e^(q w). It is meant to hold all materials of nine chemistries in ten, if new ones are like those
+tested, and c and w hardly move when one is left out. The jackknife has no theorem for that, so :func:`leave_out` measures it: the chemistry
+that is asked about takes part in nothing.
 
 Where ŝ is not clearly better than the median s of the other chemistries, this *constant* is the answer: the same formulas with p = w = 1.
 Those chemistries that calibrate also choose. It is the answer as well where no stiff model could be asked. In what follows ``found``

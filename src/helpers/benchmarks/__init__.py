@@ -57,7 +57,6 @@ EXPERIMENTS = (
     "alchemy",
     "coverage",
     "weak_labels",
-    "asking",
 )
 
 CATALOGUE = (
