@@ -308,7 +308,9 @@ def test_what_is_recommended():
     assert reasons[0].startswith("No factor lies in all intervals")
     assert said(known(0.7, factor=0.95))[0] == "label these frames"
     # An answer from tested materials alone knows nothing of what is left.
-    assert said(known(0.7, factor=0.5), known(0.7))[0].startswith("multiply")
+    words, _, reasons = said(known(0.7, factor=0.5), known(0.7))
+    assert words.startswith("multiply")
+    assert reasons[-1] == "Compared in scale 0.7 alone; in the others no stiff potential was asked."
     assert said(known(1.0), unknown, unknown)[2] == ["2 of 3 answers are not known before DFT."]
     # A stiff potential that was asked about one property only is not recommended for all.
     words, _, reasons = said(known(0.7, **{TENSORNET: 0.1, "factor": 0.5}), known(0.7, factor=0.5))

@@ -347,6 +347,8 @@ def advise(answers: Sequence[dict[str, Any]], model: str, structure: str) -> tup
     if len(left):
         told = ", ".join(f"{said[one]} {x:.2f}" for one, x in left.items())
         reasons.append(f"Error left on the tested materials, if it is 1.00 as it is: {told}.")
+        if len(compared) < len(known):
+            reasons.append(f"Compared in {', '.join(shares.index)} alone; in the others no stiff potential was asked.")
     for one, words in said.items():
         if len(worse := shares.loc[shares[one] >= 1, one]):
             left = left.drop(one)
