@@ -341,7 +341,7 @@ def shares(scale):
     both = [(name, x, s) for name, s in (("a", 0.8), ("b", 0.9)) for x in (1.0, -2.0)]
     rows = pd.DataFrame([line | {"material": name, "value": x * s, "reference": x} for name, x, s in both])
     rows["case"] = rows.index.astype(str)
-    return check._left(rows.reindex(columns=explanations.COLUMNS), CHGNET, pd.Series(scale))["factor"]
+    return check.error_left(rows.reindex(columns=explanations.COLUMNS), CHGNET, pd.Series(scale))["factor"]
 
 
 def test_the_error_that_is_left_is_that_of_the_scale_that_is_used():
@@ -361,7 +361,7 @@ def test_the_one_factor_is_judged_in_each_property_and_not_each_propertys_own(ro
         rows = explanations.rows(kind, results.read(kind.benchmark, [CHGNET, TENSORNET]))
         scales = calibration.materials(rows, CHGNET, [TENSORNET]).query("status == 'ok'").set_index("material")["slope"]
         used = scales * calibrated(line["family"]).factor / line["scale"] / factor**kind.power
-        assert line["left"]["factor"] == pytest.approx(check._left(rows, CHGNET, used)["factor"])
+        assert line["left"]["factor"] == pytest.approx(check.error_left(rows, CHGNET, used)["factor"])
 
 
 def test_a_potential_that_errs_more_than_the_checked_one_is_not_asked():
@@ -385,8 +385,8 @@ def test_another_question_to_the_same_folder_keeps_the_answers_before(tmp_path, 
 
 
 def test_one_number_of_several_vacancies_is_called_that():
-    assert check._vacancies(bulk("Cu")) == "vacancy of Cu"
-    assert check._vacancies(bulk("CaF2", "fluorite", a=5.46)) == "vacancies, Ca + 2 F together"
+    assert check.vacancies_name(bulk("Cu")) == "vacancy of Cu"
+    assert check.vacancies_name(bulk("CaF2", "fluorite", a=5.46)) == "vacancies, Ca + 2 F together"
 
 
 def test_a_potential_is_not_asked_about_itself(tmp_path, crystal):

@@ -214,7 +214,7 @@ def _values(tables: dict[str, pd.DataFrame], column: str) -> tuple[pd.DataFrame,
     return pd.concat(found, axis=1, join="inner") if found else pd.DataFrame(), failed
 
 
-def _left(rows: pd.DataFrame, source: str, scale: pd.Series | None = None) -> dict[str, float]:
+def error_left(rows: pd.DataFrame, source: str, scale: pd.Series | None = None) -> dict[str, float]:
     """Return the mean absolute error that each stiff potential, and values over their material's ``scale``, leave; of the source: 1."""
     by = {model: part.set_index(["material", *explanations.places(part)]) for model, part in rows.groupby("model")}
     values = {model: part["value"] for model, part in by.items()}
@@ -230,7 +230,7 @@ def _advisers(family: str, source: str, stiff: Sequence[str]) -> dict[str, float
     kind = calibration.FAMILIES[family]
     rows = explanations.rows(kind, results.read(kind.benchmark, [source, *stiff])) if stiff else pd.DataFrame({"model": []})
     pairs = {one: rows[rows["model"].isin([source, one])] for one in stiff if one in set(rows["model"])}
-    return {one: _left(pair, source)[one] for one, pair in pairs.items()}
+    return {one: error_left(pair, source)[one] for one, pair in pairs.items()}
 
 
 def one_factor(known: Sequence[dict[str, Any]]) -> tuple[float, str]:
@@ -244,7 +244,7 @@ def one_factor(known: Sequence[dict[str, Any]]) -> tuple[float, str]:
     return 1 / float(np.clip(np.exp(np.log(middle).mean()), low.max(), high.min())), ""
 
 
-def _vacancies(crystal: ase.Atoms) -> str:
+def vacancies_name(crystal: ase.Atoms) -> str:
     """Return the name of the one number that vacancies have: the energy to take a formula unit out, atom by atom."""
     counts = Composition(crystal.get_chemical_formula()).reduced_composition.items()
     shown = " + ".join(f"{count:.0f} {element}" if count > 1 else f"{element}" for element, count in counts)
@@ -269,7 +269,7 @@ def expect(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict, 
     found: dict[str, Any] = {
         "property": key,
         "family": family,
-        "name": _vacancies(crystal) if family == "defects" else NAMES.get(family, kind.name),
+        "name": vacancies_name(crystal) if family == "defects" else NAMES.get(family, kind.name),
         "power": kind.power,
         "calibrated_with": source,
     }
@@ -450,7 +450,7 @@ def check(
             notes.append(f"{figures.label(one)} is not asked about {line['name']}: it leaves {share:.2f} of the error on tested materials.")
         if "tested" in line:  # there the one factor stands to the material's own as it does here
             rows, source, scale = line.pop("tested")
-            line["left"] = _left(rows, source, None if np.isnan(factor) else scale * factor ** -line["power"] / line["scale"])
+            line["left"] = error_left(rows, source, None if np.isnan(factor) else scale * factor ** -line["power"] / line["scale"])
     if len(crystal) > 100 or (shaken and not any(one.info["kind"].endswith("K") for one in shaken)):
         notes.append(f"There are fewer probes than usual: the primitive cell has {len(crystal)} atoms, and --budget affords no more.")
     if why := uncalibrated(crystal):
