@@ -101,7 +101,7 @@ def test_linear_finds_the_constant(linear, chgnet, images):
     assert row(linear, "before")["slope"] == pytest.approx(0.8, rel=1e-4)
     assert row(linear, "one factor")["slope"] == pytest.approx(1, rel=1e-4)
     assert row(linear, "one factor")["energy_mae"] < 1e-4 < row(linear, "before")["energy_mae"]
-    assert linear.advice[0].startswith("The model is soft here")
+    assert "The model is soft here" in linear.advice[0]
     assert "a scalar suffices" in linear.advice[1]
     assert chgnet.scale == 1
 
