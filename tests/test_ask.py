@@ -1,4 +1,4 @@
-"""Asking for DFT: frames and inputs that are read back, and the choices that are rehearsed."""
+"""Asking for DFT: frames and inputs that are read back."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from test_label_files import vasprun
 from typer.testing import CliRunner
 
 from helpers import cli, potentials
-from helpers.experiments import asking
 from helpers.potentials import fixes
 from helpers.potentials.ase import ASEPotential
-from helpers.reports import ask
+from helpers.reports import ask, check
 from helpers.training import labels
 
 
@@ -59,36 +58,44 @@ def iron_oxide(path, n=4):
 
 
 # ---------------------------------------------------------------------------------------------------
-# The choice
+# Candidates
 
 
-def test_chosen_frames_show_most_beyond_each_other_and_kinds_take_turns():
-    shown = [np.array([[3.0, 0, 0]]), np.array([[2.9, 0.1, 0]]), np.array([[0, 1.0, 0]]), np.array([[0, 0, 0.5]])]
-    assert asking.choose(["a"] * 4, shown, (), 3) == [0, 2, 3]
-    assert asking.choose(["a", "a", "b", "b"], shown, (), 3)[:2] == [0, 2]
-    # Where a stiffer potential agrees, nothing is learned, however large the force.
-    stiffer = [shown[0], shown[1] + 0.1, shown[2] + 1, shown[3]]
-    assert asking.choose(["a"] * 4, shown, [stiffer], 2)[0] == 2
-    assert len(asking.choose(["a"] * 4, [shown[0]] * 4, (), 9)) == 4  # those along the first show nothing more; each is taken once
+def made(crystal, kinds=ask.KINDS, seed=0, max_atoms=8):
+    return ask.candidates(emt(), crystal, kinds, max_atoms=max_atoms, temperature_k=1000.0, seed=seed, steps=20)
 
 
-def test_candidates_are_of_three_kinds_and_the_same_for_a_seed():
-    protocol, potential = asking.Protocol(max_atoms=8, md_steps=4, every=2), emt()
-    once, again, other = (asking.candidates(potential, bulk("Cu"), protocol, seed) for seed in (0, 0, 1))
-    assert {kind for kind, _ in once} == {"rattled", "strained", "hot"}
-    assert {len(atoms) for _, atoms in once} == {8}
+def test_candidates_are_of_all_kinds_and_the_same_for_a_seed():
+    once, again, other = (made(bulk("Cu"), seed=seed) for seed in (0, 0, 1))
+    assert {kind for kind, _ in once} == set(ask.KINDS)
+    assert {len(atoms) for kind, atoms in once if kind not in ("slab", "vacancy")} == {8}
     assert all(np.array_equal(a.positions, b.positions) for (_, a), (_, b) in zip(once, again, strict=True))
     assert not any(np.array_equal(a.positions, b.positions) for (_, a), (_, b) in zip(once, other, strict=True))
-    volumes = {kind: {round(atoms.get_volume(), 3) for k, atoms in once if k == kind} for kind in ("rattled", "strained", "hot")}
-    assert len(volumes["rattled"]) == len(volumes["hot"]) == 1 < len(volumes["strained"])
+    volumes = {kind: {round(atoms.get_volume(), 3) for k, atoms in once if k == kind} for kind in ask.KINDS}
+    assert len(volumes["rattled"]) == len(volumes["hot"]) == len(volumes["displaced"]) == 1 < len(volumes["strained"])
+
+
+def test_slabs_have_vacuum_and_vacancies_lack_an_atom_of_each_element():
+    # What a check asks for has to have as many candidates as it asks for.
+    slabs = [atoms for _, atoms in made(bulk("Cu", cubic=True), ["slab"])]
+    assert min(check.gap(atoms) for atoms in slabs) > check.LEAST_GAP_A
+    assert len(slabs) >= 5
+    cells = [atoms.get_chemical_formula() for _, atoms in made(bulk("CuAu", "cesiumchloride", a=3.0), ["vacancy"])]
+    assert set(cells) == {"Au3Cu4", "Au4Cu3"}
+
+
+def test_frames_for_phonons_are_displaced_little():
+    rest = ask.enlarged(bulk("Cu"), 8).positions
+    sizes = [np.std(atoms.positions - rest) for _, atoms in made(bulk("Cu"), ["displaced"])]
+    assert np.mean(sizes) == pytest.approx(ask.DISPLACED_A, rel=0.2)
 
 
 def test_a_cell_is_repeated_along_its_short_vectors_only():
     layer = bulk("Cu").repeat((1, 1, 8))
-    made = asking.enlarged(layer, 48)
-    assert np.allclose(made.cell.lengths() / layer.cell.lengths(), [3, 2, 1])  # no room for 3 × 3
-    assert np.allclose(asking.enlarged(layer, 500).cell.lengths() / layer.cell.lengths(), [4, 4, 1])  # wider than 8 Å
-    assert len(asking.enlarged(layer, 4)) == 8
+    large = ask.enlarged(layer, 48)
+    assert np.allclose(large.cell.lengths() / layer.cell.lengths(), [3, 2, 1])  # no room for 3 × 3
+    assert np.allclose(ask.enlarged(layer, 500).cell.lengths() / layer.cell.lengths(), [4, 4, 1])  # wider than 8 Å
+    assert len(ask.enlarged(layer, 4)) == 8
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -109,6 +116,7 @@ def test_vasp_inputs_as_of_the_materials_project(tmp_path, fast):
     given = iron_oxide(tmp_path / "feo.extxyz")
     text = ask.ask(tmp_path / "feo.extxyz", "chgnet-0.3.0", n=2, code="vasp", out=tmp_path / "out")
     assert "U(Fe 3d) = 5.3" in text
+    assert "that pymatgen calls `PBE`, the first release" in text
     for folder in folders(tmp_path / "out"):
         incar, kpoints, poscar = (kind.from_file(folder / kind.__name__.upper()) for kind in (Incar, Kpoints, Poscar))
         assert incar["LDAU"]
@@ -134,6 +142,7 @@ def test_vasp_inputs_as_of_matpes(tmp_path, fast):
     assert not incar.get("LDAU")
     assert not (folder / "KPOINTS").exists()
     assert "no U" in text
+    assert "No antiferromagnetic order is made here" in text
     assert "PBE_64" in text
 
 
@@ -158,6 +167,7 @@ def test_quantum_espresso_inputs(tmp_path, fast):
         ask.ask(source, "chgnet-0.3.0", n=2, code="qe", out=out)
         texts = [(folder / "pw.in").read_text() for folder in folders(out)]
         text = max(texts, key=len)
+        assert "SSSP PBE Precision 1.3.0" in (out / "README.md").read_text()
         assert "tprnfor" in text
         assert "nosym" in text
         assert "nspin            = 2" in text
@@ -292,7 +302,7 @@ def test_bad_input_is_one_line(tmp_path, fast):
     refused(good, "unknown code 'abinit'; there are: vasp, qe, aims, extxyz", code="abinit")
     refused(good, "5 frames are asked for, but only 4 of 4 candidates", n=5)
     refused(good, "must be positive", n=0)
-    refused(good, "unknown kind.s. molten; there are: rattled, strained, hot", kinds=["molten"])
+    refused(good, "unknown kind.s. molten; there are: rattled, strained, hot, displaced, slab, vacancy", kinds=["molten"])
     mixed = Structure(Lattice.cubic(4.2), [{"Mg": 0.5, "Ca": 0.5}, "O"], [[0, 0, 0], [0.5, 0.5, 0.5]])
     mixed.to(str(tmp_path / "mixed.cif"))
     refused(tmp_path / "mixed.cif", "mixed.cif.*disordered")

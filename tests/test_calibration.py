@@ -91,13 +91,28 @@ def test_the_interval_covers_what_it_says(n, draws):
     assert 0.85 <= np.mean(covered) <= 0.97
 
 
+def test_where_slopes_are_low_the_interval_holds_as_many():
+    """Errors that grow with the distance of the slope from one: an interval of one width misses a quarter of the lowest third."""
+    found = scales(n=300, between=0.25)
+    table, rng = found["made-up"], np.random.default_rng(1)
+    far = np.abs(np.log(table["slope"]))
+    table["measured"] = table["slope"] * np.exp((0.01 + 0.3 * far) * rng.normal(size=len(table)))
+    left = calibration.leave_out(found, "made-up").query("answer == 'predicted'").sort_values("slope")
+    inside = left["measured"].between(left["low"], left["high"])
+    assert 0.82 <= inside.iloc[: len(left) // 3].mean() <= 0.98
+    assert 0.85 <= inside.mean() <= 0.95
+    width = np.log(left["high"] / left["low"])
+    assert width.iloc[0] > 2 * width[(left["slope"] - 1).abs().idxmin()]
+
+
 @pytest.mark.parametrize("n", [10, 19, 20, 99])
 def test_the_quantile_is_that_of_the_finite_sample(n):
     """Of n scores the ⌈0.9 (n + 1)⌉-th smallest: the largest of ten, the eighteenth of nineteen."""
     found = scales(n=n, noise=0.05)
     known = calibration.calibrate(found, "made-up")
     ratio = (found["made-up"]["measured"] / found["made-up"]["slope"]).to_numpy()
-    scores = np.sort([abs(np.log(one / np.median(np.delete(ratio, k)))) for k, one in enumerate(ratio)])
+    weight = known.weights[0] + known.weights[1] * np.abs(np.log(found["made-up"]["slope"].to_numpy()))
+    scores = np.sort([abs(np.log(one / np.median(np.delete(ratio, k)))) / weight[k] for k, one in enumerate(ratio)])
     assert known.band == pytest.approx(scores[int(np.ceil(0.9 * (len(ratio) + 1))) - 1])
 
 
@@ -107,8 +122,10 @@ def test_the_interval_is_of_factors_and_positive():
     found["made-up"].loc[0, "measured"] *= 0.5
     low = calibration.calibrate(found, "made-up")
     found["made-up"].loc[0, "measured"] *= 4
-    assert calibration.calibrate(found, "made-up").band == pytest.approx(low.band) == pytest.approx(np.log(2))
-    answer = calibration.predict(low, 0.8, 0.0)
+    slope = found["made-up"]["slope"].iloc[0]
+    for known in (low, calibration.calibrate(found, "made-up")):
+        assert known.half_width(slope) == pytest.approx(np.log(2))
+    answer = calibration.predict(low, slope, 0.0)
     assert (answer.low, answer.high) == pytest.approx((answer.scale / 2, answer.scale * 2))
 
 
@@ -156,7 +173,7 @@ def test_few_chemistries_borrow_from_the_pool_or_are_not_known(monkeypatch):
     lent = calibration.calibrate({"few": few, "many": many}, "few")
     assert (lent.status, lent.pool) == ("predicted", "both")
     assert lent.factor == pytest.approx(0.8, abs=0.08), "its own factor, with errors of the pool"
-    assert lent.band == pytest.approx(calibration.calibrate({"many": many}, "many").band, abs=0.03)
+    assert lent.half_width(0.8) == pytest.approx(calibration.calibrate({"many": many}, "many").half_width(0.8), abs=0.03)
     assert calibration.calibrate({"few": few.iloc[:2], "many": many}, "few").status == "not known"
     assert calibration.calibrate({"few": few}, "few").status == "not known", "nobody lends"
 

@@ -101,7 +101,7 @@ def test_linear_finds_the_constant(linear, chgnet, images):
     assert row(linear, "before")["slope"] == pytest.approx(0.8, rel=1e-4)
     assert row(linear, "one factor")["slope"] == pytest.approx(1, rel=1e-4)
     assert row(linear, "one factor")["energy_mae"] < 1e-4 < row(linear, "before")["energy_mae"]
-    assert linear.advice[0].startswith("The model is soft here")
+    assert "The model is soft here" in linear.advice[0]
     assert "a scalar suffices" in linear.advice[1]
     assert chgnet.scale == 1
 
@@ -181,7 +181,7 @@ def test_one_and_two_frames(tmp_path, images, n, fitted, tested):
     assert fixed.potential.scale == pytest.approx(1.25, rel=1e-4)
     content = fixes.record(fixed.folder)
     assert (len(content["fitted"]), len(content["tested"])) == (fitted, tested)
-    words = "Nothing was tested" if n == 1 else "Uncertain: there is only 1 test frame"
+    words = "Nothing was tested" if n == 1 else "One test frame says little"
     assert words in (tmp_path / "fix" / "report.md").read_text()
 
 
@@ -703,7 +703,7 @@ def test_markdown_code_cannot_be_closed_from_within():
         ({}, {"mae": 0.11}, "worse, by 10%"),
         ({"cmae": 0.03}, {"mae": 0.09}, "the frames that were fitted are of another kind"),
         ({}, {"energy_mae": 0.03}, "Energies became worse: 10 before, 30 meV/atom after"),
-        ({"slope": 0.4}, {}, "A factor of 2.50 is unusual"),
+        ({"slope": 0.4}, {}, "A slope of 0.40 is unusual"),
     ],
 )
 def test_advice(before, after, words):

@@ -268,3 +268,8 @@ def test_many_files_of_one_frame(tmp_path):
     problems, _ = labels.compare(frames, potential.evaluate([frame.atoms for frame in frames]))
     assert [problem.frames for problem in problems] == [(3,), (30,)]
     assert labels.listed(frames, problems)[0].startswith(f"{paths[3]}, frame 0: the forces point against the model's")
+
+
+def test_a_pattern_that_no_file_matches_asks_whether_the_frames_were_computed(tmp_path):
+    with pytest.raises(labels.LabelError, match=r"no such file; no file matched this pattern: were the frames computed\?"):
+        labels.read(tmp_path / "*" / "vasprun.xml")

@@ -11,7 +11,6 @@ EXPERIMENTS = (
     "alchemy",
     "coverage",
     "weak_labels",
-    "asking",
 )
 
 BENCHMARKS = (

@@ -9,13 +9,15 @@ Stiff models are not DFT. The factor c, the median of s/p, takes away what they 
 *chemistry*, which is a set of elements, has one vote, the median of its materials.
 
 The interval is conformal (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World (Springer, 2005)), by the jackknife (Barber
-et al., Ann. Stat. 49, 486 (2021)). Chemistry g is left out, c is taken from the others, and its score is the largest error of its
-materials as a factor, R_g = max |ln(s / c₋g p)|: a scale of half and one of twice what was predicted are equally wrong. With q the
-⌈0.9 (n + 1)⌉-th smallest of n scores, the interval goes from ŝ e^(−q) to ŝ e^q. It is meant to hold all materials of nine chemistries
-in ten, if new ones are like those tested and c hardly moves when one is left out. The jackknife has no theorem for that, so
-:func:`leave_out` measures it: the chemistry that is asked about takes part in nothing.
+et al., Ann. Stat. 49, 486 (2021)), with scores that are weighted locally (Lei et al., J. Am. Stat. Assoc. 113, 1094 (2018)): a slope far
+from one errs more. Chemistry g is left out, c is taken from the others, and its score is the largest error of its materials as a factor,
+over what their slopes let expect, R_g = max |ln(s / c₋g p)| / w(p): a scale of half and one of twice what was predicted are equally wrong.
+w = a + b |ln p| is fitted to these errors by least squares, with a and b not negative. With q the ⌈0.9 (n + 1)⌉-th smallest of n scores,
+the interval goes from ŝ e^(−q w) to ŝ e^(q w). It is meant to hold all materials of nine chemistries in ten, if new ones are like those
+tested, and c and w hardly move when one is left out. The jackknife has no theorem for that, so :func:`leave_out` measures it: the chemistry
+that is asked about takes part in nothing.
 
-Where ŝ is not clearly better than the median s of the other chemistries, this *constant* is the answer: the same formulas with p = 1.
+Where ŝ is not clearly better than the median s of the other chemistries, this *constant* is the answer: the same formulas with p = w = 1.
 Those chemistries that calibrate also choose. It is the answer as well where no stiff model could be asked. In what follows ``found``
 holds :func:`materials` of one model, by family.
 """
@@ -30,6 +32,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from pymatgen.core import Element
+from scipy.optimize import nnls
 
 from helpers import benchmarks, explanations
 
@@ -49,6 +52,7 @@ LEVEL = 0.9  # of the interval
 FEWEST = 10  # chemistries: when one of them is left out, the largest score of the other nine is the quantile
 FEWEST_OWN = 3  # chemistries for a factor of its own, with scores that are lent
 AGREED = 0.95  # quantile of the spreads of the materials that calibrate, beyond which a prediction is refused
+LEAST_WEIGHT = 0.01  # of a material: what stiff models agree on to rounding
 CLEARLY = 2  # standard errors of the mean gain over the constant
 
 
@@ -118,6 +122,11 @@ class Calibration:
     guess: float = np.nan  # the median s
     pool: str = ""  # which lent scores
     tested: tuple[float, float] = (0.0, np.inf)  # least and largest slope of those that calibrate
+    weights: tuple[float, float] = (1.0, 0.0)  # a and b
+
+    def half_width(self, slope: float) -> float:
+        """Return the logarithm of the factor from the scale to either end of its interval, for a slope p."""
+        return self.band * (self.weights[0] + self.weights[1] * abs(np.log(slope)) if self.status == "predicted" else 1.0)
 
 
 def calibrate(found: Mapping[str, pd.DataFrame], family: str, slopes: bool = True) -> Calibration:
@@ -151,33 +160,37 @@ def _fit(family: str, pool: str, parts: Mapping[str, pd.DataFrame], slopes: bool
     gain = np.concatenate([constant[key][2] - predicted[key][2] for key in parts])
     better = slopes and gain.mean() > CLEARLY * gain.std(ddof=1) / np.sqrt(len(gain))
     fits = predicted if better else constant
-    # A chemistry that several families hold has one score, the largest.
-    scores = np.sort(pd.concat([score for _, score, _ in fits.values()]).groupby(level=0).max())
+    of_tested = np.concatenate([part["slope"] for part in parts.values()])
+    far, apart, weights = np.abs(np.log(of_tested)), pd.concat([each for _, each, _ in fits.values()]), (1.0, 0.0)
+    if better:
+        told = np.isfinite(apart.to_numpy())
+        (least, grows), _ = nnls(np.column_stack([np.ones(told.sum()), far[told]]), apart[told])
+        weights = max(float(least), LEAST_WEIGHT), float(grows)
+    # A chemistry has one score, the largest, also if several families hold it.
+    scores = np.sort((apart / (weights[0] + weights[1] * far)).groupby(level=0).max())
     place, factor = int(np.ceil(round(LEVEL * (len(scores) + 1), 9))), fits[family][0]
-    known = Calibration("predicted", "", factor, np.inf, float(fits[family][2].mean()), agreed, constant[family][0], pool)
+    known = Calibration("predicted", "", factor, np.inf, float(fits[family][2].mean()), agreed, constant[family][0], pool, weights=weights)
     if place > len(scores) or not np.isfinite(scores[place - 1]):
         reason = "too many measured scales are not positive" if place <= len(scores) else "too few chemistries were tested"
         return replace(known, status="not known", reason=reason)
-    of_tested = np.concatenate([part["slope"] for part in parts.values()])
     known = replace(known, band=float(scores[place - 1]), tested=(of_tested.min(), of_tested.max()))
     reason = "slopes against stiffer potentials tell no more than the median" if slopes else "no stiffer potential was asked"
     return known if better else replace(known, status="constant", reason=reason)
 
 
 def _one_out(part: pd.DataFrame, slope: np.ndarray) -> tuple[float, pd.Series, np.ndarray]:
-    """Return c, and for each chemistry, left out in turn, its score and its mean |s − ŝ|, with ŝ = c times ``slope``."""
-    measured, (codes, names) = part["measured"].to_numpy(), pd.factorize(part["chemistry"])
+    """Return c, and with each chemistry left out in turn |ln(s/ŝ)| of its materials and its mean |s − ŝ|, with ŝ = c times ``slope``."""
+    measured, (codes, _) = part["measured"].to_numpy(), pd.factorize(part["chemistry"])
     votes = pd.Series(measured / slope).groupby(codes).median().to_numpy()
     rank, ordered = votes.argsort().argsort(), np.sort(votes)
     # The middle one or two of those that stay: whoever stands behind the one left out moves up by a place.
     middle = [ordered[k + (k >= rank)] for k in ((len(votes) - 2) // 2, (len(votes) - 1) // 2)]
     predicted = np.mean(middle, axis=0)[codes] * slope
-    error, score = np.abs(measured - predicted), np.zeros(len(names))
+    error = np.abs(measured - predicted)
     # A scale that is not positive is no factor away from one that is.
     with np.errstate(divide="ignore", invalid="ignore"):
         apart = np.where((measured > 0) & (predicted > 0), np.abs(np.log(measured / predicted)), np.inf)
-    np.maximum.at(score, codes, apart)
-    return float(np.median(votes)), pd.Series(score, names), np.bincount(codes, weights=error) / np.bincount(codes)
+    return float(np.median(votes)), pd.Series(apart, part["chemistry"]), np.bincount(codes, weights=error) / np.bincount(codes)
 
 
 class Answer(NamedTuple):
@@ -202,7 +215,8 @@ def predict(known: Calibration, slope: float, spread: float) -> Answer:
     if reason:
         return Answer(np.nan, np.nan, np.nan, "not known", reason)
     scale = known.factor * (slope if known.status == "predicted" else 1.0)
-    return Answer(scale, scale * np.exp(-known.band), scale * np.exp(known.band), known.status, known.reason)
+    half = known.half_width(slope)
+    return Answer(scale, scale * np.exp(-half), scale * np.exp(half), known.status, known.reason)
 
 
 def leave_out(found: Mapping[str, pd.DataFrame], family: str) -> pd.DataFrame:

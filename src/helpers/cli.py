@@ -247,7 +247,9 @@ def ask(
     out: Annotated[Path, typer.Option("--out", "-o", callback=_folder, help="New folder for the inputs and their README.")],
     n: Annotated[int, typer.Option("-n", min=1, help="Frames to label.")] = 5,
     code: Annotated[str, typer.Option(help="vasp, qe, aims or extxyz.")] = "vasp",
-    kinds: Annotated[str, typer.Option(help="Of frames, separated by commas. A label mends what it shows.")] = "rattled,strained,hot",
+    kinds: Annotated[
+        str, typer.Option(help="Of rattled, strained, hot, displaced, slab, vacancy: a label mends what it shows.")
+    ] = "rattled,strained,hot",
     temperature: Annotated[float, typer.Option(min=1.0, help="Of the hottest frames, K: that of what you want to simulate.")] = 1000.0,
     max_atoms: Annotated[int, typer.Option(min=1, help="A small cell is repeated up to so many atoms.")] = 48,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of the frames, and of which are drawn.")] = 0,

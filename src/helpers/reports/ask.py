@@ -1,16 +1,18 @@
 """Ask for DFT: frames to label so that a potential can be mended, as ready inputs of a DFT code.
 
-Frames are drawn by chance. Cleverer choices were rehearsed and did not leave less error (:mod:`helpers.experiments.asking`); what counts is
-that labels are of the kind that the potential is wanted for.
+Frames are drawn by chance. Cleverer choices were rehearsed, with a stiff potential in the place of DFT, and did not leave less error; kinds
+in equal numbers left more on hot frames (``data/reference/asking_tried.csv``, chapter *The cure*). What counts is that labels are of the
+kind that the potential is wanted for.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import shlex
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,24 @@ from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.io.vasp.sets import MatPESStaticSet, MPStaticSet, VaspInputSet
 
 from helpers import potentials, structures
-from helpers.experiments import asking
+from helpers.benchmarks import surfaces
+from helpers.engine import dynamics
 from helpers.potentials import Potential
-from helpers.training import labels
+from helpers.training import labels, trial
 from helpers.training.fine_tune import Label
 
 # Where the answers of each code are expected, and what runs it in the folder of a frame.
 ANSWERS = {"vasp": "*/vasprun.xml", "qe": "*/pw.out", "aims": "*/aims.out", "extxyz": "labelled.extxyz"}
 _RUNS = {"vasp": "vasp_std", "qe": "pw.x -in pw.in > pw.out", "aims": "aims.x > aims.out"}
+
+KINDS = ("rattled", "strained", "hot", "displaced", "slab", "vacancy")  # the first three by default
+SMALLEST, LARGEST = 0.01, 20.0  # eV/Å; frames whose largest force is outside are no candidates
+RATTLES_A, DISPLACED_A = (0.05, 0.1, 0.2), 0.03  # Å, root mean square per coordinate; that of frames for phonons
+STRAINS = (0.03, 0.06)  # largest component
+FACETS = ((1, 0, 0), (1, 1, 0), (1, 1, 1))
+N_EACH = 3  # candidates of each size above
+_WIDE = 8.0  # Å; a cell this wide is not made larger
+_STEPS, _EVERY = 100, 20  # of the dynamics, and from one hot frame to the next
 
 # Forces of one cell without symmetry: converged electrons, and no tetrahedra, whose forces in metals are not those of the energy.
 _STATIC = {"NSW": 0, "IBRION": -1, "ISYM": 0, "ISMEAR": 0, "SIGMA": 0.05, "EDIFF": 1e-6, "NELM": 200, "ALGO": "Normal", "LREAL": False}
@@ -54,7 +66,7 @@ def ask(
     n: int = 5,
     code: str = "vasp",
     out: Path | str,
-    kinds: Collection[str] = asking.KINDS,
+    kinds: Collection[str] = KINDS[:3],
     temperature_k: float = 1000.0,
     max_atoms: int = 48,
     seed: int = 0,
@@ -71,8 +83,8 @@ def ask(
     out = Path(out)
     if code not in ANSWERS:
         raise ValueError(f"unknown code {code!r}; there are: {', '.join(ANSWERS)}")
-    if not kinds or (unknown := [kind for kind in kinds if kind not in asking.KINDS]):
-        raise ValueError(f"unknown kind(s) {', '.join(unknown) if kinds else 'none'}; there are: {', '.join(asking.KINDS)}")
+    if not kinds or (unknown := [kind for kind in kinds if kind not in KINDS]):
+        raise ValueError(f"unknown kind(s) {', '.join(unknown) if kinds else 'none'}; there are: {', '.join(KINDS)}")
     if n < 1 or not temperature_k > 0:
         raise ValueError(f"{n} frames at {temperature_k:g} K: both must be positive")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -88,10 +100,9 @@ def ask(
         if code == "vasp" and (lacking := {chemical_symbols[z] for z in numbers} - set(known)):
             raise ValueError(f"{source}: pymatgen's input set has no pseudopotential for {', '.join(sorted(lacking))}; take another --code")
         if not (spread := len(made) > 1):
-            protocol = asking.Protocol(max_atoms=max_atoms, temperature_k=temperature_k, md_steps=100, every=20)
-            made = asking.candidates(potential, made[0][1], protocol, seed, kinds)
+            made = candidates(potential, made[0][1], kinds, max_atoms=max_atoms, temperature_k=temperature_k, seed=seed)
         answers = potential.evaluate([atoms for _, atoms in made])
-        sound = [k for k, p in enumerate(answers) if p.ok and asking.SMALLEST < np.abs(p.forces).max() < asking.LARGEST]
+        sound = [k for k, p in enumerate(answers) if p.ok and SMALLEST < np.abs(p.forces).max() < LARGEST]
         if len(sound) < n:
             raise ValueError(f"{source}: {n} frames are asked for, but only {len(sound)} of {len(made)} candidates can be used")
         drawn = np.random.default_rng(seed).permutation(sound)[:n].tolist()
@@ -115,6 +126,69 @@ def ask(
     if code == "extxyz":
         ase.io.write(out / "frames.extxyz", [ase.Atoms(atoms, info={"kind": name[3:]}) for name, atoms in frames.items()])
     return readme
+
+
+def enlarged(crystal: ase.Atoms, max_atoms: int) -> ase.Atoms:
+    """Return the crystal repeated along its shortest lattice vector, again and again, until it is wide or has no room for more atoms."""
+    repeats = np.ones(3, dtype=int)
+    while True:
+        lengths = crystal.cell.lengths() * repeats
+        more = repeats + (np.arange(3) == lengths.argmin())
+        if lengths.min() >= _WIDE or len(crystal) * more.prod() > max_atoms:
+            return crystal.repeat(repeats)
+        repeats = more
+
+
+def candidates(
+    potential: Potential,
+    crystal: ase.Atoms,
+    kinds: Collection[str],
+    *,
+    max_atoms: int,
+    temperature_k: float,
+    seed: int,
+    steps: int = _STEPS,
+) -> list[tuple[str, ase.Atoms]]:
+    """Return frames made from a crystal, each with its kind, one of :data:`KINDS`.
+
+    ``hot`` ones are of the potential's own dynamics, half of them at half of the temperature; slabs are cut as the family of surfaces cuts
+    them; from a cell with a vacancy one atom is taken, of each element in turn. All but the hot ones are rattled.
+    """
+    rng, cell = np.random.default_rng(seed), enlarged(crystal, max_atoms)
+
+    def shaken(cells: Sequence[ase.Atoms], size: float = RATTLES_A[0], each: int = N_EACH) -> list[ase.Atoms]:
+        return trial.rattled([one for one in cells for _ in range(each)], size, rng)
+
+    def strained() -> list[ase.Atoms]:
+        strains = [rng.uniform(-size, size, (3, 3)) for size in np.repeat(STRAINS, N_EACH)]
+        return shaken([structures.strained(cell, (strain + strain.T) / 2) for strain in strains], each=1)
+
+    def hot() -> list[ase.Atoms]:
+        run = {"time_step_fs": 1.0 if 1 in cell.numbers else 2.0, "friction_per_ps": 10.0, "seed": seed}
+        moved = dynamics.move(potential, shaken([cell], each=2), (temperature_k / 2, temperature_k), steps=steps, every=_EVERY, **run)
+        found = [positions for snapshot in moved if snapshot.step for positions in snapshot.positions.values()]
+        return [ase.Atoms(cell.numbers, positions, cell=cell.cell, pbc=True) for positions in found]
+
+    def slabs() -> list[ase.Atoms]:
+        found = []
+        for facet in FACETS:
+            with contextlib.suppress(ValueError):  # not every facet has a slab with equal faces
+                found.append(surfaces.build_slab(crystal, facet, surfaces.Protocol()))
+        return shaken(found, each=2 * N_EACH)
+
+    def vacancies() -> list[ase.Atoms]:
+        places = [list(cell.symbols).index(element) for element in dict.fromkeys(cell.symbols)]
+        return shaken([cell[np.arange(len(cell)) != place] for place in places if len(cell) > 1], each=2 * N_EACH)
+
+    made: dict[str, Callable[[], list[ase.Atoms]]] = {
+        "rattled": lambda: [atoms for size in RATTLES_A for atoms in shaken([cell], size)],
+        "strained": strained,
+        "hot": hot,
+        "displaced": lambda: shaken([cell], DISPLACED_A, each=3 * N_EACH),
+        "slab": slabs,
+        "vacancy": vacancies,
+    }
+    return [(kind, atoms) for kind in KINDS if kind in kinds for atoms in made[kind]()]
 
 
 def _faults(given: Sequence[ase.Atoms], source: Path | str, potential: Potential) -> set[int]:
@@ -212,6 +286,13 @@ This finds one factor and says what it is worth; `--method full` trains the weig
 """
 
 
+def _release(inputs: VaspInputSet) -> str:
+    """Return the release of VASP's pseudopotentials that an input set is made for, as pymatgen calls it."""
+    name = str(inputs.user_potcar_functional)
+    first = ", the first release; PBE_54 holds the same names with slightly other energies" if name == "PBE" else ""
+    return f"VASP's set that pymatgen calls `{name}`{first}"
+
+
 def _level(code: str, sets: Sequence[VaspInputSet], trained_on: str) -> list[str]:
     """Return what to compute, as lines."""
     settings = [_settings(inputs) for inputs in sets]
@@ -226,12 +307,15 @@ def _level(code: str, sets: Sequence[VaspInputSet], trained_on: str) -> list[str
         )
     lines.append("Energy, forces and stress of every frame as it is. Relax nothing: a relaxed frame teaches nothing.")
     if any(atoms.has("initial_magmoms") for atoms, *_ in settings):
-        lines.append("Spins start parallel, unless the structure brought moments. If the ground state is another, set it.")
+        lines.append(
+            "Spins start parallel, unless the structure brought moments. No antiferromagnetic order is made here, and a small cell may "
+            "not hold the order of the ground state (that of NiO needs 2 × 2 × 2 primitive cells). If it is another, set the moments."
+        )
     files = ", ".join(f"`{chemical_symbols[z]}.upf`" for z in numbers)
     species = " ".join(f"{z:02d}_{chemical_symbols[z]}" for z in numbers)
     lines += {
-        "vasp": [f"POTCAR: those of `POTCAR.spec`, in its order, from VASP's {sets[0].user_potcar_functional} set."],
-        "qe": [f"Pseudopotentials: your PBE ones (SSSP, say) as {files} in `pseudo`; see to the cutoffs."],
+        "vasp": [f"POTCAR: those of `POTCAR.spec`, in its order, from {_release(sets[0])}."],
+        "qe": [f"Pseudopotentials: SSSP PBE Precision 1.3.0 (materialscloud.org), as {files} in `pseudo`; see to the cutoffs."],
         "aims": [f"In every folder `for s in {species}; do cat $TIGHT/${{s}}_default >> control.in; done`, from the tight species."]
         + [f"Into the block of {symbol}: `plus_u {' '.join(shell)} {u:g}`." for symbol, (shell, u) in hubbard.items()]
         + ["Into `control.in`, for the double counting of VASP: `plus_u_petukhov_mixing 1.0`."] * bool(hubbard),

@@ -55,7 +55,8 @@ PROPERTIES: dict[str, tuple[str, dict[str, str], str, str]] = {
     "surfaces": ("surfaces", {"surfaces-built": "gamma_relaxed"}, "surface energies", "surfaces form too easily"),
     "vacancy": ("defects", {"defects": "relaxed"}, "energies of vacancies", "there are too many"),
 }
-NAMES = {"forces-tp": "forces, hot crystal", "phonons-pbe": "highest frequency", "surfaces-built": "surface energy", "defects": "vacancy"}
+NAMES = {"forces-tp": "forces, hot crystal", "phonons-pbe": "highest frequency", "surfaces-built": "surface energy"}
+LABELS = {"md": "hot", "phonons": "displaced", "elasticity": "strained", "surfaces": "slab", "vacancy": "vacancy"}  # kinds of frames
 DEFAULT = ("md", "phonons", "elasticity")
 
 CLOSE = 0.1  # a scale that is so near to one needs no correction
@@ -70,8 +71,9 @@ REQUEST, RECORD, FRAMES = "request.json", "report.json", "frames.extxyz"
 
 RULES = (
     f"Use it: everything that was asked is known and lies within {CLOSE:.0%} of one.",
-    "Multiply by: one factor on the energy lies in all intervals, not all of which hold 1, and factors leave the least error.",
-    "Use another: a stiff potential leaves the smallest error there.",
+    "Multiply by: one factor on the energy lies in all intervals, not all of which hold 1, and leaves the least error on tested "
+    "materials, less than before in every property; something near was tested.",
+    "Use another: a stiff potential leaves the least error there, less than before in every property.",
     f"Label these frames: most of what was asked is not known, or nothing leaves less than {WORTH:.0%} of the error.",
 )
 
@@ -214,15 +216,41 @@ def _values(tables: dict[str, pd.DataFrame], column: str) -> tuple[pd.DataFrame,
     return pd.concat(found, axis=1, join="inner") if found else pd.DataFrame(), failed
 
 
-def _left(rows: pd.DataFrame, scales: pd.DataFrame, known: calibration.Calibration, source: str) -> dict[str, float]:
-    """Return the mean absolute error that a factor for each tested material, and that each stiff potential, leaves; of the potential: 1."""
-    told = scales[scales["status"] == "ok"].set_index("material")["slope"]
+def error_left(rows: pd.DataFrame, source: str, scale: pd.Series | None = None) -> dict[str, float]:
+    """Return the mean absolute error that each stiff potential, and values over their material's ``scale``, leave; of the source: 1."""
     by = {model: part.set_index(["material", *explanations.places(part)]) for model, part in rows.groupby("model")}
-    scale = by[source].index.get_level_values("material").map(told) ** (known.status == "predicted") * known.factor
-    values = {model: part["value"] for model, part in by.items()} | {"factor": by[source]["value"] / scale}
+    values = {model: part["value"] for model, part in by.items()}
+    if scale is not None:
+        values["factor"] = values[source] / values[source].index.get_level_values("material").map(scale)
     both = pd.concat(values | {"reference": by[source]["reference"]}, axis=1, join="inner").dropna()
     error = both.drop(columns="reference").sub(both["reference"], axis="index").abs().mean()
     return (error / error[source]).drop(source).to_dict()
+
+
+def _advisers(family: str, source: str, stiff: Sequence[str]) -> dict[str, float]:
+    """Return the error that each stiff potential with a table of a family leaves on tested materials, if the source's is 1."""
+    kind = calibration.FAMILIES[family]
+    rows = explanations.rows(kind, results.read(kind.benchmark, [source, *stiff])) if stiff else pd.DataFrame({"model": []})
+    pairs = {one: rows[rows["model"].isin([source, one])] for one in stiff if one in set(rows["model"])}
+    return {one: error_left(pair, source)[one] for one, pair in pairs.items()}
+
+
+def one_factor(known: Sequence[dict[str, Any]]) -> tuple[float, str]:
+    """Return the factor on the energy that fits all answers, or NaN and why there is none."""
+    # On the energy, of which a frequency is the square root.
+    middle, low, high = (np.array([line[end] ** (1 / line["power"]) for line in known]) for end in ("scale", "low", "high"))
+    if low.max() > high.min():
+        return np.nan, "No factor lies in all intervals: softness differs between the properties."
+    if low.max() <= 1 <= high.min():
+        return np.nan, "All intervals hold 1: no factor is called for."
+    return 1 / float(np.clip(np.exp(np.log(middle).mean()), low.max(), high.min())), ""
+
+
+def vacancies_name(crystal: ase.Atoms) -> str:
+    """Return the name of the one number that vacancies have: the energy to take a formula unit out, atom by atom."""
+    counts = Composition(crystal.get_chemical_formula()).reduced_composition.items()
+    shown = " + ".join(f"{count:.0f} {element}" if count > 1 else f"{element}" for element, count in counts)
+    return f"vacancies, {shown} together" if len(counts) > 1 else f"vacancy of {shown}"
 
 
 def expect(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict, why: str, stiff: Sequence[str]) -> dict[str, Any]:
@@ -230,6 +258,9 @@ def expect(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict, 
     benchmark, columns, what, then = PROPERTIES[key]
     kind, own = calibration.FAMILIES[family], model in results.models(benchmark)
     source = model if own else STAND_IN
+    shares = _advisers(family, source, [one for one in stiff if one in results.models(benchmark)])
+    stiff = [one for one in stiff if shares.get(one, 0.0) < 1]
+    tables = {one: table for one, table in tables.items() if one == model or one in stiff}
     values, failed = _values(tables, columns[family])
     used = [one for one in stiff if one in values] if model in values else []
     # Where none was asked: those that could be.
@@ -240,11 +271,12 @@ def expect(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict, 
     found: dict[str, Any] = {
         "property": key,
         "family": family,
-        "name": NAMES.get(family, kind.name),
+        "name": vacancies_name(crystal) if family == "defects" else NAMES.get(family, kind.name),
         "power": kind.power,
         "calibrated_with": source,
     }
     found |= {"slope": 1.0, "spread": 0.0, "n": 0, "each": {}, "kinds": {}, "dft": "", "left": {}}
+    found["dropped"] = {one: share for one, share in shares.items() if one not in stiff}
     if used:
         if "group" in values.index.names:
             codes, names = pd.factorize(values.index.get_level_values("group"))
@@ -276,7 +308,9 @@ def expect(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict, 
         found["errs"] = f"{told}: {then}" if answer.high < 1 else told
         if answer.low <= 1 <= answer.high:
             found["errs"] = f"{what} between {1 - answer.low:.0%} too small and {answer.high - 1:.0%} too large"
-        found["left"] = _left(rows, scales, known, source) if used else {}
+        if used:
+            told = scales[scales["status"] == "ok"].set_index("material")["slope"] ** (known.status == "predicted")
+            found["tested"] = rows, source, told * known.factor
         if len(values) == 1:
             unit = tables[model].loc[tables[model]["property"].astype(str) == columns[family], "unit"].iloc[0]
             dft = [float(y[0] / divisor) for divisor in (answer.scale, answer.high, answer.low)]
@@ -289,40 +323,47 @@ def expect(key: str, family: str, model: str, crystal: ase.Atoms, tables: dict, 
 def advise(answers: Sequence[dict[str, Any]], model: str, structure: str) -> tuple[str, str, list[str]]:
     """Return a recommendation by the :data:`RULES`, the command or line of code that follows it, and reasons."""
     known = [line for line in answers if line["status"] != "not known"]
+    far = [line["name"] for line in known if line.get("far")]
     files = f"{shlex.quote(structure)} --model"
-    label = "label these frames", f"softening ask {files} {shlex.quote(model)} -n 5 --code vasp --out labels"
+    kinds = ",".join(dict.fromkeys(LABELS[line["property"]] for line in answers))
+    label = "label these frames", f"softening ask {files} {shlex.quote(model)} -n 5 --kinds {kinds} --code vasp --out labels"
     if 2 * len(known) < len(answers):
         return *label, [f"{len(answers) - len(known)} of {len(answers)} answers are not known before DFT."]
-    if len(known) == len(answers) and all(abs(line["scale"] - 1) <= CLOSE for line in known):
+    if len(known) == len(answers) and all(abs(line["scale"] - 1) <= CLOSE for line in known) and not far:
         widest = max(known, key=lambda line: line["high"] / line["low"])
         return (
             "use it",
             "",
             [f"Every scale lies within {CLOSE:.0%} of one; the widest interval is {widest['low']:.2f} to {widest['high']:.2f}."],
         )
-    # On the energy, of which a frequency is the square root.
-    middle, low, high = (np.array([line[end] ** (1 / line["power"]) for line in known]) for end in ("scale", "low", "high"))
+    factor, why = one_factor(known)
+    reasons = [why] if why else []
+    compared = [line for line in known if line["left"]]
+    shares = pd.DataFrame([line["left"] for line in compared], index=[line["name"] for line in compared])
+    shares = shares.drop(columns=["factor"] if why else [], errors="ignore")
     # Of those that were asked about all of them.
-    shares = pd.DataFrame([line["left"] for line in known if line["left"]])
-    left, reasons = shares.dropna(axis="columns").mean().sort_values(), []
+    left = shares.dropna(axis="columns").mean().sort_values()
     if len(partly := [figures.label(str(one)) for one in shares.columns[shares.isna().any()]]):
         reasons.append(f"Not compared, since a table of one of the properties is missing: {', '.join(partly)}.")
-    if low.max() > high.min():
-        left = left.drop("factor", errors="ignore")
-        reasons.append("No factor lies in all intervals: softness differs between the properties.")
-    elif low.max() <= 1 <= high.min():
-        left = left.drop("factor", errors="ignore")
-        reasons.append("All intervals hold 1: no factor is called for.")
+    said = {one: f"a factor of {factor:.2f}" if one == "factor" else figures.label(str(one)) for one in left.index}
     if len(left):
-        told = ", ".join(f"{'a factor for each property' if one == 'factor' else figures.label(one)} {x:.2f}" for one, x in left.items())
+        told = ", ".join(f"{said[one]} {x:.2f}" for one, x in left.items())
         reasons.append(f"Error left on the tested materials, if it is 1.00 as it is: {told}.")
+        if len(compared) < len(known):
+            reasons.append(f"Compared in {', '.join(shares.index)} alone; in the others no stiff potential was asked.")
+    for one, words in said.items():
+        if len(worse := shares.loc[shares[one] >= 1, one]):
+            left = left.drop(one)
+            reasons.append(f"Not {words}: more error on tested materials in {', '.join(f'{k} ({x:.2f})' for k, x in worse.items())}.")
+    if far:
+        left = left.drop("factor", errors="ignore")
+        reasons.append(f"It cannot be told whether it can be used as it is or with a factor: nothing near was tested ({', '.join(far)}).")
     # With intervals alone nothing is known of the scatter.
     if left.empty or left.iloc[0] > WORTH:
         none = "No slope against a stiffer potential is known." if shares.empty else "Nothing known without DFT mends much of the error."
         return *label, [*reasons, none]
     if (best := str(left.index[0])) != "factor":
         return f"use another: {figures.label(best)}", f"softening check {files} {best} --out other", reasons
-    factor = 1 / float(np.clip(np.exp(np.log(middle).mean()), low.max(), high.min()))
     return f"multiply the energy by {factor:.2f}", f'potentials.load("{model}").scaled({factor:.3f})', reasons
 
 
@@ -339,7 +380,7 @@ def check(
     trust: bool = False,
     progress: bool = False,
 ) -> Check:
-    """Tell how soft a potential is expected to be for a crystal, and write it into a folder, new or that of the same check before.
+    """Tell how soft a potential is expected to be for a crystal, and write it into a folder, new or that of a check of the same before.
 
     Other arguments are those of :func:`read`, :func:`helpers.potentials.load` and :func:`helpers.runner.workers`. ``against`` are stiff
     potentials, fetched if need be, by default those of :data:`STIFF` that are here; without any, tested materials answer. ``asked`` are
@@ -361,6 +402,9 @@ def check(
         raise ValueError(f"{structure} with {model}: {error}") from None
     model, crystal, where = potential.key, primitive(given), (str(potential.device), trust)
     _claim(out, {"crystal": hashlib.sha256(structures.content(crystal)).hexdigest(), "potential": potential.describe()})
+    # What the folder has answered before is answered again: its probes are done.
+    done = results.read_json(out / RECORD)["answers"] if (out / RECORD).is_file() else []
+    asked = [key for key in PROPERTIES if key in {*asked, *(line["property"] for line in done)}]
     notes, stiff, affordable = [], [], EVALUATIONS * (budget_minutes or MINUTES)
     for key in against or [key for key in STIFF if key != model and potentials.runnable(key)]:
         if set(crystal.numbers) <= (asking := potentials.load(key, device, trust=trust)).elements:
@@ -375,11 +419,14 @@ def check(
     deadline = started + 60 * budget_minutes if budget_minutes else None
     for key in asked if stiff else ():
         benchmark = PROPERTIES[key][0]
-        able = [one for one in stiff if one in results.models(benchmark)][: None if against else AT_ONCE]
+        there = [one for one in stiff if one in results.models(benchmark)]
+        source = model if model in results.models(benchmark) else STAND_IN
+        shares = [_advisers(family, source, there) for family in PROPERTIES[key][1]]
+        able = [one for one in there if any(each.get(one, 0.0) < 1 for each in shares)][: None if against else AT_ONCE]
         try:
             cases = probes(crystal, key, shaken, affordable)
             jobs += [(key, (benchmark, one, where, *cases, deadline, out)) for one in (model, *able)] if able else []
-            missing[key] = "" if able else "none of the stiff potentials has a table of this family"
+            missing[key] = "" if able else "no stiff potential has a table of this family and errs less on tested materials"
         except ValueError as error:
             missing[key] = str(error)
     jobs.sort(key=lambda job: (job[1][1], job[0]))  # a process keeps the potential that it has
@@ -397,11 +444,20 @@ def check(
         for key in tqdm(asked, disable=not progress, unit="property", desc="calibration")
         for family in PROPERTIES[key][1]
     ]
+    known = [line for line in answers if line["status"] != "not known"]
+    factor, _ = one_factor(known) if known else (np.nan, "")
+    for line in answers:
+        line["far"] = bool(line["nearest"]) and line["nearest"][0]["distance"] > FAR
+        for one, share in line.pop("dropped").items():
+            notes.append(f"{figures.label(one)} is not asked about {line['name']}: it leaves {share:.2f} of the error on tested materials.")
+        if "tested" in line:  # there the one factor stands to the material's own as it does here
+            rows, source, scale = line.pop("tested")
+            line["left"] = error_left(rows, source, None if np.isnan(factor) else scale * factor ** -line["power"] / line["scale"])
     if len(crystal) > 100 or (shaken and not any(one.info["kind"].endswith("K") for one in shaken)):
         notes.append(f"There are fewer probes than usual: the primitive cell has {len(crystal)} atoms, and --budget affords no more.")
     if why := uncalibrated(crystal):
         notes.append(f"No calibration for this material: {why}.")
-    if far := [line["name"] for line in answers if line["nearest"] and line["nearest"][0]["distance"] > FAR]:
+    if far := [line["name"] for line in answers if line["far"]]:
         notes.append(f"Nothing that is near was tested ({', '.join(far)}): the interval assumes that this crystal is like the tested ones.")
     if len(stiff) == 1:
         notes.append("One stiff potential alone was asked: none can disagree with it.")
@@ -413,7 +469,10 @@ def check(
         notes.append(f"softening fetch weights ({size:.0f} MB for {', '.join(absent)}) would add slopes against them: {', '.join(gains)}.")
     about = {"structure": str(structure), "formula": Composition(given.get_chemical_formula()).reduced_formula, "atoms": len(given)}
     about |= {"primitive_atoms": len(crystal), "model": model, "stiff": stiff, "frames": len(shaken), "date": time.strftime("%Y-%m-%d")}
-    about |= {"device": results.device_name(where[0]), "packages": results.package_versions(), "minutes": (time.time() - started) / 60}
+    packages = results.package_versions()
+    for key, one in ((key, one) for key, made in tables.items() for one in made):  # another environment has others
+        packages |= results.provenance(PROPERTIES[key][0], one, out)["packages"]
+    about |= {"device": results.device_name(where[0]), "packages": packages, "minutes": (time.time() - started) / 60}
     found = Check(out, about, answers, *advise(answers, model, str(structure)), notes)
     check_page.write(found, RULES)
     results.write_json(json.loads(pd.Series(vars(found) | {"folder": str(out)}).to_json(double_precision=15)), out / RECORD)

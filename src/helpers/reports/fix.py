@@ -475,6 +475,8 @@ def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -
     rows = scores[scores["frames"] == judged].set_index("stage")
     before = rows.loc["before"]
     said = [_softness(before)]
+    if judged == "test" and before["n_frames"] == 1:
+        said = [f"One test frame says little: label more before you rely on what follows. There: {said[0]}"]
     factor = rows.loc["one factor"] if "one factor" in rows.index else None
     if factor is not None and before["mae"] > 0:
         share = 1 - factor["mae"] / before["mae"]
@@ -493,7 +495,7 @@ def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -
             said.append(f"One factor makes the forces worse, by {-share:.0%}: do not use it.")
         if judged == "test" and share < softening.SUFFICES <= own:
             said.append(
-                f"A factor of their own, {1 / before['slope']:.2f}, would remove {own:.0%} of the error of the test frames: "
+                f"A factor fitted to the test frames would remove {own:.0%} of their error: "
                 "the frames that were fitted are of another kind. Label frames like those the potential is for."
             )
     if method == "full":
@@ -515,16 +517,14 @@ def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -
         low, high = min(single_factors), max(single_factors)
         agree = "they do not agree on whether forces are too small" if low < 1 < high else "they agree on the direction"
         said.append(f"The fitted frames, each alone, ask for factors from {low:.2f} to {high:.2f}: {agree}.")
-    unusual = [c for c in (1 / before["slope"],) if c > 0 and not _USUAL_FACTORS[0] <= c <= _USUAL_FACTORS[1]]
-    if unusual:
-        said.append(f"A factor of {unusual[0]:.2f} is unusual; check units, functional and the kind of frames before you use it.")
+    if before["slope"] > 0 and not _USUAL_FACTORS[0] <= 1 / before["slope"] <= _USUAL_FACTORS[1]:
+        said.append(f"A slope of {before['slope']:.2f} is unusual; check units, functional and the kind of frames before you use a factor.")
     if judged == "fit":
         said.append(
             "Nothing was tested: all numbers are of the frames that were fitted. Add frames to learn what the fix is worth elsewhere."
         )
-    elif before["n_frames"] < 3:
-        n = int(before["n_frames"])
-        said.append(f"Uncertain: there {'is' if n == 1 else 'are'} only {n} test frame{'' if n == 1 else 's'}.")
+    elif before["n_frames"] == 2:
+        said.append("Uncertain: there are only 2 test frames.")
     return said
 
 

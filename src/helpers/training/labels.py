@@ -221,7 +221,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _file(path: Path) -> list[Frame]:
     if not os.path.isfile(path):
-        pattern = "; no file matched this pattern" if set("*?[") & set(path.name) else ""
+        pattern = "; no file matched this pattern: were the frames computed?" if set("*?[") & set(str(path)) else ""
         raise LabelError(f"{path}: {'not a regular file' if os.path.exists(path) else 'no such file'}{pattern}.")
     try:
         kind = filetype(str(path))
