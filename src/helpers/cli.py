@@ -404,14 +404,20 @@ def report(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
     processes: Annotated[int | None, typer.Option(min=1, help="Worker processes. By default one per core on a CPU, one on a GPU.")] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Load a model file of unknown checksum. A model file can run any code.")] = False,
+    against: Annotated[Path | None, typer.Option(help="An earlier card, folder or report.json: both on one page, in OUT/against.")] = None,
+    fail_if: Annotated[str, typer.Option(help="Exit status 1 if one holds: 'surfaces<0.9, phonons drop>0.03, any failed>0'.")] = "",
 ) -> None:
     """Test a potential on every family of properties and write its report card.
 
     One HTML page: how soft it is family by family, its rank among the book's models, what failed, and whether a factor or
     fine-tuning would fix it. Sets whose data are not here are listed. Can be interrupted at any time: the same command goes on.
     """
-    from helpers.reports import report_card
+    from helpers.reports import gate, report_card
 
+    # Mistakes are told before anything is computed.
+    before = gate.read(against) if against else None
+    if fail_if:
+        gate.parse(fail_if)
     card = report_card.make(
         model, out, full=full, seed=seed, device=device, processes=processes, budget_minutes=budget, trust=trust, progress=True
     )
@@ -431,6 +437,16 @@ def report(
     for reason in card.reasons:
         typer.echo(f"- {reason}")
     typer.echo(f"report: {card.folder / 'report.html'}")
+    if not (fail_if or before):
+        return
+    found = gate.read(card.folder)
+    failed = gate.failing(found, fail_if, before) if fail_if else []
+    if before:
+        gate.side_by_side(found, before, out / "against", failed)
+        typer.echo(f"beside the earlier card: {out / 'against' / 'report.html'}")
+    for line in failed:
+        typer.echo(f"gate: {line}", err=True)
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command()

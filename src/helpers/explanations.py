@@ -86,8 +86,7 @@ def read(families: Mapping[str, Family] = FAMILIES, guests: Collection[str] = ()
     return {key: part for key, part in found.items() if len(part)}
 
 
-# ---------------------------------------------------------------------------------------------------
-# Both slopes
+# ---- Both slopes ----------------------------------------------------------------------------------
 
 
 def _sums(part: pd.DataFrame, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -140,8 +139,7 @@ def overview(families: Mapping[str, pd.DataFrame], n_resamples: int = 2000) -> p
     return pd.DataFrame(records)
 
 
-# ---------------------------------------------------------------------------------------------------
-# What is left
+# ---- What is left ---------------------------------------------------------------------------------
 
 EXPLANATIONS = ("selection", "geometry", "regression", "left")
 """In the order in which they are taken away; ``left`` is what none of them explains."""
@@ -244,8 +242,7 @@ def one_at_a_time(part: pd.DataFrame, family: Family) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["explanation", "n", "before", "after"])
 
 
-# ---------------------------------------------------------------------------------------------------
-# The same network, other data
+# ---- The same network, other data -----------------------------------------------------------------
 
 
 def pair(table: pd.DataFrame, first: str, second: str, n_resamples: int = 2000) -> dict[str, float] | None:
@@ -305,8 +302,7 @@ def shared(table: pd.DataFrame, models: Sequence[str], n_resamples: int = 2000) 
     return {"n": len(both), "n_materials": len(sums), **softening.estimates(sums, statistics, n_resamples)}
 
 
-# ---------------------------------------------------------------------------------------------------
-# Where on the axis
+# ---- Where on the axis ----------------------------------------------------------------------------
 
 
 def with_sizes(forces: pd.DataFrame) -> pd.DataFrame:
@@ -351,8 +347,7 @@ def binned(part: pd.DataFrame, edges: Sequence[float], on: str, min_values: int 
     return pd.DataFrame(found)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Errors in the label
+# ---- Errors in the label --------------------------------------------------------------------------
 
 
 def reliability(rms: float, noise: float) -> float:
@@ -382,8 +377,7 @@ def label_noise(families: Mapping[str, pd.DataFrame], noise: Sequence[float], mo
     return pd.DataFrame(found)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Simulated models, whose defects are known
+# ---- Simulated models, whose defects are known ----------------------------------------------------
 
 ARCHETYPES = ("noisy", "calibrated", "soft", "soft and noisy")
 
@@ -426,8 +420,7 @@ def simulate(kind: str, r2: float = 0.8, n: int = 4000, mean: float = 0.0, seed:
     return found.assign(size_reference=np.abs(x), size_value=np.abs(y))
 
 
-# ---------------------------------------------------------------------------------------------------
-# The fix
+# ---- The fix --------------------------------------------------------------------------------------
 
 
 def corrections(forces: pd.DataFrame) -> pd.DataFrame:

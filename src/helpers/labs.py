@@ -52,8 +52,7 @@ class Question:
     tolerance: float = TOLERANCE  # relative
 
 
-# ---------------------------------------------------------------------------------------------------
-# Comparing
+# ---- Comparing ------------------------------------------------------------------------------------
 
 
 def _as_numbers(name: str, value: object, shape: tuple[int, ...]) -> np.ndarray:
@@ -249,8 +248,7 @@ def _percentiles(x: np.ndarray, y: np.ndarray, groups: np.ndarray, quantiles: tu
     return np.percentile(xy[drawn].sum(axis=1) / xx[drawn].sum(axis=1), quantiles)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Data
+# ---- Data -----------------------------------------------------------------------------------------
 
 
 def forces(chosen: str, material: str | None = None, temperature_k: float | None = None) -> pd.DataFrame:
@@ -277,8 +275,7 @@ def frames(rows: pd.DataFrame) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(part["reference"].to_numpy(), part["value"].to_numpy()) for _, part in rows.groupby("case", observed=True, sort=False)]
 
 
-# ---------------------------------------------------------------------------------------------------
-# The questions
+# ---- The questions --------------------------------------------------------------------------------
 
 
 def _mae(x: np.ndarray, y: np.ndarray) -> float:

@@ -45,8 +45,7 @@ _MAX_ELEMENTS = 8_000_000
 _ROUNDING = 1e-12
 
 
-# ---------------------------------------------------------------------------------------------------
-# One cloud of points
+# ---- One cloud of points --------------------------------------------------------------------------
 
 
 def _pair(reference: ArrayLike, predicted: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -220,8 +219,7 @@ def robust_slope(reference: ArrayLike, predicted: ArrayLike) -> float:
     return float(ratio[order[at]])
 
 
-# ---------------------------------------------------------------------------------------------------
-# Intervals
+# ---- Intervals ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -307,8 +305,7 @@ def _ends(resampled: np.ndarray, n_groups: int, level: float = 0.95) -> tuple[fl
     return float(low), float(high)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Tables of force components
+# ---- Tables of force components -------------------------------------------------------------------
 
 
 def _select(table: pd.DataFrame, quantity: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -500,8 +497,7 @@ def distribution(fits: pd.DataFrame, by: Sequence[str] = ("model", "set")) -> pd
     return pd.DataFrame(records)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Scalar properties
+# ---- Scalar properties ----------------------------------------------------------------------------
 
 
 def scalar_summary(value: ArrayLike, reference: ArrayLike, clusters: Collection | np.ndarray | None = None) -> dict[str, float]:
@@ -575,8 +571,7 @@ def _pearson_squared(n: np.ndarray, u: np.ndarray, v: np.ndarray, uu: np.ndarray
     return np.where(flat, np.nan, (uv - u * v / n) ** 2 / (spread_u * spread_v))
 
 
-# ---------------------------------------------------------------------------------------------------
-# In words
+# ---- In words -------------------------------------------------------------------------------------
 
 # A slope this near to one is no softness worth a correction.
 NO_SOFTNESS = 0.03
@@ -594,8 +589,7 @@ def verdict(slope: float, inverse_slope: float) -> str:
     return "calibrated" if inverse_slope <= 1 + NO_SOFTNESS else "soft"
 
 
-# ---------------------------------------------------------------------------------------------------
-# One label
+# ---- One label ------------------------------------------------------------------------------------
 
 
 def correction(reference: ArrayLike, predicted: ArrayLike, method: str = "inverse_slope") -> float:

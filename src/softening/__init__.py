@@ -13,13 +13,15 @@ _PLACES = {
     "Potential": "potentials",
     "CATALOGUE": "potentials",
     "relax": "engine",
+    "read": "results",
+    "run": "runner",
+}
+_PLACES |= {
+    "fix": "reports.fix",
     "check": "reports.check",
     "ask": "reports.ask",
-    "fix": "reports.fix",
     "make": "reports.report_card",
     "export": "potentials.export",
-    "run": "runner",
-    "read": "results",
 }
 _MODULES = {"statistics": "softening", "potentials": "potentials", "engine": "engine", "benchmarks": "benchmarks", "figures": "figures"}
 

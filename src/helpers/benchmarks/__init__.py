@@ -78,8 +78,7 @@ def runs(models: Iterable[str]) -> Iterator[tuple[str, str, Collection[str] | No
         yield from ((name, model, sets) for model, sets in own.items())
 
 
-# ---------------------------------------------------------------------------------------------------
-# How a table is read as softness
+# ---- How a table is read as softness --------------------------------------------------------------
 
 # Which derivative of the energy a quantity is, and p in: E → c E multiplies it by c^p. In the order in which pages show them.
 _QUANTITIES = {"force": (1, 1.0), "energy": (0, 1.0), "barrier": (0, 1.0), "stress": (1, 1.0), "frequency": (2, 0.5), "curvature": (2, 1.0)}
@@ -161,8 +160,7 @@ def force_rows(model: str, case: Case, values: np.ndarray, references: np.ndarra
     return [record(float(value), float(references[at]), atom=float(at[0]), component=float(at[1])) for at, value in np.ndenumerate(values)]
 
 
-# ---------------------------------------------------------------------------------------------------
-# A sample
+# ---- A sample -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

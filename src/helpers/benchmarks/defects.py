@@ -212,8 +212,7 @@ def formation_energy(defects: Sequence[tuple[int, ase.Atoms, float]], host: ase.
     return float(sum(number * energy for number, _, energy in defects) - found.sum() / len(host) * e_host)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Reference cases
+# ---- Reference cases ------------------------------------------------------------------------------
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -355,8 +354,7 @@ def _defect_cell(compound: str, defect: str, host: ase.Atoms, protocol: Protocol
     return crystal
 
 
-# ---------------------------------------------------------------------------------------------------
-# Predictions
+# ---- Predictions ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -553,8 +551,7 @@ def relaxation_field(potential: Potential, host: str | ase.Atoms, protocol: Prot
     return ideal, moved, site
 
 
-# ---------------------------------------------------------------------------------------------------
-# Summary
+# ---- Summary --------------------------------------------------------------------------------------
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -634,8 +631,7 @@ def _cut(element: str, miller: str) -> tuple[float, float, float]:
     return float(lost[lost > 0].mean()), structures.broken_bonds(slab, crystal) / 2, structures.area(slab)
 
 
-# ---------------------------------------------------------------------------------------------------
-# As softness
+# ---- As softness ----------------------------------------------------------------------------------
 
 
 def _relaxed_and_not(table: pd.DataFrame) -> pd.DataFrame:

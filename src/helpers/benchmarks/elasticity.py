@@ -110,8 +110,7 @@ class Protocol:
     max_steps: int = 500  # steps after which a relaxation counts as failed
 
 
-# ---------------------------------------------------------------------------------------------------
-# Reference cases
+# ---- Reference cases ------------------------------------------------------------------------------
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -191,8 +190,7 @@ def _case(name: str, material: str, formula: str, crystal: ase.Atoms, reference:
     return Case(f"{name}/{material}", name, material, {"crystal": crystal}, reference, info)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Elasticity
+# ---- Elasticity -----------------------------------------------------------------------------------
 
 
 def strains(amount: float) -> list[Strain]:
@@ -226,8 +224,7 @@ def elastic_tensor(imposed: Sequence[Strain], stresses: Sequence[np.ndarray], cr
     return fitted.voigt_symmetrized.fit_to_structure(AseAtomsAdaptor.get_structure(crystal), symprec=_SYMPREC)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Predictions
+# ---- Predictions ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -372,8 +369,7 @@ def _rows(model: str, case: Case, outcome: _Outcome, protocol: Protocol) -> Rows
     return rows
 
 
-# ---------------------------------------------------------------------------------------------------
-# Summary
+# ---- Summary --------------------------------------------------------------------------------------
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -433,8 +429,7 @@ def summarise_transfer(transfer: pd.DataFrame) -> pd.DataFrame:
     return made.groupby("model").agg({"n": "sum", **medians, "helps": "mean"})
 
 
-# ---------------------------------------------------------------------------------------------------
-# As softness
+# ---- As softness ----------------------------------------------------------------------------------
 
 
 FAMILIES = (

@@ -152,8 +152,7 @@ def way(images: Sequence[ase.Atoms], ion: int) -> np.ndarray:
     return np.concatenate([[0.0], np.cumsum(steps)])
 
 
-# ---------------------------------------------------------------------------------------------------
-# Reference cases
+# ---- Reference cases ------------------------------------------------------------------------------
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -307,8 +306,7 @@ def _unusable(hop: devi.Hop) -> str:
     return ""
 
 
-# ---------------------------------------------------------------------------------------------------
-# Predictions
+# ---- Predictions ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -603,8 +601,7 @@ def _mirrored(image: ase.Atoms, plan: _Plan) -> ase.Atoms:
     return mirrored
 
 
-# ---------------------------------------------------------------------------------------------------
-# One label
+# ---- One label ------------------------------------------------------------------------------------
 
 
 def from_one_image(table: pd.DataFrame) -> pd.DataFrame:
@@ -658,8 +655,7 @@ def from_one_element(table: pd.DataFrame) -> pd.DataFrame:
     return softening.one_label_corrections(barriers.assign(case=barriers["material"], material="metals"), quantity="barrier")
 
 
-# ---------------------------------------------------------------------------------------------------
-# Summary
+# ---- Summary --------------------------------------------------------------------------------------
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -687,8 +683,7 @@ def authors(table: pd.DataFrame) -> pd.DataFrame:
     return hops.assign(model="MACE (Devi et al.)", value=hops["authors_mace"], status="ok", reason="", **unknown)
 
 
-# ---------------------------------------------------------------------------------------------------
-# As softness
+# ---- As softness ----------------------------------------------------------------------------------
 
 
 def _hops_without_u(table: pd.DataFrame) -> pd.DataFrame:

@@ -126,8 +126,7 @@ class Protocol:
     seed: int = 2025  # of their random displacements
 
 
-# ---------------------------------------------------------------------------------------------------
-# Reference frames
+# ---- Reference frames -----------------------------------------------------------------------------
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -218,8 +217,7 @@ def _rattled_crystals(protocol: Protocol) -> list[Case]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------
-# Predictions
+# ---- Predictions ----------------------------------------------------------------------------------
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
@@ -371,8 +369,7 @@ def displacements(atoms: ase.Atoms) -> np.ndarray:
     return min(found, key=lambda moved: np.square(moved).sum())
 
 
-# ---------------------------------------------------------------------------------------------------
-# Analysis
+# ---- Analysis -------------------------------------------------------------------------------------
 
 
 def headline(table: pd.DataFrame, protocol: Protocol | None = None) -> pd.DataFrame:
@@ -444,24 +441,6 @@ def crystals(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[(table["set"] == "single-element-md") & (table["property"] == "force") & (table["group"] == "AIMD-NVT")]
     # Without rows the melting points would not be numbers.
     return rows[rows["temperature_k"] < rows["material"].astype(str).map(MELTING_K).astype(float)]
-
-
-def elements_of_mptrj() -> pd.DataFrame:
-    """Count elements and kinds of distortion in the sample of MPtrj (``data/reference/mptrj_1k_elements.csv`` holds the result).
-
-    Index ``element``; ``frames`` that hold it; of these ``alone`` (they hold nothing else), ``at_rest`` (no atom of it feels more than
-    0.01 eV/Å), ``displaced`` (one feels more than 0.5 eV/Å), ``sheared`` (shear stress above 1 GPa: half the difference of the largest
-    and the smallest principal stress); and ``largest_force``, the median over frames of the largest DFT force on an atom of it (eV/Å).
-    """
-    rows = []
-    for case in cases(sets=["mptrj-1k"]):
-        (atoms,) = case.structures.values()
-        largest = pd.Series(np.linalg.norm(case.reference["forces"], axis=1)).groupby(atoms.get_chemical_symbols()).max()
-        principal = np.linalg.eigvalsh(case.reference["stress"]) / units.GPa
-        kinds = {"alone": len(largest) == 1, "at_rest": largest < 0.01, "displaced": largest > 0.5}
-        rows.append(pd.DataFrame({"frames": 1, **kinds, "sheared": np.ptp(principal) > 2, "largest_force": largest}))
-    found = pd.concat(rows).rename_axis("element").groupby(level=0)
-    return found.agg({name: "median" if name == "largest_force" else "sum" for name in rows[0]})
 
 
 def by_temperature(table: pd.DataFrame, block: int = 1) -> pd.DataFrame:
@@ -564,8 +543,7 @@ def _statistics(rows: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     return summary.merge(own, on=by, how="left")
 
 
-# ---------------------------------------------------------------------------------------------------
-# As softness
+# ---- As softness ----------------------------------------------------------------------------------
 
 
 def usable(cases: Sequence[Case]) -> list[Case]:

@@ -162,8 +162,7 @@ class Protocol:
     dos_step_thz: float = 0.02  # spacing of the density of states, THz
 
 
-# ---------------------------------------------------------------------------------------------------
-# Reference cases
+# ---- Reference cases ------------------------------------------------------------------------------
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -351,8 +350,7 @@ def to_phonopy(atoms: ase.Atoms) -> PhonopyAtoms:
     return PhonopyAtoms(symbols=atoms.get_chemical_symbols(), scaled_positions=scaled, cell=atoms.cell.array, magnetic_moments=moments)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Lattice dynamics
+# ---- Lattice dynamics -----------------------------------------------------------------------------
 
 
 def dynamics(unit_cell: PhonopyAtoms, matrix: np.ndarray, primitive_matrix: np.ndarray) -> Phonopy:
@@ -467,8 +465,7 @@ def carried_over(crystal: Phonopy, relaxed: ase.Atoms) -> ase.Atoms:
     return atoms
 
 
-# ---------------------------------------------------------------------------------------------------
-# Predictions
+# ---- Predictions ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -748,8 +745,7 @@ def softest_mode(
     return frames
 
 
-# ---------------------------------------------------------------------------------------------------
-# Summary
+# ---- Summary --------------------------------------------------------------------------------------
 
 
 def ratios(table: pd.DataFrame, quantities: Sequence[str] = _RATIOS) -> pd.DataFrame:
@@ -969,8 +965,7 @@ def functionals(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-# ---------------------------------------------------------------------------------------------------
-# As softness
+# ---- As softness ----------------------------------------------------------------------------------
 
 
 def _pbesol(table: pd.DataFrame) -> pd.DataFrame:

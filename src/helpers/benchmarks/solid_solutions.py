@@ -126,8 +126,7 @@ def mixing_energy(e_alloy: float, n_units: float, x: float, e_first: float, e_se
     return e_alloy / n_units - (1 - x) * e_first - x * e_second
 
 
-# ---------------------------------------------------------------------------------------------------
-# Orderings
+# ---- Orderings ------------------------------------------------------------------------------------
 
 
 def site_permutations(sites: ase.Atoms) -> np.ndarray:
@@ -194,8 +193,7 @@ def _bcc_orderings() -> tuple[ase.Atoms, np.ndarray, np.ndarray]:
     return cell, representative, np.bincount(representative)[representative]
 
 
-# ---------------------------------------------------------------------------------------------------
-# Reference cases
+# ---- Reference cases ------------------------------------------------------------------------------
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -356,8 +354,7 @@ def _bcc_multiplicity(alloy: ase.Atoms, second: np.ndarray) -> int:
     return int(multiplicity[sum(1 << int(site) for site in sites[second])])
 
 
-# ---------------------------------------------------------------------------------------------------
-# Predictions
+# ---- Predictions ----------------------------------------------------------------------------------
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol, progress: bool = False) -> pd.DataFrame:
@@ -445,8 +442,7 @@ def _energy_row(
     return row(model, case, name, value, float(case.reference["energy"]), system.unit, error=error, **extra)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Curves and thermodynamics
+# ---- Curves and thermodynamics --------------------------------------------------------------------
 
 
 def _points(table: pd.DataFrame, quantity: str | None) -> pd.DataFrame:
@@ -698,8 +694,7 @@ def example_orderings(table: pd.DataFrame, n_ca: int) -> dict[str, Case]:
     return {name: known[chosen.loc[index, "case"]] for name, index in ends.items()}
 
 
-# ---------------------------------------------------------------------------------------------------
-# Summary
+# ---- Summary --------------------------------------------------------------------------------------
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -729,8 +724,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
-# ---------------------------------------------------------------------------------------------------
-# As softness
+# ---- As softness ----------------------------------------------------------------------------------
 
 
 def usable(cases: Sequence[Case]) -> list[Case]:

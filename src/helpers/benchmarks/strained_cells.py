@@ -163,8 +163,7 @@ def from_shear_to_stretch(table: pd.DataFrame) -> pd.DataFrame:
     return found.assign(element=element, from_kind=kind.map(other))[["model", "element", "from_kind", "c", "mae_before", "mae_after"]]
 
 
-# ---------------------------------------------------------------------------------------------------
-# As softness
+# ---- As softness ----------------------------------------------------------------------------------
 
 
 def _strained(*kinds: str) -> Callable[[pd.DataFrame], pd.DataFrame]:

@@ -128,8 +128,7 @@ def surface_energy(e_slab: float, n_atoms: int, e_bulk_per_atom: float, area: fl
     return (e_slab - n_atoms * e_bulk_per_atom) / (2 * area)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Reference cases
+# ---- Reference cases ------------------------------------------------------------------------------
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -396,8 +395,7 @@ def _jarvis_binaries() -> list[Case]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------
-# Predictions
+# ---- Predictions ----------------------------------------------------------------------------------
 
 
 def build_slab(bulk: ase.Atoms, miller: Sequence[int], protocol: Protocol) -> ase.Atoms:
@@ -480,8 +478,7 @@ def _gamma(parts: Mapping[str, ase.Atoms], results: Mapping[bytes, Prediction | 
     return surface_energy(found["slab"].energy, len(slab), found["bulk"].energy / len(bulk), area(slab)), None
 
 
-# ---------------------------------------------------------------------------------------------------
-# Summary
+# ---- Summary --------------------------------------------------------------------------------------
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -496,8 +493,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------
-# As softness
+# ---- As softness ----------------------------------------------------------------------------------
 
 
 def _relaxed_and_static(table: pd.DataFrame) -> pd.DataFrame:

@@ -100,8 +100,7 @@ class Protocol:
     learning_rate: float = 1e-3
 
 
-# ---------------------------------------------------------------------------------------------------
-# Cases
+# ---- Cases ----------------------------------------------------------------------------------------
 
 
 def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -> list[Case]:
@@ -182,8 +181,7 @@ def _one_label(protocol: Protocol) -> list[Case]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------
-# Predictions
+# ---- Predictions ----------------------------------------------------------------------------------
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
@@ -310,8 +308,7 @@ def _properties(original: Potential, model: Potential, case: Case, stage: str, p
     return [*rows, _row(original, case, "mixing_energy", energy, error=relaxed.error, stage=stage, held_out="layers")]
 
 
-# ---------------------------------------------------------------------------------------------------
-# Summary
+# ---- Summary --------------------------------------------------------------------------------------
 
 
 def vegard(x: float | np.ndarray, a_first: float, a_second: float) -> float | np.ndarray:

@@ -151,8 +151,7 @@ def _teacher_variants(protocol: Protocol) -> Rows:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------
-# Frames
+# ---- Frames ---------------------------------------------------------------------------------------
 
 
 def family_of(frame: Case, crystal_ev: float) -> str:
@@ -221,8 +220,7 @@ def draw(pool: Pool, families: Sequence[str], n_frames: int, share: float, seed:
     return drawn
 
 
-# ---------------------------------------------------------------------------------------------------
-# Fitting and testing
+# ---- Fitting and testing --------------------------------------------------------------------------
 
 
 class Fitter:
@@ -373,8 +371,7 @@ def _timed(potential: Potential, pool: Pool, protocol: Protocol) -> dict[str, di
     return found | {"package, " + name: {"seconds": package}, "atoms": {"n_atoms": float(np.median([len(atoms) for atoms in frames]))}}
 
 
-# ---------------------------------------------------------------------------------------------------
-# Analysis
+# ---- Analysis -------------------------------------------------------------------------------------
 
 
 def over_seeds(made: pd.DataFrame, quantity: str) -> pd.DataFrame:

@@ -134,8 +134,7 @@ class Protocol:
         )
 
 
-# ---------------------------------------------------------------------------------------------------
-# Labels and test sets
+# ---- Labels and test sets -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -242,8 +241,7 @@ def _teach(potential: Potential, case: Case) -> None:
     trial.put(case, label=made[: case.info["n_labels"]], all=made[2:4], **{"other-chemistry": made[4:]})
 
 
-# ---------------------------------------------------------------------------------------------------
-# Running
+# ---- Running --------------------------------------------------------------------------------------
 
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
@@ -359,8 +357,7 @@ def errors(labels: Sequence[Label], predictions: Sequence[Prediction]) -> dict[s
     return found
 
 
-# ---------------------------------------------------------------------------------------------------
-# Analysis
+# ---- Analysis -------------------------------------------------------------------------------------
 
 
 _KIND = ["model", "set", "material", "method", "kind", "n_labels"]

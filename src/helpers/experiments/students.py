@@ -168,8 +168,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     return found
 
 
-# ---------------------------------------------------------------------------------------------------
-# Structures
+# ---- Structures -----------------------------------------------------------------------------------
 
 
 def crystal(material: str) -> ase.Atoms:
@@ -321,8 +320,7 @@ def hot_frames(teacher: Potential, material: str, small: bool = False) -> tuple[
     return tuple(found)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Running
+# ---- Running --------------------------------------------------------------------------------------
 
 
 def train(teacher: Potential, material: str, student: Student, protocol: Protocol) -> tuple[fine_tune.FineTuned, list[Label]]:
@@ -444,8 +442,7 @@ def highest_frequency(potential: Potential, material: str) -> tuple[float, str |
     return float(found["value"]), found["reason"] or None
 
 
-# ---------------------------------------------------------------------------------------------------
-# Analysis
+# ---- Analysis -------------------------------------------------------------------------------------
 
 # What is varied about the standard student besides its training data and its network.
 _VARIED = ("channels", "n_frames", "start_a", "steps")

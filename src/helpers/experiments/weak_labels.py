@@ -218,8 +218,7 @@ def _teach(potential: Potential, case: Case) -> None:
     trial.put(case, label=labels[:2], test=labels[2:])
 
 
-# ---------------------------------------------------------------------------------------------------
-# Analysis
+# ---- Analysis -------------------------------------------------------------------------------------
 
 
 def over_seeds(made: pd.DataFrame, quantity: str) -> pd.DataFrame:

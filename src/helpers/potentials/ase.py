@@ -102,8 +102,7 @@ def _answer(value: object, name: str, shapes: Collection[tuple[int, ...]], wante
     return array.astype(float)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Keys
+# ---- Keys -----------------------------------------------------------------------------------------
 
 
 def load(key: str) -> ASEPotential:

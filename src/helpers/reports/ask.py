@@ -20,7 +20,6 @@ import ase
 import ase.io
 import numpy as np
 from ase.data import chemical_symbols
-from pymatgen.core import Structure
 from pymatgen.io.ase import AseAtomsAdaptor
 from pymatgen.io.vasp.sets import MatPESStaticSet, MPStaticSet, VaspInputSet
 
@@ -28,6 +27,7 @@ from helpers import potentials, structures
 from helpers.benchmarks import surfaces
 from helpers.engine import dynamics
 from helpers.potentials import Potential
+from helpers.reports import check
 from helpers.training import labels, trial
 from helpers.training.fine_tune import Label
 
@@ -47,16 +47,6 @@ _STEPS, _EVERY = 100, 20  # of the dynamics, and from one hot frame to the next
 # Forces of one cell without symmetry: converged electrons, and no tetrahedra, whose forces in metals are not those of the energy.
 _STATIC = {"NSW": 0, "IBRION": -1, "ISYM": 0, "ISMEAR": 0, "SIGMA": 0.05, "EDIFF": 1e-6, "NELM": 200, "ALGO": "Normal", "LREAL": False}
 _STATIC |= {"LWAVE": False, "LCHARG": False, "LAECHG": False}
-
-
-def read(path: Path | str) -> list[ase.Atoms]:
-    """Return the structures of a file that ASE reads; ValueError if there is none, or if sites are shared or partly empty."""
-    if Path(path).suffix.lower() != ".cif":
-        return [frame.atoms for frame in labels.read(path)]
-    try:
-        return structures.many(Structure.from_file(path))
-    except (ValueError, KeyError, IndexError) as error:
-        raise ValueError(f"{path}: {error}") from error
 
 
 def ask(
@@ -92,7 +82,10 @@ def ask(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pymatgen's, about each setting that is changed
         potential = potentials.load(model, device, trust=trust)
-        problems = _faults(given := read(source), source, potential)
+        # Of a CIF file the crystal, of any other every structure.
+        one = Path(source).suffix.lower() == ".cif"
+        given = [check.read(source)] if one else [frame.atoms for frame in labels.read(source)]
+        problems = _faults(given, source, potential)
         made = [("given", atoms) for k, atoms in enumerate(given) if k not in problems]
         trained_on = str(potential.describe().get("training_set", ""))
         numbers = {z for _, atoms in made for z in atoms.numbers}

@@ -213,8 +213,7 @@ def _make(out: Path, request: dict, model: str, potential: Potential, frames: li
         (out / name).unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------------------------------------------
-# The folder
+# ---- The folder -----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -282,8 +281,7 @@ def _reload(out: Path, device: str) -> Fixed:
         raise PotentialError(f"{out / fixes.RECORD} is damaged ({error!r}): fix the potential again, into a new folder.") from error
 
 
-# ---------------------------------------------------------------------------------------------------
-# The labels
+# ---- The labels -----------------------------------------------------------------------------------
 
 
 def _read(sources: Any) -> tuple[list[Frame], list[dict[str, object]]]:
@@ -387,8 +385,7 @@ def _thin(frames: Sequence[Frame], fitted: Sequence[int], tested: Sequence[int])
     return [f"Only test frames hold {', '.join(new)}: for these elements the test is of a transfer."] if new else []
 
 
-# ---------------------------------------------------------------------------------------------------
-# Fit and test
+# ---- Fit and test ---------------------------------------------------------------------------------
 
 
 def _components(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
@@ -548,8 +545,7 @@ RULES = (
 )
 
 
-# ---------------------------------------------------------------------------------------------------
-# The report
+# ---- The report -----------------------------------------------------------------------------------
 
 
 def _write_report(

@@ -35,7 +35,7 @@ from helpers import benchmarks, explanations, figures, potentials, results, runn
 from helpers.benchmarks import Case, Family, Sample, off_equilibrium
 from helpers.potentials import Potential, PotentialError, exam
 from helpers.potentials.base import GraphPotential
-from helpers.reports import report_card_page
+from helpers.reports import gate, report_card_page
 from helpers.reports.report_card_page import Card
 
 AGAINST_DFT = benchmarks.families("", "control", "card")
@@ -61,8 +61,7 @@ BOOK_MODEL = "chgnet-0.3.0"
 _SAME_ENERGY = 1e-3
 
 
-# ---------------------------------------------------------------------------------------------------
-# Which cases
+# ---- Which cases ----------------------------------------------------------------------------------
 
 
 def plans(full: bool, quick: Mapping[str, Mapping[str, Sample]] | None) -> tuple[dict[str, dict[str, Sample | None]], list[dict[str, str]]]:
@@ -80,8 +79,7 @@ def plans(full: bool, quick: Mapping[str, Mapping[str, Sample]] | None) -> tuple
     return plan, absent
 
 
-# ---------------------------------------------------------------------------------------------------
-# What is judged
+# ---- What is judged -------------------------------------------------------------------------------
 
 
 def _joined(benchmark: str, own: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -255,8 +253,7 @@ def _by_benchmark(lanes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(records, columns=None if records else ["factor"])
 
 
-# ---------------------------------------------------------------------------------------------------
-# Advice
+# ---- Advice ---------------------------------------------------------------------------------------
 
 NOTHING, TOO_LITTLE = "no advice: nothing was measured", "no advice: too little was measured"
 ADVICE = ("scalar fix", "fine-tuning", "neither", NOTHING, TOO_LITTLE)
@@ -360,8 +357,7 @@ def _words(benchmark: str) -> str:
     return benchmark.replace("_", " ")
 
 
-# ---------------------------------------------------------------------------------------------------
-# The card
+# ---- The card -------------------------------------------------------------------------------------
 
 
 _FAILURES = ["benchmark", "cases", "reason", "kinds", "example"]
@@ -574,8 +570,7 @@ def _card(
     return Card(out, about, judged, compared, failures(tables), not_run, advice, reasons, points)
 
 
-# ---------------------------------------------------------------------------------------------------
-# On disk
+# ---- On disk --------------------------------------------------------------------------------------
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
@@ -586,6 +581,7 @@ def _records(frame: pd.DataFrame) -> list[dict[str, object]]:
 def content(card: Card) -> dict[str, object]:
     """Return a card as JSON holds it; numbers that do not exist are null."""
     return {
+        "schema": gate.SCHEMA,
         **card.about,
         "recommendation": card.recommendation,
         "reasons": card.reasons,
@@ -599,6 +595,7 @@ def content(card: Card) -> dict[str, object]:
 def write(card: Card) -> None:
     """Write a card as HTML, Markdown and JSON; the JSON last, so that it vouches for the others."""
     report_card_page.write(card, RULES)
+    results.write_bytes(gate.badge(content(card)).encode(), card.folder / "badge.svg")
     results.write_json(content(card), card.folder / RECORD)
 
 

@@ -154,8 +154,7 @@ def random_mace(path: Path, *, channels: int = 128) -> None:
         torch.save(made.network, path)
 
 
-# ---------------------------------------------------------------------------------------------------
-# A way in its process
+# ---- A way in its process -------------------------------------------------------------------------
 
 
 def _family() -> list[psutil.Process]:
@@ -276,8 +275,7 @@ class Way:
         self.pool.shutdown(wait=False)
 
 
-# ---------------------------------------------------------------------------------------------------
-# The measurement
+# ---- The measurement ------------------------------------------------------------------------------
 
 
 def measure(
@@ -460,8 +458,7 @@ def _kept(name: str, key: str, protocol: Rules, out: Path | None) -> tuple[pd.Da
     return pd.DataFrame(), {}
 
 
-# ---------------------------------------------------------------------------------------------------
-# What the table says
+# ---- What the table says --------------------------------------------------------------------------
 
 
 # Of an evaluation: neighbour lists, their way to the device, what a network derives from them, and the network.

@@ -185,8 +185,7 @@ def in_double_precision(key: str, task: Task) -> tuple[Answer, Answer]:
     return _computed(potentials.load(key, "cpu", dtype=double, trust=True), task), _computed(reference(key, double), task)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Other packages
+# ---- Other packages -------------------------------------------------------------------------------
 
 
 def package_calculator(key: str, *, stress: bool = True, device: str = "cpu") -> ase.calculators.calculator.Calculator:

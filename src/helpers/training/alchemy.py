@@ -186,8 +186,7 @@ def mix(potential: GraphPotential, weights: Mapping[str, float]) -> AlchemicalPo
     return AlchemicalPotential(potential, weights)
 
 
-# ---------------------------------------------------------------------------------------------------
-# A crystal with one degree of freedom
+# ---- A crystal with one degree of freedom ---------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -291,8 +291,7 @@ def fine_tune(
     return result
 
 
-# ---------------------------------------------------------------------------------------------------
-# Training less than all weights
+# ---- Training less than all weights ---------------------------------------------------------------
 
 
 # The layers behind the message passing, and the lists of layers whose last ones pass the last message.

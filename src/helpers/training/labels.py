@@ -160,8 +160,7 @@ class Problem:
     frames: tuple[int, ...]  # positions in the list of frames
 
 
-# ---------------------------------------------------------------------------------------------------
-# Reading
+# ---- Reading --------------------------------------------------------------------------------------
 
 
 def read(sources: Path | str | Iterable[Path | str]) -> list[Frame]:
@@ -389,8 +388,7 @@ def _tensor(stress: object) -> np.ndarray:
     return values.reshape(3, 3) if values.size == 9 else np.full((3, 3), np.nan)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Each frame alone
+# ---- Each frame alone -----------------------------------------------------------------------------
 
 
 def inspect(frames: Sequence[Frame], elements: frozenset[int]) -> list[Problem]:
@@ -459,8 +457,7 @@ def duplicates(frames: Sequence[Frame], chosen: Sequence[int]) -> list[tuple[int
     return sorted(pairs, key=lambda pair: pair[::-1])
 
 
-# ---------------------------------------------------------------------------------------------------
-# Beside the model's own answer
+# ---- Beside the model's own answer ----------------------------------------------------------------
 
 
 def compare(frames: Sequence[Frame], predictions: Sequence[Prediction], *, energies: bool = True) -> tuple[list[Problem], list[str]]:
@@ -950,8 +947,7 @@ def _states(frames: Sequence[Frame]) -> list[str]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------
-# In words
+# ---- In words -------------------------------------------------------------------------------------
 
 
 def _name(frame: Frame) -> str:

@@ -37,8 +37,7 @@ _UNITS = {"cmae": "eV/Å", "residual": "eV/atom", "seconds": "s"}
 _MISSING = {"atom": "int32", "epoch": "int32", "seed": "int32", "temperature_k": float, "displacement": float, "quantile": float}
 
 
-# ---------------------------------------------------------------------------------------------------
-# Labels in cases
+# ---- Labels in cases ------------------------------------------------------------------------------
 
 
 def of_frame(frame: Case) -> Label:
@@ -65,8 +64,7 @@ def labels_of(case: Case, part: str = "label") -> list[Label]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------
-# Draws
+# ---- Draws ----------------------------------------------------------------------------------------
 
 
 def divide(frames: Sequence, n_held_out: int) -> tuple[list, list]:
@@ -90,8 +88,7 @@ def draw_nested(pool: Sequence, number: int, seed: int) -> list:
     return [pool[k] for k in np.random.default_rng(seed + 1).permutation(len(pool))[:number]]
 
 
-# ---------------------------------------------------------------------------------------------------
-# Teachers
+# ---- Teachers -------------------------------------------------------------------------------------
 
 
 def rattled(crystals: Iterable[ase.Atoms], size_a: float, rng: np.random.Generator | np.random.RandomState) -> list[ase.Atoms]:
@@ -119,8 +116,7 @@ def labelled(teacher: Potential, frames: Sequence[ase.Atoms], *, stress: bool = 
     return [Label(atoms, answer.energy, answer.forces, answer.stress) for atoms, answer in zip(plain, answers, strict=True)]
 
 
-# ---------------------------------------------------------------------------------------------------
-# Recipes and networks
+# ---- Recipes and networks -------------------------------------------------------------------------
 
 
 def recipe(protocol: Any, **changes: Any) -> Recipe:
@@ -169,8 +165,7 @@ def untaught(labels: Sequence[Label], architecture: str, channels: int, seed: in
     return untrained.build(architecture, reference_energies(labels), channels=channels, force_rms=force_rms, seed=seed, **options)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Before and after
+# ---- Before and after -----------------------------------------------------------------------------
 
 
 def before_and_after(
@@ -264,8 +259,7 @@ def filled(made: pd.DataFrame) -> pd.DataFrame:
     return made.fillna(dict.fromkeys(there, -1) | dict.fromkeys(("component", "held_out", "frame", "label"), "")).astype(there)
 
 
-# ---------------------------------------------------------------------------------------------------
-# Errors
+# ---- Errors ---------------------------------------------------------------------------------------
 
 
 def fault(predictions: Iterable[Prediction]) -> str | None:
@@ -296,8 +290,7 @@ def unit(name: str) -> str:
     return "eV/atom" if name.startswith("energy") else "eV/Å"
 
 
-# ---------------------------------------------------------------------------------------------------
-# Draws together
+# ---- Draws together -------------------------------------------------------------------------------
 
 
 def over_seeds(rows: pd.DataFrame, by: Sequence[str], column: str = "value", *, sort: bool = False) -> pd.DataFrame:
