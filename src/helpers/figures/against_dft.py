@@ -90,7 +90,7 @@ def parity_panel(
         lines = [f"MAE {summary['mae']:.2f} {unit}"]
     if fit:
         ends = np.array([min(x.min(), 0.0), max(x.max(), 0.0)])
-        axes.plot(ends, summary["slope"] * ends, color=colour(model), linewidth=2, zorder=5, path_effects=_casing())
+        axes.plot(ends, summary["slope"] * ends, color=colour(model), linewidth=2, zorder=2.5, path_effects=_casing())
         interval = "" if brief else style.interval(summary["slope_low"], summary["slope_high"])
         lines.insert(-1, f"slope {summary['slope']:.2f}{interval}")
     axes.set_xlim(limits)
