@@ -527,10 +527,10 @@ def bench(
 @app.command()
 def status() -> None:
     """Show which results exist, how they were made, and which runs are unfinished."""
-    from helpers import results
+    from helpers import benchmarks, results
 
     rows = []
-    for benchmark in BENCHMARKS:
+    for benchmark in benchmarks.CATALOGUE:
         for key in results.models(benchmark):
             made = results.provenance(benchmark, key)
             rows.append(
