@@ -17,6 +17,7 @@ from matplotlib.patches import Circle
 from PIL import Image
 
 from helpers import figures
+from helpers.figures import interactive
 
 
 def path(n=4):
@@ -73,6 +74,18 @@ def test_the_picture_shows_the_way_of_the_highlighted_atom():
     # x is turned by 22° about the vertical of the picture.
     assert steps[:, 0] == pytest.approx(0.1 * np.cos(np.radians(22)), abs=1e-6)
     assert {bead.get_facecolor()[:3] for bead in beads} == {to_rgb(ball.get_facecolor())}
+    assert to_rgb(ball.get_facecolor()) not in {to_rgb(other.get_facecolor()) for other in balls if other is not ball}
+
+
+def test_empty_sites_are_drawn_and_named():
+    site = path()[-1].positions[3]
+    view = figures.animation_view(path(), "An ion moves.", highlight=[3], sites=[site])
+    assert data_of(view._repr_html_())["sites"] == [pytest.approx(site, abs=1e-3)]
+    key = BeautifulSoup(view._repr_html_(), "html.parser").select_one(".structure-key").get_text()
+    assert "moving" in key
+    assert "empty site" in key
+    holes = [patch for patch in view._picture().axes[0].patches if patch.get_alpha() and patch.radius == interactive.SITE_RADIUS]
+    assert len(holes) == 1
 
 
 def test_labels_are_escaped():
@@ -173,6 +186,7 @@ def not_finite():
         (path(2), {"labels": ["one"]}, "2 frames but 1 labels"),
         (path(2), {"highlight": [8]}, "atom 8 is to be highlighted, but the frames have 8 atoms"),
         (path(2), {"highlight": [-1]}, "atom -1 is to be highlighted"),
+        (path(2), {"sites": [1.0, 2.0]}, r"shape \(k, 3\), not \(2,\)"),
         (path(2), {"loop": "once"}, "choose one of loop, back-and-forth"),
         (path(2), {"seconds": 0}, "seconds must be positive"),
         (path(2), {"seconds": np.inf}, "seconds must be positive and finite"),

@@ -33,7 +33,7 @@ def test_everything_writes_the_table_that_the_chapters_read(data, capsys):
     assert f"recomputed: 3 cases, {len(checked)} values" in capsys.readouterr().out
     assert checked["difference"].abs().max() < 1e-6
     # The record of the table says what everything costs.
-    assert any("live part some of 3 cases" in line and "everything, 3 cases" in line for line in here.costs)
+    assert any("live, some of 3 cases" in line and "everything, 3 cases" in line for line in here.costs)
 
 
 def test_everything_goes_on_after_an_interruption(data, monkeypatch, capsys):
@@ -258,3 +258,7 @@ def test_a_potential_without_a_table_is_computed_on_a_sample_once(data, monkeypa
     assert checked["difference"].isna().all()
     assert "no table of surfaces to be compared with" in capsys.readouterr().out
     assert len(chapter.begin("results", "surfaces", own, device="cpu").read("surfaces")) == len(book)
+
+
+def test_one_is_singular():
+    assert [chapter.counted(number, "case") for number in (0, 1, 2, 1234)] == ["0 cases", "1 case", "2 cases", "1,234 cases"]

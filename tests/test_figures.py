@@ -212,16 +212,6 @@ def gaps():
     return pd.concat(lines, ignore_index=True), tops
 
 
-def cells(models=PAPER_MODELS):
-    rows = [
-        {"model": model, "material": metal, "n_sites": n, "value": reference - 0.1 * k + 1 / n, "reference": reference}
-        for k, model in enumerate(models)
-        for metal, reference in (("Al", 0.65), ("Mg", 0.8), ("Mo", 2.9))
-        for n in (256, 32, 108)
-    ]
-    return pd.DataFrame(rows).assign(set="cell-size", case="c", property="relaxed", unit="eV", status="ok", reason="")
-
-
 def losses(models=PAPER_MODELS):
     """Return a ratio of 1 − loss / 2 with steps around it, for vacancies and two facets of five metals."""
     rows = [
@@ -269,7 +259,8 @@ FIGURES = {
     "orderings, one model": lambda: figures.by_composition(orderings(PAPER_MODELS[:1]), paper_orderings()),
     "continuous composition": lambda: figures.continuous_composition(compositions()),
     "phase diagram": lambda: figures.phase_diagram(*gaps()),
-    "cells, all models": lambda: figures.cell_size(cells(at_home(CATALOGUE))),
+    "parity, all models": lambda: figures.parity(scalars(at_home(CATALOGUE)), "surface energy"),
+    "forces, all models": lambda: figures.force_parity(forces(at_home(CATALOGUE))),
     "lost neighbours": lambda: figures.error_against_coordination(losses()),
     "choices, many materials": lambda: figures.label_choices(many_choices(18), "MAE after / before"),
     "arms": lambda: figures.arms(arms(), {300.0: "copper at 300 K: softening scale", 2000.0: "copper at 2000 K: softening scale"}),
@@ -287,8 +278,9 @@ def test_fit_for_a_page(name):
     # Labels of ticks beyond the limits of their axis exist without being drawn.
     undrawn = set()
     for axis in figure.findobj(Axis):
-        shown = {tick.label1 for tick in axis._update_ticks()}
-        undrawn |= {tick.label1 for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())} - shown
+        shown = set(axis._update_ticks())
+        beyond = {*axis.get_major_ticks(), *axis.get_minor_ticks()} - shown
+        undrawn |= {name for tick in beyond for name in (tick.label1, tick.label2)}
         if not axis.axes.axison:
             undrawn |= set(axis.findobj(Text))
     for text in figure.findobj(Text):
@@ -311,6 +303,42 @@ def test_parity_says_what_the_statistics_say():
     assert f"MAE {summary['mae']:.4f} eV/Å²" in text
     assert "DFT surface energy (eV/Å²)" in text
     assert "CHGNet 0.3.0" in text
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5])
+def test_nothing_lies_on_the_points(n):
+    """The numbers stand above the panel and the fit below the points; more than four panels stand in lines of three."""
+    figure = figures.parity(scalars([*PAPER_MODELS, "chgnet-0.2.0", "sevennet-0"][:n]), "surface energy")
+    drawn(figure)
+    shown = [axes for axes in figure.axes if axes.axison]
+    assert len(shown) == n
+    assert shown[0].get_subplotspec().get_gridspec().ncols == {1: 1, 3: 3, 4: 2, 5: 3}[n]
+    for axes in shown:
+        points = max(axes.get_lines(), key=lambda line: len(line.get_xdata()))
+        assert points.get_zorder() > max(line.get_zorder() for line in axes.get_lines() if line is not points)
+        (numbers,) = axes.texts
+        assert numbers.get_text().startswith("slope 0.")
+        box = numbers.get_window_extent()
+        assert box.y0 >= axes.bbox.y1
+        assert box.x1 <= min([other.bbox.x0 for other in shown if other.bbox.x0 > axes.bbox.x1], default=figure.bbox.x1)
+    (legend,) = figure.legends
+    assert legend.get_window_extent().y0 > max(axes.bbox.y1 for axes in shown)
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_a_cure_never_looks_like_a_model(vision):
+    hues = [hue for hue, _, _ in style.METHODS]
+    far = [np.linalg.norm(lab(hue) - lab(entry.colour)) for hue in hues for entry in CATALOGUE.values()]
+    assert min(far) > 35
+    apart = [np.linalg.norm(lab(a, VISION[vision]) - lab(b, VISION[vision])) for a, b in itertools.combinations(hues[:4], 2)]
+    assert min(apart) > 14, "markers and dashes differ as well"
+    looks = figures.error_curves(
+        pd.DataFrame({"material": "Cu", "method": "full", "n_labels": [1, 10], "mean": 0.1, "low": 0.1, "high": 0.1, "before": 0.2}),
+        ["Cu"],
+        {"full": "all weights"},
+        "error",
+    )
+    assert hues[0] in {line.get_color() for line in looks.axes[0].get_lines()}
 
 
 def test_parity_axes_are_equal_and_the_line_has_the_slope():
@@ -358,9 +386,7 @@ def test_force_parity_counts_every_component():
     text = words(figure)
     limit = 1.05 * np.quantile(table["reference"].abs(), 0.999)
     outside = np.count_nonzero((table[["value", "reference"]].abs() > limit).any(axis=1))
-    assert f"slope {fitted.slope:.3f}" in text
-    assert f"MAE {fitted.mae:.3f}\ncMAE {fitted.cmae:.3f} eV/Å" in text
-    assert f"n = {len(table)}\n{outside} outside" in text
+    assert f"slope {fitted.slope:.2f}\nMAE {fitted.mae:.3f}, cMAE {fitted.cmae:.3f}\nn = {len(table)}, {outside} outside" in text
     hexagons = figure.axes[0].collections[0]
     assert hexagons.get_array().sum() == len(table) - outside
 
@@ -413,6 +439,10 @@ def test_interactive_parity_names_cases():
     assert ours.marker.symbol == "circle"
     assert list(ours.text[:2]) == ["case 0", "case 1"]
     assert "%{text}" in ours.hovertemplate
+    assert ours.hovertemplate.count(":.3g} eV/Å²") == 2
+    named = figures.interactive_parity(scalars().assign(case=[f"snap/Cu/{i}" for i in range(120)]), "surface energy")
+    assert named.data[1].text[1] == "Cu 1"
+    assert figure.layout.legend.y > 1
     assert figure.layout.yaxis.scaleanchor == "x"
     assert figure.layout.width is None
     shown = {button.label: list(button.args[1]) for button in figure.layout.updatemenus[0].buttons}
@@ -651,7 +681,9 @@ def test_show_matplotlib():
     assert soup.figure["class"] == ["result"]
     assert soup.img["alt"] == 'Soft "by" <20 %> & more'
     assert soup.figcaption.find(string=True, recursive=False) == "a < b & c"
-    assert soup.figcaption.small.string == "foot <b>"
+    assert soup.figcaption.details.find(string=True, recursive=False) == "foot <b>"
+    assert soup.figcaption.summary.string == "Source"
+    assert not soup.figcaption.details.has_attr("open")
     image = Image.open(io.BytesIO(base64.b64decode(soup.img["src"].removeprefix("data:image/png;base64,"))))
     assert image.width == pytest.approx(2 * int(soup.img["width"]), abs=2)
     assert "Soft" in repr(shown)
@@ -755,26 +787,6 @@ def test_phase_diagram_refuses():
         figures.phase_diagram(lines[lines["model"] != "DFT"], tops)
 
 
-def test_cell_size_has_a_panel_per_metal_with_lines_in_order():
-    figure = figures.cell_size(cells())
-    assert [axes.get_title("left") for axes in figure.axes[:3]] == ["Al", "Mg", "Mo"]
-    for axes, reference in zip(figure.axes[:3], (0.65, 0.8, 2.9), strict=True):
-        (line,) = lines_of(axes, color=figures.colour("m3gnet-mp-2021.2.8"))
-        sizes = np.array([32, 108, 256])
-        shift = 0.1 * figures.in_order(PAPER_MODELS).index("m3gnet-mp-2021.2.8")
-        np.testing.assert_allclose(line.get_xydata(), np.column_stack([sizes, reference - shift + 1 / sizes]))
-        assert [text.get_text() for text in axes.get_xticklabels()] == ["32", "108", "256"]
-        (dft,) = lines_of(axes, linestyle="--")
-        assert set(dft.get_ydata()) == {reference}
-    assert np.ptp([np.ptp(axes.get_ylim()) for axes in figure.axes[:3]]) == pytest.approx(0)
-    changed = cells()
-    changed.loc[0, "reference"] = 0.7
-    with pytest.raises(ValueError, match="Al has several references"):
-        figures.cell_size(changed)
-    with pytest.raises(ValueError, match="has Al with 256 sites more than once"):
-        figures.cell_size(pd.concat([cells(), cells()]))
-
-
 def test_error_against_coordination_marks_kinds_and_medians():
     figure = figures.error_against_coordination(losses())
     for axes in figure.axes[:3]:
@@ -803,7 +815,6 @@ def test_error_against_coordination_counts_what_lies_far_out():
 NEW = {
     "by_composition": (figures.by_composition, orderings, "value"),
     "phase_diagram": (figures.phase_diagram, lambda: gaps()[0], "temperature_k"),
-    "cell_size": (figures.cell_size, cells, "n_sites"),
     "error_against_coordination": (figures.error_against_coordination, losses, "ratio"),
     "label_choices": (lambda table: figures.label_choices(table, "ratio"), lambda: many_choices(3), "ratio"),
 }
@@ -911,7 +922,7 @@ def test_a_table_is_escaped_captioned_and_reachable_by_keyboard():
     assert soup.select_one("figure.result > div.table-wrapper[tabindex='0'] > table") is not None
     assert soup.select_one("tbody th").get_text() == "<x>"
     assert soup.select("tbody td")[1].get_text() == "–"
-    assert soup.figcaption.get_text() == "n < 2CPU & date"
+    assert soup.figcaption.get_text() == "n < 2SourceCPU & date"
 
 
 def test_parity_without_fit_has_no_slope():
@@ -1005,5 +1016,5 @@ def test_steps_are_drawn_for_every_panel_and_refuse_what_is_missing():
     assert [text.get_text() for text in drawn[0].texts] == ["0.2", "0.2"]
     with pytest.raises(ValueError, match="nothing to draw for d"):
         figures.stepwise(curves, {"d": "D"}, names, ["first"], "error")
-    with pytest.raises(ValueError, match="5 lines"):
-        figures.stepwise(curves, {"a": "A"}, dict.fromkeys("vwxyz", ""), ["first"], "error")
+    with pytest.raises(ValueError, match="7 lines"):
+        figures.stepwise(curves, {"a": "A"}, dict.fromkeys("tuvwxyz", ""), ["first"], "error")

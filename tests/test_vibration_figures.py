@@ -34,8 +34,8 @@ def bands():
 
 
 def test_bands_of_dft_and_model_share_a_panel(bands):
-    figure = figures.bands_and_dos(bands, paper={MODELS[0]: 6.3})
-    assert len(figure.axes) == 3
+    figure = figures.bands(bands, paper={MODELS[0]: 6.3})
+    assert len(figure.axes) == 2
     panel = figure.axes[0]
     assert panel.get_title(loc="left") == "CHGNet 0.3.0"
     curves = [line for line in panel.lines if len(line.get_xdata()) > 2]
@@ -49,29 +49,23 @@ def test_bands_of_dft_and_model_share_a_panel(bands):
     (published,) = [line for line in panel.lines if line.get_marker() == "o"]
     assert float(published.get_ydata()[0]) == 6.3
     assert not [line for line in figure.axes[1].lines if line.get_marker() == "s"]
-    assert "Density" in figure.axes[2].get_title(loc="left")
-
-
-def test_bands_without_density_of_states(bands):
-    figure = figures.bands_and_dos(bands[(bands["property"] == "band") & (bands["model"] == MODELS[1])])
-    assert len(figure.axes) == 1
 
 
 def test_bands_of_two_crystals_are_refused(bands):
     both = pd.concat([bands, pd.DataFrame(band_rows(MODELS[0], 0.9, case="other/y"))])
     with pytest.raises(ValueError, match="bands of one crystal"):
-        figures.bands_and_dos(both)
+        figures.bands(both)
 
 
 def test_bands_given_twice_are_refused_not_averaged(bands):
     again = bands[(bands["property"] == "band") & (bands["model"] == MODELS[0])].assign(value=lambda rows: rows["value"] * 0.9)
     with pytest.raises(ValueError, match=f"twice, first for {MODELS[0]}"):
-        figures.bands_and_dos(pd.concat([bands, again]))
+        figures.bands(pd.concat([bands, again]))
 
 
 def test_no_bands_are_refused(bands):
     with pytest.raises(ValueError, match="nothing to draw"):
-        figures.bands_and_dos(bands[bands["property"] == "dos"])
+        figures.bands(bands[bands["property"] == "dos"])
 
 
 @pytest.fixture

@@ -60,7 +60,8 @@ class Chapter:
         if self.run != "results":
             start = time.perf_counter()
             checked = runner.live_check(benchmark, key, sets=sets, protocol=protocol, limit=limit)
-            print(f"recomputed: {checked['case'].nunique()} cases, {len(checked)} values, {duration(time.perf_counter() - start)}")
+            took = duration(time.perf_counter() - start)
+            print(f"recomputed: {counted(checked['case'].nunique(), 'case')}, {counted(len(checked), 'value')}, {took}")
             return checked
         table = results.read(benchmark, key)
         module = benchmarks.module(benchmark)
@@ -243,8 +244,14 @@ def _cost(name: str, key: str) -> str:
     live = made["cases"].get(benchmarks.module(name).LIVE, 0)
     cores = os.cpu_count() or 1
     # Shards keep all cores busy; the time of the live part does not follow from the table, because cases differ in size.
-    whole = f"{duration(made['core_seconds'] / cores)} on {cores} cores such as made the table ({made['device']})"
-    return f"{name}: live part some of {live} cases, in the time that stands above; everything, {total} cases, {whole}"
+    whole = f"{duration(made['core_seconds'] / cores)} on {counted(cores, 'core')} such as made the table ({made['device']})"
+    part = "one case" if live == 1 else f"some of {live} cases" if live else "no case"
+    return f"{name}: live, {part}, in the time that stands above; everything, {counted(total, 'case')}, {whole}"
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number with what is counted, in the singular where it is one: ``1 case``, ``3 cases``."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def duration(seconds: float) -> str:

@@ -16,7 +16,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from helpers import softening
 from helpers.figures import style
-from helpers.figures.style import STYLE, colour
+from helpers.figures.style import STYLE, TEXT, colour
 
 
 def parity(
@@ -24,8 +24,8 @@ def parity(
 ) -> Figure:
     """Draw model against DFT for a scalar property, one panel per model.
 
-    Each panel has the diagonal, the line fitted through the origin, and the numbers: n, slope with its 95 % interval (bootstrap over
-    materials) and MAE.
+    Each panel has the diagonal, the line fitted through the origin, and above it the numbers: slope with its 95 % interval (bootstrap
+    over materials), n and MAE.
 
     ``table``: tidy table of one property; failed rows are left out.
     ``what``: its name for the axes: ``surface energy``.
@@ -39,7 +39,7 @@ def parity(
         raise ValueError(f"one unit is needed, but the table has {', '.join(map(str, units))}")
     models = style.in_order(rows["model"])
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(models), extra=0.3)
+        figure, axes = style.panels(len(models), head=0.3)
         columns = ["model", "value", "reference"]
         shown = pd.DataFrame(columns=columns) if paper is None else paper.loc[paper["model"].isin(models), columns]
         parts = [rows[rows["model"] == model] for model in models]
@@ -61,7 +61,7 @@ def parity(
         if len(shown):
             look = {"marker": "o", "markerfacecolor": "none", "linestyle": "none", "alpha": 0.55}
             handles.insert(1, Line2D([], [], color="#444444", label="paper", **look))
-        style.legend(figure, spare, handles)
+        style.legend(figure, handles)
     return figure
 
 
@@ -74,34 +74,25 @@ def parity_panel(
     limits: tuple[float, float],
     unit: str,
     fit: bool = True,
-    brief: bool = False,
+    name: str | None = None,
 ) -> None:
-    """Draw one model's points with the fit and the numbers (``brief``: two of them), and the paper's points behind."""
+    """Draw one model's points over the fit and the paper's points; the panel's name, by default the model's, and the numbers above."""
     x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
     if len(paper):
         open_points = {"linestyle": "none", "markerfacecolor": "none", "markeredgewidth": 0.9, "alpha": 0.45}
-        axes.plot(paper["reference"], paper["value"], zorder=3, **style.look(model, 4.5), **open_points)
+        axes.plot(paper["reference"], paper["value"], zorder=2.8, **style.look(model, 4.5), **open_points)
     points = {"linestyle": "none", "markeredgecolor": "white", "markeredgewidth": 0.5, "alpha": 0.9}
     axes.plot(x, y, zorder=4, **style.look(model, 5.5), **points)
     summary = softening.scalar_summary(y, x, clusters=None if clusters is None else part[clusters])
     style.square(axes, *limits)
-    lines = [f"n = {summary['n']}", f"MAE {style.significant(summary['mae'])} {unit}"]
-    if brief:
-        lines = [f"MAE {summary['mae']:.2f} {unit}"]
+    lines = [f"n = {summary['n']}, MAE {style.significant(summary['mae'])} {unit}"]
     if fit:
         ends = np.array([min(x.min(), 0.0), max(x.max(), 0.0)])
-        axes.plot(ends, summary["slope"] * ends, color=colour(model), linewidth=2, zorder=2.5, path_effects=_casing())
-        interval = "" if brief else style.interval(summary["slope_low"], summary["slope_high"])
-        lines.insert(-1, f"slope {summary['slope']:.2f}{interval}")
+        axes.plot(ends, summary["slope"] * ends, color=colour(model), linewidth=2, zorder=3)
+        lines.insert(0, f"slope {summary['slope']:.2f}{style.interval(summary['slope_low'], summary['slope_high'])}")
     axes.set_xlim(limits)
     axes.set_ylim(limits)
-    style.note(axes, "\n".join(lines))
-    style.title(axes, model)
-
-
-def _casing() -> list[object]:
-    """Return path effects that put white on both sides of a line, so that it stands out from points of its own colour."""
-    return [Stroke(linewidth=4.0, foreground="white"), Normal()]
+    style.heading(axes, name or style.label(model), *lines, hue=TEXT if name else style.readable(model))
 
 
 def _ramp(base: str) -> LinearSegmentedColormap:
@@ -113,13 +104,13 @@ def _ramp(base: str) -> LinearSegmentedColormap:
 def force_parity(table: pd.DataFrame, models: Sequence[str] | None = None) -> Figure:
     """Draw model against DFT force components as a density, one panel per model (the paper's Fig. 5a).
 
-    Each panel has the fitted line through the origin, the softening scale, MAE and corrected MAE of all components together. The table has
-    one row per component; failed rows are left out. Drawn are 99.9 % of the DFT components; how many lie outside is written in the panel.
+    Each panel has the fitted line through the origin, the softening scale, MAE and corrected MAE (eV/Å) of all components. The table has
+    one row per component; failed rows are left out. Drawn are 99.9 % of the DFT components; how many lie outside is written above.
     """
     rows = style.property_rows(table)
     models = style.chosen(rows, models)
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(models), extra=1.1)
+        figure, axes = style.panels(len(models), head=0.5)
         limit = force_limit(rows)
         drawn = [force_panel(panel, model, rows[rows["model"] == model], limit, 42) for panel, model in zip(axes, models, strict=True)]
         norm = LogNorm(1, max(2, *(hexagons.get_array().max() for hexagons in drawn)))
@@ -128,15 +119,12 @@ def force_parity(table: pd.DataFrame, models: Sequence[str] | None = None) -> Fi
         style.outer_labels(axes, "DFT force (eV/Å)", "model force (eV/Å)")
         # One scale for all panels, in grey: lightness counts, hue names the model.
         scale = mpl.cm.ScalarMappable(norm, _ramp("#7F7F7F"))
-        if spare is None:
-            figure.colorbar(scale, ax=axes, location="bottom", shrink=0.6, aspect=28, label="components per hexagon")
-        else:
-            figure.colorbar(scale, cax=spare.inset_axes([0.1, 0.28, 0.8, 0.05]), orientation="horizontal", label="components per hexagon")
+        figure.colorbar(scale, ax=figure.axes, shrink=0.6, aspect=28, label="components per hexagon")
         handles = [
             Line2D([], [], color="#444444", linewidth=2, label="fit through zero"),
             Line2D([], [], label="model = DFT", **style.IDEAL),
         ]
-        style.legend(figure, spare, handles)
+        style.legend(figure, handles)
     return figure
 
 
@@ -145,8 +133,11 @@ def force_limit(rows: pd.DataFrame) -> float:
     return 1.05 * float(np.quantile(np.abs(rows["reference"].to_numpy(dtype=float)), 0.999))
 
 
-def force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsize: int, brief: bool = False) -> PolyCollection:
-    """Draw one model's force components as hexagons, with the fit and the numbers (``brief``: two of them); return the hexagons."""
+def force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsize: int, name: str | None = None) -> PolyCollection:
+    """Draw one model's force components as hexagons, with the fit; the panel's name, by default the model's, and the numbers above.
+
+    Returns the hexagons.
+    """
     x, y = part["reference"].to_numpy(dtype=float), part["value"].to_numpy(dtype=float)
     inside = (np.abs(x) <= limit) & (np.abs(y) <= limit)
     colours = {"cmap": _ramp(colour(model)), "norm": LogNorm(), "linewidths": 0.1}
@@ -155,15 +146,14 @@ def force_panel(axes: Axes, model: str, part: pd.DataFrame, limit: float, gridsi
     style.square(axes, -limit, limit)
     fitted = softening.fit(x, y)
     ends = np.array([-limit, limit])
-    axes.plot(ends, fitted.slope * ends, color=style.readable(model), linewidth=2, zorder=5, path_effects=_casing())
+    # In a dense cloud the line would not be seen below it.
+    casing = [Stroke(linewidth=2.6, foreground="white"), Normal()]
+    axes.plot(ends, fitted.slope * ends, color=style.readable(model), linewidth=1.6, zorder=5, path_effects=casing)
     axes.set_ylim(-limit, limit)
-    if brief:
-        style.note(axes, f"slope {fitted.slope:.2f}\nMAE {fitted.mae:.2f} eV/Å")
-        return hexagons
-    style.note(axes, f"slope {fitted.slope:.3f}\nMAE {fitted.mae:.3f}\ncMAE {fitted.cmae:.3f} eV/Å")
-    style.title(axes, model)
     outside = np.count_nonzero(~inside)
-    style.note(axes, f"n = {len(x):,}" + (f"\n{outside:,} outside" if outside else ""), "lower right")
+    lines = [f"slope {fitted.slope:.2f}", f"MAE {fitted.mae:.3f}, cMAE {fitted.cmae:.3f}"]
+    lines.append(f"n = {len(x):,}" + (f", {outside:,} outside" if outside else ""))
+    style.heading(axes, name or style.label(model), *lines, hue=TEXT if name else style.readable(model))
     return hexagons
 
 
@@ -179,12 +169,11 @@ def hero(before: pd.DataFrame, after: pd.DataFrame, surfaces: pd.DataFrame, mode
         left, middle, right = figure.subplots(1, 3)
         before, after, surfaces = map(style.property_rows, (before, after, surfaces))
         limit = force_limit(before)
-        force_panel(left, model, before, limit, 42, brief=True)
-        force_panel(right, model, after, limit, 42, brief=True)
+        force_panel(left, model, before, limit, 42, "Forces: too weak")
+        force_panel(right, model, after, limit, 42, "After ten labels")
         top = 1.05 * float(surfaces[["value", "reference"]].to_numpy().max())
-        parity_panel(middle, model, surfaces, pd.DataFrame(), "material", (-0.02 * top, top), str(surfaces["unit"].iloc[0]), brief=True)
+        name, unit = "Surfaces: too cheap", str(surfaces["unit"].iloc[0])
+        parity_panel(middle, model, surfaces, pd.DataFrame(), "material", (-0.02 * top, top), unit, name=name)
         for axes, what in ((left, "force (eV/Å)"), (middle, "surface energy (eV/Å²)"), (right, "force (eV/Å)")):
             axes.set(xlabel=f"DFT {what}", ylabel=f"model {what}")
-        for axes, title in ((left, "Forces: too weak"), (middle, "Surfaces: too cheap"), (right, "After ten labels")):
-            axes.set_title(title, loc="left", color=style.TEXT)
     return figure

@@ -30,7 +30,7 @@ def by_composition(ours: pd.DataFrame, paper: pd.DataFrame | None = None) -> Fig
     dft = theirs[theirs["model"] == "DFT"]
     beside = 0.24 * min(np.diff(np.unique(rows["x"].to_numpy(dtype=float).round(6))), default=0.1)
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(models), extra=0.6)
+        figure, axes = style.panels(len(models))
         shown = pd.concat([rows.loc[rows["model"].isin(models), "value"], theirs.loc[theirs["model"].isin([*models, "DFT"]), "value"]])
         low, high = min(shown.min(), 0.0), max(shown.max(), 0.0)
         margin = 0.05 * max(high - low, 0.01)
@@ -45,7 +45,7 @@ def by_composition(ours: pd.DataFrame, paper: pd.DataFrame | None = None) -> Fig
             panel.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
             style.title(panel, model)
         style.outer_labels(axes, "Ca fraction", "formation energy\n(eV per formula unit)")
-        style.legend(figure, spare, _composition_key(len(dft) > 0, bool(set(theirs["model"]) & set(models))))
+        style.legend(figure, _composition_key(len(dft) > 0, bool(set(theirs["model"]) & set(models))))
     return figure
 
 
@@ -155,7 +155,7 @@ def continuous_composition(curves: pd.DataFrame) -> Figure:
         raise ValueError(f"{len(sources)} sources, but there are {len(_SOURCE_STYLES)} styles")
     looks = dict(zip(sources, _SOURCE_STYLES, strict=False))
     with mpl.rc_context(STYLE):
-        figure, axes, _ = style.panels(2, extra=0.26 * len(sources))
+        figure, axes = style.panels(2)
         for panel, column in zip(axes, ("deviation", "mixing_energy"), strict=True):
             panel.axhline(0, color=style.MUTED, linewidth=0.9)
             for source, look in looks.items():
@@ -166,5 +166,5 @@ def continuous_composition(curves: pd.DataFrame) -> Figure:
         axes[0].set_ylabel("a − Vegard's law (Å)")
         axes[1].set_ylabel("mixing energy (eV per formula unit)")
         handles = [Line2D([], [], label=source, linewidth=1.6, **look) for source, look in looks.items()]
-        figure.legend(handles=handles, loc="outside upper left", ncols=1)
+        style.legend(figure, handles)
     return figure

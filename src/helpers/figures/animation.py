@@ -16,8 +16,9 @@ from helpers.figures import interactive, style
 
 LOOPS = ("loop", "back-and-forth")
 
-# Radius of a ball, of one that is pointed out, and of the beads that mark its path in the still picture. All in Å.
+# Radius of a ball, of one that is pointed out, and of the beads that mark its path in the still picture. All in Å. Colour of the latter.
 _BALL, _POINTED_OUT, _BEAD = 0.55, 0.9, 0.4
+_MOVER = style.METHODS[1][0]
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class AnimationView:
     labels: tuple[str, ...]  # what is written below each frame
     order: tuple[int, ...]  # frames in the order in which they play
     seconds: float  # time of one pass through ``order``
-    highlight: tuple[int, ...]  # atoms drawn larger
+    highlight: tuple[int, ...]  # atoms drawn larger, in a colour of their own
+    sites: np.ndarray  # empty sites, shape (k, 3), Å
     script: str  # address of 3Dmol.js, relative to the page
     height: int  # pixels
 
@@ -54,17 +56,22 @@ class AnimationView:
             'style="flex: 1 1 8rem; max-width: 20rem">'
             # Screen readers would speak all the time; the slider tells them the text of the frame.
             f'<output aria-live="off" style="{output}">{html.escape(self.labels[0])}</output></div></div>'
-            f"{interactive.colour_key(first, [])}</div>\n{interactive.script_tag(self.script, self._player(identifier))}"
+            f"{interactive.colour_key(first, self._extras())}</div>\n{interactive.script_tag(self.script, self._player(identifier))}"
         )
 
+    def _extras(self) -> list[tuple[str, str]]:
+        """Return what is drawn besides the elements, as symbol and words."""
+        moving = [(interactive.chip(_MOVER), "moving")] if self.highlight else []
+        return moving + ([(interactive.chip(interactive.SITE, 0.45), "empty site")] if len(self.sites) else [])
+
     def _picture(self) -> Figure:
-        """Return the picture that stands for the animation: the first frame, and the way of the highlighted atoms."""
+        """Return the picture that stands for the animation: the first frame, empty sites, and the way of the highlighted atoms."""
         first = self.frames[0]
         radii = np.full(len(first), _BALL)
         radii[list(self.highlight)] = _POINTED_OUT
-        colours = interactive.element_colours(first.get_chemical_symbols())
-        beads = [(frame.positions[atom], _BEAD, colours[first[atom].symbol]) for frame in self.frames[1:] for atom in self.highlight]
-        return interactive.drawing(interactive.Scene(first, np.empty((0, 2, 3)), np.empty((0, 3))), radii, beads)
+        beads = [(frame.positions[atom], _BEAD, _MOVER) for frame in self.frames[1:] for atom in self.highlight]
+        scene = interactive.Scene(first, np.empty((0, 2, 3)), self.sites)
+        return interactive.drawing(scene, radii, beads, dict.fromkeys(self.highlight, _MOVER))
 
     def _player(self, identifier: str) -> str:
         """Return the JavaScript that puts the view in the place of the picture and plays it."""
@@ -80,6 +87,7 @@ class AnimationView:
             "order": list(self.order),
             "step": 1000 * self.seconds / len(self.order),
             "highlight": list(self.highlight),
+            "sites": self.sites.round(3).tolist(),
             "edges": edges,
             "scheme": scheme,
         }
@@ -98,10 +106,13 @@ class AnimationView:
   // Without its search for bonds, which are not drawn, the reader of this format numbers no atoms, and none could be pointed out.
   viewer.addModelsAsFrames(data.positions.map(xyz).join(""), "xyz");
   viewer.setStyle({{}}, {{sphere: {{radius: {_BALL}, colorscheme: data.scheme}}}});
-  if (data.highlight.length) viewer.setStyle({{index: data.highlight}}, {{sphere: {{radius: {_POINTED_OUT}, colorscheme: data.scheme}}}});
+  if (data.highlight.length) viewer.setStyle({{index: data.highlight}}, {{sphere: {{radius: {_POINTED_OUT}, color: "{_MOVER}"}}}});
   const point = ([x, y, z]) => ({{x, y, z}});
   for (const [start, end] of data.edges) {{
     viewer.addCylinder({{start: point(start), end: point(end), radius: 0.04, color: "#777777"}});
+  }}
+  for (const center of data.sites) {{
+    viewer.addSphere({{center: point(center), radius: {interactive.SITE_RADIUS}, color: "{interactive.SITE}", opacity: 0.45}});
   }}
   viewer.zoomTo();
   viewer.rotate({interactive.TILT}, "x");
@@ -157,6 +168,7 @@ def animation_view(
     *,
     labels: Sequence[str] | None = None,
     highlight: Sequence[int] = (),
+    sites: np.ndarray | None = None,
     loop: str = "loop",
     seconds: float = 2.0,
     script: str = "../_static/3Dmol-min.js",
@@ -174,7 +186,9 @@ def animation_view(
     ``frames``: two or more, with the same atoms in the same order and the same cell. Positions, Å, are drawn as they are, to 0.001 Å.
     ``alt``: what they show, for those who cannot see them. Formula and number of frames are added.
     ``labels``: A few words for each frame, as plain text; by default its number, counted from 1.
-    ``highlight``: atoms to be drawn larger, counted from 0: the ion that moves. The still picture shows where they pass.
+    ``highlight``: atoms to be drawn larger and in a colour of their own, counted from 0: the ion that moves. The still picture shows where
+        they pass.
+    ``sites`` (shape (k, 3)): positions of empty sites, Å: translucent balls.
     ``loop`` ({"loop", "back-and-forth"}): what follows the last frame: the first one, or the way back.
     ``seconds``: time of one pass, s; of the way there and back together.
     ``script``: address of 3Dmol.js, relative to the page.
@@ -200,6 +214,9 @@ def animation_view(
     strange = [atom for atom in highlight if not 0 <= atom < len(first)]
     if strange:
         raise ValueError(f"atom {strange[0]} is to be highlighted, but the frames have {len(first)} atoms")
+    empty = np.empty((0, 3)) if sites is None else np.asarray(sites, dtype=float)
+    if empty.ndim != 2 or empty.shape[1] != 3 or not np.isfinite(empty).all():
+        raise ValueError(f"sites must be finite and have shape (k, 3), not {empty.shape}")
     if loop not in LOOPS:
         raise ValueError(f"loop={loop!r}; choose one of {', '.join(LOOPS)}")
     if not 0 < seconds < np.inf:
@@ -208,4 +225,4 @@ def animation_view(
     if loop == "back-and-forth":
         order += order[-2:0:-1]
     words = tuple(f"frame {number + 1}" for number in range(len(frames))) if labels is None else tuple(map(str, labels))
-    return AnimationView(tuple(frames), alt, words, tuple(order), float(seconds), highlight, script, int(height))
+    return AnimationView(tuple(frames), alt, words, tuple(order), float(seconds), highlight, empty, script, int(height))

@@ -23,17 +23,16 @@ def families(panels: Mapping[str, tuple[pd.DataFrame, str, bool]], reference: st
     if not panels:
         raise ValueError("there is nothing to draw: no family has values")
     with mpl.rc_context(STYLE):
-        figure, axes, _ = style.panels(len(panels))
+        figure, axes = style.panels(len(panels), head=0.3)
         for panel, (title, (table, unit, dense)) in zip(axes, panels.items(), strict=True):
             rows = style.good_rows(table, ["model", "material"], ["value", "reference"])
             model = str(rows["model"].iloc[0])
             values = rows[["value", "reference"]].to_numpy(dtype=float)
             if dense:
-                force_panel(panel, model, rows, force_limit(rows), 36, brief=True)
+                force_panel(panel, model, rows, force_limit(rows), 36, title)
             else:
                 low, high = min(values.min(), 0.0), max(values.max(), 0.0)
                 margin = 0.04 * (high - low)
-                parity_panel(panel, model, rows, pd.DataFrame(), "material", (low - margin, high + margin), unit)
-            panel.set_title(title, loc="left", color=style.TEXT, fontsize=10.5)
+                parity_panel(panel, model, rows, pd.DataFrame(), "material", (low - margin, high + margin), unit, name=title)
         style.outer_labels(axes, reference, "model")
     return figure

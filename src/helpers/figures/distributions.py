@@ -158,7 +158,7 @@ def force_histogram(forces: pd.DataFrame, sets: Mapping[str, str]) -> Figure:
     with mpl.rc_context(STYLE):
         figure = style.blank(4.3)
         axes = figure.subplots()
-        tones = ["#9AA3AC", colour("chgnet-0.3.0"), colour("m3gnet-mp-2021.2.8"), "#222222"]
+        tones = ["#9AA3AC", *(hue for hue, _, _ in style.METHODS[:3])]
         for (name, text), tone, look in zip(sets.items(), tones, ["-", "-", "--", ":"], strict=False):
             sizes = np.abs(forces.loc[forces["set"] == name, "reference"].to_numpy(dtype=float))
             sizes = sizes[sizes > 0]

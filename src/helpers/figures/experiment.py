@@ -13,19 +13,9 @@ from helpers import softening
 from helpers.figures import style
 from helpers.figures.style import STYLE
 
-# Of Tol's muted colours and darker ones; no model has one of these.
-_KINDS = (
-    ("#AA4499", "o", "-"),
-    ("#44AA99", "s", (0, (5, 1.5))),
-    ("#332288", "^", (0, (1, 1))),
-    ("#7A5C00", "D", (0, (3, 1, 1, 1))),
-    ("#CC6677", "v", (0, (5, 1, 1, 1))),
-    ("#117733", "P", (0, (2, 1))),
-)
-
 
 def _handles(kinds: Mapping[str, str]) -> list[Line2D]:
-    return [Line2D([], [], label=kinds[kind], **look) for kind, look in style.looks(kinds, _KINDS).items()]
+    return [Line2D([], [], label=kinds[kind], **look) for kind, look in style.looks(kinds).items()]
 
 
 def seed_curves(
@@ -51,7 +41,7 @@ def seed_curves(
     ``ticks``: of logarithmic axes, which then all have one range; by default the values that were tried.
     """
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(panels))
+        figure, axes = style.panels(len(panels))
         figure.set_figheight(0.85 * figure.get_figheight())
         for axis, (panel, x_label) in zip(axes, panels.items(), strict=True):
             here = curves[curves["panel"] == panel]
@@ -60,7 +50,7 @@ def seed_curves(
             axis.axhline(1, zorder=1, **style.IDEAL)
             if marked and panel in marked:
                 axis.axvline(marked[panel], color="#C9CED4", linewidth=5, zorder=0)
-            for kind, look in style.looks(kinds, _KINDS).items():
+            for kind, look in style.looks(kinds).items():
                 style.with_ranges(axis, here[here["kind"] == kind], "x", look)
             if panel in logarithmic:
                 style.log_places(axis, ticks or sorted(set(here["x"])))
@@ -70,7 +60,7 @@ def seed_curves(
             axis.set_ylabel(y_label)
             if limits:
                 axis.set_ylim(limits)
-        style.legend(figure, spare, _handles(kinds))
+        style.legend(figure, _handles(kinds))
     return figure
 
 
@@ -85,7 +75,7 @@ def arms(table: pd.DataFrame, panels: Mapping[str, str]) -> Figure:
     with mpl.rc_context(STYLE):
         figure = style.blank(1.0 + 0.3 * len(names), 8.6)
         axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
-        for axis, (panel, look) in zip(axes, style.looks(panels, _KINDS).items(), strict=True):
+        for axis, (panel, look) in zip(axes, style.looks(panels).items(), strict=True):
             here = table[table["panel"] == panel].set_index("arm").reindex(names)
             if here["mean"].isna().all():
                 raise ValueError(f"there is nothing to draw for {panel!r}")
@@ -110,12 +100,12 @@ def restoring_force(pulled: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
         raise ValueError("there is nothing to draw")
     teacher = pulled.groupby("displacement")["reference"].first()
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(2)
+        figure, axes = style.panels(2)
         figure.set_figheight(0.95 * figure.get_figheight())
         force, share = axes
         force.plot(teacher.index, -teacher, color=style.TEXT, linewidth=2.4, zorder=2)
         share.axhline(1, zorder=1, **style.IDEAL)
-        for kind, look in style.looks(kinds, _KINDS).items():
+        for kind, look in style.looks(kinds).items():
             for _, line in pulled[pulled["kind"] == kind].groupby("seed"):
                 line = line.sort_values("displacement")
                 force.plot(line["displacement"], -line["value"], zorder=3, **{**look, "markersize": 3.5, "linewidth": 1.2})
@@ -123,7 +113,7 @@ def restoring_force(pulled: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
                 share.plot(line["displacement"], ratio, zorder=3, **{**look, "markersize": 3.5, "linewidth": 1.2})
         force.set(ylabel="restoring force (eV/Å)", xlabel="pulled by (Å)", yscale="log")
         share.set(ylabel="student / teacher", xlabel="pulled by (Å)")
-        style.legend(figure, spare, [Line2D([], [], color=style.TEXT, linewidth=2.4, label="teacher"), *_handles(kinds)])
+        style.legend(figure, [Line2D([], [], color=style.TEXT, linewidth=2.4, label="teacher"), *_handles(kinds)])
     return figure
 
 
@@ -136,8 +126,8 @@ def seed_parity(forces: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
     good = forces[forces["status"] == "ok"]
     limit = 1.05 * float(good[good["kind"].isin(kinds)][["value", "reference"]].abs().to_numpy().max())
     with mpl.rc_context(STYLE):
-        figure, axes, _ = style.panels(len(kinds))
-        for axis, (kind, look) in zip(axes, style.looks(kinds, _KINDS).items(), strict=True):
+        figure, axes = style.panels(len(kinds), head=0.2)
+        for axis, (kind, look) in zip(axes, style.looks(kinds).items(), strict=True):
             part = good[good["kind"] == kind]
             if part.empty:
                 raise ValueError(f"there are no forces of {kind!r}")
@@ -146,8 +136,7 @@ def seed_parity(forces: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
             slopes = [softening.softening_scale(one["reference"], one["value"]) for _, one in part.groupby("seed")]
             for slope in slopes:
                 axis.plot([-limit, limit], [-limit * slope, limit * slope], color=look["color"], linewidth=1.2, zorder=4)
-            style.note(axis, "slopes " + ", ".join(f"{slope:.2f}" for slope in slopes))
             axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
-            axis.set_title(kinds[kind], loc="left")
+            style.heading(axis, kinds[kind], "slopes " + ", ".join(f"{slope:.2f}" for slope in slopes))
         style.outer_labels(axes, "teacher (eV/Å)", "student (eV/Å)")
     return figure

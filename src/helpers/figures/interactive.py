@@ -28,12 +28,12 @@ from helpers.potentials import CATALOGUE
 def interactive_parity(table: pd.DataFrame, what: str, label_column: str = "case") -> go.Figure:
     """Draw model against DFT for a scalar property, all models in one plot; hovering names the case.
 
-    As wide as its place, with a menu of models. Only ``scatter`` traces: the basic bundle of plotly.js is enough. Give it to
-    :func:`show`.
+    As wide as its place, with a legend above and a menu of models below. Only ``scatter`` traces: the basic bundle of plotly.js is
+    enough. Give it to :func:`show`.
 
     ``table``: tidy table of one property; failed rows are left out.
     ``what``: its name for the axes.
-    ``label_column``: column that hovering shows.
+    ``label_column``: column that hovering shows; of the name of a case what stands behind its source.
     """
     if label_column not in table:
         raise ValueError(f"the table has no column {label_column!r}")
@@ -53,7 +53,7 @@ def interactive_parity(table: pd.DataFrame, what: str, label_column: str = "case
         figure.add_scatter(
             x=part["reference"].astype(float).tolist(),
             y=part["value"].astype(float).tolist(),
-            text=part[label_column].astype(str).tolist(),
+            text=part[label_column].astype(str).str.split("/", n=1).str[-1].str.replace("/", " ").tolist(),
             mode="markers",
             name=label(model),
             marker={
@@ -62,7 +62,7 @@ def interactive_parity(table: pd.DataFrame, what: str, label_column: str = "case
                 "size": 8,
                 "line": {"color": "white", "width": 0.6},
             },
-            hovertemplate=f"<b>%{{text}}</b><br>{label(model)} %{{y:.4g}}<br>DFT %{{x:.4g}} {unit}<extra></extra>",
+            hovertemplate=f"<b>%{{text}}</b><br>{label(model)} %{{y:.3g}} {unit}<br>DFT %{{x:.3g}} {unit}<extra></extra>",
         )
     papers = [key for key in models if key in CATALOGUE and CATALOGUE[key].paper_label]
     choices = {"all models": models, **({"the paper's models": papers} if papers else {}), **{label(key): [key] for key in models}}
@@ -71,11 +71,11 @@ def interactive_parity(table: pd.DataFrame, what: str, label_column: str = "case
             {"label": words, "method": "restyle", "args": ["visible", [True, *(key in chosen for key in models)]]}
             for words, chosen in choices.items()
         ],
-        # Above the plot, which is narrower than its place: within, the menu would lie on the axis.
+        "direction": "up",
         "x": 0.5,
         "xanchor": "center",
-        "y": 1.02,
-        "yanchor": "bottom",
+        "y": -0.14,
+        "yanchor": "top",
         "bgcolor": "white",
         "bordercolor": "#B8C0C8",
         "font": {"size": 13},
@@ -85,8 +85,8 @@ def interactive_parity(table: pd.DataFrame, what: str, label_column: str = "case
     figure.update_layout(
         template="none",
         autosize=True,
-        height=550,
-        margin={"l": 64, "r": 12, "t": 64, "b": 52},
+        height=560,
+        margin={"l": 64, "r": 12, "t": 12, "b": 52},
         font={"family": "system-ui, sans-serif", "size": 14, "color": style.TEXT},
         paper_bgcolor="white",
         plot_bgcolor="white",
@@ -96,7 +96,7 @@ def interactive_parity(table: pd.DataFrame, what: str, label_column: str = "case
         dragmode=False,
         modebar={"remove": ["select2d", "lasso2d", "autoScale2d"], "bgcolor": "rgba(255, 255, 255, 0.8)"},
         updatemenus=[menu] if len(models) > 1 else [],
-        legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0.5, "xanchor": "center"},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0.5, "xanchor": "center"},
         xaxis={"title": {"text": f"DFT {what}{suffix}", "standoff": 8}, "range": ends, "constrain": "domain", **line},
         yaxis={
             "title": {"text": f"model {what}{suffix}", "standoff": 6},
@@ -154,9 +154,9 @@ _ELEMENTS = {
     "Al": "#8A7FC7",
     "Si": "#E8C07D",
 }
-_ARROW, _SITE = "#111111", "#7A3E9D"
+_ARROW, SITE = "#111111", "#7A3E9D"
 # Balls are smaller and of one size where there are arrows, so that arrows start at their surface. All in Å.
-BALL, _ARROW_WIDTH, _SITE_RADIUS = 0.45, 0.1, 0.8
+BALL, _ARROW_WIDTH, SITE_RADIUS = 0.45, 0.1, 0.8
 # An arrow shorter than this fraction of the longest would be a speck.
 _SHORTEST = 0.02
 
@@ -212,7 +212,7 @@ class StructureView:
         """Return what is drawn besides atoms, as symbol and words."""
         found = []
         if len(scene.sites):
-            found.append((_chip(_SITE, 0.45), "empty site" if len(scene.sites) == 1 else "empty sites"))
+            found.append((chip(SITE, 0.45), "empty site" if len(scene.sites) == 1 else "empty sites"))
         if len(scene.arrows):
             found.append(("→", f"displacement × {self.arrow_scale:g}"))
         return found
@@ -221,7 +221,7 @@ class StructureView:
         return f"StructureView({', '.join(self.structures)})"
 
 
-def _chip(hue: str, opacity: float = 1.0) -> str:
+def chip(hue: str, opacity: float = 1.0) -> str:
     """Return a round spot of a colour, as HTML."""
     look = f"display: inline-block; width: 0.75em; height: 0.75em; border-radius: 50%; border: 1px solid #444444; background: {hue}"
     return f'<span aria-hidden="true" style="{look}; opacity: {opacity:g}"></span>'
@@ -230,7 +230,7 @@ def _chip(hue: str, opacity: float = 1.0) -> str:
 def colour_key(atoms: ase.Atoms, extras: Sequence[tuple[str, str]]) -> str:
     """Return the key below a view, as HTML: the elements, if there are several, and what else is drawn."""
     colours = element_colours(atoms.get_chemical_symbols())
-    entries = [(_chip(hue), symbol) for symbol, hue in colours.items()] if len(colours) > 1 or extras else []
+    entries = [(chip(hue), symbol) for symbol, hue in colours.items()] if len(colours) > 1 or extras else []
     words = [f'<span style="white-space: nowrap">{mark} {text}</span>' for mark, text in (*entries, *extras)]
     look = "display: flex; flex-wrap: wrap; gap: 0 0.9rem; justify-content: center; font-size: 0.85rem; color: #444444"
     return f'<div class="structure-key" style="{look}">{"".join(words)}</div>' if words else ""
@@ -310,20 +310,27 @@ def arrow_ends(atoms: ase.Atoms, displacements: np.ndarray | None, scale: float)
 TILT, TURN = -78, 22
 
 
-def drawing(scene: Scene, radii: np.ndarray | None = None, ghosts: Sequence[tuple[np.ndarray, float, str]] = ()) -> Figure:
+def drawing(
+    scene: Scene,
+    radii: np.ndarray | None = None,
+    ghosts: Sequence[tuple[np.ndarray, float, str]] = (),
+    hues: Mapping[int, str] | None = None,
+) -> Figure:
     """Return a picture of a structure, its cell, and what else is there.
 
-    Radii of the balls are in Å, by default those of the elements; ghosts are translucent balls: centre and radius in Å, and colour.
+    Radii of the balls are in Å, by default those of the elements; ghosts are translucent balls: centre and radius in Å, and colour; hues
+    are colours of single atoms.
     """
     atoms = scene.atoms
     symbols = atoms.get_chemical_symbols()
-    colours = element_colours(symbols)
+    elements = element_colours(symbols)
+    colours = [(hues or {}).get(number, elements[symbol]) for number, symbol in enumerate(symbols)]
     size = radii if radii is not None else np.full(len(atoms), BALL) if len(scene.arrows) else 0.55
-    ghosts = [*((site, _SITE_RADIUS, _SITE) for site in scene.sites), *ghosts]
+    ghosts = [*((site, SITE_RADIUS, SITE) for site in scene.sites), *ghosts]
     with mpl.rc_context(STYLE):
         figure = style.blank(2.8, 2.8)
         axes = figure.subplots()
-        picture = Matplotlib(atoms, axes, rotation=f"{TILT}x,{TURN}y,0z", radii=size, colors=[colours[symbol] for symbol in symbols])
+        picture = Matplotlib(atoms, axes, rotation=f"{TILT}x,{TURN}y,0z", radii=size, colors=colours)
         picture.write()
         for centre, radius, hue in ghosts:
             x, y, _ = picture.to_image_plane_positions(centre)
@@ -352,7 +359,7 @@ def _viewer(identifier: str, scene: Scene) -> str:
     scheme = {"prop": "elem", "map": {symbol: int(hue[1:], 16) for symbol, hue in element_colours(symbols).items()}}
     look = {"sphere": {**ball, "colorscheme": scheme}, "stick": {"radius": 0.11, "colorscheme": scheme}}
     arrow = {"radius": _ARROW_WIDTH, "radiusRatio": 2.2, "mid": 0.6, "color": _ARROW}
-    site = {"radius": _SITE_RADIUS, "color": _SITE, "opacity": 0.45}
+    site = {"radius": SITE_RADIUS, "color": SITE, "opacity": 0.45}
     return f"""\
 (() => {{
   const box = document.getElementById({json.dumps(identifier)});

@@ -13,15 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from helpers.figures import style
-from helpers.figures.style import STYLE
+from helpers.figures.style import METHODS, STYLE
 
-# Tol's vibrant colours, in the order of the methods given; no model has one of these.
-METHODS = (
-    ("#009988", "o", "-"),
-    ("#CC3311", "s", (0, (5, 1.5))),
-    ("#33BBEE", "^", (0, (1, 1))),
-    ("#EE7733", "D", (0, (3, 1, 1, 1))),
-)
 _REFERENCE = {"marker": "x", "color": style.TEXT, "markersize": 8, "markeredgewidth": 2, "linestyle": "none"}
 
 
@@ -41,9 +34,9 @@ def error_curves(
     ``methods``: method → name in the legend, in order.
     ``marked``: points of another source: their name, and a table with ``material``, ``n_labels`` and ``value``.
     """
-    looks = style.looks(methods, METHODS)
+    looks = style.looks(methods)
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(materials))
+        figure, axes = style.panels(len(materials))
         for axis, material in zip(axes, materials, strict=True):
             here = curves[(curves["material"] == material) & curves["method"].isin(methods)]
             if here.empty:
@@ -62,7 +55,7 @@ def error_curves(
         handles += [Line2D([], [], label=methods[method], **look) for method, look in looks.items()]
         if marked is not None:
             handles.append(Line2D([], [], label=marked[0], **_REFERENCE))
-        style.legend(figure, spare, handles)
+        style.legend(figure, handles)
     return figure
 
 

@@ -42,6 +42,11 @@ def caption(provenances: Iterable[Mapping[str, Any]], extra: str = "") -> str:
     return "; ".join(clauses) + "." + (f" {extra}" if extra else "")
 
 
+def _folded_footer(footer: str) -> str:
+    """Return where numbers come from, as HTML behind one word that opens it."""
+    return f'<details class="provenance"><summary>Source</summary>{html.escape(footer)}</details>' if footer else ""
+
+
 @dataclass(frozen=True)
 class Shown:
     """A figure with alternative text and caption; Jupyter and the book show it by itself."""
@@ -53,9 +58,7 @@ class Shown:
     script: str
 
     def _repr_html_(self) -> str:
-        words = html.escape(self.caption)
-        if self.footer:
-            words += f"<small>{html.escape(self.footer)}</small>"
+        words = html.escape(self.caption) + _folded_footer(self.footer)
         below = f"<figcaption>{words}</figcaption>" if words else ""
         return f'<figure class="result">{self._content()}{below}</figure>'
 
@@ -121,7 +124,7 @@ class ShownTable:
         body = frame.to_html(border=0, escape=True, na_rep="–", classes="table result-table", index=single)
         # The empty corner is no heading.
         body = body.replace("<th></th>", "<td></td>", 1) if len(frame) else "<p>None.</p>"
-        words = html.escape(self.caption) + (f"<small>{html.escape(self.footer)}</small>" if self.footer else "")
+        words = html.escape(self.caption) + _folded_footer(self.footer)
         use = f" data-folded='{json.dumps(self.folded)}'" if self.folded else ""
         if self.filters is not None:
             use = f' data-sortable data-filters="{html.escape(json.dumps(self.filters))}"'

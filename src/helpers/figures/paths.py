@@ -26,7 +26,7 @@ def energy_profiles(table: pd.DataFrame) -> Figure:
         raise ValueError(f"{twice['model'].iloc[0]} has an image of {twice['material'].iloc[0]} more than once")
     materials = list(dict.fromkeys(rows["material"]))
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(materials), extra=1.1)
+        figure, axes = style.panels(len(materials))
         for panel, material in zip(axes, materials, strict=True):
             part = rows[rows["material"] == material]
             panel.axhline(0, color=style.MUTED, linewidth=0.8, zorder=1)
@@ -41,6 +41,5 @@ def energy_profiles(table: pd.DataFrame) -> Figure:
         style.outer_labels(axes, "path coordinate", "energy (eV)")
         handles = [Line2D([], [], color=colour("DFT"), linewidth=2.2, marker=marker("DFT"), markersize=6.5, label="DFT")]
         handles += [Line2D([], [], linewidth=1.5, label=label(model), **style.look(model, 5.5)) for model in models]
-        # More than four do not fit side by side.
-        style.legend(figure, spare, handles, 3 if len(axes) > 1 and len(handles) > 4 else None)
+        style.legend(figure, handles)
     return figure

@@ -22,8 +22,8 @@ from helpers.figures import style
 from helpers.figures.lanes import name_lanes
 from helpers.figures.style import STYLE, colour, in_order, label
 
-# Lines that are no model's: Tol's muted colours, told apart by their dashes as well.
-_ON_TRUTH, _ON_PREDICTION = "#882255", "#117733"
+# Lines that are no model's, told apart by their dashes as well.
+_ON_TRUTH, _ON_PREDICTION = style.METHODS[1][0], style.METHODS[2][0]
 
 
 def clouds(simulated: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
@@ -35,7 +35,7 @@ def clouds(simulated: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
     models = style.chosen(rows, list(titles))
     low, high = -3.4, 3.4
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(models), extra=0.5)
+        figure, axes = style.panels(len(models), head=0.2)
         for panel, model in zip(axes, models, strict=True):
             part = rows[rows["model"] == model]
             fitted = softening.fit(part["reference"], part["value"])
@@ -46,15 +46,15 @@ def clouds(simulated: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
             panel.plot(ends, fitted.slope * ends, color=_ON_TRUTH, linewidth=2.4, zorder=4)
             panel.plot(fitted.inverse_slope * ends, ends, color=_ON_PREDICTION, linewidth=2.4, linestyle=(0, (5, 1.5)), zorder=5)
             panel.set(xlim=(low, high), ylim=(low, high), aspect="equal", xticks=[-2, 0, 2], yticks=[-2, 0, 2])
-            panel.set_title(titles[model], loc="left")
-            style.note(panel, f"s = {fitted.slope:.2f}\ns′ = {fitted.inverse_slope:.2f}\nR² = {fitted.r2:.2f}")
+            numbers = f"s = {fitted.slope:.2f}, s′ = {fitted.inverse_slope:.2f}, R² = {fitted.r2:.2f}"
+            style.heading(panel, titles[model], numbers)
         style.outer_labels(axes, "truth", "prediction")
         handles = [
             Line2D([], [], color=_ON_TRUTH, linewidth=2.4, label="prediction on truth (slope s)"),
             Line2D([], [], color=_ON_PREDICTION, linewidth=2.4, linestyle=(0, (5, 1.5)), label="truth on prediction (slope s′)"),
             Line2D([], [], label="perfect", **style.IDEAL),
         ]
-        style.legend(figure, spare, handles, 2)
+        style.legend(figure, handles)
     return figure
 
 
@@ -72,7 +72,7 @@ def slope_plane(overview: pd.DataFrame, names: Mapping[str, str]) -> Figure:
     families = [key for key in names if key in set(rows["family"])]
     models = in_order(rows["model"])
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(families), extra=1.0)
+        figure, axes = style.panels(len(families))
         figure.set_figheight(0.82 * figure.get_figheight())
         for panel, family in zip(axes, families, strict=True):
             _plane(panel)
@@ -89,7 +89,7 @@ def slope_plane(overview: pd.DataFrame, names: Mapping[str, str]) -> Figure:
             Line2D([], [], color=_ON_PREDICTION, linewidth=1.6, linestyle=(0, (5, 1.5)), label="s′ = 1: calibrated"),
             Line2D([], [], color="#B9C0C7", linewidth=1.1, label="R² = 0.9, 0.8, 0.6"),
         ]
-        style.legend(figure, spare, handles)
+        style.legend(figure, handles)
     return figure
 
 
@@ -124,7 +124,7 @@ def _in_plane(axes: Axes, entry) -> None:
 
 # What a part of 1 − s is owed to: Tol's muted colours, with a hatch where lightness alone would not do.
 _PARTS = {
-    "left": ("what is left", "#882255", ""),
+    "left": ("what is left", style.METHODS[1][0], ""),
     "regression": ("scatter, if the model is calibrated", "#BBBBBB", "////"),
     "geometry": ("re-optimisation", "#88CCEE", ""),
     "selection": ("+U, magnetic, unstable", "#DDCC77", "\\\\\\\\"),
@@ -280,10 +280,9 @@ def ratio_by_size(binned: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                 panel.set_yticks([0.5, 0.7, 1, 1.5, 2, 3], ["0.5", "0.7", "1", "1.5", "2", "3"])
                 panel.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
                 panel.minorticks_off()
-                style.note(panel, titles[family], "upper right")
+                way = "bins by DFT: s" if on == "reference" else "bins by the model: 1/s′"
+                panel.set_title(f"{titles[family]}, {way}", loc="left", fontsize=10.5)
             line[0].set_ylabel("model / DFT")
-        grid[0, 0].set_title("bins by DFT: s", loc="left")
-        grid[0, 1].set_title("bins by the model: 1/s′", loc="left")
         grid[-1, 0].set_xlabel("force on the atom, DFT (eV/Å)")
         grid[-1, 1].set_xlabel("force on the atom, model (eV/Å)")
         handles = [Line2D([], [], label=label(model), **style.look(model, 5)) for model in models]
@@ -301,7 +300,7 @@ def predicted_scales(left: pd.DataFrame, names: Mapping[str, str], limits: tuple
     rows = style.good_rows(rows, ["family", "model"], ["measured", "scale", "low", "high"])
     families, models = [key for key in names if key in set(rows["family"])], in_order(rows["model"])
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(families), extra=0.5)
+        figure, axes = style.panels(len(families))
         for panel, family in zip(axes, families, strict=True):
             style.square(panel, *limits)
             for order, model in enumerate(models):
@@ -315,5 +314,5 @@ def predicted_scales(left: pd.DataFrame, names: Mapping[str, str], limits: tuple
         shown = {"linestyle": "none", "markeredgecolor": "white"}
         handles: list[object] = [Line2D([], [], label=label(model), **style.look(model, 7.5), **shown) for model in models]
         handles.append(Patch(color="#B9C0C7", label="90 % interval"))
-        style.legend(figure, spare, handles, columns=len(handles))
+        style.legend(figure, handles)
     return figure

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from helpers.figures import style
-from helpers.figures.learning import METHODS, plain_ticks
+from helpers.figures.learning import plain_ticks
 from helpers.figures.style import STYLE, colour, label
 
 
@@ -37,9 +37,9 @@ def stepwise(
     ``ideal``: where a perfect model would lie.
     ``limits``: of the vertical axis; what lies beyond is marked with an arrow at the edge.
     """
-    looks = style.looks(lines, METHODS, 5.5)
+    looks = style.looks(lines, 5.5)
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(panels))
+        figure, axes = style.panels(len(panels))
         for axis, (panel, title) in zip(axes, panels.items(), strict=True):
             here = curves[(curves["held_out"] == panel) & curves["capacity"].isin(lines)]
             if here.empty:
@@ -66,7 +66,7 @@ def stepwise(
             handles.append(Line2D([], [], color=colour(model[0]), linewidth=1.6, label=label(model[0])))
         if enters:
             handles.append(Line2D([], [], color="#D5D9DE", linewidth=8, label="family not seen"))
-        style.legend(figure, spare, handles, 3)
+        style.legend(figure, handles)
     return figure
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
@@ -90,6 +91,16 @@ _PANEL = 3.35  # inch; two panels side by side fill a column of text and can sti
 SINGLE = 4.6  # inch, of a panel alone
 WIDE = 2 * _PANEL + 0.2  # inch, of two
 _RESOLUTION = 192  # dots per inch of the page's 96, for screens with small pixels
+
+# Looks of methods, cures and kinds of data, in the order given. In CIELAB each colour lies 35 or more from those of all models.
+METHODS = (
+    ("#1A1A1A", "o", "-"),
+    ("#E5004F", "s", (0, (5, 1.5))),
+    ("#2B2BE8", "^", (0, (1, 1))),
+    ("#1E9E1E", "D", (0, (3, 1, 1, 1))),
+    ("#887766", "v", (0, (5, 1, 1, 1))),
+    ("#B050F0", "P", (0, (2, 1))),
+)
 
 # The line on which a perfect model would lie.
 IDEAL = {"color": TEXT, "linewidth": 1.1, "linestyle": (0, (4, 2.5))}
@@ -228,40 +239,38 @@ def blank(height: float, width: float = WIDE) -> Figure:
     return figure
 
 
-def panels(n: int, extra: float = 0.0) -> tuple[Figure, list[Axes], Axes | None]:
-    """Return a figure with n panels in at most two columns, and the empty place beside the last one, if there is one.
+def panels(n: int, extra: float = 0.0, head: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """Return a figure with n panels in at most three columns; four stand two by two.
 
-    ``extra`` inches of height are added when there is no empty place for legend and colour bar.
+    Inches of height are added: ``extra`` to the figure, ``head`` to each line for what stands above its panels.
     """
-    columns = min(n, 2)
+    columns = 2 if n == 4 else min(n, 3)
     lines = ceil(n / columns)
-    extra = 0.0 if n % columns else extra
-    side = _PANEL if columns == 2 else SINGLE
-    figure = blank(side * lines + 0.2 + extra, side * columns + 0.2)
+    side = SINGLE if columns == 1 else 2 * _PANEL / columns
+    figure = blank((side + head) * lines + 0.4 + extra, side * columns + 0.2)
     axes = list(figure.subplots(lines, columns, squeeze=False).ravel())
-    spare = axes[n] if len(axes) > n else None
-    if spare is not None:
-        spare.set_axis_off()
-    return figure, axes[:n], spare
+    for empty in axes[n:]:
+        empty.set_axis_off()
+    return figure, axes[:n]
 
 
-def legend(figure: Figure, spare: Axes | None, handles: list[object], columns: int | None = None) -> None:
-    """Put the legend into the empty place, else above the panels; columns by default all that a wide figure has place for."""
-    if spare is not None:
-        spare.legend(handles=handles, loc="center", fontsize=11, labelspacing=1.0)
-    else:
-        columns = columns or (len(handles) if figure.get_figwidth() > 2 * _PANEL else 2)
-        figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2)
+def legend(figure: Figure, handles: Sequence[Artist], **options: Any) -> None:
+    """Put a legend above the panels, with as many columns as there is place for, and make the figure as much taller."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = min(len(handles), max(1, int(figure.get_figwidth() / (0.5 + 0.075 * longest))))
+    figure.legend(handles=handles, loc="outside upper center", **{"ncols": columns, "columnspacing": 1.2} | options)
+    figure.set_figheight(figure.get_figheight() + 0.22 * ceil(len(handles) / columns))
 
 
-def looks(names: Iterable[str], styles: Sequence[tuple], size: float = 6.0) -> dict[str, dict[str, Any]]:
-    """Return how lines are drawn, by name in order: colour, marker and dashes of ``styles``; ValueError if there are too few."""
+def looks(names: Iterable[str], size: float = 6.0) -> dict[str, dict[str, Any]]:
+    """Return how lines of methods are drawn, by name in order: as :data:`METHODS`; ValueError if there are too few of these."""
     names = list(names)
-    if len(names) > len(styles):
-        raise ValueError(f"{len(names)} lines, but there are {len(styles)} colours")
+    if len(names) > len(METHODS):
+        raise ValueError(f"{len(names)} lines, but there are {len(METHODS)} colours")
     keys = ("color", "marker", "linestyle")
     return {
-        name: dict(zip(keys, look, strict=True)) | {"markersize": size, "linewidth": 1.6} for name, look in zip(names, styles, strict=False)
+        name: dict(zip(keys, look, strict=True)) | {"markersize": size, "linewidth": 1.6}
+        for name, look in zip(names, METHODS, strict=False)
     }
 
 
@@ -279,13 +288,12 @@ def log_places(axes: Axes, places: Sequence[float]) -> None:
     axes.set_xticks([], minor=True)
 
 
-def note(axes: Axes, text: str, corner: str = "upper left") -> None:
-    """Write numbers into a corner of a panel, on a veil of white that keeps them apart from points."""
-    x, horizontal = (0.035, "left") if "left" in corner else (0.965, "right")
-    y, vertical = (0.965, "top") if "upper" in corner else (0.035, "bottom")
-    place = {"transform": axes.transAxes, "ha": horizontal, "va": vertical, "zorder": 10}
-    veil = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "boxstyle": "square,pad=0.15"}
-    axes.text(x, y, text, color=TEXT, fontsize=10, linespacing=1.35, bbox=veil, **place)
+def heading(axes: Axes, name: str, *lines: str, hue: Any = TEXT) -> None:
+    """Write a name above a panel, and between the two lines of numbers, where they hide no point."""
+    axes.set_title(name, color=hue, loc="left", pad=5 + 13 * len(lines), fontsize=11.5 if len(name) < 18 else 10.5)
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
+    numbers = axes.annotate("\n".join(lines), (0, 1), (0, 4), color=TEXT, fontsize=9, linespacing=1.25, **place)
+    numbers.set_in_layout(False)  # the title keeps the place; a long line would make the panel narrow
 
 
 def interval(low: float, high: float, digits: int = 2) -> str:
@@ -305,16 +313,16 @@ def square(axes: Axes, low: float, high: float) -> None:
     """Give both axes the same range and ticks, and draw the diagonal."""
     axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     # The same few round ticks on both axes, so that the diagonal can be read off.
-    ticks = MaxNLocator(nbins=5).tick_values(low, high)
+    ticks = MaxNLocator(nbins=4).tick_values(low, high)
     ticks = ticks[(ticks >= low) & (ticks <= high)]
     axes.set_xticks(ticks)
     axes.set_yticks(ticks)
     axes.plot([low, high], [low, high], zorder=2.5, **IDEAL)
 
 
-def title(axes: Axes, model: str) -> None:
-    """Write a model's name above a panel, in its colour."""
-    axes.set_title(label(model), color=readable(model), loc="left")
+def title(axes: Axes, model: str, *lines: str) -> None:
+    """Write a model's name above a panel, in its colour, and lines of numbers."""
+    heading(axes, label(model), *lines, hue=readable(model))
 
 
 def readable(model: str) -> tuple[float, float, float]:
@@ -338,13 +346,14 @@ def robust_limits(values: np.ndarray, ideal: float = 1.0) -> tuple[float, float]
 
 
 def outer_labels(axes: Sequence[Axes], below: str, left: str) -> None:
-    """Label the outer axes only: below the lowest panel of each column, and left of each line."""
-    columns = min(len(axes), 2)
+    """Label the axes once, below and left of all panels; numbers that all panels share stand at the outer ones alone."""
+    columns = axes[0].get_subplotspec().get_gridspec().ncols
+    alike_x, alike_y = (len({get(panel) for panel in axes}) == 1 for get in (Axes.get_xlim, Axes.get_ylim))
     for position, panel in enumerate(axes):
-        if position + columns >= len(axes):
-            panel.set_xlabel(below)
-        if position % columns == 0:
-            panel.set_ylabel(left)
+        lowest = position + columns >= len(axes)
+        panel.tick_params(which="both", labelbottom=lowest or not alike_x, labelleft=position % columns == 0 or not alike_y)
+    axes[0].figure.supxlabel(below, fontsize=11)
+    axes[0].figure.supylabel(left, fontsize=11)
 
 
 def need_alt(alt: str) -> None:

@@ -1,4 +1,4 @@
-"""Charts of a number against a condition: temperature, size of the cell, lost neighbours."""
+"""Charts of a number against a condition: temperature, lost neighbours."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float
     crystals = list(dict.fromkeys(table.sort_values(["element", "volume"])["crystal"]))
     models = in_order(table["model"])
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(crystals))
+        figure, axes = style.panels(len(crystals))
         figure.set_figheight(0.75 * figure.get_figheight())
         for panel, crystal in zip(axes, crystals, strict=True):
             panel.axhline(1, zorder=2, **style.IDEAL)
@@ -39,45 +39,7 @@ def scale_against_temperature(table: pd.DataFrame, melting_k: Mapping[str, float
             panel.set_title(crystal, loc="left")
         style.outer_labels(axes, "nominal temperature (K)", "softening scale s")
         handles = [Line2D([], [], label=label(model), **style.look(model, 5.5)) for model in models]
-        style.legend(figure, spare, [*handles, Patch(color="#F4E6D8", label="above the melting point")])
-    return figure
-
-
-def cell_size(table: pd.DataFrame) -> Figure:
-    """Draw the energy of a defect against the number of lattice sites of its cell (column ``n_sites``), one panel per metal.
-
-    All panels span the same energy, so that slopes can be compared between them. The reference is a dashed line.
-    """
-    rows = style.good_rows(style.property_rows(table), ["model", "material"], ["n_sites", "value", "reference"])
-    models = in_order(rows["model"])
-    twice = rows[rows.duplicated(["model", "material", "n_sites"])]
-    if len(twice):
-        first = twice.iloc[0]
-        raise ValueError(f"{first['model']} has {first['material']} with {first['n_sites']:g} sites more than once")
-    metals = list(dict.fromkeys(rows["material"]))
-    energies = rows.groupby("material", observed=True)[["value", "reference"]]
-    low, high = energies.min().min(axis=1), energies.max().max(axis=1)
-    centre, span = (low + high) / 2, 1.2 * max((high - low).max(), 0.05)
-    with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(metals), extra=1.0)
-        figure.set_figheight(0.85 * figure.get_figheight())
-        for panel, metal in zip(axes, metals, strict=True):
-            part = rows[rows["material"] == metal]
-            references = part["reference"].unique()
-            if len(references) > 1:
-                raise ValueError(f"{metal} has several references: {', '.join(f'{value:g}' for value in references)}")
-            panel.axhline(references[0], zorder=2, **style.IDEAL)
-            for model in models:
-                line = part[part["model"] == model].sort_values("n_sites")
-                panel.plot(line["n_sites"], line["value"], linewidth=1.4, **style.look(model, 5.5))
-            sizes = sorted(part["n_sites"].unique())
-            style.log_places(panel, sizes)
-            panel.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
-            panel.set_ylim(centre[metal] - span / 2, centre[metal] + span / 2)
-            panel.set_title(metal, loc="left")
-        style.outer_labels(axes, "lattice sites in the cell", f"formation energy ({rows['unit'].iloc[0]})")
-        handles = [Line2D([], [], label=label(model), **style.look(model, 5.5)) for model in models]
-        style.legend(figure, spare, [*handles, Line2D([], [], label="DFT", **style.IDEAL)])
+        style.legend(figure, [*handles, Patch(color="#F4E6D8", label="above the melting point")])
     return figure
 
 
@@ -102,7 +64,7 @@ def error_against_coordination(table: pd.DataFrame) -> Figure:
         raise ValueError(f"a coordination loss of {beyond['coordination_loss'].iloc[0]:g} lies outside the bins {_EDGES}")
     low, high = style.robust_limits(rows["ratio"].to_numpy(dtype=float))
     with mpl.rc_context(STYLE):
-        figure, axes, spare = style.panels(len(models), extra=0.3)
+        figure, axes = style.panels(len(models), head=0.2)
         figure.set_figheight(0.85 * figure.get_figheight())
         for panel, model in zip(axes, models, strict=True):
             part = rows[rows["model"] == model]
@@ -113,15 +75,14 @@ def error_against_coordination(table: pd.DataFrame) -> Figure:
                 edge = {"color": colour(model), "markeredgecolor": "white", "markeredgewidth": 0.5, "linestyle": "none"}
                 panel.plot(points["coordination_loss"], points["ratio"], alpha=0.85, zorder=4, **edge, **look)
             outside = np.count_nonzero((part["ratio"] < low) | (part["ratio"] > high))
-            style.note(panel, f"n = {len(part)}" + (f", {outside} outside" if outside else ""), "lower right")
             panel.set(xlim=(_EDGES[0], _EDGES[-1]), ylim=(low, high))
-            style.title(panel, model)
+            style.title(panel, model, f"n = {len(part)}" + (f", {outside} outside" if outside else ""))
         style.outer_labels(axes, "nearest neighbours lost (fraction)", "model / DFT")
         kinds = zip(("vacancy", "surface"), _KINDS.values(), strict=True)
         handles = [Line2D([], [], color="#444444", linestyle="none", label=name, **look) for name, look in kinds]
         handles += [Patch(facecolor="#444444", alpha=0.25, label="quartiles")]
         handles += [Line2D([], [], color=style.TEXT, linewidth=2.2, label="median")]
-        style.legend(figure, spare, handles)
+        style.legend(figure, handles)
     return figure
 
 
