@@ -90,9 +90,9 @@ class Chapter:
         """Return the models with a table that the chapter shows."""
         return potentials.at_home(results.models(benchmark), {self.key, *self.guests})
 
-    def few(self, table: pd.DataFrame, n: int = 3) -> pd.DataFrame:
-        """Return the rows of the models that a first figure shows: n of CHGNet, a stiffer one and M3GNet, and the chapter's own."""
-        return table[table["model"].isin({*FEW[:n], self.key})]
+    def few(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Return the rows of the models that a first figure shows: two of the paper's, a stiffer one, and the chapter's own."""
+        return table[table["model"].isin({*FEW, self.key})]
 
     def own(self, benchmark: str, table: pd.DataFrame | None = None) -> tuple[pd.DataFrame, str]:
         """Return the rows of the chapter's potential and its name; where it has none, those of another model, which a line says.
