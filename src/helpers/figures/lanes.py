@@ -52,7 +52,7 @@ def label_choices(choices: pd.DataFrame, what: str, limits: tuple[float, float] 
     materials = sorted(good["material"].unique()) if order is None else list(order)
     rng = np.random.default_rng(0)
     with mpl.rc_context(STYLE):
-        figure, axes = _lanes(materials, len(models), 0.15)
+        figure, axes = _lanes(materials, len(models), 0.16)
         axes.axvline(1, zorder=2, **style.IDEAL)
         for lane, model in enumerate(models):
             for row, material in enumerate(materials):
