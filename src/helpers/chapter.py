@@ -121,6 +121,8 @@ class Chapter:
         self.glue(told, "verdict", name)
         words = f"Fig. {' and '.join(numbers)} of the paper and ours; * is digitised. {caption}"
         lines = scoreboard.readable(board).reset_index().set_index(["model", "quantity"])
+        on = lines["ours is on"]
+        lines["ours is on"] = on.where(on != on.shift(), "the same")
         table = figures.show_table(lines.drop(columns="figure") if len(numbers) == 1 else lines, caption=words.strip())
         return replace(table, folded=tuple(np.flatnonzero(board["ours"].isna()).tolist()))
 
