@@ -961,6 +961,11 @@ def test_a_long_table_shows_the_papers_models_and_the_readers_first():
     kept = {model for place, (_, model) in enumerate(shown.frame.index) if place not in shown.folded}
     assert kept == {figures.label(key) for key in ("chgnet-0.3.0", "m3gnet-mp-2021.2.8", own)}
     assert f"data-folded='{list(shown.folded)}'" in shown._repr_html_()
+    rows = [row.select("th, td") for row in BeautifulSoup(shown._repr_html_(), "html.parser").select("tbody tr")]
+    assert [row[0].get_text() for row in rows if row[0].get_text()] == ["a", "b"], "a group is named once"
+    rest = figures.summary(table, {"n": "n"}, "", rows=["set", "model"], first=["nequix-mp-1"])
+    rows = [row.select("th, td") for row in BeautifulSoup(rest._repr_html_(), "html.parser").select("tbody tr")]
+    assert [row[0].get_text() for place, row in enumerate(rows) if place not in rest.folded] == ["a", "", "b", ""]
     other = figures.summary(table, {"n": "n"}, "", rows=["set", "model"], first=["nequix-mp-1"])
     assert {model for place, (_, model) in enumerate(other.frame.index) if place not in other.folded} == {
         "Nequix MP",

@@ -16,7 +16,7 @@ import os
 import string
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import myst_nb
@@ -120,7 +120,11 @@ class Chapter:
         told["verdict"] = [scoreboard.told(board, *line) for line in told.itertuples(index=False)]
         self.glue(told, "verdict", name)
         words = f"Fig. {' and '.join(numbers)} of the paper and ours; * is digitised. {caption}"
-        return figures.show_table(scoreboard.readable(board), caption=words.strip())
+        lines = scoreboard.readable(board).reset_index().set_index(["model", "quantity"])
+        on = lines["ours is on"]
+        lines["ours is on"] = on.where(on != on.shift(), "the same")
+        table = figures.show_table(lines.drop(columns="figure") if len(numbers) == 1 else lines, caption=words.strip())
+        return replace(table, folded=tuple(np.flatnonzero(board["ours"].isna()).tolist()))
 
     def show(self, figure: object, alt: str, caption: str, *of: str) -> figures.Shown:
         """Show a figure (:func:`helpers.figures.show`) with the footer of the benchmarks it is of; by default the chapter's first one."""

@@ -31,6 +31,7 @@ def by_composition(ours: pd.DataFrame, paper: pd.DataFrame | None = None) -> Fig
     beside = 0.24 * min(np.diff(np.unique(rows["x"].to_numpy(dtype=float).round(6))), default=0.1)
     with mpl.rc_context(STYLE):
         figure, axes = style.panels(len(models))
+        figure.set_figheight(0.8 * figure.get_figheight())
         shown = pd.concat([rows.loc[rows["model"].isin(models), "value"], theirs.loc[theirs["model"].isin([*models, "DFT"]), "value"]])
         low, high = min(shown.min(), 0.0), max(shown.max(), 0.0)
         margin = 0.05 * max(high - low, 0.01)
@@ -106,7 +107,7 @@ def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None)
         raise ValueError(f"the consolute point of {lost[0][0]} ({lost[0][1]}) has no binodal")
     models = in_order(rows["model"])
     with mpl.rc_context(STYLE):
-        figure = style.blank(4.2 + 0.13 * len(models))
+        figure = style.blank(3.1 + 0.13 * len(models))
         axes = figure.subplots()
         for model, source in drawn:
             part, top = (frame[(frame["model"] == model) & (frame["source"] == source)] for frame in (rows, tops))

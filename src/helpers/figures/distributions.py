@@ -76,7 +76,7 @@ def _distributions(
 ) -> Figure:
     """Draw column ``drawn`` in one lane per model; ``words`` makes the text beside a lane."""
     with mpl.rc_context(STYLE):
-        figure, axes = _lanes(models, 1.15)
+        figure, axes = _lanes(models, 1.0)
         if limits is None:
             limits = style.robust_limits(good["drawn"].to_numpy(dtype=float), ideal)
         axes.axvline(ideal, zorder=1, **style.IDEAL)
@@ -177,7 +177,7 @@ def force_histogram(forces: pd.DataFrame, sets: Mapping[str, str]) -> Figure:
 
 def _lanes(models: Sequence[str], height: float) -> tuple[Figure, Axes]:
     """Return a figure with one horizontal lane per model, the first on top."""
-    figure = style.blank(height * len(models) + 1.2)
+    figure = style.blank(height * len(models) + 1.1)
     axes = figure.subplots()
     axes.set_ylim(len(models) - 0.45, -0.6)
     axes.set_yticks(range(len(models)), [label(model).replace(" ", "\n", 1) for model in models], fontweight="bold", linespacing=1.3)

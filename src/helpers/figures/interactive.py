@@ -197,7 +197,7 @@ class StructureView:
             words = f"{self.alt} {name}: {atoms.get_chemical_formula()}{''.join(f', {text}' for _, text in extras)}."
             alternative = html.escape(words, quote=True)
             boxes.append(
-                '<div style="flex: 1 1 250px; min-width: 0; max-width: 420px">'
+                '<div style="flex: 1 1 200px; min-width: 0; max-width: 420px">'
                 f'<div id="{identifier}" class="structure-viewer" role="img" aria-label="{alternative}" '
                 f'style="position: relative; width: 100%; height: {self.height}px; overflow: hidden; background: white">'
                 f'<img src="{style.png_uri(drawing(scene))}" alt="{alternative}" '

@@ -25,7 +25,7 @@ def by_material(table: pd.DataFrame, quantity: str, what: str, order: Sequence[s
     models = in_order(table["model"])
     materials = sorted(table["material"].unique()) if order is None else list(order)
     with mpl.rc_context(STYLE):
-        figure, axes = _lanes(materials, len(models), 0.16)
+        figure, axes = _lanes(materials, len(models), 0.13)
         axes.axvline(1, zorder=2, **style.IDEAL)
         for lane, model in enumerate(models):
             part = table[table["model"] == model].set_index("material").reindex(materials)
@@ -52,7 +52,7 @@ def label_choices(choices: pd.DataFrame, what: str, limits: tuple[float, float] 
     materials = sorted(good["material"].unique()) if order is None else list(order)
     rng = np.random.default_rng(0)
     with mpl.rc_context(STYLE):
-        figure, axes = _lanes(materials, len(models), 0.2)
+        figure, axes = _lanes(materials, len(models), 0.16)
         axes.axvline(1, zorder=2, **style.IDEAL)
         for lane, model in enumerate(models):
             for row, material in enumerate(materials):

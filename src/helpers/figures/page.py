@@ -121,6 +121,11 @@ class ShownTable:
         # The name of the index goes into the corner instead of a line of its own; several become columns.
         frame, single = self.frame, self.frame.index.nlevels == 1
         frame = frame.rename_axis(index=None, columns=frame.index.name) if single else frame.reset_index().rename_axis(columns=None)
+        if not single and self.filters is None:
+            # A group has its name once, and once more where its first rows are folded.
+            group, seen = frame.iloc[:, 0], ~np.isin(np.arange(len(frame)), self.folded)
+            named = ~group.duplicated() | (seen & ~group.where(seen).duplicated())
+            frame = frame.assign(**{str(frame.columns[0]): group.where(named, "")})
         body = frame.to_html(border=0, escape=True, na_rep="–", classes="table result-table", index=single)
         # The empty corner is no heading.
         body = body.replace("<th></th>", "<td></td>", 1) if len(frame) else "<p>None.</p>"
