@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
+from bs4 import BeautifulSoup
 from nbgrader.api import Gradebook
 from nbgrader.apps import NbGraderAPI
 from traitlets.config.loader import PyFileConfigLoader
@@ -33,8 +34,9 @@ SOURCES = sorted((COURSE / "source").glob("*/*.ipynb"))
 NAMES = [path.parent.name for path in SOURCES]
 
 
-def build_script():
-    spec = importlib.util.spec_from_file_location("build", ROOT / "book" / "build.py")
+def build_script(name="build"):
+    sys.path.insert(0, str(ROOT / "book"))
+    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -84,6 +86,43 @@ def test_the_guide_has_the_points_and_times_of_the_notebooks():
         assert f"| {number} | {code} | {words[0]} | {sum(words[1:])} | {total} |" in guide
         minutes = re.search(r"\*\*Time\*\* (\d+) minutes", read(path).cells[0].source)[1]
         assert re.search(rf"^\| {number} \[.*{path.stem}\.ipynb.*\| {minutes} \| {total} \|$", guide, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_the_handout_is_that_of_the_notebook(path):
+    """Everything that is graded, with its points, and no solution."""
+    notebook = read(path)
+    text = BeautifulSoup(build_script("handouts").sheet(notebook, path.name), "html.parser")
+    title, question = re.findall(r"^(?:# (.*)|\*(.+)\*)$", notebook.cells[0].source, flags=re.MULTILINE)[:2]
+    assert text.h1.get_text().startswith(title[0])
+    assert text.em.get_text() == question[1]
+    points = sum(marks(cell).get("points", 0) for cell in notebook.cells)
+    assert sum(int(row.find_all("td")[-1].get_text() or 0) for row in text.select("tbody tr")) == points
+    for cell in notebook.cells:
+        for name in re.findall(r"^def (\w+)", cell.source, flags=re.MULTILINE) if marks(cell).get("solution") else ():
+            assert any(code.get_text().startswith(f"{name}(") for code in text.select("td code")), name
+        if cell.source.startswith("**Explain.**"):
+            assert " ".join(cell.source.split()[1:6]).replace("*", "") in " ".join(text.get_text().split())
+    for gone in ("Model answer", "SOLUTION", "HIDDEN", "$", "raise", "://"):
+        assert gone not in str(text.body)
+
+
+@pytest.mark.slow
+def test_a_handout_takes_one_sheet(tmp_path, capsys):
+    """Lab 3 has the fullest; the command says it of any that takes more."""
+    module = build_script("handouts")
+    try:
+        module.chromium()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    module.LABS = tmp_path
+    shutil.copytree(COURSE / "source" / "lab3", tmp_path / "lab3")
+    module.FOLDER = module.BUILD / f"handouts-{tmp_path.name}"  # served from the folder of the book
+    try:
+        assert module.main() == 0, capsys.readouterr().err
+        assert (module.FOLDER / "lab3.pdf").is_file()
+    finally:
+        shutil.rmtree(module.FOLDER)
 
 
 # ---------------------------------------------------------------------------------------------------

@@ -160,7 +160,8 @@ def check(key: str, answer: object, *data: object, tolerance: float | None = Non
     _compare(name, value, question.reference(*data), tolerance, hints)
     if callable(answer):
         others = _changed(data)
-        _general(name, _close(_as_numbers(name, call(name, answer, *others), np.shape(value)), question.reference(*others), tolerance))
+        wanted = np.asarray(question.reference(*others), dtype=float)
+        _general(name, _close(_as_numbers(name, call(name, answer, *others), wanted.shape), wanted, tolerance))
     print(f"✓ {name}: right.")
 
 
