@@ -22,7 +22,7 @@ WORDS, PICTURE = 130, 95  # words of a slide, and how many take as much room as 
 ROWS, COLUMNS, CELLS = 10, 8, 200  # of a table that can be read from the last row of seats; the last in words
 TALL = 0.8  # height over width of a picture that is cut between its rows of panels
 LEFT_OUT = ("live-check", "references", "what-failed", "what-is-left-out")
-NOT_TOLD = "script, style, button, a.headerlink, .glance, .table-filters, figcaption small"
+NOT_TOLD = "script, style, button, a.headerlink, .glance, .table-filters, figcaption details"
 HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
