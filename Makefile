@@ -8,7 +8,7 @@ LABS   ?= lab1 lab2 lab3 lab4
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-fast coverage lint format serve browser lab labs autograde pdf results bench hero new-chapter lock check release clean
+.PHONY: help book test test-fast coverage lint format serve browser lab labs autograde slides handouts pdf results bench hero new-chapter lock check release clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -72,6 +72,12 @@ browser: $(VENV)/.browser  ## Open the built pages in Chromium, offline: errors,
 
 pdf: book $(VENV)/.dev  ## Print the book: book/_build/soft-potentials.pdf (needs Chromium or Chrome)
 	$(BIN)/python book/pdf.py
+
+slides: book  ## Make slides of every chapter from the built pages: book/_build/html/slides/index.html
+	$(BIN)/python book/slides.py
+
+handouts: $(VENV)/.dev  ## Print a handout of one sheet for each lab: book/_build/handouts/lab1.pdf (needs Chromium or Chrome)
+	$(BIN)/python book/handouts.py
 
 lab: $(VENV)/.lab  ## Open the chapters in JupyterLab
 	$(BIN)/jupyter lab --ip 127.0.0.1 notebooks

@@ -281,38 +281,34 @@ def test_good_calculators_pass(calculator):
     assert exam.examine(foreign(calculator).scaled(0.8)) == []
 
 
-class Scaled(Calculator):
-    """Another calculator with 0.97 of its forces."""
+class Changed(Calculator):
+    """Another calculator with its forces or stress multiplied. Exams ask for the same cells: what is in its memory it can recall."""
 
     implemented_properties = ("energy", "forces", "stress")
 
-    def __init__(self, inner):
+    def __init__(self, inner, memory, what="forces", factor=1.0, recall=True):
         super().__init__()
-        self.inner = inner
+        self.inner, self.memory, self.what, self.factor, self.recall = inner, memory, what, factor, recall
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
         super().calculate(atoms, properties, system_changes)
-        self.results = {name: self.inner.get_property(name, atoms) for name in self.implemented_properties}
-        self.results["forces"] = 0.97 * self.results["forces"]
+        key = b"".join(array.tobytes() for array in (atoms.numbers, atoms.positions, atoms.cell.array))
+        if not self.recall or key not in self.memory:
+            self.memory[key] = {name: self.inner.get_property(name, atoms) for name in ("stress", "energy", "forces")}
+        self.results = self.memory[key] | {self.what: self.factor * self.memory[key][self.what]}
 
 
-SLIGHT = [0.96, 0.98, 1.02, 1.03]
+SIMPLE = {"EMT": EMT(), "EMT of asap": EMT(asap_cutoff=True), "Lennard-Jones": LennardJones(sigma=2.3, epsilon=0.3, rc=6.0)}
+MEMORIES = {name: {} for name in SIMPLE}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("c", SLIGHT)
-@pytest.mark.parametrize("make", [EMT, lambda: EMT(asap_cutoff=True), lambda: LennardJones(sigma=2.3, epsilon=0.3, rc=6.0)])
-def test_a_slight_factor_on_forces_or_stress_is_a_note(make, c):
+@pytest.mark.parametrize("c", [0.96, 0.98, 1.02, 1.03])
+@pytest.mark.parametrize("name", SIMPLE)
+def test_a_slight_factor_on_forces_or_stress_is_a_note(name, c):
     """Five per cent were allowed in silence, much next to the softness that is measured."""
-    inner = make()
-
-    class Slight(Spoilt):
-        def calculate(self, *args, **kwargs):
-            inner.calculate(*args, **kwargs)
-            self.results = inner.results | self.change(inner.results, None)
-
-    for name, words in (("forces", "The forces are"), ("stress", "The stress is")):
-        (note,) = exam.examine(foreign(Slight(lambda r, a, name=name: {name: c * r[name]})))
+    for what, words in (("forces", "The forces are"), ("stress", "The stress is")):
+        (note,) = exam.examine(foreign(Changed(SIMPLE[name], MEMORIES[name], what, c)))
         assert note.startswith(f"{words} {c:.3g} times "), note
         assert f"({abs(1 - c):.1%} off)" in note
 
@@ -340,8 +336,9 @@ def test_networks_pass_behind_their_calculators(load_model):
 @pytest.mark.slow
 @pytest.mark.parametrize("key", ["m3gnet-mp-2021.2.8", "tensornet-matpes-pbe-2025.1", "mace-small"])
 def test_networks_pass_behind_our_calculators(load_model, key):
-    assert exam.examine(foreign(load_model(key).calculator())) == []
-    (note,) = exam.examine(foreign(Scaled(load_model(key).calculator())))
+    calculator, memory = load_model(key).calculator(), {}
+    assert exam.examine(foreign(Changed(calculator, memory, recall=False))) == []
+    (note,) = exam.examine(foreign(Changed(calculator, memory, factor=0.97)))
     assert note.startswith("The forces are 0.97 times")
 
 

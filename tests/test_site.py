@@ -234,7 +234,7 @@ def test_what_the_book_serves_of_others_is_what_was_published():
     files = {path.relative_to(mathjax).as_posix(): path for path in mathjax.rglob("*") if path.is_file()}
     sums = "".join(f"{hashlib.sha256(files[name].read_bytes()).hexdigest()}  {name}\n" for name in sorted(files))
     assert f"`mathjax/`, of the sorted list of its files with their checksums: `{hashlib.sha256(sums.encode()).hexdigest()}`" in named
-    for name in ("plotly-basic.min.js", "../3Dmol-min.js"):
+    for name in ("plotly-basic.min.js", "../3Dmol-min.js", "reveal/reveal.js", "reveal/reveal.css", "reveal/notes.js"):
         found = hashlib.sha256((STATIC / "vendor" / name).read_bytes()).hexdigest()
         assert f"`{name}`: `{found}`" in named, f"{name} is not the file whose checksum book/_static/vendor/README.md gives"
 

@@ -19,5 +19,9 @@ c.ClearSolutions.text_stub = "YOUR ANSWER HERE"
 # Seconds per cell, for a slow machine with two cores.
 c.ExecutePreprocessor.timeout = 600
 
+# A warning is no mistake: nbgrader would take all points of a cell that writes to the standard error.
+c.IgnorePattern.enabled = True
+c.IgnorePattern.pattern = "."
+
 # Feedback is written anew after the words have been marked.
 c.GenerateFeedback.force = True

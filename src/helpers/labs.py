@@ -2,8 +2,8 @@
 
 A :class:`Question` knows the right answer, as reference code that is called with the student's own data, and the usual *slips*:
 what someone answers who forgets that a slab has two faces, or regresses the wrong way round, with a hint. :func:`check` compares an answer
-with both. An answer may be a number, an array or the student's own function, which is then called with the data. No expected number is
-typed anywhere, and no message contains one.
+with both. An answer may be a number, an array or the student's own function, which is then called with the data and with others. No
+expected number is typed anywhere, and no message contains one.
 
 A wrong answer raises :class:`NotYet`, which is what nbgrader counts. In a notebook it shows as a sentence, not as a traceback.
 """
@@ -11,8 +11,10 @@ A wrong answer raises :class:`NotYet`, which is what nbgrader counts. In a noteb
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ase
 import numpy as np
@@ -95,37 +97,38 @@ _COMMON = {
 
 
 def check_number(
-    name: str,
-    value: object,
-    expected: object,
-    tolerance: float = TOLERANCE,
-    hints: Mapping[float, str] | Iterable[tuple[object, str]] = (),
+    name: str, value: object, expected: object, tolerance: float = TOLERANCE, hints: Iterable[tuple[object, str]] = ()
 ) -> None:
     """Compare an answer with the expected one and raise with a hint if it is wrong.
 
     NotYet if the answer is missing, of the wrong kind, or not within the tolerance.
 
     ``value`` is the answer, a number or an array, ``expected`` what reference code computes, to whose largest number the tolerance is
-    relative. Hints are pairs, or a mapping, wrong value → what to look at. The first that fits is given; a wrong value that cannot be
-    told from the right one is skipped.
+    relative. Hints are pairs: a wrong value, and what to look at. The first that fits is given; a wrong value that cannot be told from
+    the right one is skipped.
     """
+    _compare(name, value, expected, tolerance, hints)
+    print(f"✓ {name}: right.")
+
+
+def _compare(name: str, value: object, expected: object, tolerance: float, hints: Iterable[tuple[object, str]]) -> None:
     wanted = np.asarray(expected, dtype=float)
     answer = _as_numbers(name, value, wanted.shape)
     if _close(answer, wanted, tolerance):
-        print(f"✓ {name}: right.")
         return
-    pairs = list(hints.items()) if isinstance(hints, Mapping) else list(hints)
-    for wrong, hint in pairs:
+    for wrong, hint in hints:
         if not _close(wanted, wrong, tolerance) and _close(answer, wrong, tolerance):
             raise NotYet(f"{name}: {hint}")
     for factor, hint in _COMMON.items():
         if _close(answer, factor * wanted, tolerance):
             raise NotYet(f"{name}: {hint}")
-    if wanted.size == 1 and answer * wanted < 0:
-        raise NotYet(f"{name}: the sign is not right, nor is the size. Write the formula down once more, with the units of each term.")
     if wanted.size == 1:
-        side = "large" if abs(answer) > abs(wanted) else "small"
-        raise NotYet(f"{name}: it is too {side}. Write the formula down once more, with the units of each term.")
+        found = (
+            "the sign is not right, nor is the size"
+            if answer * wanted < 0
+            else f"it is too {'large' if abs(answer) > abs(wanted) else 'small'}"
+        )
+        raise NotYet(f"{name}: {found}. Write the formula down once more, with the units of each term.")
     n_wrong = int(np.count_nonzero(np.abs(answer - wanted) > tolerance * np.abs(wanted).max()))
     raise NotYet(f"{name}: {n_wrong} of {wanted.size} numbers are not right. Try it by hand for the first of them.")
 
@@ -145,14 +148,35 @@ def call(name: str, function: Callable[..., object], *data: object) -> object:
 def check(key: str, answer: object, *data: object, tolerance: float | None = None) -> None:
     """Check the answer to a question of :data:`QUESTIONS`.
 
-    NotYet as for :func:`check_number`, and if the function fails.
+    NotYet as for :func:`check_number`, if the function fails, and if it is right for these data only.
 
-    An answer that is a function is called with the data, as the question's reference is; the tolerance is relative.
+    An answer that is a function is called with the data, as the question's reference is, and with others, so that a typed number or a
+    function of other variables than its arguments is told from a formula; the tolerance is relative.
     """
     question = QUESTIONS[key]
-    value = call(question.name, answer, *data) if callable(answer) else answer
-    hints = ((answer(*data), hint) for answer, hint in question.slips)
-    check_number(question.name, value, question.reference(*data), tolerance or question.tolerance, hints)
+    name, tolerance = question.name, tolerance or question.tolerance
+    value = call(name, answer, *data) if callable(answer) else answer
+    hints = ((slip(*data), hint) for slip, hint in question.slips)
+    _compare(name, value, question.reference(*data), tolerance, hints)
+    if callable(answer):
+        others = _changed(data)
+        wanted = np.asarray(question.reference(*others), dtype=float)
+        _general(name, _close(_as_numbers(name, call(name, answer, *others), wanted.shape), wanted, tolerance))
+    print(f"✓ {name}: right.")
+
+
+def _changed(data: object, factor: float = 1.0) -> Any:
+    """Return other data of the same kind: every number and array larger, by factors of their own; counts and structures as they are."""
+    if isinstance(data, tuple | list):
+        return type(data)(_changed(item, factor + 0.1 * (k + 1)) for k, item in enumerate(data))
+    return factor * data if isinstance(data, float | np.floating) or (isinstance(data, np.ndarray) and data.dtype.kind == "f") else data
+
+
+def _general(name: str, right: bool) -> None:
+    if not right:
+        raise NotYet(
+            f"{name}: right for these data, but not for others. Is it computed from the arguments of the function, and from nothing else?"
+        )
 
 
 def check_interval(answer: object, reference: np.ndarray, predicted: np.ndarray, groups: np.ndarray) -> None:
@@ -170,6 +194,9 @@ def check_interval(answer: object, reference: np.ndarray, predicted: np.ndarray,
     tolerance = 0.15
 
     if np.abs(pair - wanted).max() < tolerance * width:
+        if callable(answer):  # with forces a tenth larger, so are the slopes
+            larger = _as_numbers(name, call(name, answer, reference, 1.1 * predicted, groups), (2,))
+            _general(name, np.abs(larger - 1.1 * wanted).max() < 1.1 * tolerance * width)
         print(f"✓ {name}: right.")
         return
     slips = {
@@ -251,14 +278,22 @@ def _percentiles(x: np.ndarray, y: np.ndarray, groups: np.ndarray, quantiles: tu
 # ---- Data -----------------------------------------------------------------------------------------
 
 
-def forces(chosen: str, material: str | None = None, temperature_k: float | None = None) -> pd.DataFrame:
-    """Return force components of CHGNet beside those of DFT, from the committed table.
+def variant(name: object, choices: Sequence[Any]) -> Any:
+    """Return what a name chooses of several, always the same; capitals and blanks do not count. Without a name it is the first."""
+    words = "".join(str(name or "").split()).casefold()
+    chosen = choices[int(hashlib.sha256(words.encode()).hexdigest(), 16) % len(choices) if words else 0]
+    print(f"Your variant: {chosen}." if words else f"There is no name yet; without one the variant is {chosen}.")
+    return chosen
+
+
+def forces(chosen: str, material: str | None = None, temperature_k: float | None = None, model: str = "chgnet-0.3.0") -> pd.DataFrame:
+    """Return force components of a model beside those of DFT, from the committed table.
 
     One row per component: ``value`` (model) and ``reference`` (DFT), eV/Å, with ``material`` and ``case`` (the frame).
 
     ``chosen`` is a set of :mod:`helpers.benchmarks.off_equilibrium`; at a temperature only dynamics of the perfect crystal or melt counts.
     """
-    rows = results.read("off_equilibrium", "chgnet-0.3.0")
+    rows = results.read("off_equilibrium", model)
     keep = (rows["set"] == chosen) & (rows["property"] == "force") & (rows["status"] == "ok")
     if material is not None:
         keep &= rows["material"] == material
