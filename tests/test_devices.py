@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,8 +21,18 @@ MODEL = "chgnet-0.3.0"
 
 @pytest.fixture
 def in_threads(monkeypatch):
-    """Let threads stand for processes, which take long to start."""
-    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda n, *_: ThreadPoolExecutor(n))
+    """Let threads stand for processes, which take long to start. One computes at a time: what processes load apart, threads share."""
+    lock = threading.Lock()
+
+    def alone(function, *arguments):
+        with lock:
+            return function(*arguments)
+
+    class Threads(ThreadPoolExecutor):
+        def submit(self, function, /, *arguments):
+            return super().submit(alone, function, *arguments)
+
+    monkeypatch.setattr(compare, "ProcessPoolExecutor", lambda n, *_: Threads(n))
     # Before every measurement; neither is what is tested, and both take long.
     monkeypatch.setattr(compare, "forget_peak", lambda device: None)
     monkeypatch.setattr(compare.gc, "collect", lambda: None)
@@ -145,7 +156,7 @@ def test_a_tiny_measurement_on_the_cpu(in_threads, tmp_path):
     assert in_time
     assert devices.names(tmp_path) == [name]
     table = compare.read(keys, tmp_path, name)
-    assert (table["status"] == "ok").all()
+    assert not table.loc[table["status"] != "ok", ["case", "route", "reason"]].to_numpy().tolist()
     summary = compare.summarise(table)
     assert set(summary["kind"]) == {"statics", "scaling", "dynamics", "relaxation", "training"}
     assert (summary.loc[summary["kind"] == "statics", "agreement"] != "no").all()

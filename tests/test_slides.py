@@ -13,12 +13,13 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 
 INPUT, OUTPUT = '<div class="cell_input"><pre><span>a = 3 * 1.2</span></pre></div>', '<div class="cell_output"><pre>a = 3.6</pre></div>'
-TABLE = '<figure class="result"><table><tbody>{}</tbody></table><figcaption>About {}.<details><summary>Source</summary>CHGNet, 2 cores</details></figcaption></figure>'
+SOURCE = "<details><summary>Source</summary>CHGNet, 2 cores</details>"
+TABLE = f'<figure class="result"><table><tbody>{{}}</tbody></table><figcaption>About {{}}.{SOURCE}</figcaption></figure>'
 ROW = "<tr><th>CHGNet</th><td>0.78</td></tr>"
 PAGE = f"""<html><body><nav>Contents</nav><article><section id="surfaces"><h1>Surfaces<a class="headerlink" href="#surfaces">#</a></h1>
 <p><em>What does a cut cost?</em></p><p>Too little: 0.78 of <a href="dft.html">DFT</a>.</p>
 <figure class="result"><img src="../_figures/tall.png" alt="points below the diagonal" loading="lazy" width="600" height="900">
-<figcaption>Below the line.<details><summary>Source</summary>CHGNet, 2 cores</details></figcaption></figure>
+<figcaption>Below the line.{SOURCE}</figcaption></figure>
 <div class="dropdown glance admonition"><p class="admonition-title">How to run this</p></div>
 <section id="the-physics"><h2>The physics</h2><p>A surface <a class="footnote-reference brackets" href="#id1">[5]</a>, by area:</p>
 <div class="math">\\[ \\gamma = E / A \\]</div><p>{"word " * 100}</p></section>
