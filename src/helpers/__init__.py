@@ -11,6 +11,7 @@ EXPERIMENTS = (
     "alchemy",
     "coverage",
     "weak_labels",
+    "tournament",
 )
 
 BENCHMARKS = (

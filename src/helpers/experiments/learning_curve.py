@@ -234,7 +234,7 @@ def tests_of(case: Case) -> dict[str, list[Label]]:
     return {name: trial.labels_of(case, name) for name in names if name != "label"}
 
 
-def _teach(potential: Potential, case: Case) -> None:
+def teach(potential: Potential, case: Case) -> None:
     """Give the teacher's case its frames: rattled MgO as labels and tests, rattled Si as the other chemistry."""
     crystals = [bulk("MgO", "rocksalt", a=4.21)] * 4 + [bulk("Si", a=5.43)] * 2
     made = trial.labelled(trial.stiffer(potential), trial.rattled(crystals, 0.1, np.random.default_rng(0)), stress=True)
@@ -251,7 +251,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
     for case in cases:
         if case.set == "teacher":
             case = replace(case, structures={}, reference={})
-            _teach(potential, case)
+            teach(potential, case)
         record = partial(row, potential.key, case)
         try:
             rows += _case_rows(potential, case, record, protocol, progress)

@@ -40,8 +40,6 @@ from helpers.training import fine_tune, label_check, labels
 from helpers.training.fine_tune import FineTuned, Label, Recipe
 from helpers.training.labels import Frame, LabelError
 
-METHODS = ("linear", "full")
-
 # Half of the chapters' epochs: the error has settled by then, and ten labels of 64 atoms take minutes on one core.
 EPOCHS = 50
 
@@ -99,12 +97,13 @@ def fix(
         As :func:`helpers.potentials.load` takes them; a Path is a file or folder.
     sources : path, Label or ase.Atoms, or iterable of paths, of Label or of ase.Atoms
         Files that ASE reads, or a folder of them; labels in memory; atoms with their answers (of a calculator, or as arrays).
-    method : {"linear", "full"}
-        :func:`helpers.training.fine_tune.linear_correction` or :func:`helpers.training.fine_tune.fine_tune`.
+    method : str
+        One of :data:`helpers.training.fine_tune.METHODS`: :func:`helpers.training.fine_tune.linear_correction`, or
+        :func:`helpers.training.fine_tune.fine_tune` with what the method sets where the recipe has the default.
     out : path
         A new or empty folder, or that of the same call before.
     recipe : Recipe, optional
-        For ``full``; by default the recipe's own with :data:`EPOCHS` epochs and this seed, which is also that of the split.
+        For all methods but ``linear``; by default the recipe's own with :data:`EPOCHS` epochs and this seed, also that of the split.
     test_fraction : float
         Share of the frames held back for the test (:func:`split`); 0 tests nothing.
     skip_bad, drop_duplicates, forces_only : bool
@@ -118,27 +117,31 @@ def fix(
         If the folder holds something else or is in use, the disk is full, the potential has no weights to train, or a calculator's energy,
         forces and stress do not belong together.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be {' or '.join(METHODS)}, not {method!r}")
+    if method not in fine_tune.METHODS:
+        raise ValueError(f"method must be one of {', '.join(fine_tune.METHODS)}, not {method!r}")
     if not 0 <= test_fraction < 1:
         raise ValueError(f"the test fraction must be at least 0 and less than 1, not {test_fraction}")
     recipe = recipe or Recipe(epochs=EPOCHS, seed=seed)
-    if method == "full" and recipe.epochs < 1:
+    trains = method != "linear"
+    if trains and recipe.epochs < 1:
         raise ValueError(f"fine-tuning needs at least one epoch, not {recipe.epochs}")
     out, model = Path(out), f"file:{model}" if isinstance(model, Path) else model
     _content(out)
     potential = potentials.load(model, device, trust=trust)
     model = potential.key if model.startswith("ase:") else model  # the same in every folder
-    if method == "full" and not isinstance(potential, GraphPotential):
+    if trains and not isinstance(potential, GraphPotential):
         raise PotentialError(f"{model} has no weights to train; use the linear correction (--method linear).")
+    recipe = fine_tune.recipe_of(method, potential, recipe)
     frames, files = _read(sources)
+    if recipe.curvature_weight and any(frame.curvature is None for frame in frames):
+        raise LabelError("the method curvature needs force constants: give phonopy's FORCE_SETS, FORCE_CONSTANTS or phonopy_params.yaml.")
     request = {
         "model_sha256": potential.describe()["weights_sha256"],
         "model": Path(model).name if model.startswith("file:") else model,
         "model_scale": potential.scale,
         "labels": [file["sha256"] for file in files],
         "method": method,
-        "recipe": recipe.record() if method == "full" else None,
+        "recipe": recipe.record() if trains else None,
         "test_fraction": test_fraction,
         "seed": seed,
         "skip_bad": skip_bad,
@@ -159,7 +162,7 @@ def _make(out: Path, request: dict, model: str, potential: Potential, frames: li
     if request["forces_only"]:
         frames = [replace(frame, energy=None, stress=None) for frame in frames]
     frames, before, dropped, notes = _checked(frames, potential, request, progress)
-    fitted, tested = split(frames, request["test_fraction"], request["seed"])
+    fitted, tested = split(frames, request["test_fraction"], request["seed"], whole=bool(recipe.curvature_weight))
     notes = [*known, *notes, *_thin(frames, fitted, tested)]
 
     results.write_json(request, out / _STARTED)
@@ -182,14 +185,29 @@ def _make(out: Path, request: dict, model: str, potential: Potential, frames: li
             raise PotentialError(f"the fixed potential fails on {frame.file}, frame {frame.number}, and was not saved: {prediction.error}")
 
     scores = _scores(frames, fitted, tested, stages)
+    said = advice(scores, single, method)
+    interval = _interval(chosen, [before[k] for k in fitted])
+    forgotten = None
+    if outcome is not None:
+        known = {z for frame in frames for z in frame.atoms.numbers.tolist()}
+        forgotten = fine_tune.forgetting(potential, new, known) if potential.elements - known else None
+    ends = scores[scores["frames"] == "test"].set_index("stage")["mae"]
+    kept = len(ends) > 0 and ends.iloc[-1] > ends["before"]
+    if kept:
+        worse = f"from {ends['before']:.3f} to {ends.iloc[-1]:.3f} eV/Å on the test frames"
+        said = [f"The model was kept as it was: {method} makes its force MAE worse, {worse}.", *said]
+        new = potential
     about: dict[str, Any] = {
         "request": request,
         "method": method,
-        "trained": method == "full",
+        "trained": method != "linear" and not kept,
+        "kept_as_it_was": bool(kept),
+        "forgetting": forgotten,
         "base_sha256": request["model_sha256"],
         "model_key": model,
         "factor": new.scale / potential.scale,
         "single_factors": single,
+        "factor_interval": interval,
         "recipe": request["recipe"],
         "best_epoch": outcome.best_epoch if outcome else None,
         "history": outcome.history if outcome else [],
@@ -200,7 +218,7 @@ def _make(out: Path, request: dict, model: str, potential: Potential, frames: li
         "tested": [[frames[k].file, frames[k].number] for k in tested],
         "dropped": dropped,
         "notes": notes,
-        "advice": advice(scores, single, method),
+        "advice": [*said, *_uncertainty(interval, len(fitted)), *_forgotten(forgotten)],
         "scores": scores.astype(object).where(scores.notna(), None).to_dict("records"),
         "elements": sorted({symbol for frame in frames for symbol in frame.atoms.get_chemical_symbols()}),
         "device": results.device_name(str(potential.device)),
@@ -330,7 +348,7 @@ def _digest(frames: Sequence[Frame]) -> str:
 
 def _checked(frames, potential, request, progress) -> tuple[list[Frame], list[Prediction], list[str], list[str]]:
     """Return the frames to use with the potential's answers, what was left out, and notes; refuse what may not be left out."""
-    trains = request["method"] == "full"
+    trains = request["method"] != "linear"
     found = label_check.check(frames, potential, energies=trains, stresses=all, progress=progress)
     problems, kept = found.problems, found.kept
     allowed = {"frame": request["skip_bad"], "duplicate": request["drop_duplicates"], "file": False}
@@ -356,14 +374,19 @@ def _complaint(frames: Sequence[Frame], problems: Sequence[labels.Problem], any_
     return "\n".join(lines)
 
 
-def split(frames: Sequence[Frame], test_fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Divide frames into those to fit and those to test.
+def split(frames: Sequence[Frame], test_fraction: float, seed: int, *, whole: bool = False) -> tuple[list[int], list[int]]:
+    """Divide frames into those to fit and those to test; ``whole`` files where their frames share force constants.
 
     Neighbours in a trajectory are nearly the same structure, so a test on frames drawn one by one would be too kind. The frames of each
     composition, in the order given, whether each has its own file or not, are cut into blocks of consecutive ones, a tenth of all each.
     Blocks drawn at random make up the test set, the last one cut to size. At least one frame is held back, unless the fraction is 0 or
     there is only one frame; at least one is fitted. Positions are sorted.
     """
+    if whole:
+        files = list({frame.file: frame for frame in frames}.values())
+        held = {files[k].file for k in split(files, test_fraction, seed)[1]}
+        sides = [[k for k, frame in enumerate(frames) if (frame.file in held) == tests] for tests in (False, True)]
+        return sides[0], sides[1]
     n = len(frames)
     if test_fraction == 0 or n == 1:
         return list(range(n)), []
@@ -400,6 +423,31 @@ def _factor(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> float
         return softening.correction(*_components(frames, predictions))
     except ValueError:
         return None
+
+
+def _interval(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> list[float] | None:
+    """Return c = 1/s with the ends of its 95 % interval over frames (:func:`softening.bootstrap_over`), or None if there is none."""
+    pairs = [_components([frame], [prediction]) for frame, prediction in zip(frames, predictions, strict=True)]
+    sums = [[float(x @ x), float(x @ y)] for x, y in pairs]
+    if len(sums) < 2:
+        return None
+    found = softening.bootstrap_over(sums, lambda total: np.where(total[..., 1] > 0, total[..., 0] / total[..., 1], np.nan))
+    return [found.estimate, found.low, found.high] if np.isfinite([found.estimate, found.low, found.high]).all() else None
+
+
+def _uncertainty(interval: list[float] | None, n: int) -> list[str]:
+    if interval is None:
+        return ["The factor has no interval: " + ("one frame gives none." if n == 1 else "the frames do not agree on its sign.")]
+    narrow = f" With {n} frames it is too narrow: add frames." if n < 5 else ""
+    return [f"The factor is {interval[0]:.3f}, 95 % interval {interval[1]:.3f} to {interval[2]:.3f} over {n} fitted frames.{narrow}"]
+
+
+def _forgotten(found: dict[str, float] | None) -> list[str]:
+    if found is None:
+        return []
+    on = f"on {found['n']} crystals of {found['n_elements']} elements that no label has"
+    forces = f"forces changed by {found['forces']:.3f} eV/Å, {found['forces'] / found['forces_before']:.0%} of their mean size"
+    return [f"Forgetting, {on}: {forces}, energies by {1000 * found['energy']:.0f} meV/atom."]
 
 
 def _single_factors(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> list[float]:
@@ -495,7 +543,7 @@ def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -
                 f"A factor fitted to the test frames would remove {own:.0%} of their error: "
                 "the frames that were fitted are of another kind. Label frames like those the potential is for."
             )
-    if method == "full":
+    if method != "linear":
         tuned = rows.loc["fine-tuned"]
         reached = f"Training the weights changes the force MAE from {before['mae']:.3f} to {tuned['mae']:.3f} eV/Å"
         if factor is None:
