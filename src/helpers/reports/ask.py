@@ -292,7 +292,7 @@ def _level(code: str, sets: Sequence[VaspInputSet], trained_on: str) -> list[str
     hubbard = {symbol: found for *_, each in settings for symbol, found in each.items()}
     numbers = sorted({z for atoms, *_ in settings for z in atoms.numbers})
     plus_u = "".join(f" + U({symbol} {shell}) = {u:g} eV" for symbol, (shell, u) in hubbard.items())
-    project = "the Materials Project, which has U on Co, Cr, Fe, Mn, Mo, Ni, V, W beside O or F only"
+    project = f"the Materials Project, which has {'this U beside O or F only' if hubbard else 'no U here'}"
     lines = [f"**PBE{plus_u}**, as {'MatPES, which has no U' if 'MatPES' in trained_on else project}."]
     if not re.search("MatPES|MP", trained_on):
         lines.append(
