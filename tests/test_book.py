@@ -30,7 +30,6 @@ CHAPTERS = [
         "before_any_dft",
         "the_cure",
         "alchemy",
-        "weak_supervision",
         "coverage",
     )
 ]
@@ -206,7 +205,7 @@ def test_another_model_is_one_changed_word(path):
 @pytest.mark.parametrize("model", ["tensornet-matpes-pbe-2025.1", "file:my-fix"])
 @pytest.mark.parametrize(
     ("name", "experiment"),
-    [("surfaces", "fine_tuning"), ("defects", "mending"), ("migration", "curvature_mending"), ("weak_supervision", "weak_labels")],
+    [("surfaces", "fine_tuning"), ("defects", "mending"), ("migration", "curvature_mending")],
 )
 def test_what_is_trained_is_shown_with_another_model(name, experiment, model, monkeypatch, capsys):
     """Neither has a table; the cells up to the next sentence still run, and name the model that they show."""

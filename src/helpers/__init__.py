@@ -10,7 +10,6 @@ EXPERIMENTS = (
     "learning_curve",
     "alchemy",
     "coverage",
-    "weak_labels",
 )
 
 BENCHMARKS = (

@@ -5,8 +5,7 @@ Both are from Deng et al., npj Comput. Mater. 11, 9 (2025):
 * :func:`linear_correction` multiplies the energy by one constant fitted to the forces of one or more labels.
   It is what gradient descent finds when a single scalar is trained and everything else is frozen.
 * :func:`fine_tune` trains the weights on a few labels. One loop serves every graph network here. It can also train less than all weights:
-  a part of them (:func:`part`), or corrections of low rank to all of them (Hu et al., ICLR (2022), arXiv 2106.09685). Losses that need no
-  label can be added (:mod:`helpers.training.weak_supervision`).
+  a part of them (:func:`part`), or corrections of low rank to all of them (Hu et al., ICLR (2022), arXiv 2106.09685).
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ from tqdm.auto import tqdm
 
 from helpers import results, softening, structures
 from helpers.potentials.base import Graph, GraphPotential, Potential, PotentialError, StructureError, System
-from helpers.training import weak_supervision
-from helpers.training.weak_supervision import Weak
 
 EV_PER_A3_IN_GPA = 160.21766208
 
@@ -85,7 +82,6 @@ class Recipe:
     seed: int = 0
     trained: tuple[str, ...] = ()  # beginnings of the names of the parameters that are trained, see `part`; empty: all
     rank: int = 0  # above 0: the weights stay as they are and get corrections of this rank
-    weak: Weak | None = None  # losses without labels, at the labelled structures
     loss: str = "squared"  # or "absolute", or "huber": half the square up to huber_delta, linear beyond
     huber_delta: float = 0.1  # in the units of each error; the value CHGNet was trained with
 
@@ -208,8 +204,6 @@ def fine_tune(
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate)
     generator = torch.Generator().manual_seed(recipe.seed)
-    # Of its own, so that the order of the labels is the same with and without.
-    moves = torch.Generator().manual_seed(recipe.weak.seed) if recipe.weak else None
 
     systems = [tuned.system(label.atoms) for label in labels]
 
@@ -231,8 +225,6 @@ def fine_tune(
                 tuned.network.load_state_dict(saved["network"])
                 optimiser.load_state_dict(saved["optimiser"])
                 generator.set_state(saved["generator"].cpu())
-                if moves is not None:
-                    moves.set_state(saved["moves"].cpu())
                 best_weights, best_error = saved["best_weights"], saved["best_error"]
                 result.history, result.best_epoch, start = saved["history"], saved["best_epoch"], saved["epoch"] + 1
         except (MemoryError, torch.OutOfMemoryError):
@@ -252,7 +244,7 @@ def fine_tune(
         for first in range(0, len(order), recipe.batch_size):
             members = order[first : first + recipe.batch_size]
             optimiser.zero_grad()
-            loss, error = _loss(tuned, singles[members[0]] if singles else batch(members), recipe, training=True, moves=moves)
+            loss, error = _loss(tuned, singles[members[0]] if singles else batch(members), recipe, training=True)
             loss.backward()
             if recipe.max_gradient_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, recipe.max_gradient_norm)
@@ -277,7 +269,6 @@ def fine_tune(
                 "network": tuned.network.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "generator": generator.get_state(),
-                "moves": None if moves is None else moves.get_state(),
                 "best_weights": best_weights,
                 "best_error": best_error,
                 "best_epoch": result.best_epoch,
@@ -419,9 +410,7 @@ def _batch(potential: GraphPotential, systems: Sequence[System], labels: Sequenc
     )
 
 
-def _loss(
-    potential: GraphPotential, batch: _Batch, recipe: Recipe, *, training: bool, moves: torch.Generator | None = None
-) -> tuple[torch.Tensor, float]:
+def _loss(potential: GraphPotential, batch: _Batch, recipe: Recipe, *, training: bool) -> tuple[torch.Tensor, float]:
     """Return the weighted loss and the force MAE (eV/Å), each the mean over the batch's structures."""
     with_stress = training and batch.stress is not None
     energies, forces, stresses = potential.compute(batch.graph, stress=with_stress, training=training)
@@ -432,8 +421,6 @@ def _loss(
         loss = loss + recipe.energy_weight * torch.mean(_penalty((energies - batch.energy) / n_atoms, recipe))
     if with_stress:
         loss = loss + recipe.stress_weight * torch.mean(_penalty((stresses - batch.stress) * EV_PER_A3_IN_GPA, recipe))
-    if moves is not None and recipe.weak is not None:
-        loss = loss + weak_supervision.loss(potential, batch.graph, (energies, forces), recipe.weak, moves)
     return loss, float(torch.sum(batch.weights * error.detach().abs()))
 
 
