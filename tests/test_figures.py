@@ -132,7 +132,7 @@ def test_coloured_text_has_contrast():
         ("chgnet-0.3.0+10", "CHGNet 0.3.0 + 10 labels"),
         ("chgnet-0.3.0+1", "CHGNet 0.3.0 + 1 label"),
         ("chgnet-0.3.0+10*1.1000", "CHGNet 0.3.0 + 10 labels × 1.10"),
-        ("ase:my+module.make*it", "ase:my+module.make*it"),
+        ("ase:my+module.make*it", "Your model (my+module.make*it)"),
     ],
 )
 def test_labels(key, name):
@@ -993,7 +993,9 @@ def test_a_legend_that_does_not_fit_in_is_no_figure():
 
 def test_a_readers_own_potential_has_a_readable_name():
     assert figures.label("file:fixes/my-fix/") == "Your model (my-fix)"
-    assert figures.label("ase:my.factory") == "ase:my.factory"
+    assert figures.label("ase:my.factory") == "Your model (my.factory)"
+    assert figures.label("ase:~/folder/mine.py:make") == "Your model (mine.py:make)"
+    assert figures.label("ase:ase.calculators.emt.EMT") == "EMT of ASE"
 
 
 def test_steps_are_drawn_for_every_panel_and_refuse_what_is_missing():

@@ -281,7 +281,7 @@ def ratio_by_size(binned: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                 panel.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
                 panel.minorticks_off()
                 way = "bins by DFT: s" if on == "reference" else "bins by the model: 1/s′"
-                panel.set_title(f"{titles[family]}, {way}", loc="left", fontsize=10.5)
+                panel.set_title(f"{titles[family]}\n{way}", loc="left", fontsize=10.5)
             line[0].set_ylabel("model / DFT")
         grid[-1, 0].set_xlabel("force on the atom, DFT (eV/Å)")
         grid[-1, 1].set_xlabel("force on the atom, model (eV/Å)")

@@ -147,15 +147,15 @@ def look(model: str, points: float) -> dict[str, object]:
 
 
 def label(model: str) -> str:
-    """Return the name of a model for figures and text; a potential in a file is the reader's own."""
+    """Return the name of a model for figures and text; a potential in a file or of a factory that is not ASE's is the reader's own."""
     base = base_key(model)
-    name = CATALOGUE[base].label if base in CATALOGUE else re.sub(r"^file:(?:.*/)?(.+?)/*$", r"Your model (\1)", base)
+    own = re.sub(r"^ase:ase\.(?:\w+\.)*(\w+)$", r"\1 of ASE", base)  # ase:ase.calculators.emt.EMT
+    name = CATALOGUE[base].label if base in CATALOGUE else re.sub(r"^(?:ase|file):(?:.*/)?(.+?)/*$", r"Your model (\1)", own)
     made, _, factor = model[len(base) :].partition("*")
     if made.startswith("@"):
         name += f" ({made[1:]})"
     elif made:
-        labels = made.removeprefix("+")
-        name += f" + {labels} label{'' if labels == '1' else 's'}"
+        name += f" + {made.removeprefix('+')} label{'' if made == '+1' else 's'}"
     return f"{name} × {float(factor):.2f}" if factor else name
 
 
