@@ -143,6 +143,13 @@ def script_tag(address: str, body: str) -> str:
     return f"<script>\n{_LOAD_ONCE}{near}.then(() => {load}).catch(console.error);\n</script>"
 
 
+# In the script of a view, ``box``: what scrolls the page goes on doing so over a structure.
+SCROLLS = """\
+  // The wheel zooms with Ctrl only, and a finger turns sideways: upright, it moves the page.
+  box.addEventListener("wheel", (event) => { if (!event.ctrlKey) event.stopPropagation(); }, true);
+  box.style.touchAction = "pan-y";
+  for (const kind of ["touchstart", "touchmove"]) box.addEventListener(kind, (event) => { event.preventDefault = () => {}; }, true);
+"""
 # Elements that this book mixes and whose colours in the Jmol scheme, used for all others, look alike.
 _ELEMENTS = {
     "Mg": "#F2C14E",
@@ -383,9 +390,7 @@ def _viewer(identifier: str, scene: Scene) -> str:
   viewer.rotate({TURN}, "vy");
   viewer.render();
   picture.forEach((element) => element.remove());
-  // The wheel scrolls the page; with Ctrl it zooms.
-  box.addEventListener("wheel", (event) => {{ if (!event.ctrlKey) event.stopPropagation(); }}, true);
-}})();
+{SCROLLS}}})();
 """
 
 

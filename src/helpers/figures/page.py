@@ -126,7 +126,8 @@ class ShownTable:
             group, seen = frame.iloc[:, 0], ~np.isin(np.arange(len(frame)), self.folded)
             named = ~group.duplicated() | (seen & ~group.where(seen).duplicated())
             frame = frame.assign(**{str(frame.columns[0]): group.where(named, "")})
-        body = frame.to_html(border=0, escape=True, na_rep="–", classes="table result-table", index=single)
+        classes = "table result-table" + ("" if single else " grouped")
+        body = frame.to_html(border=0, escape=True, na_rep="–", classes=classes, index=single)
         # The empty corner is no heading.
         body = body.replace("<th></th>", "<td></td>", 1) if len(frame) else "<p>None.</p>"
         words = html.escape(self.caption) + _folded_footer(self.footer)
@@ -213,11 +214,11 @@ def _cells(table: pd.DataFrame, column: str, digits: int = 2, scale: float = 1.0
     if {f"{column}_low", f"{column}_high"} <= set(table):
         return [text.replace("-", "−") for text in with_interval(table, column, digits, scale=scale)]
     if pd.api.types.is_float_dtype(table[column]):
-        return ["–" if np.isnan(value) else f"{scale * value:.{digits}f}".replace("-", "−") for value in table[column]]
+        return ["–" if np.isnan(value) else f"{scale * value:z.{digits}f}".replace("-", "−") for value in table[column]]
     return list(table[column])
 
 
 def with_interval(table: pd.DataFrame, column: str, digits: int = 2, scale: float = 1.0) -> list[str]:
     """Return a column as text with its interval (``_low``, ``_high``), ``0.80 [0.70, 0.87]``; no number is a dash."""
     numbers = table[[column, column + "_low", column + "_high"]].astype(float).to_numpy() * scale
-    return ["–" if np.isnan(x) else f"{x:.{digits}f}" + style.interval(lower, upper, digits) for x, lower, upper in numbers]
+    return ["–" if np.isnan(x) else f"{x:z.{digits}f}" + style.interval(lower, upper, digits) for x, lower, upper in numbers]
