@@ -181,7 +181,7 @@ def summary(
         they are. A column that has ``_low`` and ``_high`` beside it is shown with that interval. Columns that the table lacks are left out.
     ``caption``, ``footer``, ``filters``: as for :func:`show_table`.
     ``rows``: what names the rows; ``column as heading`` gives it another heading. Models come in the order of the catalogue, everything
-        else in the order of the table.
+        else in the order of the table. A ``case`` is named without its source.
     ``first``: models whose rows a long table shows at once, the others at a click. By default those of the paper and the reader's own.
     """
     named = [name.partition(" as ")[::2] for name in ([rows] if isinstance(rows, str) else rows)]
@@ -196,6 +196,8 @@ def summary(
         known = [key for key, entry in CATALOGUE.items() if not (entry.paper_label if first is None else key in first)]
         rest = table["model"].map(style.base_key).isin(known).to_numpy()
         table = table.assign(model=table["model"].map(label))
+    if "case" in table:  # without its source
+        table = table.assign(case=table["case"].str.split("/", n=1).str[-1].str.replace("/", " "))
     shown = {}
     for heading, wanted in columns.items():
         column, *how = (wanted,) if isinstance(wanted, str) else wanted
