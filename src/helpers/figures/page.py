@@ -126,16 +126,14 @@ class ShownTable:
             group, seen = frame.iloc[:, 0], ~np.isin(np.arange(len(frame)), self.folded)
             named = ~group.duplicated() | (seen & ~group.where(seen).duplicated())
             frame = frame.assign(**{str(frame.columns[0]): group.where(named, "")})
-        classes = "table result-table" + ("" if single else " grouped")
-        body = frame.to_html(border=0, escape=True, na_rep="–", classes=classes, index=single)
-        # The empty corner is no heading.
-        body = body.replace("<th></th>", "<td></td>", 1) if len(frame) else "<p>None.</p>"
+        body = frame.to_html(border=0, na_rep="–", classes="table result-table" + " grouped" * (not single), index=single)
+        # Minus signs are minus signs, and the empty corner is no heading.
+        body = body.replace("<td>-", "<td>−").replace("<th></th>", "<td></td>", 1) if len(frame) else "<p>None.</p>"
         words = html.escape(self.caption) + _folded_footer(self.footer)
         use = f" data-folded='{json.dumps(self.folded)}'" if self.folded else ""
         if self.filters is not None:
             use = f' data-sortable data-filters="{html.escape(json.dumps(self.filters))}"'
-        wrapped = f'<div class="table-wrapper" tabindex="0">{body}</div>'
-        return f'<figure class="result"{use}>{wrapped}<figcaption>{words}</figcaption></figure>'
+        return f'<figure class="result"{use}><div class="table-wrapper" tabindex="0">{body}</div><figcaption>{words}</figcaption></figure>'
 
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.frame.to_string()}"

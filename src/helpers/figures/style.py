@@ -315,8 +315,7 @@ def square(axes: Axes, low: float, high: float) -> None:
     # The same few round ticks on both axes, so that the diagonal can be read off.
     ticks = MaxNLocator(nbins=4).tick_values(low, high)
     ticks = ticks[(ticks >= low) & (ticks <= high)]
-    axes.set_xticks(ticks)
-    axes.set_yticks(ticks)
+    axes.set(xticks=ticks, yticks=ticks)
     axes.plot([low, high], [low, high], zorder=2.5, **IDEAL)
 
 
