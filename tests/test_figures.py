@@ -690,6 +690,14 @@ def test_show_matplotlib():
     assert BeautifulSoup(figures.show(figure, "x")._repr_html_(), "html.parser").figcaption is None
 
 
+def test_a_finger_moves_the_page_past_a_structure():
+    atoms = bulk("Cu", cubic=True)
+    for view in (figures.structure_view({"Cu": atoms}, alt="Copper"), figures.animation_view([atoms, atoms], alt="Copper")):
+        script = view._repr_html_()
+        assert 'box.style.touchAction = "pan-y"' in script
+        assert "event.preventDefault = () => {}" in script
+
+
 def test_same_table_same_page():
     """A rebuilt book must not differ where nothing has changed."""
     one, two = (figures.show(figures.scale_distribution(fits()), "x")._repr_html_() for _ in range(2))
@@ -951,6 +959,23 @@ def test_a_summary_names_orders_and_rounds():
     assert list(groups) == [(name, model) for name in ("b", "a") for model in ("CHGNet 0.3.0", "SevenNet-0")]
     with pytest.raises(ValueError, match="no column kind to name its rows"):
         figures.summary(table, {"n": "n"}, "", rows="kind")
+
+
+def test_tables_have_minus_signs_no_negative_zero_and_cases_without_their_source():
+    table = pd.DataFrame({"case": ["snap/Cu/111", "own"], "e": [-1e-5, -0.25], "s": -0.001, "s_low": -0.002, "s_high": 0.3})
+    shown = figures.summary(table, {"e": "e", "s": "s"}, "", rows="case")
+    assert list(shown.frame.index) == ["Cu 111", "own"]
+    assert shown.frame["e"].tolist() == ["0.00", "−0.25"]
+    assert shown.frame["s"].tolist() == ["0.00 [0.00,\u00a00.30]"] * 2
+    cells = BeautifulSoup(figures.show_table(pd.DataFrame({"e": [-0.5, 0.5]}), "")._repr_html_(), "html.parser").select("tbody td")
+    assert [cell.get_text() for cell in cells] == ["−0.5", "0.5"]
+
+
+def test_only_a_table_of_several_names_is_grouped():
+    frame = pd.DataFrame({"set": ["a", "a"], "model": ["b", "c"], "n": [1, 2]})
+    for names, grouped in ((["set"], False), (["set", "model"], True)):
+        table = BeautifulSoup(figures.show_table(frame.set_index(names), "")._repr_html_(), "html.parser").table
+        assert ("grouped" in table["class"]) == grouped
 
 
 def test_a_long_table_shows_the_papers_models_and_the_readers_first():

@@ -182,7 +182,7 @@ def test_only_the_papers_own_structures_are_like_for_like(board):
 
 @pytest.mark.slow
 def test_what_the_papers_figures_show_stands_beside_what_it_prints(board):
-    shown = scoreboard.readable(board).set_index(["quantity", "model"], append=True)["paper"]
+    shown = scoreboard.readable(board).reset_index().set_index(["figure", "quantity", "model"])["paper"]
     for quantity, figure, printed, drawn in (
         ("share with s < 1", "5b", (0.930, 0.981, 0.965), (0.923, 0.879, 0.867)),
         ("Mg barrier, share below DFT", "3b", (0.851, 0.828, 0.738), (0.791, 0.780, 0.702)),

@@ -363,17 +363,17 @@ def readable(board: pd.DataFrame, *, family: bool = False) -> pd.DataFrame:
     drawn = board["paper_digitised"].map("; {:.3f}\u00a0*".format).where(board["paper_digitised"].notna(), "")
     shown = pd.DataFrame(
         {
-            "figure": board["figure"],
             "quantity": [f"{q} ({u})" if u != "1" else q for q, u in zip(board["quantity"], board["unit"], strict=True)],
             "model": board["model"],
             "verdict": board["verdict"],
-            "compared": board["compared"],
             "paper": (board["paper"].map("{:.3f}".format) + star + drawn).str.replace("-", "−"),
             "ours": np.where(missing, "–", [text.replace("-", "−") for text in figures.with_interval(board, "ours", 3)]),
+            "compared": board["compared"],
             "ours is on": np.where(missing, "no table yet", board["ours_on"]),
+            "figure": board["figure"],
         }
     )
-    return (shown.assign(family=board["family"]) if family else shown).set_index("figure")
+    return (shown.assign(family=board["family"]) if family else shown).set_index("quantity")
 
 
 def ideas(key: str = "chgnet-0.3.0") -> pd.DataFrame:

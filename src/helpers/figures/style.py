@@ -258,7 +258,7 @@ def legend(figure: Figure, handles: Sequence[Artist], **options: Any) -> None:
     """Put a legend above the panels, with as many columns as there is place for, and make the figure as much taller."""
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = min(len(handles), max(1, int(figure.get_figwidth() / (0.5 + 0.075 * longest))))
-    figure.legend(handles=handles, loc="outside upper center", **{"ncols": columns, "columnspacing": 1.2} | options)
+    figure.legend(handles=handles, loc="outside upper left", **{"ncols": columns, "columnspacing": 1.2} | options)
     figure.set_figheight(figure.get_figheight() + 0.22 * ceil(len(handles) / columns))
 
 
@@ -301,7 +301,7 @@ def interval(low: float, high: float, digits: int = 2) -> str:
     if not np.isfinite([low, high]).all():
         return ""
     # Where a table is narrow the interval goes below its number, in one piece.
-    return f" [{low:.{digits}f},\u00a0{high:.{digits}f}]"
+    return f" [{low:z.{digits}f},\u00a0{high:z.{digits}f}]"
 
 
 def significant(value: float) -> str:
@@ -315,8 +315,7 @@ def square(axes: Axes, low: float, high: float) -> None:
     # The same few round ticks on both axes, so that the diagonal can be read off.
     ticks = MaxNLocator(nbins=4).tick_values(low, high)
     ticks = ticks[(ticks >= low) & (ticks <= high)]
-    axes.set_xticks(ticks)
-    axes.set_yticks(ticks)
+    axes.set(xticks=ticks, yticks=ticks)
     axes.plot([low, high], [low, high], zorder=2.5, **IDEAL)
 
 
