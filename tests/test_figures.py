@@ -20,10 +20,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
-from helpers import figures, softening
+from helpers import benchmarks, figures, softening
 from helpers.figures import interactive, style
 from helpers.potentials import CATALOGUE, at_home
 from helpers.registry import data_dir
+from helpers.reports import page
 
 PAPER_MODELS = ["chgnet-0.3.0", "m3gnet-mp-2021.2.8", "mace-mp-0-medium"]
 
@@ -652,6 +653,20 @@ def test_scripts_are_javascript(kind, tmp_path):
 
 def provenance(model, device="NVIDIA H200", date="2026-01-02", package="chgnet 0.4"):
     return {"model": model, "device": device, "date": date, "potential": {"package": package}, "packages": {}}
+
+
+def test_a_sign_on_a_name_has_its_note_below():
+    omat = figures.label("nequix-omat-1")
+    assert omat.endswith("‡")
+    assert "‡" not in figures.label("nequix-oam-1"), "its last labels are those of the Materials Project"
+    drawn = style.blank(2)
+    drawn.text(0, 0, omat)
+    assert figures.show(drawn, "alt", "Words.").caption.startswith("Words. ‡ Learned from PBE with newer pseudopotentials")
+    other = benchmarks.families("")["phonons"].name
+    for frame in (pd.DataFrame({"s": [1]}, index=[other]), pd.DataFrame({other: [1]}), pd.DataFrame({"family": [other]})):
+        assert figures.show_table(frame, "Words.").caption == "Words. † The DFT has another functional than the training data (PBE)."
+        assert "another functional" in page.Table(frame, "Words.").html()
+    assert figures.show_table(pd.DataFrame({"s": [1]}), "Words.").caption == "Words."
 
 
 def test_caption():

@@ -31,7 +31,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers import benchmarks, figures, potentials, results, softening
+from helpers import OTHER_FUNCTIONAL, benchmarks, figures, potentials, results, softening
 from helpers.benchmarks import off_equilibrium, phonons, solid_solutions
 from helpers.experiments import alchemy, coverage, fine_tuning
 from helpers.registry import data_dir
@@ -360,10 +360,14 @@ def readable(board: pd.DataFrame, *, family: bool = False) -> pd.DataFrame:
     """
     missing = board["verdict"] == "missing"
     star = board["paper_source"].map({"digitised": "\u00a0*", "printed": ""})
+    signs = [OTHER_FUNCTIONAL * bool(benchmarks.functional(family.replace(" ", "_"))) for family in board["family"]]
     drawn = board["paper_digitised"].map("; {:.3f}\u00a0*".format).where(board["paper_digitised"].notna(), "")
     shown = pd.DataFrame(
         {
-            "quantity": [f"{q} ({u})" if u != "1" else q for q, u in zip(board["quantity"], board["unit"], strict=True)],
+            "quantity": [
+                " ".join(filter(None, (q, f"({u})" * (u != "1"), sign)))
+                for q, u, sign in zip(board["quantity"], board["unit"], signs, strict=True)
+            ],
             "model": board["model"],
             "verdict": board["verdict"],
             "paper": (board["paper"].map("{:.3f}".format) + star + drawn).str.replace("-", "−"),

@@ -100,7 +100,7 @@ def show(
     ``script``: address of plotly.js, relative to the page. It is loaded once per page, and only for a plotly figure.
     """
     style.need_alt(alt)
-    return Shown(figure, alt, caption, footer, script)
+    return Shown(figure, alt, style.noted(caption, style.words(figure)), footer, script)
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,7 @@ def show_table(frame: pd.DataFrame, caption: str, footer: str = "", filters: Seq
     unknown = [name for name in filters or () if name not in columns]
     if unknown:
         raise ValueError(f"no column {', '.join(unknown)} to filter by; there are {', '.join(columns)}")
+    caption = style.noted(caption, frame.to_csv())
     return ShownTable(frame, caption, footer, None if filters is None else tuple(filters), _folded(np.arange(len(frame)) >= _ROWS))
 
 

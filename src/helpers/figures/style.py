@@ -13,13 +13,16 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from helpers import NOTES
 from helpers.potentials import CATALOGUE, papers
 from helpers.registry import data_dir
 
@@ -353,6 +356,30 @@ def outer_labels(axes: Sequence[Axes], below: str, left: str) -> None:
         panel.tick_params(which="both", labelbottom=lowest or not alike_x, labelleft=position % columns == 0 or not alike_y)
     axes[0].figure.supxlabel(below, fontsize=11)
     axes[0].figure.supylabel(left, fontsize=11)
+
+
+def noted(caption: str, words: str) -> str:
+    """Return a caption with the note of each sign (:data:`helpers.NOTES`) that is in the words and not in the caption yet."""
+    notes = [f"{sign} {note}" for sign, note in NOTES.items() if sign in words and sign not in caption]
+    return " ".join([*([caption] if caption else []), *notes])
+
+
+def words(figure: Any) -> str:
+    """Return the names that stand in a figure of matplotlib or plotly; of anything else nothing."""
+    if isinstance(figure, go.Figure):
+        return " ".join(str(trace.name) for trace in figure.data)
+    return " ".join(text.get_text() for text in figure.findobj(Text)) if isinstance(figure, Figure) else ""
+
+
+def mark(figure: Any, note: str) -> None:
+    """Write a note into the lower right corner of a figure of matplotlib, which grows for it, or plotly."""
+    if isinstance(figure, go.Figure):
+        figure.add_annotation(text=note, x=1, y=0, xref="paper", yref="paper", xanchor="right", yanchor="bottom", showarrow=False)
+    elif isinstance(figure, Figure):
+        height = figure.get_figheight() + 0.24
+        figure.set_figheight(height)
+        figure.get_layout_engine().set(rect=(0, 0.24 / height, 1, 1 - 0.24 / height))
+        figure.text(0.995, 0.03 / height, note, ha="right", va="bottom", fontsize=10, color=TEXT)
 
 
 def need_alt(alt: str) -> None:
