@@ -368,7 +368,7 @@ FRAME = pd.DataFrame(
     {
         "figure": ["2a", "10b", "2a", "3"],
         "model": ["CHGNet", "M3GNet", "MACE", "CHGNet"],
-        "paper": ["0.10 *", "-0.20", "1,200.5", "0.03"],
+        "paper": ["0.10 *", "−0.20", "1,200.5", "0.03"],
         "ours": ["0.80 [0.70,\u00a00.87]", "–", "0.10", "−0.5"],
     }
 ).set_index("figure")
@@ -387,11 +387,11 @@ def test_a_table_sorts_by_click_and_by_key(window):
     page = window(board(), ["tables.js"])
     paper, ours = page.get_by_role("button", name="paper"), page.get_by_role("button", name="ours")
     paper.click()
-    assert column(page, 3) == ["-0.20", "0.03", "0.10 *", "1,200.5"]
+    assert column(page, 3) == ["−0.20", "0.03", "0.10 *", "1,200.5"]
     assert page.locator("th[aria-sort]").evaluate_all("all => all.map((th) => [th.innerText, th.ariaSort])") == [["paper", "ascending"]]
     paper.focus()
     page.keyboard.press("Enter")
-    assert column(page, 3) == ["1,200.5", "0.10 *", "0.03", "-0.20"]
+    assert column(page, 3) == ["1,200.5", "0.10 *", "0.03", "−0.20"]
     page.keyboard.press("Space")
     assert column(page, 3) == FRAME["paper"].tolist(), "the third time the table is as it was"
     assert page.locator("th[aria-sort]").count() == 0
