@@ -244,7 +244,7 @@ def test_the_live_check_of_a_training_is_of_the_model_that_stands_in(data, monke
     assert set(checked["model"]) == {EMT}
     assert checked["difference"].abs().max() < 1e-6
     said = capsys.readouterr().out
-    assert f"these are numbers of {EMT}" in said
+    assert "these are numbers of EMT of ASE" in said
     assert "recomputed: 3 cases" in said
 
 
