@@ -238,7 +238,8 @@ def begin(
 
 def _note(of: Iterable[str]) -> str:
     """Return what a caption says of DFT with another functional than PBE; nothing if there is none."""
-    functional = ", ".join(dict.fromkeys(filter(None, map(benchmarks.functional, of))))
+    known = [which for which in of if which.partition("/")[0] in benchmarks.CATALOGUE]  # a table of speed has no DFT
+    functional = ", ".join(dict.fromkeys(filter(None, map(benchmarks.functional, known))))
     return f"{OTHER_FUNCTIONAL} DFT: {functional}, training data: PBE. " if functional else ""
 
 
