@@ -194,6 +194,7 @@ def test_what_has_another_functional_is_marked_where_it_stands():
     one = here.show(style.blank(2), "alt", "Words.")
     assert one.caption == reason
     assert "† DFT: PBEsol, training data: PBE. " in words(one)
+    assert here.show(style.blank(2), "alt", "Words.", "throughput").caption == "Words.", "a table of speed has no DFT"
     plotly = here.show(go.Figure(), "alt", "Words.", "phonons/csf")
     assert (plotly.caption, plotly.figure.layout.annotations[0].text) == (reason, "† DFT: PBEsol, training data: PBE. ")
     for same in ("phonons/phonondb-pbe", "surfaces"):
