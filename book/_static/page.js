@@ -30,6 +30,7 @@
 (() => {
   const widen = () => document.querySelectorAll(".bd-article :is(figure.result > .table-wrapper, .pst-scrollable-table-container)").forEach((wrapper) => {
     const table = wrapper.querySelector("table");
+    if (!table) return;  // it says "None."
     table.style.width = table.rows[0].cells.length > 4 ? "max-content" : "";
     if (wrapper.scrollWidth > wrapper.clientWidth) wrapper.classList.add("full-width");
     table.style.width = "";
