@@ -462,12 +462,13 @@ def test_what_scrolls_can_be_reached_with_the_keyboard(window):
 def test_a_table_wider_than_the_text_takes_the_margin(window):
     table = figures.show_table(pd.DataFrame({"a": ["x"], "b": ["y"]}), caption="c")._repr_html_()
     style = (STATIC / "custom.css").read_text() + ".bd-article { width: 600px } td { min-width: 250px }"
-    page = window(f'<style>{style}</style><div class="bd-article">{table}</div>', ["page.js"])
+    none = figures.show_table(pd.DataFrame({"a": []}), caption="says None, and is no script error")._repr_html_()
+    page = window(f'<style>{style}</style><div class="bd-article">{none}{table}</div>', ["page.js"])
     page.set_viewport_size({"width": 1280, "height": 700})
     page.wait_for_selector(".table-wrapper.full-width")
     page.wait_for_timeout(300)
-    assert 600 < page.evaluate("document.querySelector('.table-wrapper').clientWidth") <= 816
-    assert page.locator("figure").get_attribute("data-wide") is None, "nothing is out of sight"
+    assert 600 < page.evaluate("document.querySelector('.table-wrapper.full-width').clientWidth") <= 816
+    assert page.locator("figure").nth(1).get_attribute("data-wide") is None, "nothing is out of sight"
 
 
 @pytest.mark.slow
