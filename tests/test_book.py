@@ -1,7 +1,6 @@
 """The book's machinery, and the anatomy of its chapters."""
 
 import ast
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from conftest import book_script
 
 from helpers import chapter
 
@@ -35,14 +35,7 @@ CHAPTERS = [
 ]
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-build, check = load("build"), load("check")
+build, check = book_script("build"), book_script("check")
 
 
 def test_imports_are_followed_through_the_helpers():
