@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
+import sys
 import warnings
+from pathlib import Path
 
 import ase
 import numpy as np
@@ -20,6 +23,19 @@ from helpers.potentials.mace import contained
 
 # One thread: the networks are small, and test processes may run side by side.
 torch.set_num_threads(1)
+
+
+BOOK = Path(__file__).resolve().parents[1] / "book"
+
+
+def book_script(name):
+    """Return a script of the book as a module, anew each time; it finds its neighbours as when it is run."""
+    if str(BOOK) not in sys.path:
+        sys.path.insert(0, str(BOOK))
+    spec = importlib.util.spec_from_file_location(name, BOOK / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 EMT_KEY = "ase:ase.calculators.emt.EMT"

@@ -115,8 +115,8 @@ def folders(out):
 def test_vasp_inputs_as_of_the_materials_project(tmp_path, fast):
     given = iron_oxide(tmp_path / "feo.extxyz")
     text = ask.ask(tmp_path / "feo.extxyz", "chgnet-0.3.0", n=2, code="vasp", out=tmp_path / "out")
-    assert "U(Fe 3d) = 5.3" in text
-    assert "that pymatgen calls `PBE`, the first release" in text
+    assert "U(Fe 3d) = 5.3 eV**, as the Materials Project, which has this U beside O or F only" in text
+    assert "that pymatgen calls `PBE`, the one without a number" in text
     for folder in folders(tmp_path / "out"):
         incar, kpoints, poscar = (kind.from_file(folder / kind.__name__.upper()) for kind in (Incar, Kpoints, Poscar))
         assert incar["LDAU"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 
 import numpy as np
@@ -251,3 +252,24 @@ def test_the_committed_tables_are_complete():
         assert set(part.loc[part["kind"] == "statics", "route"]) <= expected
         assert {"ours", "ours-processes", "ase"} <= set(part.loc[part["status"] == "ok", "route"])
     assert isinstance(summary, pd.DataFrame)
+
+
+def test_speed_is_remembered_by_day_and_device(tmp_path, monkeypatch):
+    """One line for a model, a day and a device; the committed lines repeat what the tables say."""
+    key, days = "chgnet-0.3.0", iter(["2026-01-01", "2026-01-02", "2026-01-02"])
+    made = results.provenance(compare.NAME, key)
+    table = results.table_path(compare.NAME, key)
+    (tmp_path / "results" / compare.NAME).mkdir(parents=True)
+    shutil.copy(table, results.table_path(compare.NAME, key, tmp_path))
+    monkeypatch.setattr(results, "provenance", lambda *_: made | {"date": next(days)})
+    for n in (1, 2, 2):
+        assert len(compare.remember([key], tmp_path)) == n
+    history = pd.read_csv(tmp_path / "results" / compare.NAME / compare.HISTORY)
+    rows = compare.read([key]).query("set == 'statics' and property == 'wall_time' and status == 'ok'")
+    wall = rows.pivot_table(index="round", columns="route", values="value")
+    assert history["atoms_per_s"].tolist() == [round(rows["n_atoms"].iloc[0] / wall["ours"].median(), 1)] * 2
+    singles = [name for name in wall if not name.startswith("ours") and ROUTES[name].threads == 1]
+    assert history["ratio"].iloc[0] == round(min((wall[name] / wall["ours"]).median() for name in singles), 2)
+    committed = pd.read_csv(results.results_dir() / compare.NAME / compare.HISTORY)
+    newest = committed[(committed["model"] == key) & (committed["date"] == made["date"])]
+    assert newest["atoms_per_s"].item() == history["atoms_per_s"].iloc[0]

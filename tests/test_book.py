@@ -1,7 +1,6 @@
 """The book's machinery, and the anatomy of its chapters."""
 
 import ast
-import importlib.util
 import math
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from conftest import book_script
 
 from helpers import chapter
 
@@ -30,20 +30,12 @@ CHAPTERS = [
         "before_any_dft",
         "the_cure",
         "alchemy",
-        "weak_supervision",
         "coverage",
     )
 ]
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-build, check = load("build"), load("check")
+build, check = book_script("build"), book_script("check")
 
 
 def test_imports_are_followed_through_the_helpers():
@@ -206,7 +198,7 @@ def test_another_model_is_one_changed_word(path):
 @pytest.mark.parametrize("model", ["tensornet-matpes-pbe-2025.1", "file:my-fix"])
 @pytest.mark.parametrize(
     ("name", "experiment"),
-    [("surfaces", "fine_tuning"), ("defects", "mending"), ("migration", "curvature_mending"), ("weak_supervision", "weak_labels")],
+    [("surfaces", "fine_tuning"), ("defects", "mending"), ("migration", "curvature_mending")],
 )
 def test_what_is_trained_is_shown_with_another_model(name, experiment, model, monkeypatch, capsys):
     """Neither has a table; the cells up to the next sentence still run, and name the model that they show."""

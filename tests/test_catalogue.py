@@ -101,6 +101,9 @@ def test_committed_tables_are_tidy_and_of_the_runs_of_the_book(name):
         assert set(table.loc[table["set"] == module.LIVE, "property"]) <= set(module.TOLERANCES), model
         sets = known[name, model]
         assert sets is None or set(results.provenance(name, model)["cases"]) == set(sets), model
+        for chosen, said in table.groupby("set")["functional"].first().items() if "functional" in table else ():
+            assert benchmarks.functional(f"{name}/{chosen}") == ("" if said in ("", "PBE", "GGA") else said), "pages mark what rows say"
+    assert set(getattr(module, "FUNCTIONALS", {})) <= set(module.SETS)
     if name in EXPERIMENTS:
         assert set(models) == set(module.MODELS)
 
@@ -118,7 +121,7 @@ def test_a_family_reads_the_committed_tables(family):
         if family.role != "stand-in":
             assert len(rows) >= 2
             assert rows["static"].notna().any() == bool(family.geometry)
-            assert rows["functional_ratio"].notna().any() == family.functional
+            assert rows["functional_ratio"].notna().any() == bool(family.functional)
             assert not family.selection or (~rows["kept"]).any()
 
 

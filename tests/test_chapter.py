@@ -2,11 +2,14 @@
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from conftest import EMT_KEY as EMT
+from matplotlib.text import Text
 
 from helpers import benchmarks, chapter, figures, potentials, registry, results, runner, scoreboard
 from helpers.benchmarks import surfaces
+from helpers.figures import style
 
 
 @pytest.fixture
@@ -180,6 +183,32 @@ def test_a_chapter_shows_its_guests_and_names_them_in_its_footers():
     assert [figures.label(guest) in here.footer("strained_cells") for here in (alone, together)] == [False, True]
 
 
+def test_what_has_another_functional_is_marked_where_it_stands():
+    here = chapter.begin("results", ("phonons", "surfaces"), "chgnet-0.3.0")
+    lines = pd.DataFrame({"model": ["chgnet-0.3.0"] * 2, "set": ["slabs-109", "jarvis-binaries"], "slope": [0.7, 0.8]})
+    reason = "† DFT: PBEsol, training data: PBE. Words."
+
+    def words(shown):
+        return [text.get_text() for text in shown.figure.findobj(Text)]
+
+    one = here.show(style.blank(2), "alt", "Words.")
+    assert one.caption == reason
+    assert "† DFT: PBEsol, training data: PBE. " in words(one)
+    assert here.show(style.blank(2), "alt", "Words.", "throughput").caption == "Words.", "a table of speed has no DFT"
+    plotly = here.show(go.Figure(), "alt", "Words.", "phonons/csf")
+    assert (plotly.caption, plotly.figure.layout.annotations[0].text) == (reason, "† DFT: PBEsol, training data: PBE. ")
+    for same in ("phonons/phonondb-pbe", "surfaces"):
+        assert here.show(style.blank(2), "alt", "Words.", same).caption == "Words."
+        assert "†" not in repr(here.summary(lines, {"s": "slope"}, "Words.", same))
+    # Where rows name the set, its rows are marked, else all.
+    sets = here.summary(lines, {"s": "slope"}, "Words.", "surfaces/jarvis-binaries", rows=["set", "model"])
+    assert sets.frame.index.get_level_values("set").tolist() == ["slabs-109", "jarvis-binaries †"]
+    assert sets.caption.startswith("† DFT: OptB88vdW")
+    assert here.summary(lines, {"s": "slope"}, "Words.", "phonons").frame.index.name == "model †"
+    with pytest.raises(KeyError, match="unknown set"):
+        here.show(style.blank(2), "alt", "Words.", "phonons/phonodb")
+
+
 def test_what_a_chapter_does_not_know_is_asked_back():
     with pytest.raises(potentials.PotentialError, match=r"unknown model 'nequix-mp1'.*Did you mean nequix-mp-1\?"):
         chapter.begin("results", "surfaces", "chgnet-0.3.0", guests="nequix-mp1")
@@ -216,7 +245,7 @@ def test_the_live_check_of_a_training_is_of_the_model_that_stands_in(data, monke
     assert set(checked["model"]) == {EMT}
     assert checked["difference"].abs().max() < 1e-6
     said = capsys.readouterr().out
-    assert f"these are numbers of {EMT}" in said
+    assert "these are numbers of EMT of ASE" in said
     assert "recomputed: 3 cases" in said
 
 

@@ -1,6 +1,5 @@
 """What CONTRIBUTING.md and README.md show must work: their code is run here, and the template is a chapter."""
 
-import importlib.util
 import re
 import sys
 import tomllib
@@ -18,6 +17,7 @@ from ase.build import bulk
 from ase.calculators.fd import calculate_numerical_forces
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
+from conftest import book_script
 from packaging.requirements import Requirement
 
 from helpers import benchmarks, potentials
@@ -34,13 +34,6 @@ def shown(name, page="CONTRIBUTING.md"):
     module = types.ModuleType(f"shown_{name}")
     sys.modules[module.__name__] = module  # dataclasses look themselves up
     exec(block, module.__dict__)  # noqa: S102
-    return module
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     return module
 
 
@@ -133,7 +126,7 @@ def test_the_template_has_the_anatomy_of_a_chapter():
 
 
 def test_a_new_chapter_is_a_copy_with_its_title(tmp_path):
-    chapter = load("new_chapter")
+    chapter = book_script("new_chapter")
     path = chapter.copy("lattice_constants", 'Lattice "constants"', tmp_path)
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -144,7 +137,7 @@ def test_a_new_chapter_is_a_copy_with_its_title(tmp_path):
 
 
 def test_dead_links_of_sources_are_found(tmp_path):
-    check = load("check")
+    check = book_script("check")
     (tmp_path / "there.md").write_text("x")
     page = tmp_path / "page.md"
     page.write_text("[a](there.md#here) [b](gone.md) [c](https://doi.org/1) `[d](gone.md)`\n```\n[e](gone.md)\n```\n")
@@ -175,7 +168,7 @@ def test_container_and_binder_install_the_lock():
 
 
 def test_printing_without_a_browser_says_what_to_install(monkeypatch):
-    served = load("served")
+    served = book_script("served")
     monkeypatch.delenv("CHROMIUM", raising=False)
     monkeypatch.setattr(served.shutil, "which", lambda name: None)
     with pytest.raises(FileNotFoundError, match="install Chromium"):

@@ -17,7 +17,6 @@ from helpers.potentials.base import GraphPotential
 from helpers.potentials.mace import MACEPotential
 from helpers.training import alchemy, fine_tune, trial
 from helpers.training.fine_tune import Recipe
-from helpers.training.weak_supervision import Weak
 
 # One for each network and each way of making it.
 NETWORKS = [key for key in GRAPH_MODELS if key not in ("chgnet-0.2.0", "m3gnet-matpes-pbe-2025.1", "mace-mp-0-medium", "mace-mpa-0-medium")]
@@ -28,7 +27,7 @@ MOST_WAITS = 11
 
 TRAININGS = {
     "plain": {},
-    "weak": {"weak": Weak(taylor_weight=1.0, spatial_weight=1.0, direction="adversarial"), "batch_size": 2, "loss": "huber"},
+    "huber": {"batch_size": 2, "loss": "huber"},
     "low-rank": {"rank": 2, "max_gradient_norm": 1.0},
 }
 # Nequix has none of PyTorch's linear layers, which get the corrections of low rank.

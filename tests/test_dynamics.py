@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+import torch_sim as ts
 from ase import units
 from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
 from ase.geometry import find_mic
 
 from helpers import engine, potentials
+from helpers.engine import torchsim
 from helpers.potentials import StructureError
 
 STIFFNESS = 2.0  # eV/Å²
@@ -173,3 +175,11 @@ def test_a_structure_that_cannot_be_evaluated_is_named(springs):
     slab.pbc = (True, True, False)
     with pytest.raises(StructureError, match="structure 1: not periodic"):
         engine.move(springs, [COPPER, slab], 300.0, steps=10)
+
+
+@pytest.mark.skipif(not torchsim.NEWER, reason="needs torch-sim 0.4 or later, which needs Python 3.12")
+def test_newer_states_draw_the_noise_that_older_ones_drew(springs):
+    """Later versions draw from a generator of the state: the number alone decides there, too."""
+    state = ts.initialize_state([COPPER], springs.device, springs.dtype)
+    torchsim.seed(state, 3)
+    assert torch.equal(torch.randn(4, generator=state.rng), torch.randn(4))

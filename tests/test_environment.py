@@ -1,6 +1,5 @@
 """The three ways to the same environment: lock, pyproject, conda."""
 
-import importlib.util
 import re
 import shutil
 import tomllib
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import book_script
 from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,9 +72,7 @@ def test_the_tests_run_on_every_python_that_is_allowed():
 
 
 def test_a_release_says_what_is_missing_and_passes_when_all_agree(tmp_path):
-    spec = importlib.util.spec_from_file_location("release", ROOT / "book" / "release.py")
-    release = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(release)
+    release = book_script("release")
     for name in ("pyproject.toml", "CITATION.cff", ".zenodo.json", "CHANGELOG.md"):
         shutil.copy(ROOT / name, tmp_path)
     number = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

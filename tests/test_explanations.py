@@ -126,7 +126,7 @@ def test_a_negative_slope_is_refused():
 
 
 def test_no_slope_is_split_whose_reference_is_another_functional():
-    families = {"x": FAMILY, "y": dataclasses.replace(FAMILY, functional=True)}
+    families = {"x": FAMILY, "y": dataclasses.replace(FAMILY, functional="PBEsol")}
     found = explanations.explain_all(dict.fromkeys(families, made_up()), families, 20)
     assert found["family"].unique().tolist() == ["x"]
     # PhononDB is PBEsol: what that does to its slope is known for four compounds, at one point of reciprocal space.

@@ -20,10 +20,11 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 from PIL import Image
 
-from helpers import figures, softening
+from helpers import benchmarks, figures, softening
 from helpers.figures import interactive, style
 from helpers.potentials import CATALOGUE, at_home
 from helpers.registry import data_dir
+from helpers.reports import page
 
 PAPER_MODELS = ["chgnet-0.3.0", "m3gnet-mp-2021.2.8", "mace-mp-0-medium"]
 
@@ -132,7 +133,7 @@ def test_coloured_text_has_contrast():
         ("chgnet-0.3.0+10", "CHGNet 0.3.0 + 10 labels"),
         ("chgnet-0.3.0+1", "CHGNet 0.3.0 + 1 label"),
         ("chgnet-0.3.0+10*1.1000", "CHGNet 0.3.0 + 10 labels × 1.10"),
-        ("ase:my+module.make*it", "ase:my+module.make*it"),
+        ("ase:my+module.make*it", "Your model (my+module.make*it)"),
     ],
 )
 def test_labels(key, name):
@@ -654,6 +655,20 @@ def provenance(model, device="NVIDIA H200", date="2026-01-02", package="chgnet 0
     return {"model": model, "device": device, "date": date, "potential": {"package": package}, "packages": {}}
 
 
+def test_a_sign_on_a_name_has_its_note_below():
+    omat = figures.label("nequix-omat-1")
+    assert omat.endswith("‡")
+    assert "‡" not in figures.label("nequix-oam-1"), "its last labels are those of the Materials Project"
+    drawn = style.blank(2)
+    drawn.text(0, 0, omat)
+    assert figures.show(drawn, "alt", "Words.").caption.startswith("Words. ‡ Learned from PBE with newer pseudopotentials")
+    other = benchmarks.families("")["phonons"].name
+    for frame in (pd.DataFrame({"s": [1]}, index=[other]), pd.DataFrame({other: [1]}), pd.DataFrame({"family": [other]})):
+        assert figures.show_table(frame, "Words.").caption == "Words. † The DFT has another functional than the training data (PBE)."
+        assert "another functional" in page.Table(frame, "Words.").html()
+    assert figures.show_table(pd.DataFrame({"s": [1]}), "Words.").caption == "Words."
+
+
 def test_caption():
     made = [
         provenance("chgnet-0.3.0"),
@@ -688,6 +703,14 @@ def test_show_matplotlib():
     assert image.width == pytest.approx(2 * int(soup.img["width"]), abs=2)
     assert "Soft" in repr(shown)
     assert BeautifulSoup(figures.show(figure, "x")._repr_html_(), "html.parser").figcaption is None
+
+
+def test_a_finger_moves_the_page_past_a_structure():
+    atoms = bulk("Cu", cubic=True)
+    for view in (figures.structure_view({"Cu": atoms}, alt="Copper"), figures.animation_view([atoms, atoms], alt="Copper")):
+        script = view._repr_html_()
+        assert 'box.style.touchAction = "pan-y"' in script
+        assert "event.preventDefault = () => {}" in script
 
 
 def test_same_table_same_page():
@@ -953,6 +976,23 @@ def test_a_summary_names_orders_and_rounds():
         figures.summary(table, {"n": "n"}, "", rows="kind")
 
 
+def test_tables_have_minus_signs_no_negative_zero_and_cases_without_their_source():
+    table = pd.DataFrame({"case": ["snap/Cu/111", "own"], "e": [-1e-5, -0.25], "s": -0.001, "s_low": -0.002, "s_high": 0.3})
+    shown = figures.summary(table, {"e": "e", "s": "s"}, "", rows="case")
+    assert list(shown.frame.index) == ["Cu 111", "own"]
+    assert shown.frame["e"].tolist() == ["0.00", "−0.25"]
+    assert shown.frame["s"].tolist() == ["0.00 [0.00,\u00a00.30]"] * 2
+    cells = BeautifulSoup(figures.show_table(pd.DataFrame({"e": [-0.5, 0.5]}), "")._repr_html_(), "html.parser").select("tbody td")
+    assert [cell.get_text() for cell in cells] == ["−0.5", "0.5"]
+
+
+def test_only_a_table_of_several_names_is_grouped():
+    frame = pd.DataFrame({"set": ["a", "a"], "model": ["b", "c"], "n": [1, 2]})
+    for names, grouped in ((["set"], False), (["set", "model"], True)):
+        table = BeautifulSoup(figures.show_table(frame.set_index(names), "")._repr_html_(), "html.parser").table
+        assert ("grouped" in table["class"]) == grouped
+
+
 def test_a_long_table_shows_the_papers_models_and_the_readers_first():
     own = "file:fixes/my-fix"
     models = ["chgnet-0.3.0", "sevennet-0", own, "m3gnet-mp-2021.2.8", "nequix-mp-1", "tensornet-matpes-pbe-2025.1"]
@@ -993,7 +1033,9 @@ def test_a_legend_that_does_not_fit_in_is_no_figure():
 
 def test_a_readers_own_potential_has_a_readable_name():
     assert figures.label("file:fixes/my-fix/") == "Your model (my-fix)"
-    assert figures.label("ase:my.factory") == "ase:my.factory"
+    assert figures.label("ase:my.factory") == "Your model (my.factory)"
+    assert figures.label("ase:~/folder/mine.py:make") == "Your model (mine.py:make)"
+    assert figures.label("ase:ase.calculators.emt.EMT") == "EMT of ASE"
 
 
 def test_steps_are_drawn_for_every_panel_and_refuse_what_is_missing():

@@ -133,7 +133,6 @@ def test_records_of_the_squared_loss_are_those_from_before_there_were_others():
         "seed": 3,
         "trained": (),
         "rank": 0,
-        "weak": None,
     }
     assert Recipe(epochs=7, seed=3).record() == old
     assert Recipe(epochs=7, seed=3, loss="huber").record() == old | {"loss": "huber", "huber_delta": 0.1}

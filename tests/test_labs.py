@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import importlib.util
 import operator
 import os
 import re
@@ -17,6 +16,7 @@ import pytest
 from ase.build import bulk, fcc111
 from ase.calculators.emt import EMT
 from bs4 import BeautifulSoup
+from conftest import book_script
 from nbgrader.api import Gradebook
 from nbgrader.apps import NbGraderAPI
 from traitlets.config.loader import PyFileConfigLoader
@@ -32,14 +32,6 @@ ROOT = Path(__file__).resolve().parents[1]
 COURSE = ROOT / "notebooks" / "labs"
 SOURCES = sorted((COURSE / "source").glob("*/*.ipynb"))
 NAMES = [path.parent.name for path in SOURCES]
-
-
-def build_script(name="build"):
-    sys.path.insert(0, str(ROOT / "book"))
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read(path):
@@ -92,7 +84,7 @@ def test_the_guide_has_the_points_and_times_of_the_notebooks():
 def test_the_handout_is_that_of_the_notebook(path):
     """Everything that is graded, with its points, and no solution."""
     notebook = read(path)
-    text = BeautifulSoup(build_script("handouts").sheet(notebook, path.name), "html.parser")
+    text = BeautifulSoup(book_script("handouts").sheet(notebook, path.name), "html.parser")
     title, question = re.findall(r"^(?:# (.*)|\*(.+)\*)$", notebook.cells[0].source, flags=re.MULTILINE)[:2]
     assert text.h1.get_text().startswith(title[0])
     assert text.em.get_text() == question[1]
@@ -110,7 +102,7 @@ def test_the_handout_is_that_of_the_notebook(path):
 @pytest.mark.slow
 def test_a_handout_takes_one_sheet(tmp_path, capsys):
     """Lab 3 has the fullest; the command says it of any that takes more."""
-    module = build_script("handouts")
+    module = book_script("handouts")
     try:
         module.chromium()
     except FileNotFoundError as error:
@@ -183,7 +175,7 @@ def test_the_students_version_has_no_solutions(course, path):
     for word in ("BEGIN SOLUTION", "END SOLUTION", "HIDDEN TESTS", "Model answer"):
         assert word in path.read_text()
         assert word not in text
-    page = build_script().student_version(read(path))
+    page = book_script("build").student_version(read(path))
     assert [cell.source.strip() for cell in page.cells] == [cell.source.strip() for cell in read(released).cells]
 
 
@@ -219,7 +211,7 @@ def test_nbgrader_gives_points_for_solutions_and_none_for_gaps(course):
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_the_empty_version_stops_at_its_gaps_only(path):
-    outcome, _ = run(build_script().student_version(read(path)))
+    outcome, _ = run(book_script("build").student_version(read(path)))
     for cell, error in outcome:
         if marks(cell)["grade"]:
             assert isinstance(error, labs.NotYet | NotImplementedError | NameError), (marks(cell)["grade_id"], error)
@@ -248,7 +240,7 @@ def test_lab_1_tells_soft_from_shrunken_and_from_noisy():
 def test_nothing_gives_predictions_away():
     """Alternative texts describe a figure without what it shows to those who have not drawn it yet; nor do titles and last words."""
     for path in SOURCES:
-        page = build_script().student_version(read(path))
+        page = book_script("build").student_version(read(path))
         code = "\n".join(cell.source for cell in page.cells if cell.cell_type == "code")
         said = [ast.unparse(node.value) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.keyword) and node.arg == "alt"]
         said += [page.cells[0].source.replace("the line below it", ""), page.cells[-1].source]
@@ -290,7 +282,7 @@ def test_a_name_chooses_a_variant(capsys):
 
 def test_a_wrong_answer_in_a_students_notebook_gets_its_hint():
     """As a student would: fill the first gaps, one of them wrongly, and run cell after cell."""
-    page = build_script().student_version(read(COURSE / "source" / "lab3" / "phonons.ipynb"))
+    page = book_script("build").student_version(read(COURSE / "source" / "lab3" / "phonons.ipynb"))
     cells = {marks(cell)["grade_id"]: cell.source for cell in page.cells if marks(cell)}
     space = {"np": np}
     gap = "# YOUR CODE HERE\n    raise NotImplementedError()"

@@ -1,13 +1,12 @@
 """Slides: what of a page they hold, and that nothing is fetched from elsewhere."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from conftest import book_script
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,14 +33,6 @@ PAGE = f"""<html><body><nav>Contents</nav><article><section id="surfaces"><h1>Su
 </section></article></body></html>"""
 
 
-def load(name):
-    sys.path.insert(0, str(ROOT / "book"))
-    spec = importlib.util.spec_from_file_location(name, ROOT / "book" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def drawn(rows):
     """Return the picture of so many rows of panels, with a strip of numbers right below each and one of titles right above."""
     picture = np.full((rows * 400, 600), 255, np.uint8)
@@ -52,7 +43,7 @@ def drawn(rows):
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    module = load("slides")
+    module = book_script("slides")
     for name in ("notebooks", "_figures", "slides"):
         (tmp_path / name).mkdir()
     (tmp_path / "_static").symlink_to(ROOT / "book" / "_static")
@@ -97,7 +88,7 @@ def test_a_chapter_becomes_slides(site):
 def test_nothing_is_fetched_from_elsewhere(site):
     module, folder = site
     module.main()
-    check = load("check")
+    check = book_script("check")
     for path in (folder / "slides").glob("*.html"):
         assert check.check_page(path, {}) == []
         assert "://" not in path.read_text()

@@ -25,10 +25,15 @@
   document.addEventListener("load", soon, true);
 })();
 
-// A table that is wider than the text takes the right margin, too. The theme hides the contents there while such a table is in view.
+// A table that is wider than the text takes the right margin, too; so does one of many columns, rather than break its names.
+// The theme hides the contents there while such a table is in view.
 (() => {
-  const widen = () => document.querySelectorAll(".bd-article figure.result > .table-wrapper").forEach((wrapper) => {
+  const widen = () => document.querySelectorAll(".bd-article :is(figure.result > .table-wrapper, .pst-scrollable-table-container)").forEach((wrapper) => {
+    const table = wrapper.querySelector("table");
+    if (!table) return;  // it says "None."
+    table.style.width = table.rows[0].cells.length > 4 ? "max-content" : "";
     if (wrapper.scrollWidth > wrapper.clientWidth) wrapper.classList.add("full-width");
+    table.style.width = "";
   });
   if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", widen); else widen();
 })();

@@ -17,7 +17,16 @@
 
   const sorting = (table, rows) => {
     const heads = [...table.tHead.rows[0].cells];
+    // On a phone each row is a card (custom.css), where every cell needs its heading; a table drawn as blocks keeps its roles only if they are said.
+    table.setAttribute("role", "table");
+    [table.tHead, ...table.tBodies].forEach((part) => part.setAttribute("role", "rowgroup"));
+    [table.tHead.rows[0], ...rows].forEach((row) => row.setAttribute("role", "row"));
     heads.forEach((head, column) => {
+      head.setAttribute("role", "columnheader");
+      rows.forEach((row) => {
+        row.cells[column].setAttribute("role", row.cells[column].tagName === "TH" ? "rowheader" : "cell");
+        row.cells[column].dataset.head = words(head);
+      });
       const texts = rows.map((row) => words(row.cells[column])).filter((text) => !empty(text));
       const numeric = texts.length > 0 && texts.every((text) => !Number.isNaN(number(text)));
       const button = document.createElement("button");

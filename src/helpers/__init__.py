@@ -10,7 +10,6 @@ EXPERIMENTS = (
     "learning_curve",
     "alchemy",
     "coverage",
-    "weak_labels",
     "tournament",
 )
 
@@ -26,3 +25,10 @@ BENCHMARKS = (
     "dynamics",
     *EXPERIMENTS,
 )
+
+# Signs on the names of what is compared across two kinds of DFT, with the note that a page puts below (figures.style.noted).
+OTHER_FUNCTIONAL, OTHER_LABELS = "†", "‡"
+NOTES = {
+    OTHER_FUNCTIONAL: "The DFT has another functional than the training data (PBE).",
+    OTHER_LABELS: "Learned from PBE with newer pseudopotentials than those of the reference.",
+}

@@ -23,7 +23,7 @@ import myst_nb
 import numpy as np
 import pandas as pd
 
-from helpers import benchmarks, figures, potentials, registry, results, runner, scoreboard
+from helpers import OTHER_FUNCTIONAL, benchmarks, figures, potentials, registry, results, runner, scoreboard
 
 RUNS = ("results", "sample", "everything")
 FEW = ("chgnet-0.3.0", "tensornet-matpes-pbe-2025.1", "m3gnet-mp-2021.2.8")
@@ -127,16 +127,35 @@ class Chapter:
         return replace(table, folded=tuple(np.flatnonzero(board["ours"].isna()).tolist()))
 
     def show(self, figure: object, alt: str, caption: str, *of: str) -> figures.Shown:
-        """Show a figure (:func:`helpers.figures.show`) with the footer of the benchmarks it is of; by default the chapter's first one."""
-        return figures.show(figure, alt, caption, self.footer(*(of or self.names[:1])))
+        """Show a figure (:func:`helpers.figures.show`) with the footer of what it is of: benchmarks, or sets of them (``phonons/csf``).
+
+        By default it is of the chapter's first benchmark. Where the DFT has another functional (:func:`helpers.benchmarks.functional`),
+        figure and caption say so.
+        """
+        of = of or self.names[:1]
+        if note := _note(of):
+            figures.mark(figure, note)
+        return figures.show(figure, alt, note + caption, self.footer(*of))
 
     def summary(self, table: pd.DataFrame, columns: Mapping, caption: str, *of: str, **options: Any) -> figures.ShownTable:
-        """Show a table of numbers (:func:`helpers.figures.summary`) with the footer of the benchmarks it is of, as :meth:`show`."""
-        return figures.summary(table, columns, caption, self.footer(*(of or self.names[:1])), **options)
+        """Show a table of numbers (:func:`helpers.figures.summary`) with the footer and the sign of what it is of, as :meth:`show`.
+
+        The sign stands on the names of such sets, or, where no set is named, above the names of the rows.
+        """
+        of = of or self.names[:1]
+        note = _note(of)
+        shown = figures.summary(table, columns, note + caption, self.footer(*of), **options)
+        frame = shown.frame.rename(
+            index={name: f"{name} {OTHER_FUNCTIONAL}" for _, _, name in (which.partition("/") for which in of) if name and note}
+        )
+        if note and frame.index.equals(shown.frame.index):
+            frame.index.names = [f"{frame.index.names[0]} {OTHER_FUNCTIONAL}", *frame.index.names[1:]]
+        return replace(shown, frame=frame)
 
     def footer(self, *names: str) -> str:
         """Return where the tables of some benchmarks come from, models in the order of the figures (:func:`helpers.figures.caption`)."""
-        return figures.caption(results.provenance(name, key) for name in names for key in figures.in_order(self.models(name)))
+        chosen = dict.fromkeys(name.partition("/")[0] for name in names)
+        return figures.caption(results.provenance(name, key) for name in chosen for key in figures.in_order(self.models(name)))
 
     def glue(self, table: pd.DataFrame | None = None, columns: str = "", name: str = "{model}_{column}", **values: object) -> None:
         """Give numbers names by which the text quotes them.
@@ -215,6 +234,13 @@ def begin(
     here = Chapter(run, names, key, results.device_name(str(where)), packages, tuple(_cost(name, key) for name in names), guests)
     here.glue(model=figures.label(key))
     return here
+
+
+def _note(of: Iterable[str]) -> str:
+    """Return what a caption says of DFT with another functional than PBE; nothing if there is none."""
+    known = [which for which in of if which.partition("/")[0] in benchmarks.CATALOGUE]  # a table of speed has no DFT
+    functional = ", ".join(dict.fromkeys(filter(None, map(benchmarks.functional, known))))
+    return f"{OTHER_FUNCTIONAL} DFT: {functional}, training data: PBE. " if functional else ""
 
 
 def _made(name: str, key: str) -> dict | None:

@@ -521,6 +521,8 @@ def bench(
         routes.chosen(key, route)
     for key in keys:
         compare.record(key, out, protocol, routes=route, progress=True)
+    if not quick and not route:
+        compare.remember(keys, out)
     summary = compare.summarise(compare.read(keys, out))
     for key in keys:
         for kind in summary.loc[summary["model"] == key, "kind"].unique():

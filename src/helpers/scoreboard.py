@@ -31,9 +31,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from helpers import benchmarks, figures, potentials, results, softening
+from helpers import OTHER_FUNCTIONAL, benchmarks, figures, potentials, results, softening
 from helpers.benchmarks import off_equilibrium, phonons, solid_solutions
-from helpers.experiments import alchemy, coverage, fine_tuning, weak_labels
+from helpers.experiments import alchemy, coverage, fine_tuning
 from helpers.registry import data_dir
 
 PUBLISHED = "published by others"
@@ -360,30 +360,28 @@ def readable(board: pd.DataFrame, *, family: bool = False) -> pd.DataFrame:
     """
     missing = board["verdict"] == "missing"
     star = board["paper_source"].map({"digitised": "\u00a0*", "printed": ""})
+    signs = [OTHER_FUNCTIONAL * bool(benchmarks.functional(family.replace(" ", "_"))) for family in board["family"]]
     drawn = board["paper_digitised"].map("; {:.3f}\u00a0*".format).where(board["paper_digitised"].notna(), "")
     shown = pd.DataFrame(
         {
-            "figure": board["figure"],
-            "quantity": [f"{q} ({u})" if u != "1" else q for q, u in zip(board["quantity"], board["unit"], strict=True)],
+            "quantity": [
+                " ".join(filter(None, (q, f"({u})" * (u != "1"), sign)))
+                for q, u, sign in zip(board["quantity"], board["unit"], signs, strict=True)
+            ],
             "model": board["model"],
             "verdict": board["verdict"],
-            "compared": board["compared"],
             "paper": (board["paper"].map("{:.3f}".format) + star + drawn).str.replace("-", "−"),
             "ours": np.where(missing, "–", [text.replace("-", "−") for text in figures.with_interval(board, "ours", 3)]),
+            "compared": board["compared"],
             "ours is on": np.where(missing, "no table yet", board["ours_on"]),
+            "figure": board["figure"],
         }
     )
-    return (shown.assign(family=board["family"]) if family else shown).set_index("figure")
+    return (shown.assign(family=board["family"]) if family else shown).set_index("quantity")
 
 
 def ideas(key: str = "chgnet-0.3.0") -> pd.DataFrame:
     """Return what became of the related ideas, in words: the question, what was measured (from the chapters' tables), the answer."""
-    labels = results.read("weak_labels", key)
-    labels = labels[(labels["status"] == "ok") & (labels["labels"] == "energy and forces") & (labels["seed"] == 0)]
-    slope = weak_labels.over_seeds(labels, "slope").set_index(["set", "method", "direction", "n_labels", "step_a"])["mean"]
-    ten, step = labels["n_labels"].max(), labels["step_a"].max()
-    plain, heavy = slope["labels", "plain", "random", ten, 0.0], slope["steps", "taylor", "random", ten, step]
-
     silicon = results.read("coverage", key)
     silicon = silicon[(silicon["status"] == "ok") & (silicon["series"] == "growing") & (silicon["held_out"] == coverage.FAMILIES[0])]
     largest = silicon[silicon["capacity"] == list(coverage.Protocol().capacities)[-1]]
@@ -396,6 +394,11 @@ def ideas(key: str = "chgnet-0.3.0") -> pd.DataFrame:
     shared = [x for x in mixed.index.intersection(real.index) if 0 < x < 1]
     mixing = mixed.loc[shared, "mixing_energy"].sum() / real.loc[shared, "mixing_energy"].sum()
     apart = (mixed.loc[shared, "lattice_parameter"] - real.loc[shared, "lattice_parameter"]).abs().mean()
+
+    tried = pd.read_csv(data_dir() / "reference" / "weak_labels_tried.csv").query("labels == 'energy and forces' and direction == 'random'")
+    slope = tried.groupby(["set", "method", "n_labels", "step_a"])["slope"].mean()
+    ten, step = tried["n_labels"].max(), tried["step_a"].max()
+    plain, heavy = slope["labels", "plain", ten, 0.0], slope["steps", "taylor", ten, step]
 
     lines = {
         "Physics-informed weak supervision": (

@@ -15,6 +15,9 @@ With constants a module says what everything else must know of it:
 
 ``SETS``
     name of each reference set → the registry keys it needs; an empty tuple for a set that needs no external file.
+``FUNCTIONALS``
+    the sets whose DFT has another functional than PBE, which the catalogue's potentials learned → that functional. The first of ``SETS``
+    is the one that figures and tables show unless they name another (:func:`functional`).
 ``LIVE``, ``TOLERANCES``
     the set that the book recomputes while it builds, and the largest accepted difference from the committed values, by property.
 ``KEYS``
@@ -43,7 +46,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from helpers import BENCHMARKS, EXPERIMENTS, registry
+from helpers import BENCHMARKS, EXPERIMENTS, OTHER_FUNCTIONAL, registry
 from helpers.registry import nearest
 from helpers.results import COLUMNS, Case, Rows, row, table
 
@@ -68,6 +71,16 @@ def chosen_sets(known: Collection[str], sets: str | Iterable[str] | None) -> lis
         what = f"unknown set(s) {', '.join(unknown)}" if unknown else "no set is given"
         raise KeyError(f"{what}; there are: {', '.join(known)}.{''.join(nearest(name, known) for name in unknown)}")
     return names
+
+
+def functional(which: str) -> str:
+    """Return the functional of the DFT of a set, ``benchmark/set``, or of a benchmark's first set; empty if it is PBE as in training data.
+
+    KeyError if there is no such benchmark or set.
+    """
+    name, _, chosen = which.partition("/")
+    known = module(name)
+    return getattr(known, "FUNCTIONALS", {}).get(chosen_sets(known.SETS, chosen or None)[0], "")
 
 
 def runs(models: Iterable[str]) -> Iterator[tuple[str, str, Collection[str] | None]]:
@@ -99,7 +112,7 @@ class Family:
     # What ``static`` and ``kept`` mean; empty if there is no such thing.
     geometry: str = ""
     selection: str = ""
-    functional: bool = False  # whether the reference has another functional than the training data
+    functional: str = ""  # of the reference, if it is another than the training data's: a sign on the name says so
     # ``control``: frames like the training data, which say whether a model works at all, not how soft it is. ``card``: on report cards
     # only. ``stand-in``: on report cards only, with a model of the book in the place of DFT, which has no values there.
     role: Literal["", "control", "card", "stand-in"] = ""
@@ -107,6 +120,8 @@ class Family:
     def __post_init__(self) -> None:
         if self.quantity not in _QUANTITIES:
             raise ValueError(f"{self.key}: there is no quantity {self.quantity!r}; there are: {', '.join(_QUANTITIES)}")
+        if self.functional and not self.name.endswith(OTHER_FUNCTIONAL):
+            object.__setattr__(self, "name", f"{self.name}\u00a0{OTHER_FUNCTIONAL}")
 
     @property
     def order(self) -> int:

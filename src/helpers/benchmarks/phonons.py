@@ -96,6 +96,8 @@ SETS: dict[str, Sequence[str]] = {
     "phonondb-pbe": (_PBE_FREQUENCIES, _PBE_STRUCTURES),
     "prototypes": (),
 }
+_PBESOL = "PBEsol"
+FUNCTIONALS = {"phonondb": _PBESOL, "csf": _PBESOL}
 LIVE = "prototypes"
 KEYS = ("atom", "displacement", "q", "branch", "frequency_thz")
 QUICK = {"phonondb": Sample(6, 1500), "phonondb-pbe": Sample(6)}
@@ -198,9 +200,8 @@ def own(crystal: ase.Atoms | IStructure, repeats: int | Sequence[int], protocol:
         one, other = np.unravel_index(apart.argmin(), apart.shape)
         raise ValueError(f"atoms {one} and {other} lie in one place ({apart.min():.2g} Å apart); remove one of them")
     formula = Composition(crystal.get_chemical_formula()).reduced_formula
-    return _systematic_case(
-        name, formula, to_phonopy(crystal), np.diag(np.broadcast_to(counts, 3)), np.eye(3), {}, "", protocol or Protocol()
-    )
+    matrix = np.diag(np.broadcast_to(counts, 3))
+    return _systematic_case(name, formula, to_phonopy(crystal), matrix, np.eye(3), {}, protocol or Protocol())
 
 
 def compound(material: str) -> Case:
@@ -257,7 +258,7 @@ def _archived(name: str, key: str) -> Case:
         raise ValueError(f"{key}: FORCE_SETS is for {dataset['natom']} atoms, but the supercell of phonopy.conf has {len(perfect)}")
     displacements = [(first["number"], first["displacement"]) for first in dataset["first_atoms"]]
     reference = {"forces": np.array([first["forces"] for first in dataset["first_atoms"]])}
-    return _case(name, _material(key), unit_cell, matrix, guess_primitive_matrix(unit_cell), displacements, perfect, reference, "PBEsol")
+    return _case(name, _material(key), unit_cell, matrix, guess_primitive_matrix(unit_cell), displacements, perfect, reference)
 
 
 def _phonondb_pbe(name: str, protocol: Protocol) -> list[Case]:
@@ -272,7 +273,7 @@ def _phonondb_pbe(name: str, protocol: Protocol) -> list[Case]:
         }
         matrix = np.array(atoms.info["fc2_supercell"], dtype=int)
         primitive_matrix = np.array(atoms.info.get("primitive_matrix", np.eye(3)), dtype=float)
-        found.append(_systematic_case(name, material, to_phonopy(atoms), matrix, primitive_matrix, reference, "PBE", protocol))
+        found.append(_systematic_case(name, material, to_phonopy(atoms), matrix, primitive_matrix, reference, protocol))
     return found
 
 
@@ -288,7 +289,6 @@ def _systematic_case(
     matrix: np.ndarray,
     primitive_matrix: np.ndarray,
     reference: dict[str, np.ndarray],
-    functional: str,
     protocol: Protocol,
 ) -> Case:
     """Return a case with the fewest displacements that the symmetry allows."""
@@ -297,7 +297,7 @@ def _systematic_case(
     small.generate_displacements(distance=protocol.displacement_a)
     perfect = get_supercell(unit_cell, matrix)
     displacements = [(int(perfect.u2s_map[first["number"]]), first["displacement"]) for first in small.dataset["first_atoms"]]
-    return _case(name, material, unit_cell, matrix, primitive_matrix, displacements, perfect, reference, functional)
+    return _case(name, material, unit_cell, matrix, primitive_matrix, displacements, perfect, reference)
 
 
 def _case(
@@ -309,14 +309,13 @@ def _case(
     displacements: Sequence[tuple[int, np.ndarray]],
     perfect: PhonopyAtoms,
     reference: dict[str, np.ndarray],
-    functional: str,
 ) -> Case:
     atoms = to_ase(unit_cell)
     supercells = displaced(to_ase(perfect), displacements)
     roles = {"unit_cell": atoms, **{f"{_DISPLACED}{number}": cell for number, cell in enumerate(supercells, 1)}}
     info = {
         "formula": Composition(atoms.get_chemical_formula()).reduced_formula,
-        "functional": functional,
+        "functional": FUNCTIONALS.get(name, "PBE" if reference else ""),
         "magnetic": not structures.OPEN_SHELL.isdisjoint(atoms.get_chemical_symbols()),
         "n_atoms": len(atoms),
         "n_displacements": len(displacements),
@@ -976,7 +975,7 @@ def _pbesol(table: pd.DataFrame) -> pd.DataFrame:
 
 
 FAMILIES = (
-    Family("phonons", "phonons: ω, PBEsol", "phonons", "frequency", _pbesol, "cell of DFT", "stable in DFT, not magnetic", functional=True),
+    Family("phonons", "phonons: ω, PBEsol", "phonons", "frequency", _pbesol, "cell of DFT", "stable in DFT, not magnetic", _PBESOL),
     Family("phonons-pbe", "phonons: ω, PBE", "phonons", "frequency", of("phonondb-pbe", "omega_max")),
     Family("live-phonons", "phonons: ω, simple crystals", "phonons", "frequency", of(LIVE, "omega_max"), role="stand-in"),
 )

@@ -95,8 +95,8 @@ QUICK = {"slabs-109": Sample(24, 60), "tran-rebuilt": Sample(8)}
 # How far a recomputed value may lie from the committed one: rounding for statics, the force threshold for relaxed slabs.
 TOLERANCES = {"gamma_static": 5e-4, "gamma_relaxed": 2e-3, "force": 2e-3}
 
-# Sets whose functional is not that of the training data: a slope would mix the two differences.
-_NO_SLOPE = ("jarvis-binaries",)
+# A slope on these would mix two differences.
+FUNCTIONALS = {"jarvis-binaries": "OptB88vdW"}
 
 # Not confirmed against the original; missing-row reconstructions of the (110) faces cannot be told from bulk-like ones.
 _TRAN_DOUBTFUL = frozenset({("Ag", "110"), ("Au", "110"), ("Pt", "110"), ("Sr", "111")})
@@ -340,11 +340,11 @@ def _tran_rows() -> list[tuple[str, str, float]]:
     return [(r["system"], r["hkl"], float(r["gamma_J_m2"])) for r in sources.reference("tran2016_surface_energies.csv")]
 
 
-def _built_case(set_name: str, source: str, functional: str, material: str, facet: str, gamma_j_m2: float, bulk: ase.Atoms) -> Case:
+def _built_case(set_name: str, source: str, material: str, facet: str, gamma_j_m2: float, bulk: ase.Atoms) -> Case:
     info = {
         "miller": _spaced(facet),
         "source": source,
-        "functional": functional,
+        "functional": FUNCTIONALS.get(set_name, "PBE"),
         "magnetic": material in structures.MAGNETIC,
         "reconstructed": False,
         "geometry": "built",
@@ -355,7 +355,7 @@ def _built_case(set_name: str, source: str, functional: str, material: str, face
 def _tran_rebuilt() -> list[Case]:
     return [
         # ASE's lattice parameters are measured ones; they are where the model's relaxation starts.
-        _built_case("tran-rebuilt", "tran2016", "PBE", element, facet, gamma, ase.build.bulk(element, cubic=True))
+        _built_case("tran-rebuilt", "tran2016", element, facet, gamma, ase.build.bulk(element, cubic=True))
         for element, facet, gamma in _tran_rows()
         if (element, facet) not in _TRAN_DOUBTFUL
     ]
@@ -391,7 +391,7 @@ def _jarvis_binaries() -> list[Case]:
             bulk = ase.build.bulk(formula, prototype, a=sqrt(2) * a, cubic=True)
         gamma = float(record["gamma_J_m2_OptB88vdW"])
         source = f"jarvis-{record['jid']}"
-        found.append(_built_case("jarvis-binaries", source, "OptB88vdW", formula, record["hkl"], gamma, bulk))
+        found.append(_built_case("jarvis-binaries", source, formula, record["hkl"], gamma, bulk))
     return found
 
 
@@ -489,7 +489,7 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """
     found = softening.scalar_summaries(table[table["property"].str.startswith("gamma")])
     slopes = [column for column in found if column.startswith(("slope", "inverse_slope", "r2"))]
-    found.loc[found["set"].isin(_NO_SLOPE), slopes] = np.nan
+    found.loc[found["set"].isin(FUNCTIONALS), slopes] = np.nan
     return found
 
 

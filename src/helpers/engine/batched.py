@@ -16,9 +16,9 @@ import torch
 import torch_sim as ts
 from ase.constraints import FixAtoms, FixCartesian
 from torch_sim.models.interface import ModelInterface
-from torch_sim.optimizers import fire, unit_cell_fire
 from tqdm.auto import tqdm
 
+from helpers.engine.torchsim import fire
 from helpers.potentials.base import GraphPotential, Potential, Prediction, StructureError, out_of_memory
 from helpers.potentials.neighbours import check_structure
 from helpers.structures import content, enter, handedness, many
@@ -257,21 +257,21 @@ def _relax_all(potential, given, moving, indices, free, steps, cell, fmax, smax,
     had_stress = potential.compute_stress
     potential.compute_stress = moves_cell
     model = Batch(potential, cell)
-    initialise, step = (unit_cell_fire if moves_cell else fire)(model)
+    initialise, step = fire(model, moves_cell)
     limit = max(limit, max(_memory_metric(moving[index]) for index in indices) * 1.001)
-    batcher = ts.InFlightAutoBatcher(model, memory_scales_with="n_atoms_x_density", max_memory_scaler=limit, return_indices=True)
+    batcher = ts.InFlightAutoBatcher(model, memory_scales_with="n_atoms_x_density", max_memory_scaler=limit)
     state, done, now = None, None, np.zeros(0, dtype=int)
     try:
         batcher.load_states(_initial_states(model, initialise, moving, indices, limit))
         while True:
-            state, finished, current = batcher.next_batch(state, done)
+            state, finished = batcher.next_batch(state, done)
             order = batcher.completed_idx_og_order[len(batcher.completed_idx_og_order) - len(finished) :]
             for position, final in zip(order, finished, strict=True):
                 index = indices[position]
                 yield index, _record(potential, given[index], final, int(steps[index]), fmax, smax if moves_cell else None)
             if state is None:
                 return
-            now = np.array(indices)[current]
+            now = np.array(indices)[batcher.current_idx]
             model.structures = [moving[index] for index in now]
             mask = torch.as_tensor(np.concatenate([free[index] for index in now]), dtype=state.dtype, device=state.device)
             # A coordinate that never feels a force starts at rest and stays at rest: FIRE needs no other change.

@@ -12,6 +12,7 @@ import torch
 import torch_sim as ts
 from ase import units
 
+from helpers.engine import torchsim
 from helpers.engine.batched import Batch
 from helpers.potentials.base import Potential
 from helpers.potentials.neighbours import StructureError, check_structure
@@ -114,10 +115,8 @@ def _moved(potential, given, asked, steps, time_step_fs, friction_per_ps, every,
         return torch.as_tensor(values, dtype=model.dtype, device=model.device)
 
     time_step = tensor(time_step_fs * units.fs)
-    if friction_per_ps is None:
-        initialise, step = ts.nve(model, dt=time_step, kT=tensor(asked * units.kB))
-    else:
-        initialise, step = ts.nvt_langevin(model, dt=time_step, kT=tensor(asked * units.kB), gamma=tensor(friction_per_ps / _PS))
+    friction = {} if friction_per_ps is None else {"gamma": tensor(friction_per_ps / _PS)}
+    initialise, step = torchsim.integrator(model, dt=time_step, kT=tensor(asked * units.kB), **friction)
     with _no_stress(potential):
         state = initialise(ts.initialize_state(given, model.device, model.dtype))
     state.momenta = _at_rest_as_a_whole(state, np.random.default_rng(seed).standard_normal(state.momenta.shape), tensor(asked * units.kB))
@@ -167,7 +166,7 @@ def _advance(potential, state, step, seeds, kt):
     """Take a step; return the state and how far atoms moved. The noise hangs on the seeds alone; others who draw notice nothing."""
     before, drawing = state.positions.clone(), [] if state.device.type == "cpu" else [state.device]
     with _no_stress(potential), torch.random.fork_rng(drawing):
-        torch.manual_seed(int(np.random.SeedSequence(seeds).generate_state(1)[0]))
+        torchsim.seed(state, int(np.random.SeedSequence(seeds).generate_state(1)[0]))
         state = step(state, kT=kt)
     # torch-sim folds atoms back into the cell; in a step none moves by half a cell.
     cells, change = state.row_vector_cell[state.system_idx], state.positions - before

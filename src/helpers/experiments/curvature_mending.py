@@ -48,6 +48,7 @@ SETS: dict[str, Sequence[str]] = {
     "vacancy-hops": tuple(dict.fromkeys(off_equilibrium.SETS["single-element-md"] + migration.SETS["elements"])),
     "teacher": (),
 }
+FUNCTIONALS = {"displacements": phonons.FUNCTIONALS["phonondb"], "csf": phonons.FUNCTIONALS["csf"]}
 LIVE = "teacher"
 KEYS = ("stage", "held_out", "epoch", "q", "branch")
 MODELS = {"chgnet-0.3.0": tuple(SETS)}

@@ -124,7 +124,7 @@ def phase_diagram(binodals: pd.DataFrame, consolute: pd.DataFrame | None = None)
             if source in set(rows["source"]):
                 face = {"markerfacecolor": "white"} if source == "paper" else {}
                 handles.append(Line2D([], [], color="#444444", marker="o", markersize=7, label=source, **face, **_gap_style("", source)))
-        figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=2.0, handlelength=3.0)
+        figure.legend(handles=handles, loc="outside upper left", ncols=2, columnspacing=2.0, handlelength=3.0)
     return figure
 
 

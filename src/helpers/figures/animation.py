@@ -153,9 +153,7 @@ class AnimationView:
   new IntersectionObserver((entries) => {{ seen = entries[entries.length - 1].isIntersecting; update(); }}).observe(box);
   update();
   show();
-  // The wheel scrolls the page; with Ctrl it zooms.
-  box.addEventListener("wheel", (event) => {{ if (!event.ctrlKey) event.stopPropagation(); }}, true);
-}})();
+{interactive.SCROLLS}}})();
 """
 
     def __repr__(self) -> str:

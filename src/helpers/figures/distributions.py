@@ -107,7 +107,7 @@ def _distributions(
         ]
         if paper_stats is not None:
             handles.append(Line2D([], [], color="#444444", marker="o", markerfacecolor="white", linewidth=1.4, label="paper"))
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2, handletextpad=0.5)
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.2, handletextpad=0.5)
     return figure
 
 
@@ -143,7 +143,7 @@ def mae_cmae(fits: pd.DataFrame, paper_quartiles: pd.DataFrame | None = None) ->
         ]
         if paper_quartiles is not None:
             handles.append(Patch(facecolor="white", edgecolor="#444444", linewidth=1.4, linestyle=(0, (2.5, 1.5)), label="paper"))
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2)
+        figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.2)
     return figure
 
 

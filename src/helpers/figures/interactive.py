@@ -41,8 +41,7 @@ def interactive_parity(table: pd.DataFrame, what: str, label_column: str = "case
     unit = str(rows["unit"].iloc[0])
     numbers = rows[["value", "reference"]].to_numpy(dtype=float)
     low, high = numbers.min(), numbers.max()
-    margin = 0.05 * (high - low)
-    ends = [low - margin, high + margin]
+    ends = [low - 0.05 * (high - low), high + 0.05 * (high - low)]
     figure = go.Figure()
     figure.add_scatter(
         x=ends, y=ends, mode="lines", line={"color": style.TEXT, "width": 1.2, "dash": "dash"}, hoverinfo="skip", name="model = DFT"
@@ -143,6 +142,11 @@ def script_tag(address: str, body: str) -> str:
     return f"<script>\n{_LOAD_ONCE}{near}.then(() => {load}).catch(console.error);\n</script>"
 
 
+# What scrolls the page does so over a structure, too: the wheel zooms with Ctrl only, and a finger turns sideways only.
+SCROLLS = """\
+  box.addEventListener("wheel", (event) => { if (!event.ctrlKey) event.stopPropagation(); }, true); box.style.touchAction = "pan-y";
+  for (const kind of ["touchstart", "touchmove"]) box.addEventListener(kind, (event) => { event.preventDefault = () => {}; }, true);
+"""
 # Elements that this book mixes and whose colours in the Jmol scheme, used for all others, look alike.
 _ELEMENTS = {
     "Mg": "#F2C14E",
@@ -383,9 +387,7 @@ def _viewer(identifier: str, scene: Scene) -> str:
   viewer.rotate({TURN}, "vy");
   viewer.render();
   picture.forEach((element) => element.remove());
-  // The wheel scrolls the page; with Ctrl it zooms.
-  box.addEventListener("wheel", (event) => {{ if (!event.ctrlKey) event.stopPropagation(); }}, true);
-}})();
+{SCROLLS}}})();
 """
 
 

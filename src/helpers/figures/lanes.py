@@ -34,7 +34,7 @@ def by_material(table: pd.DataFrame, quantity: str, what: str, order: Sequence[s
                 axes.hlines(y, part[f"{quantity}_low"], part[f"{quantity}_high"], color=colour(model), linewidth=1.6, alpha=0.75)
             axes.plot(part[quantity], y, linestyle="none", label=label(model), **style.look(model, 6))
         axes.set_xlabel(what)
-        figure.legend(loc="outside upper center", ncols=2, columnspacing=1.2)
+        figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2)
     return figure
 
 
@@ -70,7 +70,7 @@ def label_choices(choices: pd.DataFrame, what: str, limits: tuple[float, float] 
         beyond = bool((good["ratio"] > limits[1]).any())
         axes.set(xlabel=f"{what} (beyond {limits[1]:g}: at the edge)" if beyond else what, xlim=limits)
         handles = {text: handle for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2, columnspacing=1.2)
+        figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=2, columnspacing=1.2)
     return figure
 
 

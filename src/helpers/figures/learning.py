@@ -47,7 +47,7 @@ def error_curves(
             if marked is not None:
                 points = marked[1][marked[1]["material"] == material]
                 axis.plot(points["n_labels"], points["value"], zorder=4, **_REFERENCE)
-            style.log_places(axis, sorted(set(here["n_labels"])))
+            style.log_places(axis, sorted(set(here["n_labels"]))[:: 1 + here["n_labels"].nunique() // 6])  # there is no room for more
             axis.set(yscale="log", xlabel="labels", ylabel=y_label)
             plain_ticks(axis)
             axis.set_title(material, loc="left")

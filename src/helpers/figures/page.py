@@ -100,7 +100,7 @@ def show(
     ``script``: address of plotly.js, relative to the page. It is loaded once per page, and only for a plotly figure.
     """
     style.need_alt(alt)
-    return Shown(figure, alt, caption, footer, script)
+    return Shown(figure, alt, style.noted(caption, style.words(figure)), footer, script)
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,14 @@ class ShownTable:
             group, seen = frame.iloc[:, 0], ~np.isin(np.arange(len(frame)), self.folded)
             named = ~group.duplicated() | (seen & ~group.where(seen).duplicated())
             frame = frame.assign(**{str(frame.columns[0]): group.where(named, "")})
-        body = frame.to_html(border=0, escape=True, na_rep="–", classes="table result-table", index=single)
-        # The empty corner is no heading.
-        body = body.replace("<th></th>", "<td></td>", 1) if len(frame) else "<p>None.</p>"
+        body = frame.to_html(border=0, na_rep="–", classes="table result-table" + " grouped" * (not single), index=single)
+        # Minus signs are minus signs, and the empty corner is no heading.
+        body = body.replace("<td>-", "<td>−").replace("<th></th>", "<td></td>", 1) if len(frame) else "<p>None.</p>"
         words = html.escape(self.caption) + _folded_footer(self.footer)
         use = f" data-folded='{json.dumps(self.folded)}'" if self.folded else ""
         if self.filters is not None:
             use = f' data-sortable data-filters="{html.escape(json.dumps(self.filters))}"'
-        wrapped = f'<div class="table-wrapper" tabindex="0">{body}</div>'
-        return f'<figure class="result"{use}>{wrapped}<figcaption>{words}</figcaption></figure>'
+        return f'<figure class="result"{use}><div class="table-wrapper" tabindex="0">{body}</div><figcaption>{words}</figcaption></figure>'
 
     def __repr__(self) -> str:
         return f"{self.caption}\n{self.frame.to_string()}"
@@ -155,6 +154,7 @@ def show_table(frame: pd.DataFrame, caption: str, footer: str = "", filters: Seq
     unknown = [name for name in filters or () if name not in columns]
     if unknown:
         raise ValueError(f"no column {', '.join(unknown)} to filter by; there are {', '.join(columns)}")
+    caption = style.noted(caption, frame.to_csv())
     return ShownTable(frame, caption, footer, None if filters is None else tuple(filters), _folded(np.arange(len(frame)) >= _ROWS))
 
 
@@ -180,7 +180,7 @@ def summary(
         they are. A column that has ``_low`` and ``_high`` beside it is shown with that interval. Columns that the table lacks are left out.
     ``caption``, ``footer``, ``filters``: as for :func:`show_table`.
     ``rows``: what names the rows; ``column as heading`` gives it another heading. Models come in the order of the catalogue, everything
-        else in the order of the table.
+        else in the order of the table. A ``case`` is named without its source.
     ``first``: models whose rows a long table shows at once, the others at a click. By default those of the paper and the reader's own.
     """
     named = [name.partition(" as ")[::2] for name in ([rows] if isinstance(rows, str) else rows)]
@@ -195,6 +195,8 @@ def summary(
         known = [key for key, entry in CATALOGUE.items() if not (entry.paper_label if first is None else key in first)]
         rest = table["model"].map(style.base_key).isin(known).to_numpy()
         table = table.assign(model=table["model"].map(label))
+    if "case" in table:  # without its source
+        table = table.assign(case=table["case"].str.split("/", n=1).str[-1].str.replace("/", " "))
     shown = {}
     for heading, wanted in columns.items():
         column, *how = (wanted,) if isinstance(wanted, str) else wanted
@@ -213,11 +215,11 @@ def _cells(table: pd.DataFrame, column: str, digits: int = 2, scale: float = 1.0
     if {f"{column}_low", f"{column}_high"} <= set(table):
         return [text.replace("-", "−") for text in with_interval(table, column, digits, scale=scale)]
     if pd.api.types.is_float_dtype(table[column]):
-        return ["–" if np.isnan(value) else f"{scale * value:.{digits}f}".replace("-", "−") for value in table[column]]
+        return ["–" if np.isnan(value) else f"{scale * value:z.{digits}f}".replace("-", "−") for value in table[column]]
     return list(table[column])
 
 
 def with_interval(table: pd.DataFrame, column: str, digits: int = 2, scale: float = 1.0) -> list[str]:
     """Return a column as text with its interval (``_low``, ``_high``), ``0.80 [0.70, 0.87]``; no number is a dash."""
     numbers = table[[column, column + "_low", column + "_high"]].astype(float).to_numpy() * scale
-    return ["–" if np.isnan(x) else f"{x:.{digits}f}" + style.interval(lower, upper, digits) for x, lower, upper in numbers]
+    return ["–" if np.isnan(x) else f"{x:z.{digits}f}" + style.interval(lower, upper, digits) for x, lower, upper in numbers]

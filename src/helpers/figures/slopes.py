@@ -166,7 +166,7 @@ def parts(explained: pd.DataFrame, names: Mapping[str, str], models: Sequence[st
         handles.append(Line2D([], [], color="black", marker="|", markersize=11, markeredgewidth=2.2, linestyle="none", label="1 − s"))
         interval = {"color": _PARTS["left"][1], "marker": "o", "markersize": 3.5, "linewidth": 1.8}
         handles.append(Line2D([], [], label="95 % interval of what is left", **interval))
-        figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.4)
+        figure.legend(handles=handles, loc="outside upper left", ncols=2, columnspacing=1.4)
     return figure
 
 
@@ -215,7 +215,7 @@ def pairs(found: pd.DataFrame, names: Mapping[str, str], limits: tuple[float, fl
             panel.set(xlim=limits)
             panel.set_title(title, loc="left")
         handles = [Line2D([], [], linestyle="none", label=label(model), **style.look(model, 7.5)) for model in models]
-        figure.legend(handles=handles, loc="outside upper center", ncols=2)
+        figure.legend(handles=handles, loc="outside upper left", ncols=2)
     return figure
 
 
@@ -254,7 +254,7 @@ def diets(
         axes.set(xlim=limits, xlabel="slope s, model on DFT")
         handles = [Line2D([], [], linestyle="none", label=label(model), **style.look(model, 7.0)) for model in in_order([*alike, *last])]
         handles.append(Patch(color="#D5DAE0", label="range over the same frames"))
-        figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.2)
+        figure.legend(handles=handles, loc="outside upper left", ncols=2, columnspacing=1.2)
     return figure
 
 
@@ -281,12 +281,12 @@ def ratio_by_size(binned: pd.DataFrame, titles: Mapping[str, str]) -> Figure:
                 panel.set_xticks([0.1, 1, 10], ["0.1", "1", "10"])
                 panel.minorticks_off()
                 way = "bins by DFT: s" if on == "reference" else "bins by the model: 1/s′"
-                panel.set_title(f"{titles[family]}, {way}", loc="left", fontsize=10.5)
+                panel.set_title(f"{titles[family]}\n{way}", loc="left", fontsize=10.5)
             line[0].set_ylabel("model / DFT")
         grid[-1, 0].set_xlabel("force on the atom, DFT (eV/Å)")
         grid[-1, 1].set_xlabel("force on the atom, model (eV/Å)")
         handles = [Line2D([], [], label=label(model), **style.look(model, 5)) for model in models]
-        figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.2)
+        figure.legend(handles=handles, loc="outside upper left", ncols=2, columnspacing=1.2)
     return figure
 
 

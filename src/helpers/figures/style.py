@@ -13,13 +13,16 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from helpers import NOTES
 from helpers.potentials import CATALOGUE, papers
 from helpers.registry import data_dir
 
@@ -147,15 +150,15 @@ def look(model: str, points: float) -> dict[str, object]:
 
 
 def label(model: str) -> str:
-    """Return the name of a model for figures and text; a potential in a file is the reader's own."""
+    """Return the name of a model for figures and text; a potential in a file or of a factory that is not ASE's is the reader's own."""
     base = base_key(model)
-    name = CATALOGUE[base].label if base in CATALOGUE else re.sub(r"^file:(?:.*/)?(.+?)/*$", r"Your model (\1)", base)
+    own = re.sub(r"^ase:ase\.(?:\w+\.)*(\w+)$", r"\1 of ASE", base)  # ase:ase.calculators.emt.EMT
+    name = CATALOGUE[base].label if base in CATALOGUE else re.sub(r"^(?:ase|file):(?:.*/)?(.+?)/*$", r"Your model (\1)", own)
     made, _, factor = model[len(base) :].partition("*")
     if made.startswith("@"):
         name += f" ({made[1:]})"
     elif made:
-        labels = made.removeprefix("+")
-        name += f" + {labels} label{'' if labels == '1' else 's'}"
+        name += f" + {made.removeprefix('+')} label{'' if made == '+1' else 's'}"
     return f"{name} × {float(factor):.2f}" if factor else name
 
 
@@ -258,7 +261,7 @@ def legend(figure: Figure, handles: Sequence[Artist], **options: Any) -> None:
     """Put a legend above the panels, with as many columns as there is place for, and make the figure as much taller."""
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = min(len(handles), max(1, int(figure.get_figwidth() / (0.5 + 0.075 * longest))))
-    figure.legend(handles=handles, loc="outside upper center", **{"ncols": columns, "columnspacing": 1.2} | options)
+    figure.legend(handles=handles, loc="outside upper left", **{"ncols": columns, "columnspacing": 1.2} | options)
     figure.set_figheight(figure.get_figheight() + 0.22 * ceil(len(handles) / columns))
 
 
@@ -301,7 +304,7 @@ def interval(low: float, high: float, digits: int = 2) -> str:
     if not np.isfinite([low, high]).all():
         return ""
     # Where a table is narrow the interval goes below its number, in one piece.
-    return f" [{low:.{digits}f},\u00a0{high:.{digits}f}]"
+    return f" [{low:z.{digits}f},\u00a0{high:z.{digits}f}]"
 
 
 def significant(value: float) -> str:
@@ -315,8 +318,7 @@ def square(axes: Axes, low: float, high: float) -> None:
     # The same few round ticks on both axes, so that the diagonal can be read off.
     ticks = MaxNLocator(nbins=4).tick_values(low, high)
     ticks = ticks[(ticks >= low) & (ticks <= high)]
-    axes.set_xticks(ticks)
-    axes.set_yticks(ticks)
+    axes.set(xticks=ticks, yticks=ticks)
     axes.plot([low, high], [low, high], zorder=2.5, **IDEAL)
 
 
@@ -354,6 +356,30 @@ def outer_labels(axes: Sequence[Axes], below: str, left: str) -> None:
         panel.tick_params(which="both", labelbottom=lowest or not alike_x, labelleft=position % columns == 0 or not alike_y)
     axes[0].figure.supxlabel(below, fontsize=11)
     axes[0].figure.supylabel(left, fontsize=11)
+
+
+def noted(caption: str, words: str) -> str:
+    """Return a caption with the note of each sign (:data:`helpers.NOTES`) that is in the words and not in the caption yet."""
+    notes = [f"{sign} {note}" for sign, note in NOTES.items() if sign in words and sign not in caption]
+    return " ".join([*([caption] if caption else []), *notes])
+
+
+def words(figure: Any) -> str:
+    """Return the names that stand in a figure of matplotlib or plotly; of anything else nothing."""
+    if isinstance(figure, go.Figure):
+        return " ".join(str(trace.name) for trace in figure.data)
+    return " ".join(text.get_text() for text in figure.findobj(Text)) if isinstance(figure, Figure) else ""
+
+
+def mark(figure: Any, note: str) -> None:
+    """Write a note into the lower right corner of a figure of matplotlib, which grows for it, or plotly."""
+    if isinstance(figure, go.Figure):
+        figure.add_annotation(text=note, x=1, y=0, xref="paper", yref="paper", xanchor="right", yanchor="bottom", showarrow=False)
+    elif isinstance(figure, Figure):
+        height = figure.get_figheight() + 0.24
+        figure.set_figheight(height)
+        figure.get_layout_engine().set(rect=(0, 0.24 / height, 1, 1 - 0.24 / height))
+        figure.text(0.995, 0.03 / height, note, ha="right", va="bottom", fontsize=10, color=TEXT)
 
 
 def need_alt(alt: str) -> None:

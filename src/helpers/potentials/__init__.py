@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from helpers import registry
+from helpers import OTHER_LABELS, registry
 from helpers.potentials.base import OutOfTimeError, Potential, PotentialError, Prediction, StructureError
 
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
     "runnable",
 ]
 
+# Training sets whose DFT is not that of the Materials Project, which most reference sets share: newer pseudopotentials.
+NEWER_DFT = ("OMat24",)
 _NEQUIX = "atomicarchitects/nequix/models"
 _MATGL = "materialsvirtuallab/matgl/pretrained_models"
 _M3GNET = "materialsvirtuallab/m3gnet/pretrained/MP-2021.2.8-EFS"
@@ -53,7 +55,7 @@ class Entry:
     key : str
         Canonical name: model and version. The same in code, files, tables, colours and prose.
     label : str
-        Name for figures and text.
+        Name for figures and text; a sign (:data:`helpers.NOTES`) joins it if the training set is one of :data:`NEWER_DFT`.
     short : str
         Name for the numbers of a chapter's text: letters, digits, underscores.
     colour, marker : str
@@ -89,6 +91,10 @@ class Entry:
     package: str | None = None
     environment: str | None = None
     guest: bool = False
+
+    def __post_init__(self) -> None:
+        if self.training_set in NEWER_DFT:
+            object.__setattr__(self, "label", f"{self.label}\u00a0{OTHER_LABELS}")
 
 
 def _matgl_files(folder: str) -> tuple[str, ...]:
@@ -126,46 +132,19 @@ CATALOGUE: dict[str, Entry] = {
             package="matgl",
             guest=True,
         ),
-        Entry(
-            "m3gnet-matpes-pbe-2025.1",
-            "M3GNet MatPES",
-            "m3matpes",
-            "#E69F00",
-            "D",
-            "matgl",
-            "MatPES-PBE",
-            _matgl_files("M3GNet-MatPES-PBE-v2025.1-PES"),
+        *(
+            Entry(key, label, short, colour, marker, "matgl", "MatPES-PBE", _matgl_files(folder))
+            for key, label, short, colour, marker, folder in (
+                ("m3gnet-matpes-pbe-2025.1", "M3GNet MatPES", "m3matpes", "#E69F00", "D", "M3GNet-MatPES-PBE-v2025.1-PES"),
+                ("tensornet-matpes-pbe-2025.1", "TensorNet MatPES", "tensornet", "#CC79A7", "P", "TensorNet-MatPES-PBE-v2025.1-PES"),
+            )
         ),
-        Entry(
-            "tensornet-matpes-pbe-2025.1",
-            "TensorNet MatPES",
-            "tensornet",
-            "#CC79A7",
-            "P",
-            "matgl",
-            "MatPES-PBE",
-            _matgl_files("TensorNet-MatPES-PBE-v2025.1-PES"),
-        ),
-        Entry(
-            "mace-mp-0-medium",
-            "MACE-MP-0",
-            "mace",
-            "#009E73",
-            "^",
-            "mace",
-            "MPtrj",
-            ("ACEsuit/mace-mp/2023-12-03-mace-128-L1_epoch-199.model",),
-            paper_label="MACE",
-        ),
-        Entry(
-            "mace-mpa-0-medium",
-            "MACE-MPA-0",
-            "mpa",
-            "#999933",
-            "v",
-            "mace",
-            "MPtrj + sAlex",
-            ("ACEsuit/mace-mp/mace-mpa-0-medium.model",),
+        *(
+            Entry(key, label, short, colour, marker, "mace", diet, (f"ACEsuit/mace-mp/{file}.model",), paper_label=paper)
+            for key, label, short, colour, marker, diet, file, paper in (
+                ("mace-mp-0-medium", "MACE-MP-0", "mace", "#009E73", "^", "MPtrj", "2023-12-03-mace-128-L1_epoch-199", "MACE"),
+                ("mace-mpa-0-medium", "MACE-MPA-0", "mpa", "#999933", "v", "MPtrj + sAlex", "mace-mpa-0-medium", None),
+            )
         ),
         *(
             Entry(key, label, short, colour, marker, "nequix", diet, (f"{_NEQUIX}/{key}.nqx",), package="e3nn", guest=True)

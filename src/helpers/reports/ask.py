@@ -282,8 +282,8 @@ This finds one factor and says what it is worth; `--method full` trains the weig
 def _release(inputs: VaspInputSet) -> str:
     """Return the release of VASP's pseudopotentials that an input set is made for, as pymatgen calls it."""
     name = str(inputs.user_potcar_functional)
-    first = ", the first release; PBE_54 holds the same names with slightly other energies" if name == "PBE" else ""
-    return f"VASP's set that pymatgen calls `{name}`{first}"
+    other = ", the one without a number; `PBE_54` is later, has slightly other energies and no `W_pv`" if name == "PBE" else ""
+    return f"VASP's set that pymatgen calls `{name}`{other}"
 
 
 def _level(code: str, sets: Sequence[VaspInputSet], trained_on: str) -> list[str]:
@@ -292,7 +292,7 @@ def _level(code: str, sets: Sequence[VaspInputSet], trained_on: str) -> list[str
     hubbard = {symbol: found for *_, each in settings for symbol, found in each.items()}
     numbers = sorted({z for atoms, *_ in settings for z in atoms.numbers})
     plus_u = "".join(f" + U({symbol} {shell}) = {u:g} eV" for symbol, (shell, u) in hubbard.items())
-    project = "the Materials Project, which has U on Co, Cr, Fe, Mn, Mo, Ni, V, W beside O or F only"
+    project = f"the Materials Project, which has {'this U beside O or F only' if hubbard else 'no U here'}"
     lines = [f"**PBE{plus_u}**, as {'MatPES, which has no U' if 'MatPES' in trained_on else project}."]
     if not re.search("MatPES|MP", trained_on):
         lines.append(
@@ -302,7 +302,7 @@ def _level(code: str, sets: Sequence[VaspInputSet], trained_on: str) -> list[str
     if any(atoms.has("initial_magmoms") for atoms, *_ in settings):
         lines.append(
             "Spins start parallel, unless the structure brought moments. No antiferromagnetic order is made here, and a small cell may "
-            "not hold the order of the ground state (that of NiO needs 2 × 2 × 2 primitive cells). If it is another, set the moments."
+            "not hold the order of the ground state (that of NiO doubles the cell along [111]). If it is another, set the moments."
         )
     files = ", ".join(f"`{chemical_symbols[z]}.upf`" for z in numbers)
     species = " ".join(f"{z:02d}_{chemical_symbols[z]}" for z in numbers)

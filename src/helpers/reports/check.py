@@ -347,7 +347,7 @@ def advise(answers: Sequence[dict[str, Any]], model: str, structure: str) -> tup
         reasons.append(f"Not compared, since a table of one of the properties is missing: {', '.join(partly)}.")
     said = {one: f"a factor of {factor:.2f}" if one == "factor" else figures.label(str(one)) for one in left.index}
     if len(left):
-        told = ", ".join(f"{said[one]} {x:.2f}" for one, x in left.items())
+        told = ", ".join(f"{said[one]}: {x:.2f}" for one, x in left.items())
         reasons.append(f"Error left on the tested materials, if it is 1.00 as it is: {told}.")
         if len(compared) < len(known):
             reasons.append(f"Compared in {', '.join(shares.index)} alone; in the others no stiff potential was asked.")

@@ -75,7 +75,7 @@ class Table(Block):
             f'<tr><th scope="row">{_html(str(name))}</th>' + "".join(f"<td>{_html(str(value))}</td>" for value in values) + "</tr>"
             for name, values in zip(self.frame.index, self.frame.to_numpy(), strict=True)
         )
-        caption = f"<caption>{_html(self.caption)}</caption>" if self.caption else ""
+        caption = f"<caption>{_html(words)}</caption>" if (words := style.noted(self.caption, self.frame.to_csv())) else ""
         kind = ' class="numbers"' if self.numbers else ""
         body = f'<table{kind}>{caption}<thead><tr><th scope="col">{corner}</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
         return f'<div class="wide" tabindex="0">{body}</div>'

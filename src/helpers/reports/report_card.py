@@ -508,7 +508,7 @@ def _kind(reason: str) -> str:
 def shown_name(key: str) -> str:
     """Return a model's name for readers, without the folders that a file lies in."""
     kind, _, place = key.partition(":")
-    return f"{kind}:{Path(place).name}" if kind == "file" or (kind == "ase" and ".py:" in place) else figures.label(key)
+    return f"{kind}:{Path(place).name}" if kind in ("ase", "file") else figures.label(key)
 
 
 def _card(

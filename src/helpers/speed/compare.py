@@ -60,6 +60,8 @@ NAME = "speed"
 # So long a way may take for an answer, s; else its process hangs. Compiling a network takes minutes.
 PATIENCE_S = 600
 
+HISTORY = "history.csv"
+
 MODELS = ("chgnet-0.3.0", "m3gnet-mp-2021.2.8", "tensornet-matpes-pbe-2025.1", RANDOM_MACE)
 
 # Largest deviation that counts as agreement: in energies, eV/atom; in forces, a fraction of the largest force of the structure, or eV/Å
@@ -446,6 +448,26 @@ def record(key: str, out: Path | None = None, protocol: Rules | None = None, *, 
         )
         results.write(name, key, table, made, out, keys=("route", "round"))
     return results.table_path(name, key, out)
+
+
+def remember(keys: Sequence[str], out: Path | None = None) -> pd.DataFrame:
+    """Add the speed of models to ``history.csv`` beside their tables, and return it: a line for each model, day and device.
+
+    Of the frames that are evaluated: ``atoms_per_s`` of ours on one thread, and ``ratio``, the least time of another package over ours in
+    the same round, on one thread, too.
+    """
+    rows = []
+    for key in keys:
+        made, summary = results.provenance(NAME, key, out), summarise(read([key], out))
+        done = summary[(summary["kind"] == "statics") & (summary["status"] == "ok")].set_index("route")
+        others = [name for name in done.index if not name.startswith("ours") and ROUTES[name].threads == 1]
+        about = {name: made[name] for name in ("date", "device", "model")}
+        rows.append(about | {"atoms_per_s": round(done.loc["ours", "atoms_per_s"], 1), "ratio": round(done.loc[others, "ratio"].min(), 2)})
+    path = results.results_dir(out) / NAME / HISTORY
+    before = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    kept = pd.concat([before, pd.DataFrame(rows)]).drop_duplicates(["date", "device", "model"], keep="last").sort_values(["model", "date"])
+    results.write_bytes(kept.to_csv(index=False).encode(), path)
+    return kept
 
 
 def _kept(name: str, key: str, protocol: Rules, out: Path | None) -> tuple[pd.DataFrame, dict[str, Any]]:

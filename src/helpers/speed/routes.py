@@ -31,6 +31,7 @@ from ase.md.langevin import Langevin
 from ase.optimize import FIRE
 
 from helpers import engine, potentials, registry, runner
+from helpers.engine import torchsim
 from helpers.potentials.base import Potential
 from helpers.runner.worker import potential_here
 from helpers.training.fine_tune import Label, Recipe, fine_tune
@@ -104,7 +105,7 @@ def _computed(potential: Potential, task: Task, stress: bool = False) -> Answer:
 def _langevin(model: ts.models.interface.ModelInterface, task: Task) -> Answer:
     """Move a batch with torch-sim's Langevin integrator, all structures at once."""
     settings = {"n_steps": task.steps, "temperature": _TEMPERATURE_K, "timestep": _TIMESTEP_FS * 1e-3}
-    state = ts.integrate(list(task.structures), model, integrator=ts.nvt_langevin, **settings)
+    state = ts.integrate(list(task.structures), model, integrator=torchsim.LANGEVIN, **settings)
     return _of_state(state, task)
 
 
@@ -305,7 +306,7 @@ def _torch_sim(key: str, cores: int, device: str) -> Compute:
             state = ts.optimize(
                 list(task.structures),
                 model,
-                optimizer=ts.optimizers.fire,
+                optimizer=torchsim.FIRE,
                 max_steps=task.steps,
                 steps_between_swaps=task.steps,
                 convergence_fn=lambda state, _: torch.ones(state.n_systems, dtype=torch.bool, device=state.device),

@@ -1,1 +1,1 @@
-"""Fitting potentials to labels: fine-tuning, the labels and their checks, weak supervision, linear potentials, alchemical atoms."""
+"""Fitting potentials to labels: fine-tuning, the labels and their checks, linear potentials, alchemical atoms."""

@@ -5,10 +5,10 @@ Both are from Deng et al., npj Comput. Mater. 11, 9 (2025):
 * :func:`linear_correction` multiplies the energy by one constant fitted to the forces of one or more labels.
   It is what gradient descent finds when a single scalar is trained and everything else is frozen.
 * :func:`fine_tune` trains the weights on a few labels. One loop serves every graph network here. It can also train less than all weights:
-  a part of them (:func:`part`), or corrections of low rank to all of them (Hu et al., ICLR (2022), arXiv 2106.09685). Losses that need no
-  label can be added (:mod:`helpers.training.weak_supervision`). Two of them hold on to what the potential knew of other elements, from its
-  own answers on crystals of these: they are labels too (replay), or weights that mattered for them are held (elastic weight consolidation:
-  Kirkpatrick et al., PNAS 114, 3521 (2017)). Labels may bring force constants.
+  a part of them (:func:`part`), or corrections of low rank to all of them (Hu et al., ICLR (2022), arXiv 2106.09685). What the
+  potential knew of other elements can be held, with its own answers on crystals of these: they are labels too (replay), or weights
+  that mattered for them are held (elastic weight consolidation: Kirkpatrick et al., PNAS 114, 3521 (2017)). Labels may bring force
+  constants.
 """
 
 from __future__ import annotations
@@ -32,8 +32,6 @@ from tqdm.auto import tqdm
 
 from helpers import results, softening, structures
 from helpers.potentials.base import Graph, GraphPotential, Potential, PotentialError, Prediction, StructureError, System
-from helpers.training import weak_supervision
-from helpers.training.weak_supervision import Weak
 
 EV_PER_A3_IN_GPA = 160.21766208
 
@@ -104,7 +102,6 @@ class Recipe:
     seed: int = 0
     trained: tuple[str, ...] = ()  # beginnings of the names of the parameters that are trained, see `part`; empty: all
     rank: int = 0  # above 0: the weights stay as they are and get corrections of this rank
-    weak: Weak | None = None  # losses without labels, at the labelled structures
     loss: str = "squared"  # or "absolute", or "huber": half the square up to huber_delta, linear beyond
     huber_delta: float = 0.1  # in the units of each error; the value CHGNet was trained with
     # What the potential knew of other elements: so many crystals of them, and the weight of their energies, per (eV/atom)².
@@ -255,8 +252,8 @@ def fine_tune(
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate)
     generator = torch.Generator().manual_seed(recipe.seed)
-    # Of its own, so that the order of the labels is the same with and without.
-    moves = torch.Generator().manual_seed(recipe.weak.seed if recipe.weak else recipe.seed)
+    # Of its own, so that the order of the labels is the same whatever the method.
+    moves = torch.Generator().manual_seed(recipe.seed)
 
     systems = [tuned.system(label.atoms) for label in labels]
 
@@ -455,6 +452,12 @@ class _Batch:
     force_constants: torch.Tensor | None = None
 
 
+def directions(n_atoms: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
+    """Return a random unit vector for each atom, shape (n_atoms, 3)."""
+    drawn = torch.randn(n_atoms, 3, generator=generator, dtype=torch.float64)
+    return (drawn / torch.linalg.norm(drawn, dim=1, keepdim=True)).to(device)
+
+
 def _with_curvature(potential: GraphPotential, batch: _Batch, labels: Sequence[Label]) -> _Batch:
     """Add what H·d is compared with: the crystals without displacements, and their force constants, one block each."""
     crystals = [label.atoms.copy() for label in labels]
@@ -469,7 +472,7 @@ class _Memory:
 
     def __init__(self, potential: GraphPotential, parameters: list[torch.nn.Parameter], labels: Sequence[Label], recipe: Recipe) -> None:
         self.potential, self.parameters, self.recipe = potential, parameters, recipe
-        self.of_sample = replace(recipe, energy_weight=recipe.sample_energy_weight, weak=None, curvature_weight=0.0)
+        self.of_sample = replace(recipe, energy_weight=recipe.sample_energy_weight, curvature_weight=0.0)
         crystals, answers = sample_of(potential, {z for label in labels for z in label.atoms.numbers.tolist()}, recipe.sample, recipe.seed)
         known = [Label(atoms, p.energy, p.forces, p.stress) for atoms, p in zip(crystals, answers, strict=True)]
         groups = [known[first : first + _REPLAYED] for first in range(0, len(known), _REPLAYED)]
@@ -567,11 +570,9 @@ def _loss(
     if with_stress:
         loss = loss + recipe.stress_weight * torch.mean(_penalty((stresses - batch.stress) * EV_PER_A3_IN_GPA, recipe))
     if moves is not None and batch.undisplaced is not None:
-        d = weak_supervision.directions(len(error), moves, error.device)
+        d = directions(len(error), moves, error.device)
         found = potential.hessian_vector(batch.undisplaced, d, step_a=recipe.curvature_step_a, training=True)
         loss = loss + recipe.curvature_weight * torch.mean(_penalty(found - (batch.force_constants @ d.ravel()).reshape(d.shape), recipe))
-    if moves is not None and recipe.weak is not None:
-        loss = loss + weak_supervision.loss(potential, batch.graph, (energies, forces), recipe.weak, moves)
     return loss, float(torch.sum(batch.weights * error.detach().abs()))
 
 
