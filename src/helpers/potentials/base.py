@@ -569,19 +569,12 @@ class GraphPotential(Potential):
             stresses = gradients[1] / volume[:, None, None]
         return energies, forces, stresses
 
-    def hessian_vector(self, graph: Graph, direction: torch.Tensor, *, step_a: float = 0.0, training: bool = False) -> torch.Tensor:
+    def hessian_vector(self, graph: Graph, direction: torch.Tensor, *, training: bool = False) -> torch.Tensor:
         """Return H·d, the second derivatives of the energies times a displacement of the atoms (Å); both have shape (N, 3), H·d is in eV/Å.
 
-        By differentiating twice, which never forms H (Pearlmutter, Neural Comput. 6, 147 (1994)), or, with a step (of the displacement, as
-        a share of it), as the central difference of forces. In training it can be differentiated by the weights.
+        By differentiating twice, which never forms H (Pearlmutter, Neural Comput. 6, 147 (1994)); in training, weights can learn from it.
         """
         at = copy.copy(graph)
-        if step_a:
-            ends = []
-            for sign in (1, -1):
-                at.positions = graph.positions + sign * step_a * direction
-                ends.append(self.compute(at, training=training)[1])
-            return (ends[1] - ends[0]) / (2 * step_a)
         at.positions = graph.positions.detach().requires_grad_(True)
         forces = self.compute(at, training=True)[1]
         return torch.autograd.grad(-(forces * direction).sum(), at.positions, create_graph=training)[0]

@@ -158,12 +158,12 @@ def fix(
 
 def _make(out: Path, request: dict, model: str, potential: Potential, frames: list, files: list, recipe: Recipe, progress: bool) -> None:
     method = request["method"]
-    known = exam.examine(potential)
+    notes = exam.examine(potential)
     if request["forces_only"]:
         frames = [replace(frame, energy=None, stress=None) for frame in frames]
-    frames, before, dropped, notes = _checked(frames, potential, request, progress)
+    frames, before, dropped, found = _checked(frames, potential, request, progress)
     fitted, tested = split(frames, request["test_fraction"], request["seed"], whole=bool(recipe.curvature_weight))
-    notes = [*known, *notes, *_thin(frames, fitted, tested)]
+    notes = [*notes, *found, *_thin(frames, fitted, tested)]
 
     results.write_json(request, out / _STARTED)
     chosen = [frames[k] for k in fitted]
@@ -171,7 +171,7 @@ def _make(out: Path, request: dict, model: str, potential: Potential, frames: li
     stages: dict[str, Sequence[Prediction]] = {"before": before}
     outcome, offsets = None, {}
     if method == "linear":
-        new = fine_tune.linear_correction(potential, [frame.label() for frame in chosen])
+        new = fine_tune.linear_correction(potential, [frame.label() for frame in chosen], "advised")
         stages["one factor"] = new.evaluate([frame.atoms for frame in frames], progress=progress)
     else:
         on_zero, offsets = _on_the_models_zero(chosen, [before[k] for k in fitted])
@@ -185,12 +185,9 @@ def _make(out: Path, request: dict, model: str, potential: Potential, frames: li
             raise PotentialError(f"the fixed potential fails on {frame.file}, frame {frame.number}, and was not saved: {prediction.error}")
 
     scores = _scores(frames, fitted, tested, stages)
-    said = advice(scores, single, method)
-    interval = _interval(chosen, [before[k] for k in fitted])
-    forgotten = None
-    if outcome is not None:
-        known = {z for frame in frames for z in frame.atoms.numbers.tolist()}
-        forgotten = fine_tune.forgetting(potential, new, known) if potential.elements - known else None
+    said, interval = advice(scores, single, method), _interval(chosen, [before[k] for k in fitted])
+    seen = {z for frame in frames for z in frame.atoms.numbers.tolist()}
+    lost = fine_tune.forgetting(potential, new, seen) if outcome is not None and potential.elements - seen else None
     ends = scores[scores["frames"] == "test"].set_index("stage")["mae"]
     kept = len(ends) > 0 and ends.iloc[-1] > ends["before"]
     if kept:
@@ -202,7 +199,7 @@ def _make(out: Path, request: dict, model: str, potential: Potential, frames: li
         "method": method,
         "trained": method != "linear" and not kept,
         "kept_as_it_was": bool(kept),
-        "forgetting": forgotten,
+        "forgetting": lost,
         "base_sha256": request["model_sha256"],
         "model_key": model,
         "factor": new.scale / potential.scale,
@@ -218,7 +215,7 @@ def _make(out: Path, request: dict, model: str, potential: Potential, frames: li
         "tested": [[frames[k].file, frames[k].number] for k in tested],
         "dropped": dropped,
         "notes": notes,
-        "advice": [*said, *_uncertainty(interval, len(fitted)), *_forgotten(forgotten)],
+        "advice": [*said, *_reach(interval, len(fitted), lost)],
         "scores": scores.astype(object).where(scores.notna(), None).to_dict("records"),
         "elements": sorted({symbol for frame in frames for symbol in frame.atoms.get_chemical_symbols()}),
         "device": results.device_name(str(potential.device)),
@@ -418,36 +415,36 @@ def _components(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> t
 
 
 def _factor(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> float | None:
-    """Return c = 1/s, or None where the slope is not positive or there is none."""
+    """Return the advised c, or None where the slope is not positive or there is none."""
     try:
-        return softening.correction(*_components(frames, predictions))
+        return softening.correction(*_components(frames, predictions), "advised")
     except ValueError:
         return None
 
 
 def _interval(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> list[float] | None:
-    """Return c = 1/s with the ends of its 95 % interval over frames (:func:`softening.bootstrap_over`), or None if there is none."""
+    """Return the advised c with the ends of its 95 % interval over frames (:func:`softening.bootstrap_over`), or None if there is none."""
     pairs = [_components([frame], [prediction]) for frame, prediction in zip(frames, predictions, strict=True)]
-    sums = [[float(x @ x), float(x @ y)] for x, y in pairs]
-    if len(sums) < 2:
+    if len(pairs) < 2:
         return None
-    found = softening.bootstrap_over(sums, lambda total: np.where(total[..., 1] > 0, total[..., 0] / total[..., 1], np.nan))
-    return [found.estimate, found.low, found.high] if np.isfinite([found.estimate, found.low, found.high]).all() else None
+    sums = [[x @ x, x @ y, y @ y] for x, y in pairs]
+    found = softening.bootstrap_over(sums, lambda total: softening.advised_factor(*np.moveaxis(total, -1, 0)))
+    ends = [found.estimate, found.low, found.high]
+    return ends if np.isfinite(ends).all() else None
 
 
-def _uncertainty(interval: list[float] | None, n: int) -> list[str]:
+def _reach(interval: list[float] | None, n: int, lost: dict[str, float] | None) -> list[str]:
+    """Say how sure the factor of n frames is, and what was forgotten."""
     if interval is None:
-        return ["The factor has no interval: " + ("one frame gives none." if n == 1 else "the frames do not agree on its sign.")]
-    narrow = f" With {n} frames it is too narrow: add frames." if n < 5 else ""
-    return [f"The factor is {interval[0]:.3f}, 95 % interval {interval[1]:.3f} to {interval[2]:.3f} over {n} fitted frames.{narrow}"]
-
-
-def _forgotten(found: dict[str, float] | None) -> list[str]:
-    if found is None:
-        return []
-    on = f"on {found['n']} crystals of {found['n_elements']} elements that no label has"
-    forces = f"forces changed by {found['forces']:.3f} eV/Å, {found['forces'] / found['forces_before']:.0%} of their mean size"
-    return [f"Forgetting, {on}: {forces}, energies by {1000 * found['energy']:.0f} meV/atom."]
+        said = ["The factor has no interval: " + ("one frame gives none." if n == 1 else "the frames do not agree on its sign.")]
+    else:
+        narrow = f" With {n} frames it is too narrow: add frames." if n < 5 else ""
+        said = ["The factor is {:.3f}, 95 % interval {:.3f} to {:.3f}".format(*interval) + f" over {n} fitted frames.{narrow}"]
+    if lost is not None:
+        on = f"on {lost['n']} crystals of {lost['n_elements']} elements that no label has"
+        forces = f"forces changed by {lost['forces']:.3f} eV/Å, {lost['forces'] / lost['forces_before']:.0%} of their mean size"
+        said.append(f"Forgetting, {on}: {forces}, energies by {1000 * lost['energy']:.0f} meV/atom.")
+    return said
 
 
 def _single_factors(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> list[float]:
@@ -651,6 +648,7 @@ def _write_report(
     ]
     title = f"{figures.label(base)}, fixed with {about['n_labels']} label{'' if about['n_labels'] == 1 else 's'}"
     how = "one factor on energies, forces and stresses" if outcome is None else "fine-tuned weights"
+    how = "kept as it was" if about["kept_as_it_was"] else how
     lead = f"{how[0].upper()}{how[1:]}. Elements: {', '.join(about['elements'])}. {about['date']}."
     footer = "Written by softening fix. Method: Deng et al., npj Comput. Mater. 11, 9 (2025)."
     page.write(out, title, lead, sections, footer)

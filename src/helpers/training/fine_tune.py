@@ -45,9 +45,8 @@ class Label:
     # eV/Å, shape (n_atoms, 3); NaN where a component does not count, as of an atom that was held. It is left out of every sum.
     forces: np.ndarray
     stress: np.ndarray | None = None  # eV/Å³, shape (3, 3), ASE's sign
-    # eV/Å², shape (3 n_atoms, 3 n_atoms), of the crystal from which the atoms are displaced; and by how much (n_atoms, 3), Å.
-    force_constants: np.ndarray | None = None
-    displacement: np.ndarray | None = None
+    crystal: ase.Atoms | None = None  # from which the atoms are displaced
+    force_constants: np.ndarray | None = None  # those of the crystal, eV/Å², shape (3 n_atoms, 3 n_atoms)
 
     def __post_init__(self) -> None:
         # Lists, and Voigt's six numbers, are what other programs hand over.
@@ -109,25 +108,18 @@ class Recipe:
     sample_energy_weight: float = 10.0
     replay_weight: float = 0.0  # of their loss, beside that of the labels
     consolidation: float = 0.0  # strength of elastic weight consolidation; 1: to second order, and weight by weight, as much as replay
-    curvature_weight: float = 0.0  # of H·d for random directions d in which every atom moves by 1 Å; per (eV/Å)²
-    curvature_step_a: float = 0.0  # 0: H·d by differentiating twice; else from forces so far (Å) on both sides
+    curvature_weight: float = 0.0  # of H·d, every second step, for random directions d in which every atom moves by 1 Å; per (eV/Å)²
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"unknown loss {self.loss!r}; there are: {', '.join(LOSSES)}")
 
     def record(self) -> dict[str, object]:
-        """Return all settings, those that came later only where they are used: records from before stay valid."""
-        found = asdict(self)
-        if self.loss == "squared":
-            del found["loss"], found["huber_delta"]
-        unused = {
-            ("sample", "sample_energy_weight"): self.replay_weight or self.consolidation,
-            ("replay_weight",): self.replay_weight,
-            ("consolidation",): self.consolidation,
-            ("curvature_weight", "curvature_step_a"): self.curvature_weight,
-        }
-        return {name: value for name, value in found.items() if all(used or name not in names for names, used in unused.items())}
+        """Return all settings, those that came later only where their loss is used: records from before stay valid."""
+        used = {"loss": self.loss != "squared", "sample": self.replay_weight or self.consolidation}
+        used |= {"huber_delta": used["loss"], "sample_energy_weight": used["sample"]}
+        used |= {name: getattr(self, name) for name in ("replay_weight", "consolidation", "curvature_weight")}
+        return {name: value for name, value in asdict(self).items() if used.get(name, True)}
 
 
 @dataclass
@@ -239,7 +231,7 @@ def fine_tune(
     with_energy = recipe.energy_weight > 0 and all(label.energy is not None for label in labels)
     with_stress = recipe.stress_weight > 0 and all(label.stress is not None for label in labels)
     _check(labels, energy=with_energy, stress=with_stress)
-    if recipe.curvature_weight and any(label.force_constants is None or label.displacement is None for label in labels):
+    if recipe.curvature_weight and any(label.force_constants is None for label in labels):
         raise ValueError("training on curvature needs labels with force constants; some have none")
     train, validation = split(len(labels), recipe)
 
@@ -258,9 +250,7 @@ def fine_tune(
     systems = [tuned.system(label.atoms) for label in labels]
 
     def batch(members: Sequence[int]) -> _Batch:
-        chosen = [labels[k] for k in members]
-        made = _batch(tuned, [systems[k] for k in members], chosen, with_energy, with_stress)
-        return _with_curvature(tuned, made, chosen) if recipe.curvature_weight else made
+        return _batch(tuned, [systems[k] for k in members], [labels[k] for k in members], with_energy, with_stress)
 
     memory = _Memory(tuned, parameters, labels, recipe) if recipe.replay_weight or recipe.consolidation else None
 
@@ -299,7 +289,10 @@ def fine_tune(
         for first in range(0, len(order), recipe.batch_size):
             members = order[first : first + recipe.batch_size]
             optimiser.zero_grad()
-            loss, error = _loss(tuned, singles[members[0]] if singles else batch(members), recipe, training=True, moves=moves)
+            # H·d takes twice as long as all else: every second step, and each label every second epoch.
+            curved = recipe.curvature_weight and (epoch + first // recipe.batch_size) % 2 == 0
+            chosen = singles[members[0]] if singles else batch(members)
+            loss, error = _loss(tuned, chosen, recipe, training=True, moves=moves if curved else None)
             if memory is not None:
                 loss = loss + memory.loss(moves)
             loss.backward()
@@ -448,23 +441,7 @@ class _Batch:
     forces: torch.Tensor
     weights: torch.Tensor  # of each force component in the mean, 0 where it does not count
     stress: torch.Tensor | None
-    undisplaced: Graph | None = None
-    force_constants: torch.Tensor | None = None
-
-
-def directions(n_atoms: int, generator: torch.Generator, device: torch.device) -> torch.Tensor:
-    """Return a random unit vector for each atom, shape (n_atoms, 3)."""
-    drawn = torch.randn(n_atoms, 3, generator=generator, dtype=torch.float64)
-    return (drawn / torch.linalg.norm(drawn, dim=1, keepdim=True)).to(device)
-
-
-def _with_curvature(potential: GraphPotential, batch: _Batch, labels: Sequence[Label]) -> _Batch:
-    """Add what H·d is compared with: the crystals without displacements, and their force constants, one block each."""
-    crystals = [label.atoms.copy() for label in labels]
-    for crystal, label in zip(crystals, labels, strict=True):
-        crystal.positions -= label.displacement
-    blocks = [torch.as_tensor(label.force_constants, dtype=torch.float64, device=potential.device) for label in labels]
-    return replace(batch, undisplaced=potential.collate([*map(potential.system, crystals)]), force_constants=torch.block_diag(*blocks))
+    curved: tuple[Graph, torch.Tensor] | None  # crystals with force constants, and these, a block each
 
 
 class _Memory:
@@ -545,6 +522,7 @@ def _batch(potential: GraphPotential, systems: Sequence[System], labels: Sequenc
     graph = potential.collate(systems)
     forces = tensor(np.concatenate([label.forces for label in labels]))
     counted = ~torch.isnan(forces)
+    pairs = [(potential.system(one.crystal), tensor(one.force_constants)) for one in labels if one.crystal is not None]
     n_counted = torch.zeros_like(graph.n_atoms).index_add(0, graph.system, counted.sum(dim=1))
     return _Batch(
         graph=graph,
@@ -553,6 +531,7 @@ def _batch(potential: GraphPotential, systems: Sequence[System], labels: Sequenc
         # Every structure counts once, however many atoms it has.
         weights=(1 / (n_counted * len(labels)))[graph.system, None] * counted,
         stress=tensor(np.stack([label.stress for label in labels if label.stress is not None])) if with_stress else None,
+        curved=(potential.collate([one for one, _ in pairs]), torch.block_diag(*(two for _, two in pairs))) if pairs else None,
     )
 
 
@@ -569,10 +548,12 @@ def _loss(
         loss = loss + recipe.energy_weight * torch.mean(_penalty((energies - batch.energy) / n_atoms, recipe))
     if with_stress:
         loss = loss + recipe.stress_weight * torch.mean(_penalty((stresses - batch.stress) * EV_PER_A3_IN_GPA, recipe))
-    if moves is not None and batch.undisplaced is not None:
-        d = directions(len(error), moves, error.device)
-        found = potential.hessian_vector(batch.undisplaced, d, step_a=recipe.curvature_step_a, training=True)
-        loss = loss + recipe.curvature_weight * torch.mean(_penalty(found - (batch.force_constants @ d.ravel()).reshape(d.shape), recipe))
+    if moves is not None and batch.curved is not None:
+        crystals, constants = batch.curved
+        drawn = torch.randn(error.shape, generator=moves, dtype=torch.float64)
+        d = torch.nn.functional.normalize(drawn, dim=1).to(error.device)  # every atom moves by 1 Å
+        found = potential.hessian_vector(crystals, d, training=True) - (constants @ d.ravel()).reshape(d.shape)
+        loss = loss + recipe.curvature_weight * torch.mean(_penalty(found, recipe))
     return loss, float(torch.sum(batch.weights * error.detach().abs()))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import ase
@@ -14,19 +13,11 @@ from phonopy.interface.calculator import get_calculator_physical_units
 from phonopy.interface.phonopy_yaml import PhonopyYaml
 from phonopy.interface.vasp import read_vasp
 
+from helpers.training.fine_tune import Label
+
 SETS, CONSTANTS = "FORCE_SETS", "FORCE_CONSTANTS"
 _BESIDE = ("phonopy_params.yaml", "phonopy.yaml", "phonopy_disp.yaml", "SPOSCAR")
 _STEP_A = 0.01  # displacement per component where a file brings none, Å
-
-
-@dataclass(frozen=True)
-class Displaced:
-    """A supercell with N atoms that are displaced (N, 3), Å; DFT's forces (N, 3), eV/Å, and force constants (3 N, 3 N), eV/Å²."""
-
-    atoms: ase.Atoms
-    displacement: np.ndarray
-    forces: np.ndarray
-    force_constants: np.ndarray
 
 
 def is_one(path: Path) -> bool:
@@ -34,25 +25,22 @@ def is_one(path: Path) -> bool:
     return path.name in (SETS, CONSTANTS) or (path.name.startswith("phonopy") and path.suffix in (".yaml", ".yml"))
 
 
-def read(path: Path) -> list[Displaced]:
+def read(path: Path) -> list[Label]:
     """Return the displaced supercells of FORCE_SETS or of a yaml file of phonopy, or one, harmonic, where there are force constants only.
 
     FORCE_SETS and FORCE_CONSTANTS tell no crystal: that is read from a yaml file of phonopy, or SPOSCAR, beside them. ValueError if there
     is none, if there are neither forces nor force constants, or if units are others than eV and Å.
     """
-    of_crystal = path
-    if path.name in (SETS, CONSTANTS):
-        of_crystal = next((path.with_name(name) for name in _BESIDE if path.with_name(name).is_file()), path)
-        if of_crystal == path:
-            raise ValueError(f"{path} tells no crystal; put phonopy's {', '.join(_BESIDE[:-1])} or {_BESIDE[-1]} beside it")
+    beside = [path.with_name(name) for name in _BESIDE] if path.name in (SETS, CONSTANTS) else [path]
+    of_crystal = next((one for one in beside if one.is_file()), None)
+    if of_crystal is None:
+        raise ValueError(f"{path} tells no crystal; put phonopy's {', '.join(_BESIDE[:-1])} or {_BESIDE[-1]} beside it")
     if of_crystal.name == "SPOSCAR":
         phonons, known = Phonopy(read_vasp(of_crystal), np.eye(3, dtype=int), primitive_matrix=np.eye(3)), PhonopyYaml()
     else:
         known = PhonopyYaml().read(of_crystal)
         if (unit := get_calculator_physical_units(known.calculator).force_constants_unit) != "eV/angstrom^2":
-            raise ValueError(
-                f"{of_crystal} is of {known.calculator}, in {unit}; convert it to eV and Å (phonopy-load reads and writes both)"
-            )
+            raise ValueError(f"{of_crystal} is of {known.calculator}, in {unit}; convert it to eV and Å with phonopy-load")
         phonons = Phonopy(known.unitcell, known.supercell_matrix, primitive_matrix=known.primitive_matrix)
     own = path == of_crystal
     dataset = known.dataset if own else parse_FORCE_SETS(path) if path.name == SETS else None
@@ -77,5 +65,5 @@ def read(path: Path) -> list[Displaced]:
     for move, force in zip(moves, forces, strict=True):
         atoms = crystal.copy()
         atoms.positions += move
-        found.append(Displaced(atoms, move, np.asarray(force), full))
+        found.append(Label(atoms, None, force, None, crystal, full))
     return found

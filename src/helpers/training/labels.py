@@ -128,7 +128,7 @@ class Frame:
     names: str = ""  # under which names the answers were found
     fault: str = ""  # why the frame is no DFT label, as far as reading shows; empty if it is one
     remarks: tuple[str, ...] = ()  # what was found in the file and not used
-    curvature: force_constants.Displaced | None = None  # where the file is phonopy's
+    curvature: Label | None = None  # the same with force constants, where the file is phonopy's
 
     @property
     def counted(self) -> np.ndarray:
@@ -146,10 +146,11 @@ class Frame:
         """Return the frame as a label for :mod:`helpers.training.fine_tune`; forces that do not count (:attr:`counted`) are NaN."""
         if self.forces is None:
             raise LabelError(f"{self.file}, frame {self.number}: there are no forces")
+        if self.curvature is not None:
+            return self.curvature
         counted = self.counted
         forces = self.forces if counted.all() else np.where(counted, self.forces, np.nan)
-        known = self.curvature
-        return Label(self.atoms, self.energy, forces, self.stress, *((known.force_constants, known.displacement) if known else ()))
+        return Label(self.atoms, self.energy, forces, self.stress)
 
 
 @dataclass(frozen=True)
