@@ -40,7 +40,7 @@ def stiff(chgnet):
 def test_curvature_is_the_derivative_of_forces(load_model, key):
     """H·v by differentiating twice, against forces on both sides, and so for what the weights learn from it."""
     potential = load_model(key, torch.float64).smooth()
-    crystal = bulk("Si", cubic=True)
+    crystal = bulk("Si")
     crystal.numbers[0] = 8
     crystal.rattle(0.1, seed=1)
     graph = potential.collate([potential.system(crystal)])
@@ -148,7 +148,7 @@ def test_phonopy_files_that_cannot_be_labels(folder):
 def test_a_harmonic_crystal_learns_its_spring_constant(folder):
     (frame,) = labels.read(folder / "FORCE_SETS")
     model, _ = of_springs(2.0)
-    recipe = Recipe(epochs=150, learning_rate=0.05, force_weight=0.0, validation_fraction=0, keep="last")
+    recipe = Recipe(epochs=80, learning_rate=0.05, force_weight=0.0, validation_fraction=0, keep="last")
     outcome = fine_tune.fine_tune(model, [frame.label()], fine_tune.recipe_of("curvature", model, recipe))
     assert float(outcome.potential.network["k"]) == pytest.approx(3.0, rel=0.01)
     assert float(model.network["k"]) == 2.0
@@ -215,29 +215,19 @@ def trained(potential, frames, method, **settings):
     return fine_tune.fine_tune(potential, frames, fine_tune.recipe_of(method, potential, Recipe(**common | settings)))
 
 
-@pytest.fixture(scope="module")
-def forgotten(chgnet):
-    """Force errors on MgO whose teacher is so stiff that much is forgotten, what is forgotten, and the potential, by method."""
-    teacher = chgnet.scaled(1.6)
-    frames = trial.labelled(teacher, trial.rattled([bulk("MgO", "rocksalt", a=4.21)] * 3, 0.1, np.random.default_rng(0)))
-    kinds = {"full": {}, "replay": {}, "consolidation": {}, "strong": {"consolidation": 1e4}}
-    found = {}
-    for name, settings in kinds.items():
-        outcome = trained(chgnet, frames, name if name in fine_tune.METHODS else "consolidation", **settings)
-        found[name] = outcome.history, fine_tune.forgetting(chgnet, outcome.potential, {8, 12}), outcome.potential
-    return found
-
-
 @pytest.mark.slow
-def test_replay_and_consolidation_forget_less(forgotten):
-    full, replay = forgotten["full"][1], forgotten["replay"][1]
-    assert full["n"] == 24
-    assert replay["forces"] < 0.85 * full["forces"]
-    assert replay["energy"] < 0.7 * full["energy"]
-    assert forgotten["strong"][1]["forces"] < forgotten["consolidation"][1]["forces"] < full["forces"]
-    for name in ("full", "replay", "consolidation"):
-        history = forgotten[name][0]
-        assert history[-1]["train_force_mae"] < 0.2 * history[0]["train_force_mae"]
+def test_replay_and_consolidation_forget_less(chgnet):
+    """On MgO whose teacher is so stiff that much is forgotten."""
+    frames = trial.rattled([bulk("MgO", "rocksalt", a=4.21)] * 2, 0.1, np.random.default_rng(0))
+    frames, lost = trial.labelled(chgnet.scaled(1.6), frames), {}
+    for method, settings in {"full": {}, "replay": {"replay_weight": 10.0}, "consolidation": {"consolidation": 1e4}}.items():
+        outcome = trained(chgnet, frames, method, epochs=8, sample=8, learning_rate=3e-3, **settings)
+        assert outcome.history[-1]["train_force_mae"] < 0.6 * outcome.history[0]["train_force_mae"]
+        lost[method] = fine_tune.forgetting(chgnet, outcome.potential, {8, 12}, number=8)
+        assert lost[method]["n"] == 8
+    for method in ("replay", "consolidation"):
+        assert lost[method]["forces"] < 0.85 * lost["full"]["forces"]
+        assert lost[method]["energy"] < 0.7 * lost["full"]["energy"]
 
 
 @pytest.mark.slow
@@ -254,7 +244,7 @@ def test_the_stronger_the_consolidation_the_nearer_the_weights_stay():
     frames = trial.labelled(model.scaled(1.5), [crystal])
     found = []
     for strength in (1e-9, 0.01, 1.0, 100.0):
-        settings = {"epochs": 150, "learning_rate": 0.05, "sample": 8, "consolidation": strength}
+        settings = {"epochs": 80, "learning_rate": 0.05, "sample": 8, "consolidation": strength}
         found.append(float(trained(model, frames, "consolidation", **settings).potential.network["k"]))
     assert found[0] == pytest.approx(3.0, rel=0.01)
     assert found == sorted(found, reverse=True)
@@ -262,9 +252,9 @@ def test_the_stronger_the_consolidation_the_nearer_the_weights_stay():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["replay", "consolidation"])
-def test_a_killed_training_goes_on(chgnet, stiff, tmp_path, killed_after, method):
-    recipe = fine_tune.recipe_of(method, chgnet, Recipe(epochs=4, learning_rate=3e-4, sample=4))
+def test_a_killed_training_goes_on(chgnet, stiff, tmp_path, killed_after):
+    """With replay and consolidation at once."""
+    recipe = fine_tune.recipe_of("replay", chgnet, Recipe(epochs=4, learning_rate=3e-4, sample=4, consolidation=100.0))
     whole = fine_tune.fine_tune(chgnet, stiff[:3], recipe)
     with killed_after(2):
         fine_tune.fine_tune(chgnet, stiff[:3], recipe, checkpoint=tmp_path / "training.pt")

@@ -31,7 +31,7 @@ _FILES = tuple(dict.fromkeys((*learning_curve.SETS["curve"], *surfaces.SETS["sla
 SETS: dict[str, tuple[str, ...]] = {"ten": _FILES, "one": _FILES, "rest": _FILES, "teacher": ()}
 LIVE = "teacher"
 KEYS = learning_curve.KEYS
-MODELS = {"chgnet-0.3.0": ("ten", "one", LIVE)}
+MODELS = {"chgnet-0.3.0": ("ten", LIVE)}
 ATOMS_PER_SHARD = 1
 TOLERANCES = learning_curve.TOLERANCES | {"force_change": 0.01, "energy_change": 0.02}
 METHODS = tuple(method for method in fine_tune.METHODS if method != "curvature")

@@ -130,8 +130,9 @@ def pareto(points: pd.DataFrame, materials: Sequence[str], methods: Mapping[str,
             for method, x, y, *ends in here[["method", "x", "y", "x_low", "x_high", "y_low", "y_high"]].itertuples(index=False):
                 bars = np.abs(np.reshape(ends, (2, 2, 1)) - np.reshape([x, y], (2, 1, 1)))
                 axis.errorbar(x, y, bars[1], bars[0], markeredgecolor="white", zorder=3, **looks[method] | {"linestyle": "none"})
-            axis.set(xlabel=x_label, ylabel=y_label)
+            axis.set_ylim(0, 1.1)
             axis.set_title(material, loc="left")
+        style.outer_labels(axes, x_label, y_label)
         style.legend(figure, [Line2D([], [], label=methods[name], **look | {"linestyle": "none"}) for name, look in looks.items()])
     return figure
 
