@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import phonopy
 import pytest
 import torch
@@ -14,7 +15,8 @@ from phonopy.interface.vasp import write_vasp
 from phonopy.structure.atoms import PhonopyAtoms
 from typer.testing import CliRunner
 
-from helpers import cli, potentials, structures
+from helpers import cli, figures, potentials, structures
+from helpers.experiments import tournament
 from helpers.potentials.base import GraphPotential, PotentialError
 from helpers.reports import fix
 from helpers.training import fine_tune, labels, trial
@@ -244,7 +246,7 @@ def test_the_stronger_the_consolidation_the_nearer_the_weights_stay():
     frames = trial.labelled(model.scaled(1.5), [crystal])
     found = []
     for strength in (1e-9, 0.01, 1.0, 100.0):
-        settings = {"epochs": 80, "learning_rate": 0.05, "sample": 8, "consolidation": strength}
+        settings = {"epochs": 150, "learning_rate": 0.05, "sample": 8, "consolidation": strength}
         found.append(float(trained(model, frames, "consolidation", **settings).potential.network["k"]))
     assert found[0] == pytest.approx(3.0, rel=0.01)
     assert found == sorted(found, reverse=True)
@@ -324,3 +326,31 @@ def test_a_fix_tells_what_it_forgot_and_how_sure_its_factor_is(tmp_path, stiff):
     assert "on 24 crystals of" in said
     assert "elements that no label has" in said
     assert said in (tmp_path / "replay" / "report.md").read_text()
+
+
+# ---- The tournament -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_tournament_knows_the_teacher(chgnet):
+    """One factor is the whole truth: it mends everything, and moves everything else by a quarter."""
+    found = tournament.cases(sets=["teacher"])
+    assert [case.info["method"] for case in found] == ["none", *tournament.METHODS]
+    chosen = [case for case in found if case.info["method"] in ("none", "linear")]
+    made = tournament.run(chgnet, chosen).set_index(["method", "property", "held_out"])["value"]
+    assert made["none", "slope", "all"] == pytest.approx(0.8, rel=1e-3)
+    assert made["linear", "slope", "all"] == pytest.approx(1, rel=1e-3)
+    assert made["linear", "force_mae", "other-chemistry"] < 1e-4 < made["none", "force_mae", "other-chemistry"]
+    size = np.mean([np.abs(p.forces).mean() for p in fine_tune.sample_of(chgnet, {8, 12}, 24, 2**31)[1]])
+    assert made["linear", "force_change", "forgotten"] == pytest.approx(size / 4, rel=1e-2)
+
+
+def test_the_front_is_what_nothing_beats():
+    rows = [("full", 1.5, 0.4), ("replay", 1.2, 0.5), ("partial", 1.6, 0.6), ("linear", 1.1, 0.9)]
+    points = pd.DataFrame(rows, columns=["method", "x", "y"]).assign(material="Si", x_low=1.0, x_high=2.0, y_low=0.3, y_high=1.0)
+    methods = {method: method for method, *_ in rows}
+    axis = figures.pareto(points, ["Si"], methods, "lost", "left").axes[0]
+    (front,) = (line for line in axis.lines if line.get_drawstyle() == "steps-post")
+    assert front.get_xydata().tolist() == [[1.1, 0.9], [1.2, 0.5], [1.5, 0.4]]
+    with pytest.raises(ValueError, match="nothing to draw for Mo"):
+        figures.pareto(points, ["Mo"], methods, "lost", "left")

@@ -273,9 +273,7 @@ def fix(
     out: Annotated[Path, typer.Option("--out", "-o", callback=_folder, help="New folder for the fixed potential and its report.")],
     labels: Annotated[list[Path] | None, typer.Option("--labels", "-l", help="DFT frames, in any format of ASE. May be repeated.")] = None,
     more: Annotated[list[Path] | None, typer.Argument(help="Further files, so that --labels *.xml works.", show_default=False)] = None,
-    method: Annotated[
-        str, typer.Option(help="linear: one factor. full, partial, low-rank, replay, consolidation, curvature: train.")
-    ] = "linear",
+    method: Annotated[str, typer.Option(help="linear, full, partial, low-rank, replay, consolidation or curvature.")] = "linear",
     part: Annotated[str, typer.Option(help="Train these only: readout, last-layer, or how parameters' names begin (a,b).")] = "",
     epochs: Annotated[int, typer.Option(min=1, help="Training: passes over the labels. The chapters use 100, which gain little.")] = 50,
     learning_rate: Annotated[float, typer.Option(help="Training: of the first epoch; by default that of the method.")] = 1e-3,

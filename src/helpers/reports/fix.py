@@ -439,7 +439,8 @@ def _reach(interval: list[float] | None, n: int, lost: dict[str, float] | None) 
         said = ["The factor has no interval: " + ("one frame gives none." if n == 1 else "the frames do not agree on its sign.")]
     else:
         narrow = f" With {n} frames it is too narrow: add frames." if n < 5 else ""
-        said = ["The factor is {:.3f}, 95 % interval {:.3f} to {:.3f}".format(*interval) + f" over {n} fitted frames.{narrow}"]
+        is_ = "The factor is" if lost is None else "One factor would be"
+        said = [f"{is_} " + "{:.3f}, 95 % interval {:.3f} to {:.3f}".format(*interval) + f" over {n} fitted frames.{narrow}"]
     if lost is not None:
         on = f"on {lost['n']} crystals of {lost['n_elements']} elements that no label has"
         forces = f"forces changed by {lost['forces']:.3f} eV/Å, {lost['forces'] / lost['forces_before']:.0%} of their mean size"

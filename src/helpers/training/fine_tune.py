@@ -466,12 +466,12 @@ class _Memory:
         generator = torch.Generator().manual_seed(self.recipe.seed)
         total = [torch.zeros_like(parameter) for parameter in self.parameters]
         for batch in self.batches:
-            energies, forces, _ = self.potential.compute(batch.graph, training=True)
-            sizes = [(self.of_sample.energy_weight / len(energies)) ** 0.5 / batch.graph.n_atoms]
+            answers = self.potential.compute(batch.graph, training=True)[:2]
+            sizes = [(self.of_sample.energy_weight / len(answers[0])) ** 0.5 / batch.graph.n_atoms]
             sizes.append((self.of_sample.force_weight * batch.weights) ** 0.5)
             for _ in range(draws):
                 noise = [torch.randn(one.shape, generator=generator, dtype=torch.float64).to(one.device) for one in sizes]
-                drawn = sum((a * b * c).sum() for a, b, c in zip(sizes, noise, (energies, forces), strict=True))
+                drawn = sum((a * b * c).sum() for a, b, c in zip(sizes, noise, answers, strict=True))
                 slopes = torch.autograd.grad(drawn, self.parameters, retain_graph=True, allow_unused=True)
                 for one, slope in zip(total, slopes, strict=True):
                     if slope is not None:

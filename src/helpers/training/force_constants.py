@@ -61,9 +61,5 @@ def read(path: Path) -> list[Label]:
     else:
         moves = [np.random.default_rng(0).normal(0, _STEP_A, (n, 3))]
         forces = [-(full @ moves[0].ravel()).reshape(n, 3)]
-    found = []
-    for move, force in zip(moves, forces, strict=True):
-        atoms = crystal.copy()
-        atoms.positions += move
-        found.append(Label(atoms, None, force, None, crystal, full))
-    return found
+    moved = [ase.Atoms(crystal.numbers, crystal.positions + move, cell=crystal.cell, pbc=True) for move in moves]
+    return [Label(atoms, None, force, None, crystal, full) for atoms, force in zip(moved, forces, strict=True)]
