@@ -307,6 +307,8 @@ def test_a_fix_that_makes_it_worse_keeps_the_model(tmp_path, chgnet, stiff):
     assert "The model was kept as it was: full makes its force MAE worse" in fixed.advice[0]
     assert fixed.potential.evaluate([stiff[0].atoms])[0].forces == pytest.approx(chgnet.evaluate([stiff[0].atoms])[0].forces, abs=1e-6)
     assert not (tmp_path / "fix" / "weights.pt").exists()
+    untested = fix.fix("chgnet-0.3.0", stiff[:1], method="full", recipe=recipe, out=tmp_path / "untested", device="cpu")
+    assert "on the fitted frames" in untested.advice[0]
 
 
 @pytest.mark.slow

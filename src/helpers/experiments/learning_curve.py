@@ -41,6 +41,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import ase
 import numpy as np
@@ -234,7 +235,7 @@ def tests_of(case: Case) -> dict[str, list[Label]]:
     return {name: trial.labels_of(case, name) for name in names if name != "label"}
 
 
-def teach(potential: Potential, case: Case) -> None:
+def _teach(potential: Potential, case: Case) -> None:
     """Give the teacher's case its frames: rattled MgO as labels and tests, rattled Si as the other chemistry."""
     crystals = [bulk("MgO", "rocksalt", a=4.21)] * 4 + [bulk("Si", a=5.43)] * 2
     made = trial.labelled(trial.stiffer(potential), trial.rattled(crystals, 0.1, np.random.default_rng(0)), stress=True)
@@ -244,17 +245,22 @@ def teach(potential: Potential, case: Case) -> None:
 # ---- Running --------------------------------------------------------------------------------------
 
 
-def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
-    """Train the potential as each case says and test it; a tidy table as the module's docstring says."""
-    protocol = protocol or Protocol()
+def run(
+    potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False, rows_of: Any = None
+) -> pd.DataFrame:
+    """Train the potential as each case says and test it; a tidy table as the module's docstring says.
+
+    ``rows_of`` does so for one case, given potential, case, record, protocol and progress; by default the experiment's own.
+    """
+    protocol, rows_of = protocol or Protocol(), rows_of or _case_rows
     rows: trial.Rows = []
     for case in cases:
         if case.set == "teacher":
             case = replace(case, structures={}, reference={})
-            teach(potential, case)
+            _teach(potential, case)
         record = partial(row, potential.key, case)
         try:
-            rows += _case_rows(potential, case, record, protocol, progress)
+            rows += rows_of(potential, case, record, protocol, progress)
         except (PotentialError, StructureError, ValueError) as error:
             rows.append(record("force_mae", np.nan, np.nan, "eV/Å", error=str(error), held_out="all"))
     return table(rows)

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from helpers import softening
-from helpers.benchmarks import Case, chosen_sets, off_equilibrium, row, surfaces, table
+from helpers.benchmarks import Case, chosen_sets, off_equilibrium, surfaces
 from helpers.experiments import learning_curve
-from helpers.potentials.base import Potential, PotentialError, StructureError
+from helpers.potentials.base import Potential
 from helpers.training import fine_tune, trial
 
 _FILES = tuple(dict.fromkeys((*learning_curve.SETS["curve"], *surfaces.SETS["slabs-109"])))
@@ -68,17 +67,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
 
 def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
     """Train the potential as each case says and test it; a tidy table as the module's docstring says."""
-    rows: trial.Rows = []
-    for case in cases:
-        if case.set == LIVE:
-            case = replace(case, structures={}, reference={})
-            learning_curve.teach(potential, case)
-        record = partial(row, potential.key, case)
-        try:
-            rows += _rows(potential, case, record, protocol or Protocol(), progress)
-        except (PotentialError, StructureError, ValueError) as error:
-            rows.append(record("force_mae", np.nan, np.nan, "eV/Å", error=str(error), held_out="all"))
-    return table(rows)
+    return learning_curve.run(potential, cases, protocol or Protocol(), progress, _rows)
 
 
 def _rows(potential: Potential, case: Case, record: trial.Record, protocol: Protocol, progress: bool) -> trial.Rows:

@@ -188,10 +188,10 @@ def _make(out: Path, request: dict, model: str, potential: Potential, frames: li
     said, interval = advice(scores, single, method), _interval(chosen, [before[k] for k in fitted])
     seen = {z for frame in frames for z in frame.atoms.numbers.tolist()}
     lost = fine_tune.forgetting(potential, new, seen) if outcome is not None and potential.elements - seen else None
-    ends = scores[scores["frames"] == "test"].set_index("stage")["mae"]
-    kept = len(ends) > 0 and ends.iloc[-1] > ends["before"]
+    ends = scores[scores["frames"] == ("test" if tested else "fit")].set_index("stage")["mae"]
+    kept = (len(tested) > 0 or outcome is not None) and ends.iloc[-1] > ends["before"]
     if kept:
-        worse = f"from {ends['before']:.3f} to {ends.iloc[-1]:.3f} eV/Å on the test frames"
+        worse = f"from {ends['before']:.3g} to {ends.iloc[-1]:.3g} eV/Å on the {'test' if tested else 'fitted'} frames"
         said = [f"The model was kept as it was: {method} makes its force MAE worse, {worse}.", *said]
         new = potential
     about: dict[str, Any] = {
@@ -543,13 +543,13 @@ def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -
             )
     if method != "linear":
         tuned = rows.loc["fine-tuned"]
-        reached = f"Training the weights changes the force MAE from {before['mae']:.3f} to {tuned['mae']:.3f} eV/Å"
+        reached = f"Training the weights changes the force MAE from {before['mae']:.3g} to {tuned['mae']:.3g} eV/Å"
         if factor is None:
             said.append(f"{reached}; no factor could be fitted.")
         else:
             pays = tuned["mae"] < 0.9 * min(factor["mae"], before["mae"])
             verdict = "it pays" if pays else "it does not pay; take the simpler of the two others"
-            said.append(f"{reached}, one factor to {factor['mae']:.3f}: {verdict}.")
+            said.append(f"{reached}, one factor to {factor['mae']:.3g}: {verdict}.")
     last = rows.iloc[-1]
     if last["energy_mae"] > 1.2 * before["energy_mae"] and last["energy_mae"] - before["energy_mae"] > _ENERGY_WORSE:
         said.append(
