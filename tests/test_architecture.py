@@ -157,7 +157,12 @@ def _there(dotted):
 
 
 def _has(found, names):
-    return not names or (hasattr(found, names[0]) and _has(getattr(found, names[0]), names[1:]))
+    # A field of a dataclass without a default is no attribute of the class.
+    return (
+        not names
+        or names in [[field] for field in getattr(found, "__annotations__", {})]
+        or (hasattr(found, names[0]) and _has(getattr(found, names[0]), names[1:]))
+    )
 
 
 def _named(text):
@@ -171,6 +176,21 @@ def _named(text):
 @pytest.mark.parametrize("pattern", ["*.md", "book/*.md", "notebooks/*.ipynb", "notebooks/labs/source/*/*.ipynb", "src/helpers/**/*.py"])
 def test_what_pages_and_docstrings_name_is_there(pattern):
     missing = {f"{path.name}: {name}" for path in ROOT.glob(pattern) for name in _named(path.read_text()) if not _there(name)}
+    assert not missing
+
+
+_ROLE = re.compile(r":(?:func|class|data|meth|attr|exc):`(?!~?helpers\.)~?([^`]+)`")
+
+
+def _short(path):
+    """Return the names in a module's docstrings that say neither where they are nor are in it or in one of its classes."""
+    text, module = path.read_text(), ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
+    places = ["", f"{module}.", *(f"{module}.{name}." for name in re.findall(r"^class (\w+)", text, re.MULTILINE))]
+    return {name for name in _ROLE.findall(text) if not any(_there(place + name) for place in places)}
+
+
+def test_what_docstrings_name_shortly_is_in_their_module():
+    missing = {f"{path.name}: {name}" for path in (ROOT / "src/helpers").rglob("*.py") for name in _short(path)}
     assert not missing
 
 

@@ -125,7 +125,7 @@ class Family:
 
     @property
     def order(self) -> int:
-        """Of the energy's derivative: 0 energy, 1 force or stress, 2 curvature."""
+        """Return which derivative of the energy it is (0 energy, 1 force or stress, 2 curvature)."""
         return _QUANTITIES[self.quantity][0]
 
     @property
@@ -135,7 +135,7 @@ class Family:
 
     @property
     def power(self) -> float:
-        """Return p in: E → c E multiplies the quantity by c^p. It is ½ for frequencies, 1 for all else."""
+        """Return the power p. E → c E multiplies the quantity by c^p; p is ½ for frequencies, 1 for all else."""
         return _QUANTITIES[self.quantity][1]
 
 

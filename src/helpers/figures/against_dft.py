@@ -29,7 +29,7 @@ def parity(
 
     ``table``: tidy table of one property; failed rows are left out.
     ``what``: its name for the axes: ``surface energy``.
-    ``paper``: the paper's points, from :func:`paper_points`: open markers behind ours.
+    ``paper``: the paper's points, from :func:`helpers.figures.paper_points`: open markers behind ours.
     ``clusters``: column to resample for the interval; None resamples single values.
     ``fit``: draw the fitted line and its slope; not where the reference is another functional.
     """

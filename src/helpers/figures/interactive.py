@@ -29,7 +29,7 @@ def interactive_parity(table: pd.DataFrame, what: str, label_column: str = "case
     """Draw model against DFT for a scalar property, all models in one plot; hovering names the case.
 
     As wide as its place, with a legend above and a menu of models below. Only ``scatter`` traces: the basic bundle of plotly.js is
-    enough. Give it to :func:`show`.
+    enough. Give it to :func:`helpers.figures.show`.
 
     ``table``: tidy table of one property; failed rows are left out.
     ``what``: its name for the axes.

@@ -54,7 +54,7 @@ class PotentialError(Exception):
 
 
 class OutOfTimeError(Exception):
-    """The time at which a potential was to stop (:attr:`Potential.deadline`) is over."""
+    """The time at which a potential was to stop (``deadline`` of a :class:`Potential`) is over."""
 
 
 def out_of_memory(error: BaseException) -> bool:
