@@ -39,7 +39,7 @@ from helpers import benchmarks, explanations
 FAMILIES = benchmarks.families("", "card")
 
 STIFF = ("tensornet-matpes-pbe-2025.1", "sevennet-0", "nequix-oam-1")
-"""Stiff potentials by default, whose networks and data differ from each other's and from the paper's. Those that have values of a family are used."""
+"""Stiff potentials by default, of other networks and data than each other and the paper's. Those that have values of a family are used."""
 
 POOLS: dict[str, tuple[str, ...]] = {
     "forces": ("forces-wbm", "forces-tp", "forces-md", "forces-cold"),
