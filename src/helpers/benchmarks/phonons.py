@@ -374,17 +374,11 @@ def add_forces(crystal: Phonopy, displacements: Sequence[tuple[int, np.ndarray]]
 
 
 def sampling(crystal: Phonopy, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
-    """Return the q-points at which a crystal with force constants is sampled.
+    """Return the q-points at which a crystal with force constants is sampled, and their weights.
 
     The irreducible points of a mesh, and points on the 13 straight lines from Γ to ½(h b₁ + k b₂ + l b₃) with h, k, l of −1, 0 and 1, on
-    which most maxima of the authors lie.
-
-    Returns
-    -------
-    qpoints : ndarray, shape (n_q, 3)
-        Reduced coordinates of the primitive cell. Γ is among them.
-    weights : ndarray, shape (n_q,)
-        Multiplicity of the mesh points; 0 on the lines.
+    which most maxima of the authors lie. Reduced coordinates of the primitive cell, shape (n_q, 3), Γ among them; multiplicity of the mesh
+    points, shape (n_q,), 0 on the lines.
     """
     with warnings.catch_warnings():
         # Where the symmetry exchanges axes of unequal meshes phonopy says that it uses time reversal only.
