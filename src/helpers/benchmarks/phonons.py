@@ -942,20 +942,11 @@ def functionals(table: pd.DataFrame) -> pd.DataFrame:
         return gamma.merge(top, on=keys, suffixes=("_gamma", "_max"), validate="one_to_one")
 
     both = side(["phonondb", "csf"]).merge(side(["phonondb-pbe"]), on=keys, suffixes=("", "_pbe"), validate="one_to_one")
-    return pd.DataFrame(
-        {
-            **{key: both[key] for key in keys},
-            "pbesol": both["reference"],
-            "pbe": both["reference_pbe"],
-            "model_gamma": both["value"],
-            "model_gamma_pbe_supercell": both["value_pbe"],
-            "pbe_over_pbesol": both["reference_pbe"] / both["reference"],
-            "model_over_pbesol": both["ratio_gamma"],
-            "model_over_pbe": both["ratio_gamma_pbe"],
-            "max_over_pbesol": both["ratio_max"],
-            "max_over_pbe": both["ratio_max_pbe"],
-        }
-    )
+    names = {"reference": "pbesol", "reference_pbe": "pbe", "value": "model_gamma", "value_pbe": "model_gamma_pbe_supercell"}
+    names |= {"ratio_gamma": "model_over_pbesol", "ratio_gamma_pbe": "model_over_pbe"}
+    names |= {"ratio_max": "max_over_pbesol", "ratio_max_pbe": "max_over_pbe"}
+    both = both.rename(columns=names)
+    return both.assign(pbe_over_pbesol=both["pbe"] / both["pbesol"])
 
 
 # ---- As softness ----------------------------------------------------------------------------------
