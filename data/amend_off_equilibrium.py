@@ -24,13 +24,11 @@ def amended(table: pd.DataFrame, cases: Sequence[Case]) -> pd.DataFrame:
     forces = table[(table["property"] == "force") & (table["status"] == "ok")].sort_values(["case", "atom", "component"])
     by_case = {name: part["value"].to_numpy(dtype=float).reshape(-1, 3) for name, part in forces.groupby("case", observed=True)}
     known = [case for case in cases if case.name in by_case]
-    virials = off._virial_rows(known, [Prediction(np.nan, by_case[case.name]) for case in known])
+    virials = [part for k, case in enumerate(known) for part in off.virial(k, case, Prediction(np.nan, by_case[case.name]))]
     volumes = {case.name: case.info["volume_a3_per_atom"] for case in cases}
     old = table[table["property"] != "virial"]
     old = old.assign(volume_a3_per_atom=old["case"].astype(str).map(volumes).astype(np.float32))
-    both = pd.concat(
-        [old.astype({"property": str, "unit": str}), off._tidy(str(table["model"].iloc[0]), known, [virials])], ignore_index=True
-    )
+    both = pd.concat([old.astype({"property": str, "unit": str}), off.tidy(str(table["model"].iloc[0]), known, virials)], ignore_index=True)
     order = [*COLUMNS, *off.INFO, "atom", "component"]
     return both.astype(dict.fromkeys(["model", "property", "unit", "status", "component"], "category"))[order]
 

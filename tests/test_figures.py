@@ -720,12 +720,12 @@ def test_same_table_same_page():
 
 
 def test_show_plotly_and_structures():
-    plot = figures.show(figures.interactive_parity(scalars(), "</script> energy"), "A plot.", "c", script="lib.js")
+    plot = figures.show(figures.interactive_parity(scalars(), "</script> energy"), "A plot.", "c")
     soup = BeautifulSoup(plot._repr_html_(), "html.parser")
     place = soup.select_one(".plotly-graph-div")
     assert place["aria-label"] == "A plot."
     (script,) = soup.find_all("script")
-    assert 'loadOnce("lib.js")' in script.string
+    assert 'loadOnce("../_static/vendor/plotly-basic.min.js")' in script.string
     data = re.search(r"const plot = (\{.*\});$", script.string, re.MULTILINE).group(1)
     assert len(go.Figure(json.loads(data)).data) == 4
     view = figures.show(figures.structure_view(slab_and_crystal(), "Two structures."), "Two structures.", "c")

@@ -476,8 +476,8 @@ def test_a_drawing_library_is_fetched_when_the_figure_comes_near(window):
     rows = pd.DataFrame(
         {"model": "chgnet-0.3.0", "reference": [1.0, 2.0], "value": [1.0, 1.5], "case": "Cu", "property": "e", "unit": "eV", "status": "ok"}
     )
-    shown = figures.show(figures.interactive_parity(rows, "energy"), alt="a plot", script="vendor/plotly-basic.min.js")
-    page = window(f"{BAR}{BAR}{shown._repr_html_()}")
+    shown = figures.show(figures.interactive_parity(rows, "energy"), alt="a plot")
+    page = window(f"{BAR}{BAR}{shown._repr_html_().replace('../_static/', '')}")
     asked = []
     page.on("request", lambda request: asked.append(request.url))
     page.wait_for_timeout(500)

@@ -111,7 +111,7 @@ def _moments(x: np.ndarray, y: np.ndarray, intercept: bool) -> tuple[float, floa
 
 
 def softening_scale(reference: ArrayLike, predicted: ArrayLike, intercept: bool = False) -> float:
-    """Return the softening scale s, the least-squares slope of the prediction on the reference.
+    """Return the softening scale s, the least-squares slope of the prediction on the reference (Deng et al. 2025, Fig. 5).
 
     s = Σxy / Σx²; with an intercept the sums are taken about the means. s < 1 is softening *or* shrinkage (see the module's text).
 
@@ -126,10 +126,6 @@ def softening_scale(reference: ArrayLike, predicted: ArrayLike, intercept: bool 
 
     >>> round(softening_scale([-2.0, 1.0, 1.0], [-1.6, 0.8, 0.8]), 6)
     0.8
-
-    References
-    ----------
-    Deng et al., npj Comput. Mater. 11, 9 (2025), Fig. 5.
     """
     xx, _, xy = _moments(*_pair(reference, predicted), intercept)
     return xy / xx

@@ -379,24 +379,15 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     of :func:`helpers.softening.scalar_summary` (intervals from resampling compounds), and ``ratio_median``, model over
     DFT, with ``_low`` and ``_high``. What does not exist is NaN for groups of fewer than two values.
     """
-    records = []
-    rated = table[table["reference"].notna()]
-    for (model, name, quantity), group in rated.groupby(["model", "set", "property"], sort=False):
-        good = group[group["status"] == "ok"]
-        record = {
-            "model": model,
-            "set": name,
-            "property": quantity,
-            "n": len(good),
-            "n_failed": len(group) - len(good),
-            "n_unstable": int(group["reason"].str.startswith(_UNSTABLE).sum()),
-        }
-        if len(good) >= 2:
-            record |= softening.scalar_summary(good["value"], good["reference"], clusters=good["material"])
-            spread = softening.distribution(good.assign(slope=good["value"] / good["reference"])).iloc[0]
-            record |= {f"ratio_median{end}": spread[f"slope_median{end}"] for end in ("", "_low", "_high")}
-        records.append(record)
-    return pd.DataFrame(records)
+    by, rated = ["model", "set", "property"], table[table["reference"].notna()]
+    if rated.empty:
+        return pd.DataFrame()
+    rated = rated.assign(slope=rated["value"] / rated["reference"], unstable=rated["reason"].str.startswith(_UNSTABLE))
+    found = softening.scalar_summaries(rated, by)
+    found.insert(5, "n_unstable", rated.groupby(by, sort=False)["unstable"].sum().to_numpy())
+    spread = softening.distribution(rated.merge(found.loc[found["n"] >= 2, by], on=by), by)
+    names = {f"slope_median{end}": f"ratio_median{end}" for end in ("", "_low", "_high")}
+    return found.merge(spread[[*by, *names]].rename(columns=names), on=by, how="left")
 
 
 def from_bulk_to_shear(table: pd.DataFrame) -> pd.DataFrame:

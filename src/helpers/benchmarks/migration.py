@@ -569,26 +569,10 @@ def published_path() -> pd.DataFrame:
     """Return the paper's path of Mg in V2O3(SO4)2, its DFT and its models (Fig. 3a, digitised), in the columns of :func:`run`."""
     wide = pd.read_csv(registry.data_dir() / "paper" / "fig3a_digitised.csv")
     models = {label: entry.key for label, entry in papers("3a").items()}
-    last = wide["image"].max()
-    rows = [
-        {
-            "model": models[label],
-            "set": "paper",
-            "material": "Mg in V2O3(SO4)2",
-            "case": "paper/V2O3(SO4)2",
-            "property": "image_energy_relaxed",
-            "value": image[label],
-            "reference": image["DFT"],
-            "unit": "eV",
-            "status": "ok",
-            "reason": "",
-            "image": float(image["image"]),
-            "path_coordinate": float(image["image"] / last),
-        }
-        for label in models
-        for _, image in wide.iterrows()
-    ]
-    return pd.DataFrame(rows)
+    rows = wide.melt(["image", "DFT"], list(models), "model", "value").rename(columns={"DFT": "reference"}).astype({"image": float})
+    about = {"set": "paper", "material": "Mg in V2O3(SO4)2", "case": "paper/V2O3(SO4)2", "property": "image_energy_relaxed"}
+    about |= {"unit": "eV", "status": "ok", "reason": ""}
+    return rows.assign(model=rows["model"].map(models), path_coordinate=rows["image"] / rows["image"].max(), **about)
 
 
 def _mirrored(image: ase.Atoms, plan: _Plan) -> ase.Atoms:

@@ -40,8 +40,9 @@ Loading keeps every frame; filters belong to the analysis. Pass tables through :
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ase
 import numpy as np
@@ -88,6 +89,7 @@ INFO: dict[str, object] = {
 
 _UNITS = {"force": "eV/Å", "energy_per_atom": "eV/atom", "stress": "eV/Å³", "virial": "eV"}
 _DIGITS = {"force": 4, "energy_per_atom": 6, "stress": 6, "virial": 4}
+_FORCE, _ENERGY, _STRESS, _VIRIAL = range(4)  # their places there
 _COMPONENTS = ("", "x", "y", "z", "xx", "yy", "zz", "yz", "xz", "xy")
 
 # Melting points, K (CRC Handbook of Chemistry and Physics, 97th ed. (2016)).
@@ -227,42 +229,45 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
     per frame, if stress was asked for; a crystal out of order a failed ``virial`` row.
     """
     protocol = protocol or Protocol()
-    frames = [case.structures["frame"] for case in cases]
-    predictions = potential.evaluate(frames, stress=protocol.stress, progress=progress)
-    parts = [_force_rows(cases, predictions), _energy_rows(cases, predictions)]
-    if protocol.stress:
-        parts.append(_stress_rows(cases, predictions))
-    return _tidy(potential.key, cases, [*parts, _virial_rows(cases, predictions)])
+    predictions = potential.evaluate([case.structures["frame"] for case in cases], stress=protocol.stress, progress=progress)
+    each = enumerate(zip(cases, predictions, strict=True))
+    return tidy(
+        potential.key, cases, (part for owner, pair in each for part in (*_answers(owner, *pair, protocol.stress), *virial(owner, *pair)))
+    )
 
 
-def _tidy(model: str, cases: Sequence[Case], parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    rows = pd.concat(parts, ignore_index=True)
-    owner = rows["owner"].to_numpy()
-    of_property = rows["property"].to_numpy()
-    failed = rows["reason"].to_numpy() != ""
-    for name, digits in _DIGITS.items():
-        chosen = of_property == name
-        rows.loc[chosen, ["value", "reference"]] = rows.loc[chosen, ["value", "reference"]].round(digits)
+# Rows of one property and one case: the case's number, the property, value, reference, atom, component and reason, each an array or the
+# same in all of these rows.
+_Part = tuple[Any, ...]
+
+
+def tidy(model: str, cases: Sequence[Case], parts: Iterable[_Part]) -> pd.DataFrame:
+    """Return a table of such parts, property by property."""
+    # As objects, texts take little space.
+    even = [np.broadcast_arrays(*map(np.atleast_1d, part[:-1]), np.array([part[-1]], dtype=object)) for part in parts]
+    even.sort(key=lambda part: part[1][0])
+    columns = [np.concatenate(column) for column in zip(*even, strict=True)] or [np.empty(0)] * 7
+    owner, of_property, atom, component = (columns[at].astype(int) for at in (0, 1, 4, 5))
+    reason, numbers = columns[6], np.stack(columns[2:4]).astype(float)
+    for number, digits in enumerate(_DIGITS.values()):
+        numbers[:, of_property == number] = numbers[:, of_property == number].round(digits)
     table = pd.DataFrame(
         {
-            "model": pd.Categorical.from_codes(np.zeros(len(rows), dtype=int), [model]),
+            "model": pd.Categorical.from_codes(np.zeros(len(owner), dtype=int), [model]),
             "set": _by_case([case.set for case in cases], owner),
             "material": _by_case([case.material for case in cases], owner),
             "case": _by_case([case.name for case in cases], owner),
-            "property": pd.Categorical(of_property, categories=list(_UNITS)),
-            "value": rows["value"].astype(np.float32),
-            "reference": rows["reference"].astype(np.float32),
-            "unit": pd.Categorical(rows["property"].map(_UNITS), categories=list(_UNITS.values())),
-            "status": pd.Categorical(np.where(failed, "failed", "ok"), categories=["ok", "failed"]),
-            "reason": pd.Categorical(rows["reason"]),
+            "property": pd.Categorical.from_codes(of_property, list(_UNITS)),
+            **dict(zip(("value", "reference"), numbers.astype(np.float32), strict=True)),
+            "unit": pd.Categorical.from_codes(of_property, list(_UNITS.values())),
+            "status": pd.Categorical.from_codes((reason != "").astype(int), ["ok", "failed"]),
+            "reason": pd.Categorical(reason),
         }
     )[COLUMNS]
     for name, default in INFO.items():
         values = [case.info.get(name, default) for case in cases]
         table[name] = _by_case(values, owner) if isinstance(default, str) else _numbers(values, default)[owner]
-    table["atom"] = rows["atom"].to_numpy(dtype=np.int32)
-    table["component"] = pd.Categorical.from_codes(rows["component"].to_numpy(dtype=int), list(_COMPONENTS))
-    return table
+    return table.assign(atom=atom.astype(np.int32), component=pd.Categorical.from_codes(component, list(_COMPONENTS)))
 
 
 def _by_case(values: Sequence[str], owner: np.ndarray) -> pd.Categorical:
@@ -275,71 +280,34 @@ def _numbers(values: Sequence[object], default: object) -> np.ndarray:
     return np.asarray(values, dtype=bool if isinstance(default, bool) else np.float32)
 
 
-def _part(owner, name: str, value, reference, atom=-1, component=0, reason="") -> pd.DataFrame:
-    """Return rows of one property, with the case that each belongs to as a number."""
-    columns = {"value": value, "reference": reference, "atom": atom, "component": component, "reason": reason}
-    return pd.DataFrame({"owner": np.asarray(owner, dtype=int), "property": name, **columns})
+def _answers(owner: int, case: Case, prediction: Prediction, stress: bool) -> Iterator[_Part]:
+    """Yield forces, energy and, if asked for, stress of a frame, or why it has none."""
+    n = len(case.structures["frame"])
+    known: dict[str, Any] = {"energy": np.nan, "forces": np.full((n, 3), np.nan), "stress": np.full((3, 3), np.nan)} | case.reference
+    if not prediction.ok:
+        yield owner, _FORCE, np.nan, np.nan, -1, 0, prediction.error
+        return
+    yield owner, _FORCE, prediction.forces.ravel(), known["forces"].ravel(), np.repeat(np.arange(n), 3), np.tile([1, 2, 3], n), ""
+    yield owner, _ENERGY, prediction.energy / n, known["energy"] / n, -1, 0, ""
+    if stress and prediction.stress is not None:
+        six = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
+        yield owner, _STRESS, prediction.stress[six], known["stress"][six], -1, np.arange(4, 10), ""
+    elif stress:
+        yield owner, _STRESS, np.nan, np.nan, -1, 0, "the model gives no stress"
 
 
-def _joined(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate([np.ravel(array) for array in arrays]) if arrays else np.empty(0)
-
-
-def _force_rows(cases: Sequence[Case], predictions: Sequence[Prediction]) -> pd.DataFrame:
-    good = [index for index, prediction in enumerate(predictions) if prediction.ok]
-    bad = [index for index, prediction in enumerate(predictions) if not prediction.ok]
-    sizes = [len(predictions[index].forces) for index in good]
-    reference = [cases[index].reference.get("forces", np.full((size, 3), np.nan)) for index, size in zip(good, sizes, strict=True)]
-    forces = _part(
-        np.repeat(good, [3 * size for size in sizes]),
-        "force",
-        _joined([predictions[index].forces for index in good]),
-        _joined(reference),
-        atom=_joined([np.repeat(np.arange(size), 3) for size in sizes]),
-        component=np.tile([1, 2, 3], sum(sizes)),
-    )
-    failures = _part(bad, "force", np.nan, np.nan, reason=[predictions[index].error for index in bad])
-    return pd.concat([forces, failures], ignore_index=True)
-
-
-def _energy_rows(cases: Sequence[Case], predictions: Sequence[Prediction]) -> pd.DataFrame:
-    good = [index for index, prediction in enumerate(predictions) if prediction.ok]
-    sizes = np.array([len(predictions[index].forces) for index in good], dtype=float)
-    value = np.array([predictions[index].energy for index in good], dtype=float) / sizes
-    reference = np.array([cases[index].reference.get("energy", np.nan) for index in good], dtype=float) / sizes
-    return _part(good, "energy_per_atom", value, reference)
-
-
-def _stress_rows(cases: Sequence[Case], predictions: Sequence[Prediction]) -> pd.DataFrame:
-    good = {index: prediction.stress for index, prediction in enumerate(predictions) if prediction.ok and prediction.stress is not None}
-    without = [index for index, prediction in enumerate(predictions) if prediction.ok and prediction.stress is None]
-    first, second = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]
-    unknown = np.full((3, 3), np.nan)
-    stresses = _part(
-        np.repeat(list(good), 6),
-        "stress",
-        _joined([stress[first, second] for stress in good.values()]),
-        _joined([cases[index].reference.get("stress", unknown)[first, second] for index in good]),
-        component=np.tile(np.arange(4, 10), len(good)),
-    )
-    failures = _part(without, "stress", np.nan, np.nan, reason="the model gives no stress")
-    return pd.concat([stresses, failures], ignore_index=True)
-
-
-def _virial_rows(cases: Sequence[Case], predictions: Sequence[Prediction]) -> pd.DataFrame:
-    rows = []
-    for owner, (case, prediction) in enumerate(zip(cases, predictions, strict=True)):
-        melts = MELTING_K.get(case.material, 0.0)
-        if prediction.ok and case.info.get("group") == "AIMD-NVT" and case.info["temperature_k"] < melts:
-            try:
-                moved = displacements(case.structures["frame"])
-            except ValueError as error:
-                rows.append((owner, np.nan, np.nan, str(error)))
-            else:
-                # Rounded as in the table, so that a virial does not depend on when it was computed.
-                rows.append((owner, *(-np.sum(moved * np.round(f, 4)) for f in (prediction.forces, case.reference["forces"])), ""))
-    owner, value, reference, reason = zip(*rows, strict=True) if rows else ((), (), (), ())
-    return _part(owner, "virial", value, reference, reason=reason)
+def virial(owner: int, case: Case, prediction: Prediction) -> Iterator[_Part]:
+    """Yield the virial of a frame if it is a crystal of :data:`MELTING_K` below melting."""
+    melts = MELTING_K.get(case.material, 0.0)
+    if prediction.ok and case.info.get("group") == "AIMD-NVT" and case.info["temperature_k"] < melts:
+        try:
+            moved = displacements(case.structures["frame"])
+        except ValueError as error:
+            yield owner, _VIRIAL, np.nan, np.nan, -1, 0, str(error)
+        else:
+            # Rounded as in the table, so that a virial does not depend on when it was computed.
+            both = (-np.sum(moved * np.round(forces, 4)) for forces in (prediction.forces, case.reference["forces"]))
+            yield owner, _VIRIAL, *both, -1, 0, ""
 
 
 def displacements(atoms: ase.Atoms) -> np.ndarray:

@@ -374,17 +374,11 @@ def add_forces(crystal: Phonopy, displacements: Sequence[tuple[int, np.ndarray]]
 
 
 def sampling(crystal: Phonopy, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
-    """Return the q-points at which a crystal with force constants is sampled.
+    """Return the q-points at which a crystal with force constants is sampled, and their weights.
 
     The irreducible points of a mesh, and points on the 13 straight lines from Γ to ½(h b₁ + k b₂ + l b₃) with h, k, l of −1, 0 and 1, on
-    which most maxima of the authors lie.
-
-    Returns
-    -------
-    qpoints : ndarray, shape (n_q, 3)
-        Reduced coordinates of the primitive cell. Γ is among them.
-    weights : ndarray, shape (n_q,)
-        Multiplicity of the mesh points; 0 on the lines.
+    which most maxima of the authors lie. Reduced coordinates of the primitive cell, shape (n_q, 3), Γ among them; multiplicity of the mesh
+    points, shape (n_q,), 0 on the lines.
     """
     with warnings.catch_warnings():
         # Where the symmetry exchanges axes of unequal meshes phonopy says that it uses time reversal only.
@@ -948,20 +942,11 @@ def functionals(table: pd.DataFrame) -> pd.DataFrame:
         return gamma.merge(top, on=keys, suffixes=("_gamma", "_max"), validate="one_to_one")
 
     both = side(["phonondb", "csf"]).merge(side(["phonondb-pbe"]), on=keys, suffixes=("", "_pbe"), validate="one_to_one")
-    return pd.DataFrame(
-        {
-            **{key: both[key] for key in keys},
-            "pbesol": both["reference"],
-            "pbe": both["reference_pbe"],
-            "model_gamma": both["value"],
-            "model_gamma_pbe_supercell": both["value_pbe"],
-            "pbe_over_pbesol": both["reference_pbe"] / both["reference"],
-            "model_over_pbesol": both["ratio_gamma"],
-            "model_over_pbe": both["ratio_gamma_pbe"],
-            "max_over_pbesol": both["ratio_max"],
-            "max_over_pbe": both["ratio_max_pbe"],
-        }
-    )
+    names = {"reference": "pbesol", "reference_pbe": "pbe", "value": "model_gamma", "value_pbe": "model_gamma_pbe_supercell"}
+    names |= {"ratio_gamma": "model_over_pbesol", "ratio_gamma_pbe": "model_over_pbe"}
+    names |= {"ratio_max": "max_over_pbesol", "ratio_max_pbe": "max_over_pbe"}
+    both = both.rename(columns=names)
+    return both.assign(pbe_over_pbesol=both["pbe"] / both["pbesol"])
 
 
 # ---- As softness ----------------------------------------------------------------------------------

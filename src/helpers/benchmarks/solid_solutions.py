@@ -209,26 +209,25 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
 
 
 def _case(
-    set_name: str,
+    name: str,
     material: str,
     ordering: str,
     atoms: dict[str, ase.Atoms],
-    reference: dict[str, Any],
-    *,
     x: float,
-    multiplicity: float,
-    relaxed_in_dft: bool,
-    geometry: str,
+    reference: dict[str, Any] | None = None,
+    relaxed: bool = False,
+    multiplicity: float = nan,
 ) -> Case:
+    """Return a case; without a reference, of DFT, it is one that is built here."""
     info = {
         "x": round(x, 6),
         "ordering": ordering.partition("/")[0],
         "multiplicity": float(multiplicity),
         "n_atoms": len(atoms["alloy"]),
-        "relaxed_in_dft": relaxed_in_dft,
-        "geometry": geometry,
+        "relaxed_in_dft": relaxed,
+        "geometry": "DFT" if reference else "built",
     }
-    return Case(f"{set_name}/{ordering}", set_name, material, atoms, reference, info)
+    return Case(f"{name}/{ordering}", name, material, atoms, reference or {"energy": nan}, info)
 
 
 def _ca_mg_o(name: str) -> list[Case]:
@@ -243,19 +242,7 @@ def _ca_mg_o(name: str) -> list[Case]:
             alloy = rocksalt_cell((1 - x) * _A_MGO + x * _A_CAO)
             cations = np.flatnonzero(alloy.symbols == "Mg")
             alloy.symbols[cations[_coloured(mask, n_cations)]] = "Ca"
-            found.append(
-                _case(
-                    name,
-                    "Ca-Mg-O",
-                    f"{n:02d}-{number:02d}",
-                    {"alloy": alloy, **ends},
-                    {"energy": nan},
-                    x=x,
-                    multiplicity=multiplicity,
-                    relaxed_in_dft=False,
-                    geometry="built",
-                )
-            )
+            found.append(_case(name, "Ca-Mg-O", f"{n:02d}-{number:02d}", {"alloy": alloy, **ends}, x, multiplicity=multiplicity))
     return found
 
 
@@ -290,21 +277,13 @@ def _sic_aln(name: str) -> list[Case]:
     fractions = {key: float((atoms.symbols == "Al").mean()) * per_unit for key, (atoms, _, _) in read.items()}
     (first,), (second,) = ([key for key, x in fractions.items() if x == end] for end in (0.0, 1.0))
     ends = {"first": read[first][0], "second": read[second][0]}
-    e_first, e_second = (read[key][1] / (len(read[key][0]) / per_unit) for key in (first, second))
-    return [
-        _case(
-            name,
-            "SiC-AlN",
-            Path(key).parent.name,
-            {"alloy": atoms, **ends},
-            {"energy": mixing_energy(energy, len(atoms) / per_unit, fractions[key], e_first, e_second)},
-            x=fractions[key],
-            multiplicity=nan,
-            relaxed_in_dft=True,
-            geometry="DFT",
-        )
-        for key, (atoms, energy, _) in read.items()
-    ]
+    pure = [read[key][1] / (len(read[key][0]) / per_unit) for key in (first, second)]
+    found = []
+    for key, (atoms, energy, _) in read.items():
+        x, ordering = fractions[key], Path(key).parent.name
+        reference = {"energy": mixing_energy(energy, len(atoms) / per_unit, x, *pure)}
+        found.append(_case(name, "SiC-AlN", ordering, {"alloy": atoms, **ends}, x, reference, relaxed=True))
+    return found
 
 
 def _metals(name: str) -> list[Case]:
@@ -326,19 +305,8 @@ def _metals(name: str) -> list[Case]:
         reference: dict[str, Any] = {"energy": mixing_energy(frame.energy, len(alloy), x, e_first, e_second)}
         if not relaxed and np.abs(frame.forces).max() > _NO_FORCE:
             reference["forces"] = frame.forces
-        found.append(
-            _case(
-                name,
-                "-".join(_METALS[name]),
-                f"{ordering}/{'relaxed' if relaxed else 'unrelaxed'}",
-                {"alloy": alloy, **ends},
-                reference,
-                x=x,
-                multiplicity=multiplicities[ordering],
-                relaxed_in_dft=relaxed,
-                geometry="DFT",
-            )
-        )
+        label = f"{ordering}/{'relaxed' if relaxed else 'unrelaxed'}"
+        found.append(_case(name, "-".join(_METALS[name]), label, {"alloy": alloy, **ends}, x, reference, relaxed, multiplicities[ordering]))
     return found
 
 

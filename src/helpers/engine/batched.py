@@ -33,30 +33,14 @@ _NM3_PER_A3 = 1e-3
 
 @dataclass
 class Relaxed:
-    """A relaxed structure.
+    """A relaxed structure."""
 
-    Attributes
-    ----------
-    atoms : ase.Atoms
-        Final geometry (the initial one if it failed at once), with the constraints that it came with.
-    energy : float
-        eV; NaN if it failed.
-    forces : ndarray, shape (n_atoms, 3)
-        eV/Å; zero for coordinates that were held.
-    steps : int
-        FIRE steps taken.
-    converged : bool
-        Whether forces (and stress, where the cell relaxes) fell below the thresholds.
-    error : str or None
-        Why not, if not.
-    """
-
-    atoms: ase.Atoms
-    energy: float
-    forces: np.ndarray
-    steps: int
-    converged: bool
-    error: str | None = None
+    atoms: ase.Atoms  # final geometry (the initial one if it failed at once), with the constraints that it came with
+    energy: float  # eV; NaN if it failed
+    forces: np.ndarray  # shape (n_atoms, 3), eV/Å; zero for coordinates that were held
+    steps: int  # of FIRE
+    converged: bool  # whether forces (and stress, where the cell relaxes) fell below the thresholds
+    error: str | None = None  # why not, if not
 
 
 class Batch(ModelInterface):
@@ -92,7 +76,7 @@ def relax(
     held: Sequence[np.ndarray | None] | None = None,
     progress: bool = False,
 ) -> list[Relaxed]:
-    """Relax many structures with FIRE.
+    """Relax many structures with FIRE; results in the order of the structures.
 
     >>> from ase.build import bulk
     >>> from helpers import engine, potentials
@@ -100,42 +84,19 @@ def relax(
     >>> [round(float(one.atoms.cell.volume), 1) for one in engine.relax(emt, [bulk("Cu"), bulk("Al")], cell="full")]
     [11.6, 15.9]
 
-    Parameters
-    ----------
-    potential : Potential
-    structures : ase.Atoms, pymatgen Structure, or iterable of either
-        Not changed. Coordinates under FixAtoms and FixCartesian are held, besides those of ``held``. Other constraints are refused, and
-        so is any with a cell that relaxes. A left-handed cell comes back left-handed.
-    cell : {"fixed", "full", "out-of-plane"}
-        ``fixed``: atoms only. ``full``: atoms and all six strains. ``out-of-plane``: atoms and the height
-        along z; the in-plane vectors, which must lie in the xy plane, stay (a film on its substrate).
-    fmax : float
-        Largest force on any atom at convergence, eV/Å.
-    smax : float
-        Largest component of the stress at convergence where the cell relaxes, eV/Å³ (6e-4 is 0.1 GPa).
-    max_steps : int
-        Steps after which a structure is given up.
-    held : sequence of (ndarray of bool, shape (n_atoms, 3), or None), optional
-        For each structure, the Cartesian coordinates that do not move; None if all move. Needs ``cell="fixed"``. Their forces do not
-        count for convergence.
-    progress : bool
-        Show a progress bar.
+    ``structures``: not changed. Coordinates under FixAtoms and FixCartesian are held, besides those of ``held``. Other constraints are
+        refused, and so is any with a cell that relaxes. A left-handed cell comes back left-handed.
+    ``cell`` ({"fixed", "full", "out-of-plane"}): ``fixed``: atoms only. ``full``: atoms and all six strains. ``out-of-plane``: atoms and
+        the height along z; the in-plane vectors, which must lie in the xy plane, stay (a film on its substrate).
+    ``fmax``: largest force on any atom at convergence, eV/Å.
+    ``smax``: largest component of the stress at convergence where the cell relaxes, eV/Å³ (6e-4 is 0.1 GPa).
+    ``max_steps``: steps after which a structure is given up.
+    ``held``: for each structure, the Cartesian coordinates that do not move, shape (n_atoms, 3); None if all move. Needs ``cell="fixed"``.
+        Their forces do not count for convergence.
 
-    Returns
-    -------
-    list of Relaxed
-        One per structure, in order. Batches are halved when the memory does not suffice, and go on from where they were.
-
-    Raises
-    ------
-    TypeError
-        If something is no structure, see :func:`helpers.structures.many`.
-    ValueError
-        If the cell mode is unknown, no step is allowed, or ``held`` does not fit the structures or the cell mode.
-
-    Notes
-    -----
-    FIRE: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), in torch-sim's implementation of ASE's variant.
+    Batches are halved when the memory does not suffice, and go on from where they were. TypeError if something is no structure, see
+    :func:`helpers.structures.many`; ValueError if the cell mode is unknown, no step is allowed, or ``held`` does not fit the structures or
+    the cell mode. FIRE: Bitzek et al., Phys. Rev. Lett. 97, 170201 (2006), in torch-sim's implementation of ASE's variant.
     """
     if cell not in CELL_MODES:
         raise ValueError(f"cell={cell!r}; choose one of {', '.join(CELL_MODES)}")

@@ -24,31 +24,16 @@ _PS = 1000 * units.fs  # in ASE's units of time, as torch-sim's; masses are in u
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What moves, at one step; arrays by the number of the structure, of those that still go.
-
-    Attributes
-    ----------
-    step : int
-    positions : dict of ndarray, shape (n_atoms, 3)
-        Å, not folded back into the cell.
-    velocities : dict of ndarray, shape (n_atoms, 3)
-        Å/ps.
-    forces : dict of ndarray, shape (n_atoms, 3)
-        eV/Å.
-    energies, temperatures : dict of float
-        Potential energy in eV; kinetic temperature in K. A thermostat moves the whole as well, Newton's equations do not: 3N degrees of
-        freedom, or 3(N − 1).
-    ended : dict of str
-        Structures that came to an end since the last snapshot, with the reason.
-    """
+    """What moves, at one step; arrays by the number of the structure, of those that still go."""
 
     step: int
-    positions: Mapping[int, np.ndarray]
-    velocities: Mapping[int, np.ndarray]
-    forces: Mapping[int, np.ndarray]
-    energies: Mapping[int, float]
+    positions: Mapping[int, np.ndarray]  # shape (n_atoms, 3), Å, not folded back into the cell
+    velocities: Mapping[int, np.ndarray]  # Å/ps
+    forces: Mapping[int, np.ndarray]  # eV/Å
+    energies: Mapping[int, float]  # potential energy, eV
+    # Kinetic, K. A thermostat moves the whole as well, Newton's equations do not: 3N degrees of freedom, or 3(N − 1).
     temperatures: Mapping[int, float]
-    ended: Mapping[int, str] = field(default_factory=dict)
+    ended: Mapping[int, str] = field(default_factory=dict)  # structures that came to an end since the last snapshot, with the reason
 
 
 def move(
@@ -64,34 +49,17 @@ def move(
 ) -> Iterator[Snapshot]:
     """Yield a snapshot of the start and of every tenth step (``every``) of molecular dynamics in cells that stay as they are.
 
-    Parameters
-    ----------
-    potential : Potential
-    structures : ase.Atoms, pymatgen Structure, or iterable of either
-        Not changed. All are in one batch, which has to fit into memory. Constraints and momenta that they bring are not used.
-    temperatures_k : float, or one for each structure
-        Of the Maxwell–Boltzmann distribution that velocities are drawn from, less the motion of the whole, and of the thermostat.
-    steps : int
-        A multiple of ``every``.
-    time_step_fs : float
-    friction_per_ps : float or None
-        Of Langevin's thermostat, in the BAOAB splitting. None: Newton's equations, in which the energy is kept.
-    seed : int
-        Decides velocities and noise. They are drawn for the batch as a whole: a trajectory is the same again beside the same others.
+    ``structures``: not changed. All are in one batch, which has to fit into memory. Constraints and momenta that they bring are not used.
+    ``temperatures_k``: one, or one for each structure, of the Maxwell–Boltzmann distribution that velocities are drawn from, less the
+        motion of the whole, and of the thermostat.
+    ``steps``: a multiple of ``every``.
+    ``friction_per_ps``: of Langevin's thermostat, in the BAOAB splitting. None: Newton's equations, in which the energy is kept.
+    ``seed``: decides velocities and noise. They are drawn for the batch as a whole: a trajectory is the same again beside the same others.
 
-    Raises
-    ------
-    TypeError
-        If something is no structure, see :func:`helpers.structures.many`.
-    ValueError
-        If steps, time step, friction or temperatures make no sense.
-    helpers.potentials.StructureError
-        If the potential cannot evaluate a structure.
-
-    Notes
-    -----
-    A structure ends, and the others go on, when its energy or forces are no numbers or it is ten times as hot as asked for. BAOAB:
-    Leimkuhler & Matthews, J. Chem. Phys. 138, 174102 (2013), in torch-sim's implementation.
+    A structure ends, and the others go on, when its energy or forces are no numbers or it is ten times as hot as asked for. TypeError if
+    something is no structure, see :func:`helpers.structures.many`; ValueError if steps, time step, friction or temperatures make no sense;
+    StructureError if the potential cannot evaluate a structure. BAOAB: Leimkuhler & Matthews, J. Chem. Phys. 138, 174102 (2013), in
+    torch-sim's implementation.
     """
     given = [enter(atoms) for atoms in many(structures)]
     asked = np.broadcast_to(np.asarray(temperatures_k, dtype=float), len(given))

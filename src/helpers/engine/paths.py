@@ -66,35 +66,13 @@ def neb(
 ) -> tuple[list[ase.Atoms], int]:
     """Relax a path with the nudged elastic band, all images in one batch.
 
-    The band is ASE's (improved tangents, springs of 0.1 eV/Å²); the optimiser is FIRE.
+    The band is ASE's (improved tangents, springs of 0.1 eV/Å²; Henkelman, Uberuaga and Jónsson, J. Chem. Phys. 113, 9901 (2000)); the
+    optimiser is FIRE. ``images`` lead from one relaxed end point to the other; the end points stay, and so do atoms under constraints.
+    ``fmax`` is the largest force on the band at convergence, eV/Å; ``climb`` lets the highest image climb to the saddle point.
 
-    Parameters
-    ----------
-    potential : Potential
-    images : iterable of ase.Atoms or pymatgen Structures
-        From one relaxed end point to the other; the end points stay, and so do atoms under constraints.
-    fmax : float
-        Largest force on the band at convergence, eV/Å.
-    max_steps : int
-    climb : bool
-        Whether the highest image climbs to the saddle point.
-
-    Returns
-    -------
-    images : list of ase.Atoms
-        With ``info["energy_ev"]``, total energies.
-    n_calls : int
-        Batched evaluations.
-
-    Raises
-    ------
-    ValueError
-        If there are fewer than three images, one has other atoms, their order or the cell changed (:func:`check_path`) or cannot be
-        evaluated, or the band does not converge.
-
-    References
-    ----------
-    Henkelman, Uberuaga and Jónsson, J. Chem. Phys. 113, 9901 (2000).
+    Returned are images with total energies in ``info["energy_ev"]``, and the number of batched evaluations. ValueError if there are fewer
+    than three images, one has other atoms, their order or the cell changed (:func:`check_path`) or cannot be evaluated, or the band does
+    not converge.
     """
     images = structures.many(images)
     if len(images) < 3:

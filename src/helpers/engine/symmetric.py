@@ -32,24 +32,13 @@ _CURVATURE_EV_PER_A2, _ASE_CURVATURE_EV_PER_A2 = 15.0, 70.0
 def relax_symmetric(
     potential: Potential, crystal: ase.Atoms, *, fmax: float = 1e-3, accepted: float = 1e-2, max_steps: int = 300
 ) -> ase.Atoms:
-    """Relax the atoms and the cell of a crystal in its symmetry.
+    """Relax the atoms and the cell of a crystal in its symmetry, which is found with a tolerance of 1e-5 Å; it is not changed.
 
-    Parameters
-    ----------
-    potential : Potential
-    crystal : ase.Atoms
-        Not changed. Its space group is found with a tolerance of 1e-5 Å.
-    fmax : float
-        Largest force at convergence, eV/Å, and largest stress times the volume of the cell, divided by the square root of its number of
-        atoms, eV.
-    accepted : float
-        The same for a relaxation that has not converged after ``max_steps``, or makes no progress: below this it is good enough.
-    max_steps : int
+    ``fmax``: largest force at convergence, eV/Å, and largest stress times the volume of the cell, divided by the square root of its number
+        of atoms, eV.
+    ``accepted``: the same for a relaxation that has not converged after ``max_steps``, or makes no progress: below this it is good enough.
 
-    Raises
-    ------
-    ValueError
-        If it cannot be evaluated, or does not converge, with shorter steps neither.
+    ValueError if it cannot be evaluated, or does not converge, with shorter steps neither.
     """
     (crystal,) = structures.many(crystal)
     # An energy surface that is not smooth can lead long steps astray; then once more from the start, with ASE's own, shorter ones.

@@ -32,7 +32,6 @@ class AnimationView:
     seconds: float  # time of one pass through ``order``
     highlight: tuple[int, ...]  # atoms drawn larger, in a colour of their own
     sites: np.ndarray  # empty sites, shape (k, 3), Å
-    script: str  # address of 3Dmol.js, relative to the page
     height: int  # pixels
 
     def _repr_html_(self) -> str:
@@ -56,7 +55,7 @@ class AnimationView:
             'style="flex: 1 1 8rem; max-width: 20rem">'
             # Screen readers would speak all the time; the slider tells them the text of the frame.
             f'<output aria-live="off" style="{output}">{html.escape(self.labels[0])}</output></div></div>'
-            f"{interactive.colour_key(first, self._extras())}</div>\n{interactive.script_tag(self.script, self._player(identifier))}"
+            f"{interactive.colour_key(first, self._extras())}</div>\n{interactive.script_tag(interactive.VIEWER, self._player(identifier))}"
         )
 
     def _extras(self) -> list[tuple[str, str]]:
@@ -64,62 +63,42 @@ class AnimationView:
         moving = [(interactive.chip(_MOVER), "moving")] if self.highlight else []
         return moving + ([(interactive.chip(interactive.SITE, 0.45), "empty site")] if len(self.sites) else [])
 
+    def _scene(self) -> interactive.Scene:
+        return interactive.Scene(self.frames[0], np.empty((0, 2, 3)), self.sites)
+
     def _picture(self) -> Figure:
         """Return the picture that stands for the animation: the first frame, empty sites, and the way of the highlighted atoms."""
-        first = self.frames[0]
-        radii = np.full(len(first), _BALL)
+        radii = np.full(len(self.frames[0]), _BALL)
         radii[list(self.highlight)] = _POINTED_OUT
         beads = [(frame.positions[atom], _BEAD, _MOVER) for frame in self.frames[1:] for atom in self.highlight]
-        scene = interactive.Scene(first, np.empty((0, 2, 3)), self.sites)
-        return interactive.drawing(scene, radii, beads, dict.fromkeys(self.highlight, _MOVER))
+        return interactive.drawing(self._scene(), radii, beads, dict.fromkeys(self.highlight, _MOVER))
 
     def _player(self, identifier: str) -> str:
         """Return the JavaScript that puts the view in the place of the picture and plays it."""
         symbols = self.frames[0].get_chemical_symbols()
-        # Symbols are sent once: all frames have the same atoms.
-        positions = [frame.positions.round(3).tolist() for frame in self.frames]
-        scheme = {"prop": "elem", "map": {symbol: int(hue[1:], 16) for symbol, hue in interactive.element_colours(symbols).items()}}
-        edges = interactive.cell_edges(np.asarray(self.frames[0].cell)).round(3).tolist() if self.frames[0].cell.rank == 3 else []
         data = {
+            # Symbols are sent once: all frames have the same atoms.
             "symbols": symbols,
-            "positions": positions,
+            "positions": [frame.positions.round(3).tolist() for frame in self.frames],
             "labels": list(self.labels),
             "order": list(self.order),
             "step": 1000 * self.seconds / len(self.order),
             "highlight": list(self.highlight),
-            "sites": self.sites.round(3).tolist(),
-            "edges": edges,
-            "scheme": scheme,
+            "scheme": interactive.colour_scheme(symbols),
         }
         # "<!--<script" in a label would keep the element from ending.
         safe = json.dumps(data).replace("<", "\\u003c")
-        return f"""\
-(() => {{
-  const data = {safe};
-  const box = document.getElementById({json.dumps(identifier)});
-  const bar = document.getElementById({json.dumps(identifier + "-bar")});
-  const [button, slider, output] = bar.firstElementChild.children;
-  const picture = [...box.children];
-  const viewer = $3Dmol.createViewer(box, {{backgroundColor: "white"}});
-  if (!viewer) return;
+        model = f"""\
+const data = {safe};
   const xyz = (frame) => [frame.length, "", ...frame.map((r, k) => data.symbols[k] + " " + r.join(" "))].join("\\n") + "\\n";
   // Without its search for bonds, which are not drawn, the reader of this format numbers no atoms, and none could be pointed out.
   viewer.addModelsAsFrames(data.positions.map(xyz).join(""), "xyz");
   viewer.setStyle({{}}, {{sphere: {{radius: {_BALL}, colorscheme: data.scheme}}}});
-  if (data.highlight.length) viewer.setStyle({{index: data.highlight}}, {{sphere: {{radius: {_POINTED_OUT}, color: "{_MOVER}"}}}});
-  const point = ([x, y, z]) => ({{x, y, z}});
-  for (const [start, end] of data.edges) {{
-    viewer.addCylinder({{start: point(start), end: point(end), radius: 0.04, color: "#777777"}});
-  }}
-  for (const center of data.sites) {{
-    viewer.addSphere({{center: point(center), radius: {interactive.SITE_RADIUS}, color: "{interactive.SITE}", opacity: 0.45}});
-  }}
-  viewer.zoomTo();
-  viewer.rotate({interactive.TILT}, "x");
-  viewer.rotate({interactive.TURN}, "vy");
+  if (data.highlight.length) viewer.setStyle({{index: data.highlight}}, {{sphere: {{radius: {_POINTED_OUT}, color: "{_MOVER}"}}}});"""
+        play = f"""\
   viewer.zoom(1.35);
-  viewer.render();
-  picture.forEach((element) => element.remove());
+  const bar = document.getElementById({json.dumps(identifier + "-bar")});
+  const [button, slider, output] = bar.firstElementChild.children;
   bar.hidden = false;
   let place = 0, request = null, last = 0, seen = false;
   let wanted = !matchMedia("(prefers-reduced-motion: reduce)").matches;
@@ -153,8 +132,8 @@ class AnimationView:
   new IntersectionObserver((entries) => {{ seen = entries[entries.length - 1].isIntersecting; update(); }}).observe(box);
   update();
   show();
-{interactive.SCROLLS}}})();
 """
+        return interactive.view_script(identifier, self._scene(), model, play)
 
     def __repr__(self) -> str:
         return f"AnimationView({self.frames[0].get_chemical_formula()}, {len(self.frames)} frames)"
@@ -169,7 +148,6 @@ def animation_view(
     sites: np.ndarray | None = None,
     loop: str = "loop",
     seconds: float = 2.0,
-    script: str = "../_static/3Dmol-min.js",
     height: int = 320,
 ) -> AnimationView:
     """Show a structure that moves, with a button, a slider and the text of the frame below.
@@ -189,7 +167,6 @@ def animation_view(
     ``sites`` (shape (k, 3)): positions of empty sites, Å: translucent balls.
     ``loop`` ({"loop", "back-and-forth"}): what follows the last frame: the first one, or the way back.
     ``seconds``: time of one pass, s; of the way there and back together.
-    ``script``: address of 3Dmol.js, relative to the page.
     ``height``: pixels.
     """
     style.need_alt(alt)
@@ -223,4 +200,4 @@ def animation_view(
     if loop == "back-and-forth":
         order += order[-2:0:-1]
     words = tuple(f"frame {number + 1}" for number in range(len(frames))) if labels is None else tuple(map(str, labels))
-    return AnimationView(tuple(frames), alt, words, tuple(order), float(seconds), highlight, empty, script, int(height))
+    return AnimationView(tuple(frames), alt, words, tuple(order), float(seconds), highlight, empty, int(height))

@@ -113,6 +113,7 @@ def element_id(kind: str, content: str) -> str:
     return f"{kind}-{next(style.ids)}-{crc32(content.encode()):08x}"
 
 
+VIEWER = "../_static/3Dmol-min.js"  # relative to the page
 # A drawing library is fetched when the first figure that needs it comes near the window, and once, however many figures ask for it.
 _LOAD_ONCE = """\
 window.loadOnce ??= (address) => (window.loadOnce[address] ??= new Promise((done, failed) => {
@@ -143,7 +144,7 @@ def script_tag(address: str, body: str) -> str:
 
 
 # What scrolls the page does so over a structure, too: the wheel zooms with Ctrl only, and a finger turns sideways only.
-SCROLLS = """\
+_SCROLLS = """\
   box.addEventListener("wheel", (event) => { if (!event.ctrlKey) event.stopPropagation(); }, true); box.style.touchAction = "pan-y";
   for (const kind of ["touchstart", "touchmove"]) box.addEventListener(kind, (event) => { event.preventDefault = () => {}; }, true);
 """
@@ -185,7 +186,6 @@ class StructureView:
 
     structures: Mapping[str, ase.Atoms]  # by the name written below each
     alt: str  # alternative text
-    script: str  # address of 3Dmol.js, relative to the page
     height: int  # of each view, pixels
     # Displacements (n_atoms, 3) and positions of empty sites (k, 3), Å, by name.
     arrows: Mapping[str, np.ndarray]
@@ -210,7 +210,7 @@ class StructureView:
             )
             scripts.append(_viewer(identifier, scene))
         layout = "display: flex; flex-wrap: wrap; gap: 0.8rem; justify-content: center; background: white; color: #222222"
-        return f'<div class="structure-views" style="{layout}">{"".join(boxes)}</div>\n{script_tag(self.script, "".join(scripts))}'
+        return f'<div class="structure-views" style="{layout}">{"".join(boxes)}</div>\n{script_tag(VIEWER, "".join(scripts))}'
 
     def _extras(self, scene: Scene) -> list[tuple[str, str]]:
         """Return what is drawn besides atoms, as symbol and words."""
@@ -243,7 +243,6 @@ def colour_key(atoms: ase.Atoms, extras: Sequence[tuple[str, str]]) -> str:
 def structure_view(
     structures: Mapping[str, ase.Atoms],
     alt: str,
-    script: str = "../_static/3Dmol-min.js",
     height: int = 260,
     arrows: Mapping[str, np.ndarray] | None = None,
     sites: Mapping[str, np.ndarray] | None = None,
@@ -255,7 +254,7 @@ def structure_view(
     picture without scripts, without WebGL, and in a notebook that does not find the file. ValueError if there is no structure, one is
     empty, the alternative text is, or arrows or sites belong to no structure, have another shape, or are not finite.
 
-    ``structures``, ``script``, ``height``: see :class:`StructureView`.
+    ``structures``, ``height``: see :class:`StructureView`.
     ``alt``: what they show, for those who cannot see them. Name and formula of each are added, and what is drawn besides atoms.
     ``arrows`` (shape (n_atoms, 3)): displacement of each atom, Å, for some of the structures. Arrows start at the surface of the ball of
         their atom, so that short ones are seen; those shorter than 2 % of the longest are left out.
@@ -274,7 +273,6 @@ def structure_view(
     return StructureView(
         dict(structures),
         alt,
-        script,
         height,
         _vectors("arrows", arrows, structures, lengths),
         _vectors("sites", sites, structures, {}),
@@ -311,7 +309,7 @@ def arrow_ends(atoms: ase.Atoms, displacements: np.ndarray | None, scale: float)
 
 
 # How far each axis of the picture and of the first view is turned, degrees: a slab stands upright and shows some depth.
-TILT, TURN = -78, 22
+_TILT, _TURN = -78, 22
 
 
 def drawing(
@@ -334,7 +332,7 @@ def drawing(
     with mpl.rc_context(STYLE):
         figure = style.blank(2.8, 2.8)
         axes = figure.subplots()
-        picture = Matplotlib(atoms, axes, rotation=f"{TILT}x,{TURN}y,0z", radii=size, colors=colours)
+        picture = Matplotlib(atoms, axes, rotation=f"{_TILT}x,{_TURN}y,0z", radii=size, colors=colours)
         picture.write()
         for centre, radius, hue in ghosts:
             x, y, _ = picture.to_image_plane_positions(centre)
@@ -357,11 +355,21 @@ def _viewer(identifier: str, scene: Scene) -> str:
         {"elem": symbol, "x": x, "y": y, "z": z, "bonds": bonded, "bondOrder": [1] * len(bonded)}
         for symbol, (x, y, z), bonded in zip(symbols, atoms.positions.round(4).tolist(), bonds, strict=True)
     ]
-    edges = cell_edges(np.asarray(atoms.cell)).round(4).tolist() if atoms.cell.rank == 3 else []
     ball = {"radius": BALL} if len(scene.arrows) else {"scale": 0.32}
-    # The scheme takes colours as numbers.
-    scheme = {"prop": "elem", "map": {symbol: int(hue[1:], 16) for symbol, hue in element_colours(symbols).items()}}
+    scheme = colour_scheme(symbols)
     look = {"sphere": {**ball, "colorscheme": scheme}, "stick": {"radius": 0.11, "colorscheme": scheme}}
+    model = f"viewer.addModel().addAtoms({json.dumps(placed)});\n  viewer.setStyle({{}}, {json.dumps(look)});"
+    return view_script(identifier, scene, model)
+
+
+def colour_scheme(symbols: Iterable[str]) -> dict[str, object]:
+    """Return the colours of elements as 3Dmol.js takes them: as numbers."""
+    return {"prop": "elem", "map": {symbol: int(hue[1:], 16) for symbol, hue in element_colours(symbols).items()}}
+
+
+def view_script(identifier: str, scene: Scene, model: str, then: str = "") -> str:
+    """Return JavaScript that turns the picture in an element into a view: what adds the atoms, and what is to be done when it is there."""
+    edges = cell_edges(np.asarray(scene.atoms.cell)).round(4).tolist() if scene.atoms.cell.rank == 3 else []
     arrow = {"radius": _ARROW_WIDTH, "radiusRatio": 2.2, "mid": 0.6, "color": _ARROW}
     site = {"radius": SITE_RADIUS, "color": SITE, "opacity": 0.45}
     return f"""\
@@ -370,8 +378,7 @@ def _viewer(identifier: str, scene: Scene) -> str:
   const picture = [...box.children];
   const viewer = $3Dmol.createViewer(box, {{backgroundColor: "white"}});
   if (!viewer) return;
-  viewer.addModel().addAtoms({json.dumps(placed)});
-  viewer.setStyle({{}}, {json.dumps(look)});
+  {model}
   const point = ([x, y, z]) => ({{x, y, z}});
   for (const [start, end] of {json.dumps(edges)}) {{
     viewer.addCylinder({{start: point(start), end: point(end), radius: 0.04, color: "#777777"}});
@@ -383,11 +390,11 @@ def _viewer(identifier: str, scene: Scene) -> str:
     viewer.addSphere({{center: point(center), ...{json.dumps(site)}}});
   }}
   viewer.zoomTo();
-  viewer.rotate({TILT}, "x");
-  viewer.rotate({TURN}, "vy");
+  viewer.rotate({_TILT}, "x");
+  viewer.rotate({_TURN}, "vy");
   viewer.render();
   picture.forEach((element) => element.remove());
-{SCROLLS}}})();
+{then}{_SCROLLS}}})();
 """
 
 

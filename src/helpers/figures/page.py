@@ -20,6 +20,7 @@ from helpers.figures.style import in_order, label
 from helpers.potentials import CATALOGUE
 
 _ROWS = 10  # of a table are seen at once
+_PLOTLY = "../_static/vendor/plotly-basic.min.js"  # relative to the page
 
 
 def caption(provenances: Iterable[Mapping[str, Any]], extra: str = "") -> str:
@@ -55,7 +56,6 @@ class Shown:
     alt: str
     caption: str
     footer: str
-    script: str
 
     def _repr_html_(self) -> str:
         words = html.escape(self.caption) + _folded_footer(self.footer)
@@ -74,7 +74,7 @@ class Shown:
                 f'return Plotly.newPlot("{identifier}", plot.data, plot.layout, {{responsive: true, displaylogo: false}});'
             )
             place = f'id="{identifier}" class="plotly-graph-div" role="group" aria-label="{alternative}"'
-            return f'<div {place} style="height: {height}px; width: 100%"></div>\n{script_tag(self.script, draw)}'
+            return f'<div {place} style="height: {height}px; width: 100%"></div>\n{script_tag(_PLOTLY, draw)}'
         width = round(self.figure.get_figwidth() * 96)
         return f'<img src="{style.png_uri(self.figure)}" alt="{alternative}" width="{width}" style="max-width: 100%; height: auto">'
 
@@ -82,13 +82,7 @@ class Shown:
         return f"Figure: {self.alt}"
 
 
-def show(
-    figure: Figure | go.Figure | StructureView | AnimationView,
-    alt: str,
-    caption: str = "",
-    footer: str = "",
-    script: str = "../_static/vendor/plotly-basic.min.js",
-) -> Shown:
+def show(figure: Figure | go.Figure | StructureView | AnimationView, alt: str, caption: str = "", footer: str = "") -> Shown:
     """Give a figure its alternative text and caption, as an HTML ``<figure>``.
 
     ValueError if the alternative text is empty.
@@ -97,10 +91,9 @@ def show(
     ``alt``: what the figure shows, for those who cannot see it.
     ``caption``: plain text; it is escaped.
     ``footer``: from :func:`caption`: models, device, date.
-    ``script``: address of plotly.js, relative to the page. It is loaded once per page, and only for a plotly figure.
     """
     style.need_alt(alt)
-    return Shown(figure, alt, style.noted(caption, style.words(figure)), footer, script)
+    return Shown(figure, alt, style.noted(caption, style.words(figure)), footer)
 
 
 @dataclass(frozen=True)

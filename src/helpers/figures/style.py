@@ -242,15 +242,15 @@ def blank(height: float, width: float = WIDE) -> Figure:
     return figure
 
 
-def panels(n: int, extra: float = 0.0, head: float = 0.0) -> tuple[Figure, list[Axes]]:
+def panels(n: int, head: float = 0.0) -> tuple[Figure, list[Axes]]:
     """Return a figure with n panels in at most three columns; four stand two by two.
 
-    Inches of height are added: ``extra`` to the figure, ``head`` to each line for what stands above its panels.
+    ``head`` inches of height are added to each line for what stands above its panels.
     """
     columns = 2 if n == 4 else min(n, 3)
     lines = ceil(n / columns)
     side = SINGLE if columns == 1 else 2 * _PANEL / columns
-    figure = blank((side + head) * lines + 0.4 + extra, side * columns + 0.2)
+    figure = blank((side + head) * lines + 0.4, side * columns + 0.2)
     axes = list(figure.subplots(lines, columns, squeeze=False).ravel())
     for empty in axes[n:]:
         empty.set_axis_off()

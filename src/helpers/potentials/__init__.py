@@ -6,6 +6,10 @@
 >>> found = potential.evaluate([bulk("Cu"), bulk("Al")])
 >>> [round(one.energy, 1) for one in found]
 [-4.1, -3.7]
+
+Each family is a module with a function ``load(key, paths, device, dtype, *, trust)``: the catalogue's key, the verified files of weights
+(without this argument and the last one where the package carries them), a device, and the precision of the network. ``trust`` lets it open
+a file of unknown checksum that can run code.
 """
 
 from __future__ import annotations
@@ -48,49 +52,22 @@ _M3GNET = "materialsvirtuallab/m3gnet/pretrained/MP-2021.2.8-EFS"
 
 @dataclass(frozen=True)
 class Entry:
-    """A catalogue line.
+    """A catalogue line."""
 
-    Attributes
-    ----------
-    key : str
-        Canonical name: model and version. The same in code, files, tables, colours and prose.
-    label : str
-        Name for figures and text; a sign (:data:`helpers.NOTES`) joins it if the training set is one of :data:`NEWER_DFT`.
-    short : str
-        Name for the numbers of a chapter's text: letters, digits, underscores.
-    colour, marker : str
-        In figures: hexadecimal, and matplotlib's marker. Models of one architecture have related hues.
-    family : str
-        Module of :mod:`helpers.potentials` that loads it.
-    training_set : str
-        What it was trained on.
-    weights : tuple of str
-        Registry keys of the files it needs; empty when its package carries them.
-    paper_label : str or None
-        Its name in Deng et al. (2025), if it is one of the paper's models.
-    paper_figures : tuple of str
-        The paper's figures that show these weights, where it gives two sets of weights one name.
-    package : str or None
-        The module that must be importable, if it is not called like the family.
-    environment : str or None
-        For a model whose package clashes with another's: the environment that has it; ``make env-NAME`` makes it.
-    guest : bool
-        Shown where a page asks for it, not in every chapter.
-    """
-
-    key: str
-    label: str
-    short: str
+    key: str  # model and version: the same in code, files, tables, colours and prose
+    label: str  # name for figures and text; a sign (:data:`helpers.NOTES`) joins it if the training set is one of NEWER_DFT
+    short: str  # name for the numbers of a chapter's text: letters, digits, underscores
+    # In figures: hexadecimal, and matplotlib's. Models of one architecture have related hues.
     colour: str
     marker: str
-    family: str
+    family: str  # module of :mod:`helpers.potentials` that loads it
     training_set: str
-    weights: tuple[str, ...] = ()
-    paper_label: str | None = None
-    paper_figures: tuple[str, ...] = ()
-    package: str | None = None
-    environment: str | None = None
-    guest: bool = False
+    weights: tuple[str, ...] = ()  # registry keys of the files it needs; empty when its package carries them
+    paper_label: str | None = None  # its name in Deng et al. (2025), if it is one of the paper's models
+    paper_figures: tuple[str, ...] = ()  # the paper's figures that show these weights, where it gives two sets of weights one name
+    package: str | None = None  # the module that must be importable, if it is not called like the family
+    environment: str | None = None  # that has it, for a model whose package clashes with another's; ``make env-NAME`` makes it
+    guest: bool = False  # shown where a page asks for it, not in every chapter
 
     def __post_init__(self) -> None:
         if self.training_set in NEWER_DFT:
@@ -182,13 +159,7 @@ def canonical(key: str) -> str:
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn ``auto`` into the best device there is (a CUDA GPU, else the CPU).
-
-    Raises
-    ------
-    PotentialError
-        If the device is not here; the message lists those that are.
-    """
+    """Turn ``auto`` into the best device there is, a CUDA GPU, else the CPU; PotentialError, which lists those here, if it is not here."""
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
     name = ("cuda" if gpus else "cpu") if str(device) == "auto" else str(device)
     if name.startswith("cuda") and not gpus:
@@ -208,28 +179,16 @@ def load(
 ) -> Potential:
     """Load a potential.
 
-    Parameters
-    ----------
-    key : str
-        A key of :data:`CATALOGUE`, or what MatGL, matcalc or matbench-discovery call these weights; ``ase:module.factory`` for any
-        ASE calculator; ``file:PATH`` for a MACE model file or the folder of a mended potential (:mod:`helpers.potentials.fixes`); a
-        Path is that file or folder.
-    device : str or torch.device
-        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …; that of an ASE calculator is the calculator's own affair.
-    dtype : torch.dtype
-        Precision of the network.
-    trust : bool
-        Allow unpickling a model file whose checksum the project does not know. Such a file can run any code.
-    compiled : bool
-        Compile the network: see :meth:`helpers.potentials.base.GraphPotential.compiled`.
+    ``key``: a key of :data:`CATALOGUE`, or what MatGL, matcalc or matbench-discovery call these weights; ``ase:module.factory`` for any ASE
+        calculator; ``file:PATH`` for a MACE model file or the folder of a mended potential (:mod:`helpers.potentials.fixes`); a Path is
+        that file or folder.
+    ``device``: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …; that of an ASE calculator is the calculator's own affair.
+    ``dtype``: precision of the network.
+    ``trust``: allow unpickling a model file whose checksum the project does not know. Such a file can run any code.
+    ``compiled``: compile the network (:meth:`helpers.potentials.base.GraphPotential.compiled`).
 
-    Raises
-    ------
-    PotentialError
-        If the key is unknown, the device is missing, the file must not be trusted, the model needs another environment or cannot be
-        compiled.
-    helpers.registry.RegistryError
-        If a weight file cannot be had; the message says where it comes from and where to put it.
+    PotentialError if the key is unknown, the device is missing, the file must not be trusted, the model needs another environment or cannot
+    be compiled; :class:`helpers.registry.RegistryError` if a weight file cannot be had: it says where it comes from and where to put it.
     """
     potential = _load(f"file:{key}" if isinstance(key, Path) else key, device, dtype, trust)
     return potential.compiled() if compiled else potential

@@ -36,12 +36,7 @@ MALFORMED = "the calculator's"
 class ASEPotential(Potential):
     """An ASE calculator behind the common interface.
 
-    Parameters
-    ----------
-    key : str
-    calculator : ase.calculators.calculator.Calculator
-    elements : frozenset of int, optional
-        Atomic numbers the calculator accepts; by default it is trusted to refuse what it does not know.
+    ``elements``, by default all, are atomic numbers that it accepts: it is trusted to refuse what it does not know.
     """
 
     def __init__(
@@ -109,22 +104,9 @@ def load(key: str) -> ASEPotential:
     """Make a potential from the name of a factory: a function without arguments or a class that makes a calculator, or one ready made.
 
     ``ase:module.factory`` or ``ase:module:factory`` names one in an importable module or in a module of the current folder,
-    ``ase:path/to/file.py:factory`` one in a file. Only what the caller names is imported. What a file imports is also looked for beside
-    it, after all else.
-
-    Parameters
-    ----------
-    key : str
-
-    Returns
-    -------
-    ASEPotential
-        Its key is :func:`canonical`.
-
-    Raises
-    ------
-    PotentialError
-        If the module or the function does not exist, one of them raises, or what comes back is no ASE calculator.
+    ``ase:path/to/file.py:factory`` one in a file. Only what the caller names is imported. What a file imports is also looked for beside it,
+    after all else. The potential's key is :func:`canonical`. PotentialError if the module or the function does not exist, one of them
+    raises, or what comes back is no ASE calculator.
     """
     file, name, factory_name = _place(key)
     try:
@@ -153,10 +135,7 @@ def load(key: str) -> ASEPotential:
 def canonical(key: str) -> str:
     """Return the key that means the same in every folder: a file by its absolute path, with ``~`` for the home folder.
 
-    Raises
-    ------
-    PotentialError
-        If the key has not one of the forms that :func:`load` takes.
+    PotentialError if the key has not one of the forms that :func:`load` takes.
     """
     file, _, factory = _place(key) if key.startswith("ase:") else (None, "", "")
     if file is None:

@@ -197,20 +197,7 @@ def subset(graph: Graph, chosen: torch.Tensor) -> Graph:
 
 
 def load(key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> CHGNetPotential:
-    """Load a CHGNet from its package.
-
-    Parameters
-    ----------
-    key : {"chgnet-0.3.0", "chgnet-0.2.0"}
-    device : torch.device
-    dtype : torch.dtype
-        Precision of the network. The weights are float32.
-
-    Raises
-    ------
-    PotentialError
-        If the package's weight file is not the one this project knows.
-    """
+    """Load a CHGNet from its package; PotentialError if the weight file there is not the one this project knows."""
     relative, expected = _WEIGHTS[key]
     path = Path(chgnet.__file__).parent / "pretrained" / relative
     found = sha256(path)

@@ -28,19 +28,9 @@ __all__ = ["Convolution", "ElementLinear", "Irreps", "by_element", "even", "even
 
 
 def even(receiver: torch.Tensor, n_atoms: int) -> torch.Tensor:
-    """Return the edges of each atom in rows of one length.
+    """Return the edges of each atom in rows of one length, int tensor of shape (N, K), given the atom that each belongs to, ascending.
 
-    Parameters
-    ----------
-    receiver : int tensor, shape (E,)
-        The atom that each edge belongs to, in ascending order.
-    n_atoms : int
-        N.
-
-    Returns
-    -------
-    int tensor, shape (N, K)
-        Indices of edges; K is the largest number of edges that an atom has, and E stands where one has fewer.
+    K is the largest number of edges that an atom has; E, the number of all, stands where one has fewer.
     """
     sizes = counts(receiver, n_atoms)
     edges = torch.arange(len(receiver), device=receiver.device)
@@ -50,37 +40,19 @@ def even(receiver: torch.Tensor, n_atoms: int) -> torch.Tensor:
 
 
 def by_element(elements: torch.Tensor, n_elements: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sort atoms by element.
+    """Return atoms sorted by element, shape (N,), and how many there are of each, shape (n_elements,), on the CPU.
 
-    Parameters
-    ----------
-    elements : int tensor, shape (N,)
-        Number of each atom's element, below ``n_elements``.
-
-    Returns
-    -------
-    order : int tensor, shape (N,)
-        Atoms, one element after the other.
-    sizes : int tensor, shape (n_elements,), on the CPU
-        Atoms of each element.
+    ``elements``, shape (N,), are the numbers of the atoms' elements, below ``n_elements``.
     """
     return torch.argsort(elements, stable=True), counts(elements, n_elements).cpu()
 
 
 def even_edges(graph: Graph, cutoff: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the edges of a graph so that all atoms have as many.
+    """Return the edges of a graph so that all atoms have as many; those that fill the places are as long as the cutoff (Å).
 
-    Those that fill the places are as long as the cutoff (Å), where a radial basis is zero. The graph's topology must hold ``rows``, what
-    :func:`even` makes of its centres.
-
-    Returns
-    -------
-    vectors : tensor, shape (N K, 3)
-        Å.
-    edge_index : int tensor, shape (2, N K)
-        Neighbour and centre.
-    fill : int tensor, shape (N K,)
-        Which of the graph's edges each one is; E for one that fills a place.
+    There a radial basis is zero. The graph's topology must hold ``rows``, what :func:`even` makes of its centres. Returned are vectors (Å,
+    shape (N K, 3)), neighbours and centres (shape (2, N K)), and which of the graph's edges each one is (shape (N K,)), E for one that
+    fills a place.
     """
     rows = graph.topology["rows"]
     fill = rows.view(-1)
@@ -93,14 +65,8 @@ def even_edges(graph: Graph, cutoff: float) -> tuple[torch.Tensor, torch.Tensor,
 class Convolution(torch.nn.Module):
     """A tensor product of the features of neighbours with the harmonics of edges, summed over the edges of each atom.
 
-    Each path multiplies every channel with the only channel of the harmonics, has a weight for it, and an output of its own.
-
-    Parameters
-    ----------
-    features, harmonics, irreps_out : e3nn.o3.Irreps
-        Of the neighbours, the edges and the sums.
-    paths : sequence of (int, int, float)
-        For each output: which of the features, which of the harmonics, and the constant that the product is multiplied by.
+    Each path multiplies every channel with the only channel of the harmonics, has a weight for it, and an output of its own. ``paths`` say
+    for each output which of the features, which of the harmonics, and the constant that the product is multiplied by.
     """
 
     def __init__(self, features: Irreps, harmonics: Irreps, irreps_out: Irreps, paths: Sequence[tuple[int, int, float]]) -> None:
@@ -115,13 +81,7 @@ class Convolution(torch.nn.Module):
 
     @classmethod
     def like(cls, product: TensorProduct) -> Convolution:
-        """Make the layer that gives what a product of e3nn gives after summing.
-
-        Raises
-        ------
-        ValueError
-            If the product is of another kind.
-        """
+        """Make the layer that gives what a product of e3nn gives after summing; ValueError if the product is of another kind."""
         paths, harmonics = product.instructions, product.irreps_in2
         known = all(path.connection_mode == "uvu" and path.has_weight and harmonics[path.i_in2].mul == 1 for path in paths)
         if not known or [path.i_out for path in paths] != list(range(len(product.irreps_out))):
@@ -137,22 +97,12 @@ class Convolution(torch.nn.Module):
         edge_index: torch.Tensor,
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the sums.
+        """Return the sums, shape (N, irreps_out.dim), channel before component, as e3nn has it.
 
-        Parameters
-        ----------
-        x : tensor, shape (N, features)
-            Of the atoms, in e3nn's order (channel before component).
-        harmonics : tensor, shape (E, components)
-        weights : tensor, shape (E, sum of the paths' channels)
-        edge_index : int tensor, shape (2, E)
-            Row 0: the neighbour, which sends. Row 1: the atom whose sum it is, in ascending order.
-        rows : int tensor, shape (N, K), optional
-            What :func:`even` makes of row 1. To find it once for all layers saves time.
-
-        Returns
-        -------
-        tensor, shape (N, irreps_out.dim)
+        ``x`` (shape (N, features)): of the atoms, channel before component.
+        ``harmonics``, ``weights`` (shapes (E, components) and (E, sum of the paths' channels)): of the edges.
+        ``edge_index`` (shape (2, E)): the neighbour, which sends, and the atom whose sum it is, in ascending order.
+        ``rows`` (shape (N, K)): what :func:`even` makes of the latter. To find it once for all layers saves time.
         """
         sender, receiver = edge_index
         rows = even(receiver, len(x)) if rows is None else rows
@@ -169,21 +119,12 @@ class Convolution(torch.nn.Module):
     def sums(
         self, parts: Sequence[torch.Tensor], harmonics: torch.Tensor, weights: torch.Tensor, sender: torch.Tensor
     ) -> list[torch.Tensor]:
-        """Return the sums where every atom has as many edges.
+        """Return the sums where every atom has as many edges, shape (N, 2l + 1, channels) for each path.
 
-        Parameters
-        ----------
-        parts : sequence of tensors, shapes (N, 2l + 1, channels)
-            The features of the atoms, component before channel.
-        harmonics : tensor, shape (N K, components)
-            The edges of the first atom, then those of the second, and so on.
-        weights : tensor, shape (N K, sum of the paths' channels)
-        sender : int tensor, shape (N K,)
-
-        Returns
-        -------
-        list of tensors, shapes (N, 2l + 1, channels)
-            One for each path.
+        ``parts`` (shapes (N, 2l + 1, channels)): the features of the atoms, component before channel.
+        ``harmonics``, ``weights`` (shapes (N K, components) and (N K, sum of the paths' channels)): the edges of the first atom, then those
+            of the second, and so on.
+        ``sender`` (shape (N K,)): the neighbours.
         """
         n_atoms = len(parts[0])
         neighbours = [torch.index_select(part, 0, sender) for part in parts]
@@ -201,15 +142,8 @@ class Convolution(torch.nn.Module):
 class ElementLinear(torch.nn.Module):
     """A linear layer with weights for each element: the product of features with a row of numbers, the only 1 of which marks the element.
 
-    Parameters
-    ----------
-    product : e3nn.o3.FullyConnectedTensorProduct
-        Of the features and as many scalars as there are elements, with a weight for each path (``uvw``). Its weights are shared.
-
-    Raises
-    ------
-    ValueError
-        If the product is of another kind.
+    The weights are those of the product, which has as many scalars as there are elements, and a weight for each path (``uvw``). ValueError
+    if it is of another kind.
     """
 
     def __init__(self, product: FullyConnectedTensorProduct) -> None:
@@ -220,15 +154,9 @@ class ElementLinear(torch.nn.Module):
         self._product = [product]  # in a list, so that its weights have one name only
 
     def forward(self, x: torch.Tensor, elements: torch.Tensor, groups: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
-        """Return the new features.
+        """Return the new features of atoms, given the old, shape (N, irreps_in1.dim), and the elements, a single 1 in each row.
 
-        Parameters
-        ----------
-        x : tensor, shape (N, irreps_in1.dim)
-        elements : tensor, shape (N, elements)
-            A single 1 in each row.
-        groups : pair of tensors, optional
-            The atoms by element, from :func:`by_element`. To find them once for all layers saves time.
+        ``groups``: the atoms by element, from :func:`by_element`. To find them once for all layers saves time.
         """
         product = self._product[0]
         order, sizes = groups or by_element(elements.argmax(dim=1), elements.shape[1])

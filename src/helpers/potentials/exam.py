@@ -48,19 +48,8 @@ _ORDERS = {"xy, yz, xz": (5, 3, 4), "xy, xz, yz": (5, 4, 3), "yz, xy, xz": (3, 5
 def examine(potential: Potential) -> list[str]:
     """Examine a calculator, with fifty evaluations of four to sixteen atoms. A graph network has its forces from its energy.
 
-    Parameters
-    ----------
-    potential : Potential
-
-    Returns
-    -------
-    list of str
-        What is no fault, but to be known: no stress, forces that are not quite a derivative, nothing that could be examined.
-
-    Raises
-    ------
-    PotentialError
-        With a line for each fault.
+    Returned is what is no fault, but to be known: no stress, forces that are not quite a derivative, nothing that could be examined.
+    PotentialError with a line for each fault.
     """
     if isinstance(potential, GraphPotential):
         return []

@@ -143,24 +143,10 @@ def _network(config: dict, elements: list[str]) -> matgl.M3GNet:
 def load(
     key: str, paths: Sequence[Path], device: torch.device, dtype: torch.dtype = torch.float32, *, trust: bool = False
 ) -> matgl.M3GNetPotential:
-    """Load the weights from their three files.
+    """Load the weights from their three files (:data:`FILES`), as :mod:`helpers.potentials` asks of a family.
 
-    Parameters
-    ----------
-    key : str
-        Canonical name.
-    paths : sequence of pathlib.Path
-        ``m3gnet.index``, ``m3gnet.data-00000-of-00001`` and ``m3gnet.json``.
-    device : torch.device
-    dtype : torch.dtype
-        Precision of the network. The weights are float32.
-    trust : bool
-        Makes no difference: the files run no code, and what an unknown one means is not known.
-
-    Raises
-    ------
-    PotentialError
-        If a file is missing or is not that of the release.
+    ``trust`` makes no difference: the files run no code, and what an unknown one means is not known. PotentialError if a file is missing or
+    is not that of the release.
     """
     files = {Path(path).name: Path(path) for path in paths}
     for name, expected in FILES.items():

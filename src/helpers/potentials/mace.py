@@ -184,48 +184,16 @@ def contained() -> Iterator[None]:
 def load(
     key: str, paths: Sequence[Path], device: torch.device, dtype: torch.dtype = torch.float32, *, trust: bool = False
 ) -> MACEPotential:
-    """Load a MACE foundation model.
-
-    Parameters
-    ----------
-    key : {"mace-mp-0-medium", "mace-mpa-0-medium"}
-    paths : sequence of Path
-        One model file.
-    device : torch.device
-    dtype : torch.dtype
-        Precision of the network.
-    trust : bool
-        Open a file whose SHA-256 is not in the registry.
-
-    Raises
-    ------
-    PotentialError
-        As :func:`load_file`.
-    """
+    """Load a MACE foundation model from its file, as :mod:`helpers.potentials` asks of a family; errors are those of :func:`load_file`."""
     (path,) = paths
     return _load(key, Path(path), device, dtype, trust, training_set=_TRAINING_SETS[key], citation=_CITATION)
 
 
 def load_file(key: str, path: Path, device: torch.device, dtype: torch.dtype = torch.float32, *, trust: bool = False) -> MACEPotential:
-    """Load any MACE model file.
+    """Load any MACE model file: a whole model, as written by ``mace_run_train``; the key is ``file:PATH``.
 
-    Parameters
-    ----------
-    key : str
-        Name of the potential, ``file:PATH``.
-    path : Path
-        A whole MACE model, as written by ``mace_run_train``.
-    device : torch.device
-    dtype : torch.dtype
-        Precision of the network.
-    trust : bool
-        Open a file whose SHA-256 is not in the registry. It can run any code.
-
-    Raises
-    ------
-    PotentialError
-        If the file is missing, must not be trusted, cannot be read, or holds something other than a MACE
-        network for energies. The message names the file.
+    With ``trust`` also one whose SHA-256 is not in the registry, which can run any code. PotentialError, which names the file, if it is
+    missing, must not be trusted, cannot be read, or holds something other than a MACE network for energies.
     """
     return _load(key, Path(path), device, dtype, trust, training_set="not stated", citation="not stated")
 

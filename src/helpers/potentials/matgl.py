@@ -70,21 +70,11 @@ with warnings.catch_warnings():
 
 @dataclass(frozen=True)
 class Convention:
-    """What a network does with edges and triples.
+    """What a network does with edges and triples."""
 
-    Attributes
-    ----------
-    name : str
-        For descriptions and messages.
-    receiver : int
-        The row of ``edge_index`` onto which messages are summed: 0, the centre, or 1, the neighbour.
-    stand_ins : bool
-        Whether the n-th short bond of a structure is stood in for by its n-th bond in the three-body terms.
-    """
-
-    name: str
-    receiver: int
-    stand_ins: bool
+    name: str  # for descriptions and messages
+    receiver: int  # the row of ``edge_index`` onto which messages are summed: 0, the centre, or 1, the neighbour
+    stand_ins: bool  # whether the n-th short bond of a structure is stood in for by its n-th bond in the three-body terms
 
 
 CURRENT = Convention("MatGL >= 4.0.4", receiver=0, stand_ins=False)
@@ -371,15 +361,10 @@ def _interacted(
 def exchange_ends(network: TensorNet) -> None:
     """Turn a TensorNet of the legacy convention into one of the current convention, in place and exactly.
 
-    Every edge i → j has its reverse. A message of (i, j) summed onto j is, seen from the reverse edge, a message
-    of (neighbour, centre) summed onto the centre, with the opposite bond vector. The order of the two atoms enters
-    one linear layer only, whose two halves are exchanged here; the sign of all bond vectors is an inversion of
-    space, under which the energy of an O(3) network does not change.
-
-    Raises
-    ------
-    PotentialError
-        If the network is not O(3)-invariant.
+    Every edge i → j has its reverse. A message of (i, j) summed onto j is, seen from the reverse edge, a message of (neighbour, centre)
+    summed onto the centre, with the opposite bond vector. The order of the two atoms enters one linear layer only, whose two halves are
+    exchanged here; the sign of all bond vectors is an inversion of space, under which the energy of an O(3) network does not change.
+    PotentialError if the network is not O(3)-invariant.
     """
     if network.equivariance_invariance_group != "O(3)":
         raise PotentialError("a legacy TensorNet that is not O(3)-invariant cannot be turned into a current one")
@@ -389,15 +374,10 @@ def exchange_ends(network: TensorNet) -> None:
 
 
 def stand_ins(graph: Graph, distances: torch.Tensor, cutoff: float, three_body_cutoff: float) -> torch.Tensor:
-    """Return, for each short bond, the bond that stands in for it in the legacy three-body terms.
+    """Return, for each short bond, the bond that stands in for it in the legacy three-body terms, shape (E,); -1 for long bonds.
 
-    That is, for the n-th bond of a structure among those not longer than ``three_body_cutoff`` (Å), the n-th bond of that
-    structure, both counted in the order of :func:`legacy_order`.
-
-    Returns
-    -------
-    int tensor, shape (E,)
-        An edge for each edge; -1 for long bonds.
+    That is, for the n-th bond of a structure among those not longer than ``three_body_cutoff`` (Å), the n-th bond of that structure, both
+    counted in the order of :func:`legacy_order`.
     """
     order = legacy_order(graph, cutoff)
     short = order[distances[order] <= three_body_cutoff]
@@ -413,17 +393,11 @@ def stand_ins(graph: Graph, distances: torch.Tensor, cutoff: float, three_body_c
 
 
 def legacy_order(graph: Graph, cutoff: float) -> torch.Tensor:
-    """Return the order in which pymatgen's ``find_points_in_spheres`` lists the edges of a batch.
+    """Return the edges of a batch, shape (E,), in the order in which pymatgen's ``find_points_in_spheres`` lists them.
 
-    It lays cubes with an edge of ``cutoff`` (Å) from the corner ``min(positions) − cutoff`` of each structure, and lists for
-    each centre the neighbours in the 27 cubes around its own, x slowest; within a cube, from the last of the
-    periodic images to the first (counted from the atoms wrapped into the cell, x slowest) and within an image from the last
-    atom to the first.
-
-    Returns
-    -------
-    int tensor, shape (E,)
-        Edges by structure, centre, cube, image and neighbour.
+    It lays cubes with an edge of ``cutoff`` (Å) from the corner ``min(positions) − cutoff`` of each structure, and lists for each centre
+    the neighbours in the 27 cubes around its own, x slowest; within a cube, from the last of the periodic images to the first (counted from
+    the atoms wrapped into the cell, x slowest) and within an image from the last atom to the first.
     """
     tolerance = 1e-8
     centre, neighbour = graph.edge_index
@@ -464,26 +438,11 @@ def from_network(
     dtype: torch.dtype = torch.float32,
     description: dict[str, object] | None = None,
 ) -> MatGLPotential:
-    """Wrap a MatGL potential that is an object already: one just built, trained, or loaded by MatGL.
+    """Wrap a MatGL potential that is an object already: one just built, trained, or loaded by MatGL. It is copied, not changed.
 
-    Parameters
-    ----------
-    key : str
-        Its name.
-    model : matgl.apps.pes.Potential
-        An M3GNet or a TensorNet with its data mean, scale and reference energies. It is copied, not changed.
-    convention : Convention
-        The one its weights were trained in.
-    device : torch.device or str
-    dtype : torch.dtype
-        Precision of the network.
-    description : dict, optional
-        What else to say about it (see :meth:`~helpers.potentials.Potential.describe`).
-
-    Raises
-    ------
-    PotentialError
-        If the network is of another kind, or has parts that this adapter does not evaluate.
+    ``model`` is an M3GNet or a TensorNet with its data mean, scale and reference energies, ``convention`` the one its weights were trained
+    in, ``description`` what else to say about it (:meth:`~helpers.potentials.Potential.describe`). PotentialError if the network is of
+    another kind, or has parts that this adapter does not evaluate.
     """
     # A network that has been used keeps its last features, with their autograd history; those are left out of the copy.
     features = getattr(model.model, "feature_dict", None)
@@ -527,29 +486,12 @@ def load(
     trust: bool = False,
     convention: Convention | None = None,
 ) -> MatGLPotential:
-    """Load MatGL weights from their files.
+    """Load MatGL weights from ``model.json`` and ``state.pt``, as :mod:`helpers.potentials` asks of a family.
 
-    No file can run code: the architecture is read from ``model.json``, the parameters by PyTorch's restricted
-    unpickler, and ``model.pt``, which says the same as ``model.json``, is not opened.
-
-    Parameters
-    ----------
-    key : str
-        Canonical name.
-    paths : sequence of pathlib.Path
-        Files named ``model.json`` and ``state.pt``; others are ignored.
-    device : torch.device
-    dtype : torch.dtype
-        Precision of the network. The weights are float32.
-    trust : bool
-        Makes no difference: an unknown convention cannot be trusted away.
-    convention : Convention, optional
-        Evaluate the weights in another convention than their own, to see what it does.
-
-    Raises
-    ------
-    PotentialError
-        If the weights are not among those whose convention is known.
+    No file can run code: the architecture is read from ``model.json``, the parameters by PyTorch's restricted unpickler, and ``model.pt``,
+    which says the same as ``model.json``, is not opened. ``trust`` makes no difference: an unknown convention cannot be trusted away.
+    ``convention`` evaluates the weights in another one than their own, to see what it does. PotentialError if the weights are not among
+    those whose convention is known.
     """
     files = {Path(path).name: Path(path) for path in paths}
     missing = {"model.json", "state.pt"} - set(files)

@@ -39,25 +39,10 @@ class StructureError(ValueError):
 def check_structure(
     numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, elements: frozenset[int], pbc: np.ndarray | bool = True
 ) -> None:
-    """Refuse a structure that no potential can evaluate.
+    """Refuse a structure that no potential can evaluate: StructureError, with the reason.
 
-    Parameters
-    ----------
-    numbers : ndarray, shape (n_atoms,)
-        Atomic numbers.
-    positions : ndarray, shape (n_atoms, 3)
-        Å.
-    cell : ndarray, shape (3, 3)
-        Lattice vectors as rows, Å.
-    elements : frozenset of int
-        Atomic numbers the potential was trained on.
-    pbc : ndarray of bool, shape (3,)
-        Along which lattice vectors it is periodic.
-
-    Raises
-    ------
-    StructureError
-        With the reason.
+    Atomic numbers (shape (n_atoms,)), positions (Å, (n_atoms, 3)), lattice vectors as rows (Å, (3, 3)), the atomic numbers that the
+    potential was trained on, and along which lattice vectors it is periodic.
     """
     if not np.all(pbc):
         raise StructureError("not periodic in all three directions; set pbc=True and leave vacuum wider than the cutoff")
@@ -101,10 +86,7 @@ class System:
     def build(cls, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, cutoff: float, edges: Edges | None = None) -> System:
         """Find all pairs within ``cutoff`` (Å) under periodic boundary conditions, unless they are given.
 
-        Raises
-        ------
-        StructureError
-            If an atom has no neighbour: graph networks return nonsense there.
+        StructureError if an atom has no neighbour: graph networks return nonsense there.
         """
         search = NeighborList(cutoff=cutoff, full_list=True, sorted=True)
         centre, neighbour, shift = edges or search.compute(points=positions, box=cell, periodic=True, quantities="ijS")
@@ -163,20 +145,10 @@ def edges_at_once(crystals: Sequence[Crystal], cutoff: float, device: torch.devi
 def still_serve(before: Sequence[System | None], now: Sequence[Crystal], cutoff: float) -> np.ndarray:
     """Tell which neighbour lists, made with ``cutoff + SKIN_A``, hold all pairs within ``cutoff`` of structures whose atoms have moved.
 
-    Let F deform the old cell into the new one, and u be the farthest that an atom has moved besides. A pair that is not listed is now
-    more than (1 − ‖F − 1‖)(cutoff + SKIN_A) − 2u apart, for no vector shrinks by more than its length times ‖F − 1‖.
+    Let F deform the old cell into the new one, and u be the farthest that an atom has moved besides. A pair that is not listed is now more
+    than (1 − ‖F − 1‖)(cutoff + SKIN_A) − 2u apart, for no vector shrinks by more than its length times ‖F − 1‖.
 
-    Parameters
-    ----------
-    before : sequence of (System or None)
-        The lists, B of them.
-    now : sequence of Crystal
-        The structures as they are now.
-
-    Returns
-    -------
-    ndarray of bool, shape (B,)
-        False also without a list, for other atoms, or where something is not a number.
+    Shape (B,), for B lists and the structures as they are now; False also without a list, for other atoms, or where something is no number.
     """
     serve = np.zeros(len(now), dtype=bool)
     same = [(k, system) for k, system in enumerate(before) if system is not None and np.array_equal(system.numbers, now[k][0])]

@@ -47,14 +47,10 @@ class _Mix(torch.nn.Module):
 
 
 class _Layer(torch.nn.Module):
-    """One round of messages.
+    """One round of messages, which turns ``features`` of the atoms into ``hidden`` ones.
 
-    Parameters
-    ----------
-    take : function
-        The file's next array, given its shape: the radial network, the maps before and after the sum, the map around it, the norm's scales.
-    features, hidden : e3nn.o3.Irreps
-        Of the atoms before and after.
+    ``take`` returns the file's next array, given its shape: the radial network, the maps before and after the sum, the map around it, the
+    norm's scales.
     """
 
     def __init__(self, take: Callable[..., torch.nn.Parameter], features: Irreps, hidden: Irreps, settings: dict[str, Any]) -> None:
@@ -111,15 +107,7 @@ class _Layer(torch.nn.Module):
 
 
 class Network(torch.nn.Module):
-    """The network of a file.
-
-    Parameters
-    ----------
-    settings : dict
-        The file's first line.
-    take : function
-        The file's next array, given its shape.
-    """
+    """The network of a file: ``settings`` is its first line, and ``take`` returns its next array, given the shape."""
 
     def __init__(self, settings: dict[str, Any], take: Callable[..., torch.nn.Parameter]) -> None:
         super().__init__()
@@ -151,18 +139,11 @@ class Network(torch.nn.Module):
     ) -> torch.Tensor:
         """Return the energies (eV) of the atoms, shape (N,).
 
-        Parameters
-        ----------
-        numbers : int tensor, shape (N,)
-        lengths : tensor, shape (bonds,)
-            Å.
-        vectors : tensor, shape (N K, 3)
-            Of the edges, as many for each atom, Å.
-        which : int tensor, shape (N K,)
-            The bond of each edge; ``bonds`` for one that only fills a place.
-        sender : int tensor, shape (N K,)
-        shares : tensor, shape (N K, 1), or None
-            What messages are multiplied by in a mixture.
+        ``numbers`` (shape (N,)): of the elements.
+        ``lengths`` (shape (bonds,)): Å.
+        ``vectors`` (shape (N K, 3)): of the edges, as many for each atom, Å.
+        ``which``, ``sender`` (shape (N K,)): the bond of each edge, ``bonds`` for one that only fills a place; and the atom that sends.
+        ``shares`` (shape (N K, 1)): what messages are multiplied by in a mixture; else None.
         """
         x, p = lengths[:, None] / self.cutoff, self.power
         envelope = 1 - (p + 1) * (p + 2) / 2 * x**p + p * (p + 2) * x ** (p + 1) - p * (p + 1) / 2 * x ** (p + 2)
@@ -205,13 +186,7 @@ class NequixPotential(GraphPotential):
 
 
 def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Return the settings in a file of weights, and its arrays.
-
-    Raises
-    ------
-    PotentialError
-        If it is no such file.
-    """
+    """Return the settings in a file of weights, and its arrays; PotentialError if it is no such file."""
     arrays = []
     try:
         with path.open("rb") as file:
@@ -227,23 +202,9 @@ def read(path: Path) -> tuple[dict[str, Any], list[np.ndarray]]:
 def load(
     key: str, paths: Sequence[Path], device: torch.device, dtype: torch.dtype = torch.float32, *, trust: bool = False
 ) -> NequixPotential:
-    """Load one of the six Nequix models from its file.
+    """Load one of the six Nequix models from its file, as :mod:`helpers.potentials` asks of a family; the file holds no code.
 
-    Parameters
-    ----------
-    key : str
-    paths : sequence of Path
-        The file.
-    device : torch.device
-    dtype : torch.dtype
-        Precision of the network. The weights are float32.
-    trust : bool
-        Not needed: the file holds no code.
-
-    Raises
-    ------
-    PotentialError
-        If it is no such file, or of a network that is built otherwise.
+    PotentialError if it is no such file, or of a network that is built otherwise.
     """
     (path,) = paths
     settings, arrays = read(path)

@@ -65,20 +65,7 @@ class SevenNetPotential(GraphPotential):
 
 
 def load(key: str, device: torch.device, dtype: torch.dtype = torch.float32) -> SevenNetPotential:
-    """Load SevenNet-0 from its package.
-
-    Parameters
-    ----------
-    key : {"sevennet-0"}
-    device : torch.device
-    dtype : torch.dtype
-        Precision of the network.
-
-    Raises
-    ------
-    PotentialError
-        If the package's checkpoint is not the one this project knows.
-    """
+    """Load SevenNet-0 from its package; PotentialError if the checkpoint there is not the one this project knows."""
     relative, expected = WEIGHTS[key]
     path = Path(sevenn.__file__).parent / "pretrained_potentials" / relative
     found = sha256(path)

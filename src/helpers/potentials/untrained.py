@@ -32,31 +32,16 @@ def build(
     dtype: torch.dtype = torch.float32,
     settings: Mapping[str, Any] | None = None,
 ) -> GraphPotential:
-    """Return an untrained potential on the CPU.
+    """Return an untrained potential on the CPU; PotentialError if there is no such architecture, or it has no such features.
 
-    Parameters
-    ----------
-    architecture : {"mace", "chgnet"}
-        MACE with two layers and body order 4 (correlation 2 per layer), or CHGNet as published but for its width.
-    reference_energies : mapping of str to float
-        Element → energy per atom (eV), which the network's output is added to. Also the elements that it takes.
-    channels : int
-        Width: MACE's channels, or CHGNet's features of atoms, bonds and angles.
-    force_rms : float
-        Root mean square of the training forces, eV/Å: the scale of MACE's output, as mace-torch's own training sets it.
-    seed : int
-        Of the random weights.
-    max_l : int
-        Largest angular momentum of what MACE's layers hand on: 0, scalars only, or more, equivariant features. CHGNet has none.
-    dtype : torch.dtype
-        Precision; the weights are drawn in single precision.
-    settings : mapping, optional
-        Arguments of mace-torch's network that replace those of the small one.
-
-    Raises
-    ------
-    PotentialError
-        If there is no such architecture, or it has no such features.
+    ``architecture`` ({"mace", "chgnet"}): MACE with two layers and body order 4 (correlation 2 per layer), or CHGNet as published but for
+        its width.
+    ``reference_energies``: element → energy per atom (eV), which the network's output is added to. Also the elements that it takes.
+    ``channels``: MACE's channels, or CHGNet's features of atoms, bonds and angles.
+    ``force_rms``: root mean square of the training forces, eV/Å: the scale of MACE's output, as mace-torch's own training sets it.
+    ``seed``: of the random weights, which are drawn in single precision.
+    ``max_l``: largest angular momentum of what MACE's layers hand on: 0, scalars only, or more, equivariant features. CHGNet has none.
+    ``settings``: arguments of mace-torch's network that replace those of the small one.
     """
     if architecture not in ARCHITECTURES:
         raise PotentialError(f"no architecture {architecture!r}; there are: {', '.join(ARCHITECTURES)}")

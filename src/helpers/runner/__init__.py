@@ -130,27 +130,16 @@ def run(
 ) -> pd.DataFrame:
     """Run a benchmark with a model, or read its table if it is complete; return the tidy table, as written to ``data/results``.
 
-    Parameters
-    ----------
-    benchmark, key : str
-        A name of :data:`helpers.benchmarks.CATALOGUE`; a potential, as :func:`helpers.potentials.load` takes it.
-    protocol, sets
-        The benchmark's ``Protocol``, its default if None; the reference sets to run, all that are available if None.
-    processes : int, optional
-        Worker processes; by default one per core on a CPU, one on a GPU. Through SLURM: jobs.
-    scheduler : str, optional
-        Compute on a Dask cluster, as :func:`helpers.runner.cluster.connect` takes it: ``local``, an address, a scheduler file or a
-        SLURM file.
-    trust, force : bool
-        Allow a model file whose checksum is not known; compute again what is complete.
-    compiled : {"off", "on", "auto"}
-        Compile the network (:meth:`helpers.potentials.base.GraphPotential.compiled`): not; first; or as soon as the pace of the
-        first shards shows that it saves time.
+    ``benchmark``, ``key``: a name of :data:`helpers.benchmarks.CATALOGUE`; a potential, as :func:`helpers.potentials.load` takes it.
+    ``protocol``, ``sets``: the benchmark's ``Protocol``, its default if None; the reference sets to run, all that are available if None.
+    ``processes``: worker processes; by default one per core on a CPU, one on a GPU. Through SLURM: jobs.
+    ``scheduler``: compute on a Dask cluster, as :func:`helpers.runner.cluster.connect` takes it: ``local``, an address, a scheduler file or
+        a SLURM file.
+    ``trust``, ``force``: allow a model file whose checksum is not known; compute again what is complete.
+    ``compiled`` ({"off", "on", "auto"}): compile the network (:meth:`helpers.potentials.base.GraphPotential.compiled`): not; first; or as
+        soon as the pace of the first shards shows that it saves time.
 
-    Raises
-    ------
-    RunError
-        If the same run is going on in another process, workers died, the scheduler was lost or the disk is full. What is done is kept.
+    RunError if the same run is going on in another process, workers died, the scheduler was lost or the disk is full. What is done is kept.
     """
     module = benchmarks.module(benchmark)
     protocol = module.Protocol() if protocol is None else protocol

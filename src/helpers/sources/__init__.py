@@ -14,31 +14,15 @@ from helpers import registry
 
 @dataclass(frozen=True)
 class Frame:
-    """A structure with its energy, forces and stress from DFT.
+    """A structure with its energy, forces and stress from DFT."""
 
-    Attributes
-    ----------
-    name : str
-        Unique within its source.
-    material : str
-    atoms : ase.Atoms
-    energy : float
-        eV.
-    forces : ndarray, shape (n_atoms, 3)
-        eV/Å.
-    stress : ndarray, shape (3, 3)
-        eV/Å³, ASE's sign; NaN if it is not published.
-    info : dict
-        What else the source says.
-    """
-
-    name: str
+    name: str  # unique within its source
     material: str
     atoms: ase.Atoms
-    energy: float
-    forces: np.ndarray
-    stress: np.ndarray
-    info: dict[str, Any] = field(default_factory=dict)
+    energy: float  # eV
+    forces: np.ndarray  # shape (n_atoms, 3), eV/Å
+    stress: np.ndarray  # shape (3, 3), eV/Å³, ASE's sign; NaN if it is not published
+    info: dict[str, Any] = field(default_factory=dict)  # what else the source says
 
 
 def reference(name: str) -> list[dict[str, str]]:

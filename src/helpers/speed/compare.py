@@ -502,14 +502,11 @@ def agreement(difference: float, own: float) -> str:
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per model, kind, case and way.
 
-    Returns
-    -------
-    pandas.DataFrame
-        ``structures_per_s`` and ``atoms_per_s``: medians over the rounds, on the clock; for relaxations, of whole relaxations.
-        ``ratio``, ``ratio_low``, ``ratio_high``: time of the way over that of ``ours`` in the same round, on the clock; median and range.
-        ``ratio_all``, ``ratio_all_low``, ``ratio_all_high``: over that of ours with one process per core.
-        ``processor_ratio``: as ``ratio``, of processor time. ``memory_mb``; the differences; ``agreement``, the worst of their verdicts
-        (:func:`agreement`); ``status`` and ``reason`` as in the table.
+    ``structures_per_s`` and ``atoms_per_s`` are medians over the rounds, on the clock; for relaxations, of whole relaxations. ``ratio``,
+    ``ratio_low``, ``ratio_high``: time of the way over that of ``ours`` in the same round, on the clock; median and range. ``ratio_all``,
+    ``ratio_all_low``, ``ratio_all_high``: over that of ours with one process per core. ``processor_ratio``: as ``ratio``, of processor
+        time. ``memory_mb``; the differences; ``agreement``, the worst of their verdicts (:func:`agreement`); ``status`` and ``reason`` as
+        in the table.
     """
     rows = []
     timed = table[table["set"] != "roofline"]
@@ -553,19 +550,13 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 def limits(table: pd.DataFrame) -> pd.DataFrame:
     """Return what the device allows and what the network takes, one row per model; of a CPU one core.
 
-    Returns
-    -------
-    pandas.DataFrame
-        Indexed by model: the measured properties of the set ``roofline``; ``products_s``, the time of the matrix products at the
-        throughput of a product of the network's shape; ``others_s``, of the traffic of all other operations at the bandwidth
-        of arrays that fit into the cache; ``limit_s``, their sum; ``ratio``, the measured time of the network over it, and
-        ``ratio_compiled``, that of the compiled network (NaN where it was not measured). ``memory_limit_s``, ``memory_ratio`` and
-        ``memory_ratio_compiled`` are the same with the traffic at the bandwidth of main memory. ``of_products`` and ``of_bandwidth``,
-        what the network does per second as a share of large products and of that bandwidth. :data:`PARTS`: shares of an evaluation.
-
-    Notes
-    -----
-    The sum, not the larger of the two: operations follow one another, so products and traffic do not overlap.
+    Indexed by model: the measured properties of the set ``roofline``; ``products_s``, the time of the matrix products at the throughput of
+    a product of the network's shape; ``others_s``, of the traffic of all other operations at the bandwidth of arrays that fit into the
+    cache; ``limit_s``, their sum, as operations follow one another, so that products and traffic do not overlap; ``ratio``, the measured
+    time of the network over it, and ``ratio_compiled``, that of the compiled network (NaN where it was not measured). ``memory_limit_s``,
+    ``memory_ratio`` and ``memory_ratio_compiled`` are the same with the traffic at the bandwidth of main memory. ``of_products`` and
+    ``of_bandwidth``, what the network does per second as a share of large products and of that bandwidth. :data:`PARTS`: shares of an
+    evaluation.
     """
     wide = table[table["set"] == "roofline"].pivot_table(index="model", columns="property", values="value", sort=False)
     times = ("neighbours_time", "transfer_time", "graph_time", "compute_time", "compiled_time")

@@ -255,23 +255,15 @@ def projection(
     where b is the start of a worker, d the dispatch of a shard, w its writing, j its joining and σ the straggler ratio. The tail σ m t is
     what the last shard can add at most; where no worker has a second shard it is there already, and only its excess (σ − 1) counts.
 
-    Parameters
-    ----------
-    evaluations : int
-        How often each structure is evaluated: 1 for static forces, a hundred or so for a relaxation.
-    factor : float
-        How many times faster than one core a worker's accelerator runs the network. An assumption; the neighbour list gains nothing.
-    straggler : float
-        Time of the slowest shard over the mean.
-    larger : float
-        How many times larger a shard is than the runner's default.
+    ``evaluations``: how often each structure is evaluated: 1 for static forces, a hundred or so for a relaxation.
+    ``factor``: how many times faster than one core a worker's accelerator runs the network. An assumption; the neighbour list gains
+        nothing.
+    ``straggler``: time of the slowest shard over the mean.
+    ``larger``: how many times larger a shard is than the runner's default.
 
-    Returns
-    -------
-    dict
-        ``start``, ``compute``, ``client``, ``tail``, ``join``, ``wall`` (s); ``most``, which of them is the largest part; ``efficiency``,
-        the share of the workers' time that is computation; ``most_workers``, beyond which the one process that hands out is the limit;
-        ``disk_gb`` and ``memory_gb`` of the table, and ``cases_gb`` of the structures, which the command keeps in memory.
+    Returned are ``start``, ``compute``, ``client``, ``tail``, ``join``, ``wall`` (s); ``most``, which of them is the largest part;
+    ``efficiency``, the share of the workers' time that is computation; ``most_workers``, beyond which the one process that hands out is the
+    limit; ``disk_gb`` and ``memory_gb`` of the table, and ``cases_gb`` of the structures, which the command keeps in memory.
     """
     m = min(costs.structures_per_shard * larger, n_structures)
     shards = math.ceil(n_structures / m)
