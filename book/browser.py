@@ -7,6 +7,7 @@ Each page is opened twice, on a wide light window and on a dark phone, and scrol
 * a page that scrolls sideways;
 * what axe-core calls serious or critical, and headings that skip a level;
 * images without alternative text;
+* on the phone, charts and structures over which a finger cannot scroll the page;
 * more than 3 MB fetched before the reader scrolls, images that wait for the scrolling not counted;
 * a first page that takes more than two seconds to open.
 
@@ -39,6 +40,7 @@ GRAVE = {"serious", "critical"}
 # Rules that axe-core calls moderate or minor and this book keeps none the less.
 ALSO = {"heading-order", "page-has-heading-one", "empty-heading", "skip-link"}
 TRANSITION_MS = 1000  # what comes into view may slide
+SWIPE = 15  # px, a tenth of the way that a finger is drawn
 MAX_WEIGHT = 3_000_000  # bytes before scrolling
 MAX_OPENING = 2.0  # s, for the first page
 OPENINGS = 3  # the quickest counts: others may be using this machine
@@ -156,6 +158,32 @@ def open_page(page, url: str) -> None:
     page.evaluate("async () => { await document.fonts.ready; await window.MathJax?.startup?.promise; }")
 
 
+def try_finger(page) -> list[str]:
+    """Draw a finger over the first chart and the first structure, folded or not; return over which the page does not follow."""
+    wrong = []
+    touch = page.context.new_cdp_session(page)
+    page.evaluate("() => document.querySelectorAll('details').forEach((folded) => { folded.open = true; })")
+    for kind in (".plotly-graph-div", ".structure-viewer"):
+        place = page.locator(kind).first
+        if not place.count():
+            continue
+        place.evaluate("(element) => element.scrollIntoView({block: 'center'})")
+        page.wait_for_load_state("networkidle", timeout=PATIENCE_MS)
+        page.wait_for_timeout(TRANSITION_MS)  # it is drawn
+        box = place.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        before, room = page.evaluate("() => [scrollY, document.documentElement.scrollHeight - innerHeight - scrollY]")
+        step = -SWIPE if room > 10 * SWIPE else SWIPE
+        touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+        for n in range(1, 11):
+            touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": y + n * step}]})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        page.wait_for_timeout(TRANSITION_MS)
+        if abs(page.evaluate("() => scrollY") - before) < 3 * SWIPE:
+            wrong.append(f"a finger on {kind} does not scroll the page")
+    return wrong
+
+
 def visit(browser, address: str, name: str, view: View, axe: str) -> Visit:
     """Open a page in one view, scroll through it, and return what was seen."""
     seen = Visit(name, view)
@@ -182,6 +210,8 @@ def visit(browser, address: str, name: str, view: View, axe: str) -> Visit:
             grave = found["impact"] in GRAVE or found["id"] in ALSO
             places = "; ".join(found["nodes"][:3]) + (f"; and {len(found['nodes']) - 3} more" if len(found["nodes"]) > 3 else "")
             (seen.problems if grave else seen.remarks).append(f"{found['impact']}: {found['id']}, {found['help']}: {places}")
+        if view.width < 500:
+            seen.problems += try_finger(page)
     except Exception as error:  # noqa: BLE001, whatever a page does to the browser is a finding
         seen.problems.append(f"could not be examined: {str(error).splitlines()[0]}")
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import struct
 from pathlib import Path
 
@@ -70,6 +71,20 @@ def name_parts(soup: BeautifulSoup) -> None:
             corner.name = "td"
 
 
+def minus_signs(soup: BeautifulSoup) -> None:
+    """Give the numbers that the text quotes a minus sign for their hyphen."""
+    for number in soup.select("span.pasted-text"):
+        if re.match(r"-[\d.]", number.get_text()):
+            number.string = number.get_text().replace("-", "−", 1)
+
+
+def whole_dates(soup: BeautifulSoup) -> None:
+    """Keep a date in a table from breaking at its hyphens (custom.css)."""
+    for cell in soup.select("article td:not(.whole)"):
+        if re.match(r"\d{4}-\d\d-\d\d", cell.get_text(strip=True)):
+            cell["class"] = [*cell.get("class", []), "whole"]
+
+
 def plain_bibliography(soup: BeautifulSoup) -> None:
     """Remove the roles of the bibliography: its list may not hold the targets that stand in it, and that of its entries is deprecated."""
     for part in soup.select('.citation-list[role="list"], [role="doc-biblioentry"]'):
@@ -95,6 +110,8 @@ def polish(site: Path) -> None:
         name_controls(soup)
         name_parts(soup)
         plain_bibliography(soup)
+        minus_signs(soup)
+        whole_dates(soup)
         only_links_that_lead_somewhere(soup, page.relative_to(site))
         after = str(soup)
         if after != before:

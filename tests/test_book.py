@@ -133,6 +133,13 @@ def test_notebooks_are_stored_without_outputs(path):
         assert cell.cell_type != "code" or (not cell.outputs and cell.execution_count is None)
 
 
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *(ROOT / "notebooks" / "labs" / "source").rglob("*.ipynb")], ids=lambda path: path.stem)
+def test_code_that_is_shown_fits_the_page(path):
+    """88 characters (``book/_static/custom.css``); what a page hides or folds may be longer."""
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code" and not cell.metadata.get("tags")]
+    assert [line for cell in cells for line in cell.source.split("\n") if len(line) > 88] == []
+
+
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
 def test_chapters_have_the_house_anatomy(path):
     notebook = nbformat.read(path, as_version=4)

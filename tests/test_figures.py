@@ -948,6 +948,25 @@ def test_a_table_is_escaped_captioned_and_reachable_by_keyboard():
     assert soup.figcaption.get_text() == "n < 2SourceCPU & date"
 
 
+@pytest.mark.parametrize(
+    ("text", "low"),
+    [
+        ("Mg in V2O3(SO4)2, LiVPO4F", "Mg in V₂O₃(SO₄)₂, LiVPO₄F"),
+        ("UF3, C11 and Si8, M3GNet, SevenNet-0, HSE06, V_Al1, mp-149", None),
+    ],
+)
+def test_the_digits_of_formulas_and_of_nothing_else_stand_low(text, low):
+    assert figures.style.formulas(text) == (low or text)
+    soup = BeautifulSoup(figures.show_table(pd.DataFrame({"case": [text]}), caption="x")._repr_html_(), "html.parser")
+    assert soup.select_one("tbody td").get_text() == text, "as it is searched and sorted"
+    assert ("".join(one.string for one in soup.select("sub")) == "23424") is bool(low)
+
+
+def test_names_and_dates_in_a_table_stay_whole():
+    shown = figures.show_table(pd.DataFrame({"SevenNet-0": ["2026-12-01", "a-b"]}), caption="x")._repr_html_()
+    assert [one.string for one in BeautifulSoup(shown, "html.parser").select(".whole")] == ["SevenNet-0", "2026-12-01"]
+
+
 def test_parity_without_fit_has_no_slope():
     words = [text.get_text() for text in figures.parity(scalars(), "surface energy", fit=False).axes[0].texts]
     assert all("slope" not in word for word in words)

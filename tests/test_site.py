@@ -106,6 +106,13 @@ def test_labs_have_no_button_for_a_file_that_the_repository_lacks(site):
     assert "https://x" in (site / "book" / "text.html").read_text()
 
 
+def test_quoted_numbers_have_minus_signs(site):
+    page = site / "book" / "text.html"
+    page.write_text("".join(f'<span class="pasted-text">{text}</span>' for text in ("-0.5", "MACE-MP-0", "-")))
+    load("polish").polish(site)
+    assert [one.string for one in BeautifulSoup(page.read_text(), "html.parser").select(".pasted-text")] == ["−0.5", "MACE-MP-0", "-"]
+
+
 def test_only_a_png_has_a_size():
     assert load("polish").png_size(png(7, 3)) == (7, 3)
     with pytest.raises(ValueError, match="not a PNG"):
@@ -302,6 +309,19 @@ def test_a_good_page_has_no_problem(chromium, tmp_path, view):
 def test_what_is_wrong_is_found(chromium, tmp_path, body, complaint):
     seen = see(chromium, tmp_path, body)
     assert any(complaint in problem for problem in seen.problems), seen.problems
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [False, "pan"], ids=["of the book", "that pans"])
+def test_a_chart_that_holds_a_finger_is_found(chromium, tmp_path, mode):
+    rows = pd.DataFrame({"model": "chgnet-0.3.0", "case": ["a/1", "a/2"], "property": "x", "value": [1.0, 2.0], "reference": [1.0, 2.5]})
+    figure = figures.interactive_parity(rows.assign(unit="eV", status="ok"), "energy").update_layout(dragmode=mode)
+    shutil.copytree(STATIC / "vendor", tmp_path / "vendor", ignore=shutil.ignore_patterns("mathjax", "reveal"))
+    body = figures.show(figure, "two points", script="vendor/plotly-basic.min.js")._repr_html_()
+    seen = see(chromium, tmp_path, f"<details><summary>chart</summary>{body}</details>{BAR}", view=1)
+    assert [problem for problem in seen.problems if "finger" in problem] == [
+        "a finger on .plotly-graph-div does not scroll the page"
+    ] * bool(mode)
 
 
 @pytest.mark.slow

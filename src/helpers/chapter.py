@@ -123,7 +123,8 @@ class Chapter:
         lines = scoreboard.readable(board).reset_index().set_index(["model", "quantity"])
         on = lines["ours is on"]
         lines["ours is on"] = on.where(on != on.shift(), "the same")
-        table = figures.show_table(lines.drop(columns="figure") if len(numbers) == 1 else lines, caption=words.strip())
+        lines = lines.drop(columns="figure") if len(numbers) == 1 else lines
+        table = figures.show_table(lines, words.strip(), self.footer(*board["benchmark"]))
         return replace(table, folded=tuple(np.flatnonzero(board["ours"].isna()).tolist()))
 
     def show(self, figure: object, alt: str, caption: str, *of: str) -> figures.Shown:
@@ -153,8 +154,8 @@ class Chapter:
         return replace(shown, frame=frame)
 
     def footer(self, *names: str) -> str:
-        """Return where the tables of some benchmarks come from, models in the order of the figures (:func:`helpers.figures.caption`)."""
-        chosen = dict.fromkeys(name.partition("/")[0] for name in names)
+        """Return where tables come from (:func:`helpers.figures.caption`), by default the chapter's first; models in the figures' order."""
+        chosen = dict.fromkeys(name.partition("/")[0] for name in names or self.names[:1])
         return figures.caption(results.provenance(name, key) for name in chosen for key in figures.in_order(self.models(name)))
 
     def glue(self, table: pd.DataFrame | None = None, columns: str = "", name: str = "{model}_{column}", **values: object) -> None:

@@ -121,6 +121,7 @@ def _line(
         "not_soft": kind[0],
         "signed": kind[1],
         "n": int(found["n"]),
+        "benchmark": benchmark,
         "family": family or benchmark.replace("_", " "),
         "compared": compared,
         "by_others": by_others,

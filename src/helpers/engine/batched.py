@@ -81,7 +81,8 @@ def relax(
     >>> from ase.build import bulk
     >>> from helpers import engine, potentials
     >>> emt = potentials.load("ase:ase.calculators.emt.EMT")
-    >>> [round(float(one.atoms.cell.volume), 1) for one in engine.relax(emt, [bulk("Cu"), bulk("Al")], cell="full")]
+    >>> relaxed = engine.relax(emt, [bulk("Cu"), bulk("Al")], cell="full")
+    >>> [round(float(one.atoms.cell.volume), 1) for one in relaxed]
     [11.6, 15.9]
 
     ``structures``: not changed. Coordinates under FixAtoms and FixCartesian are held, besides those of ``held``. Other constraints are

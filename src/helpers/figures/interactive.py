@@ -52,7 +52,7 @@ def interactive_parity(table: pd.DataFrame, what: str, label_column: str = "case
         figure.add_scatter(
             x=part["reference"].astype(float).tolist(),
             y=part["value"].astype(float).tolist(),
-            text=part[label_column].astype(str).str.split("/", n=1).str[-1].str.replace("/", " ").tolist(),
+            text=part[label_column].astype(str).str.split("/", n=1).str[-1].str.replace("/", " ").map(style.formulas).tolist(),
             mode="markers",
             name=label(model),
             marker={

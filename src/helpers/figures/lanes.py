@@ -90,7 +90,7 @@ def _lane(position: int, n: int) -> float:
 
 def name_lanes(axes: Axes, materials: Sequence[str]) -> None:
     """Name the lanes, the first on top, with a line between each two."""
-    axes.set_yticks(range(len(materials)), materials)
+    axes.set_yticks(range(len(materials)), map(style.formulas, materials))
     axes.set_ylim(len(materials) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,8 @@ from helpers.potentials import CATALOGUE
 
 _ROWS = 10  # of a table are seen at once
 _PLOTLY = "../_static/vendor/plotly-basic.min.js"  # relative to the page
+# Where a line of a table would break at a hyphen: the name of a model or set, and a date.
+_WHOLE = re.compile(r"(?<![\w-])(?:[A-Za-z]+-)+\d+[a-z]?(?![\w-])|\d{4}-\d\d-\d\d")
 
 
 def caption(provenances: Iterable[Mapping[str, Any]], extra: str = "") -> str:
@@ -39,7 +42,7 @@ def caption(provenances: Iterable[Mapping[str, Any]], extra: str = "") -> str:
         groups.setdefault((str(provenance["device"]), str(provenance["date"])), []).append(f"{name} ({package})" if package else name)
     if not groups:
         raise ValueError("a caption needs at least one provenance")
-    clauses = [f"{', '.join(names)}: {device}, {date}" for (device, date), names in groups.items()]
+    clauses = [f"{', '.join(dict.fromkeys(names))}: {device}, {date}" for (device, date), names in groups.items()]
     return "; ".join(clauses) + "." + (f" {extra}" if extra else "")
 
 
@@ -69,10 +72,8 @@ class Shown:
         if isinstance(self.figure, go.Figure):
             identifier = element_id("plot", self.alt)
             height = self.figure.layout.height or 450
-            draw = (
-                f"const plot = {self.figure.to_json()};\n"
-                f'return Plotly.newPlot("{identifier}", plot.data, plot.layout, {{responsive: true, displaylogo: false}});'
-            )
+            config = '{responsive: true, displaylogo: false, displayModeBar: !matchMedia("(hover: none)").matches && "hover"}'
+            draw = f'const plot = {self.figure.to_json()};\nreturn Plotly.newPlot("{identifier}", plot.data, plot.layout, {config});'
             place = f'id="{identifier}" class="plotly-graph-div" role="group" aria-label="{alternative}"'
             return f'<div {place} style="height: {height}px; width: 100%"></div>\n{script_tag(_PLOTLY, draw)}'
         width = round(self.figure.get_figwidth() * 96)
@@ -122,6 +123,7 @@ class ShownTable:
         body = frame.to_html(border=0, na_rep="–", classes="table result-table" + " grouped" * (not single), index=single)
         # Minus signs are minus signs, and the empty corner is no heading.
         body = body.replace("<td>-", "<td>−").replace("<th></th>", "<td></td>", 1) if len(frame) else "<p>None.</p>"
+        body = re.sub(">[^<]+<", lambda text: style.formulas(_WHOLE.sub(r'<span class="whole">\g<0></span>', text[0]), tags=True), body)
         words = html.escape(self.caption) + _folded_footer(self.footer)
         use = f" data-folded='{json.dumps(self.folded)}'" if self.folded else ""
         if self.filters is not None:

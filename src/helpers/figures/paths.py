@@ -37,7 +37,7 @@ def energy_profiles(table: pd.DataFrame) -> Figure:
                 panel.plot(line["path_coordinate"], line["value"], linewidth=1.5, **style.look(model, 5.5))
             panel.set_xlim(-0.03, 1.03)
             panel.set_xticks([0, 0.5, 1])
-            panel.set_title(material, loc="left")
+            panel.set_title(style.formulas(material), loc="left")
         style.outer_labels(axes, "path coordinate", "energy (eV)")
         handles = [Line2D([], [], color=colour("DFT"), linewidth=2.2, marker=marker("DFT"), markersize=6.5, label="DFT")]
         handles += [Line2D([], [], linewidth=1.5, label=label(model), **style.look(model, 5.5)) for model in models]

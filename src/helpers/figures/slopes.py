@@ -7,6 +7,7 @@ predicted before any DFT.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import fill
 
 import matplotlib as mpl
 import numpy as np
@@ -79,7 +80,7 @@ def slope_plane(overview: pd.DataFrame, names: Mapping[str, str]) -> Figure:
             for model in models:
                 for entry in rows[(rows["family"] == family) & (rows["model"] == model)].itertuples():
                     _in_plane(panel, entry)
-            panel.set_title(names[family], loc="left")
+            panel.set_title(fill(names[family], 18), loc="left")
         style.outer_labels(axes, "s, model on DFT", "s′, DFT on model")
         points = {"linestyle": "none", "markeredgecolor": "white"}
         handles = [Line2D([], [], label=label(model), **style.look(model, 7.5), **points) for model in models]

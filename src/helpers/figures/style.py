@@ -14,6 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from ase.data import atomic_numbers
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -93,6 +94,9 @@ MUTED = "#6B7480"
 _PANEL = 3.35  # inch; two panels side by side fill a column of text and can still be read on a phone
 SINGLE = 4.6  # inch, of a panel alone
 WIDE = 2 * _PANEL + 0.2  # inch, of two
+# A chemical formula within a text: two elements or more. UF3 is the name of a potential here.
+_FORMULA = re.compile(r"(?<![\w.])(?!UF3)(?:[A-Z][a-z]?\d*|\((?:[A-Z][a-z]?\d*)+\)\d*){2,}(?!\w)")
+_LOW = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _RESOLUTION = 192  # dots per inch of the page's 96, for screens with small pixels
 
 # Looks of methods, cures and kinds of data, in the order given. In CIELAB each colour lies 35 or more from those of all models.
@@ -305,6 +309,18 @@ def interval(low: float, high: float, digits: int = 2) -> str:
         return ""
     # Where a table is narrow the interval goes below its number, in one piece.
     return f" [{low:z.{digits}f},\u00a0{high:z.{digits}f}]"
+
+
+def formulas(text: str, *, tags: bool = False) -> str:
+    """Return a text with the digits of its chemical formulas as subscripts: signs of Unicode, or tags of HTML."""
+
+    def lowered(found: re.Match) -> str:
+        symbols = set(re.findall("[A-Z][a-z]?", found[0]))
+        if len(symbols) < 2 or not symbols <= atomic_numbers.keys():
+            return found[0]
+        return re.sub(r"\d+", r"<sub>\g<0></sub>", found[0]) if tags else found[0].translate(_LOW)
+
+    return _FORMULA.sub(lowered, text)
 
 
 def significant(value: float) -> str:

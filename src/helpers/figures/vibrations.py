@@ -71,7 +71,9 @@ def _bands(axes: Axes, model: str, rows: pd.DataFrame, paper: float | None) -> N
     names = places.groupby("distance")["label"].agg(lambda labels: "|".join(_GREEK.get(name, name) for name in dict.fromkeys(labels)))
     for place in names.index:
         axes.axvline(place, color="#C5CAD0", linewidth=0.8, zorder=1)
-    axes.set_xticks(names.index.to_numpy(), names.to_list())
+    # A name beside its neighbour stands a line lower.
+    near = np.diff(names.index, prepend=-np.inf) < 0.09 * (distance[-1] - distance[0])
+    axes.set_xticks(names.index.to_numpy(), ["\n" * low + name for low, name in zip(near, names, strict=True)])
     axes.set_xlim(distance[0], distance[-1])
     axes.grid(visible=False, axis="x")
     top, top_dft = rows["value"].max(), rows["reference"].max()
