@@ -157,7 +157,8 @@ def animation_view(
 
     Give it to :func:`helpers.figures.show` for a caption. ValueError if there are fewer than two frames, they have no atoms, or not the
     same atoms and cell, a position is not finite, the labels are not as many as the frames, an atom to be highlighted does not exist,
-    ``loop`` is unknown, ``seconds`` is not positive and finite, or the alternative text is empty; TypeError if an atom to be highlighted is not an integer.
+    ``loop`` is unknown, ``seconds`` is not positive and finite, or the alternative text is empty; TypeError if an atom to be highlighted is
+    not an integer.
 
     ``frames``: two or more, with the same atoms in the same order and the same cell. Positions, Å, are drawn as they are, to 0.001 Å.
     ``alt``: what they show, for those who cannot see them. Formula and number of frames are added.
