@@ -205,6 +205,8 @@ def test_what_has_another_functional_is_marked_where_it_stands():
     assert sets.frame.index.get_level_values("set").tolist() == ["slabs-109", "jarvis-binaries †"]
     assert sets.caption.startswith("† DFT: OptB88vdW")
     assert here.summary(lines, {"s": "slope"}, "Words.", "phonons").frame.index.name == "model †"
+    hops = here.show(style.blank(2), "alt", "Words.", "migration/hops").caption
+    assert hops == "† DFT: GGA without +U, training data: PBE, some oxides and fluorides with +U. Words."
     with pytest.raises(KeyError, match="unknown set"):
         here.show(style.blank(2), "alt", "Words.", "phonons/phonodb")
 

@@ -18,11 +18,12 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from typer.testing import CliRunner
 
-from helpers import benchmarks, cli, explanations, registry, results, runner, softening
+from helpers import NOTES, OTHER_FUNCTIONAL, benchmarks, cli, explanations, registry, results, runner, softening
 from helpers.benchmarks import Case, Sample, surfaces
+from helpers.figures import style
 from helpers.potentials import PotentialError
 from helpers.potentials.ase import ASEPotential
-from helpers.reports import report_card, report_card_page
+from helpers.reports import page, report_card, report_card_page
 from helpers.reports.report_card import AGAINST_DFT
 
 # What EMT knows, and needs no file.
@@ -630,6 +631,14 @@ def test_paths_of_files_are_not_shown():
     assert report_card.shown_name("ase:~/secret/mine.py:make") == "ase:mine.py:make"
     assert report_card.shown_name("ase:ase.calculators.emt.EMT") == "ase:ase.calculators.emt.EMT"
     assert report_card.shown_name("chgnet-0.3.0") == "CHGNet 0.3.0"
+
+
+def test_signs_in_a_picture_and_a_table_are_explained_below_them():
+    picture = style.blank(2)
+    picture.text(0, 0, f"barriers: ions {OTHER_FUNCTIONAL}")
+    for block in (page.Picture(picture, "alt", "Words."), page.Table(pd.DataFrame({"s": [0.8]}, index=["ions †"]), "Words.")):
+        assert [block.html().count(NOTES[OTHER_FUNCTIONAL]), block.markdown().count(NOTES[OTHER_FUNCTIONAL])] == [1, 1]
+    assert page.Picture(style.blank(2), "alt", "Words.").caption == "Words."
 
 
 def test_figures_of_an_empty_card_say_so(few, tmp_path):

@@ -241,7 +241,8 @@ def _note(of: Iterable[str]) -> str:
     """Return what a caption says of DFT with another functional than PBE; nothing if there is none."""
     known = [which for which in of if which.partition("/")[0] in benchmarks.CATALOGUE]  # a table of speed has no DFT
     functional = ", ".join(dict.fromkeys(filter(None, map(benchmarks.functional, known))))
-    return f"{OTHER_FUNCTIONAL} DFT: {functional}, training data: PBE. " if functional else ""
+    trained = "PBE, some oxides and fluorides with +U" if "+U" in functional else "PBE"
+    return f"{OTHER_FUNCTIONAL} DFT: {functional}, training data: {trained}. " if functional else ""
 
 
 def _made(name: str, key: str) -> dict | None:

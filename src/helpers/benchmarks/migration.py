@@ -75,6 +75,8 @@ SETS: dict[str, tuple[str, ...]] = {
     "hops": (*devi.PATHS, devi.SHEET),
     "fcc-metals": (),
 }
+# Of many papers; the Materials Project's labels are with +U where such a metal stands beside O or F.
+FUNCTIONALS = {"hops": "GGA without +U"}
 LIVE = "fcc-metals"
 KEYS = ("image",)
 QUICK = {"elements": Sample(3), "hops": Sample(3, 250)}
@@ -681,7 +683,7 @@ def _path(table: pd.DataFrame) -> pd.DataFrame:
 
 FAMILIES = (
     Family("barriers-metals", "barriers: metals", "migration", "barrier", of("elements", "barrier")),
-    Family("barriers-ions", "barriers: ions", "migration", "barrier", _hops_without_u, selection=NO_U),
+    Family("barriers-ions", "barriers: ions", "migration", "barrier", _hops_without_u, selection=NO_U, functional=FUNCTIONALS["hops"]),
     Family("path-livpo4f", "barrier: path in LiVPO₄F", "migration", "barrier", _path, "images of DFT"),
     Family("live-barriers", "barriers: Al, Cu", "migration", "barrier", of(LIVE, "barrier"), role="stand-in"),
 )

@@ -68,6 +68,9 @@ class Table(Block):
     caption: str = ""
     numbers: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "caption", style.noted(self.caption, self.frame.to_csv()))
+
     def html(self) -> str:  # noqa: D102
         corner = _html(str(self.frame.index.name or ""))
         head = "".join(f'<th scope="col">{_html(str(column))}</th>' for column in self.frame.columns)
@@ -75,7 +78,7 @@ class Table(Block):
             f'<tr><th scope="row">{_html(str(name))}</th>' + "".join(f"<td>{_html(str(value))}</td>" for value in values) + "</tr>"
             for name, values in zip(self.frame.index, self.frame.to_numpy(), strict=True)
         )
-        caption = f"<caption>{_html(words)}</caption>" if (words := style.noted(self.caption, self.frame.to_csv())) else ""
+        caption = f"<caption>{_html(self.caption)}</caption>" if self.caption else ""
         kind = ' class="numbers"' if self.numbers else ""
         body = f'<table{kind}>{caption}<thead><tr><th scope="col">{corner}</th>{head}</tr></thead><tbody>{rows}</tbody></table>'
         return f'<div class="wide" tabindex="0">{body}</div>'
@@ -112,6 +115,7 @@ class Picture(Block):
 
     def __post_init__(self) -> None:
         style.need_alt(self.alt)
+        object.__setattr__(self, "caption", style.noted(self.caption, style.words(self.figure)))
 
     def html(self) -> str:  # noqa: D102
         width = round(self.figure.get_figwidth() * 96)
