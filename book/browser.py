@@ -73,7 +73,7 @@ _WEIGHT = """() => {
 }"""
 # Two frames for each step: only what is painted near the window is fetched.
 _SCROLL = """async () => {
-  for (let y = 0; y < document.documentElement.scrollHeight; y += innerHeight / 2) {
+  for (let y = 0; y < document.documentElement.scrollHeight; y += innerHeight) {
     scrollTo(0, y);
     for (let frame = 0; frame < 2; frame++) await new Promise(requestAnimationFrame);
   }
