@@ -13,6 +13,7 @@ from helpers.figures import style
 from helpers.figures.style import STYLE, in_order, label
 
 _DFT = {"color": style.TEXT, "marker": "x", "linestyle": "none", "markersize": 8, "markeredgewidth": 2}
+_TICKS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.12, 0.15, 0.2, 0.5)  # Å²
 
 
 def displacements(summary: pd.DataFrame, models: Sequence[str] | None = None) -> Figure:
@@ -34,6 +35,9 @@ def displacements(summary: pd.DataFrame, models: Sequence[str] | None = None) ->
                 look = {"linewidth": 1.4, "markeredgecolor": "white", "markeredgewidth": 0.5, "zorder": 4, **style.look(model, 6)}
                 panel.errorbar(part["temperature_k"], part["u2"], 1.96 * part["u2_error"], **look)
             panel.set_yscale("log")
+            panel.set_yticks([tick for tick in _TICKS if panel.get_ylim()[0] <= tick <= panel.get_ylim()[1]])
+            panel.set_yticks([], minor=True)
+            panel.yaxis.set_major_formatter("{x:g}")
             low, high = ours["temperature_k"].min(), ours["temperature_k"].max()
             style.log_places(panel, [place for place in (100, 200, 300, 500, 1000, 2000, 3000) if low <= place <= high])
             panel.set_title(element, loc="left")
