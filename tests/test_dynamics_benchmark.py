@@ -119,7 +119,8 @@ def test_atoms_that_fly_away_have_no_sites_but_a_distribution():
 def test_the_error_is_that_of_blocks_or_of_seeds_and_of_frames():
     rows = []
     for seed, value in enumerate((1.0, 1.2, 1.4)):
-        row = {"model": "m", "set": "silicon", "material": "Si", "temperature_k": 300.0, "property": "u2", "status": "ok", "seed": seed}
+        row = {"model": "m", "set": "silicon", "material": "Si", "temperature_k": 300.0, "nominal_k": 300.0}
+        row |= {"property": "u2", "status": "ok", "seed": seed}
         rows.append(row | {"value": value, "standard_error": 0.03, "reference": 1.0, "reference_error": 0.05, "n_frames": 20})
     (found,) = md.summarise(pd.DataFrame(rows)).itertuples()
     assert found.n_runs == 3
@@ -135,14 +136,41 @@ def test_the_error_is_that_of_blocks_or_of_seeds_and_of_frames():
 def test_frames_of_silicon_become_trajectories():
     protocol = md.Protocol()
     cases = md.cases(protocol, ["silicon"])
-    assert [case.name for case in cases] == [f"silicon/Si-{t}K/{seed}" for t in (300, 843, 1518) for seed in protocol.seeds]
+    assert [case.name for case in cases] == [f"silicon/Si-{t}K/0" for t in (300, 843, 1518)]
     for case in cases:
         reference = case.reference
         assert abs(reference["temperature"] - case.info["temperature_k"]) < 2 * reference["temperature_error"]
         np.testing.assert_allclose(md.displacements(case.structures["start"]), 0, atol=1e-6)
-    u2 = [case.reference["u2"] for case in cases[::3]]
+    u2 = [case.reference["u2"] for case in cases]
     assert u2 == sorted(u2)
     assert cases[0].reference["rdf"].max() > cases[-1].reference["rdf"].max() > 2
+
+
+@needs_mirror
+def test_the_ladder_has_no_dft_and_other_seeds_are_a_set_of_their_own():
+    ladder, again = (md.cases(sets=[name]) for name in ("ladder", "again"))
+    (silicon, *_) = md.cases(sets=["silicon"])
+    for case, kelvin in zip(ladder, md.Protocol().ladder_k, strict=True):
+        assert (case.material, case.info["temperature_k"], case.info["n_frames"], case.reference) == ("Si", kelvin, 0, {})
+        assert case.structures["start"] == silicon.structures["start"]
+    assert {case.info["seed"] for case in again} == {1, 2}
+    assert {case.material for case in again} == {"Si", "Mo", "Li"}
+    assert all("u2" in case.reference for case in again)
+
+
+def test_the_temperature_of_equal_displacements_is_the_factor_of_a_uniformly_soft_crystal():
+    """Harmonic: ⟨u²⟩ of cE at cT is that of E at T; with errors of the frames the share has their interval."""
+    kelvin, soft = np.array([100.0, 150.0, 200.0, 300.0, 600.0]), 0.5
+    summary = pd.DataFrame({"model": "m", "material": "Si", "temperature_k": kelvin, "u2": 1e-4 * kelvin / soft})
+    summary["u2_dft"] = np.where(kelvin >= 300, 1e-4 * kelvin, np.nan)
+    summary["u2_ratio"] = summary["u2"] / summary["u2_dft"]
+    summary["u2_ratio_high"] = 1.1 * summary["u2_ratio"]
+    cold, hot = md.matching_temperatures(summary).itertuples()
+    assert (cold.match_k, cold.share) == (pytest.approx(150), pytest.approx(soft))
+    assert (hot.match_k, hot.share) == (pytest.approx(300), pytest.approx(soft))
+    assert (cold.share_low, cold.share_high) == (pytest.approx(soft * np.exp(-0.1)), pytest.approx(soft * np.exp(0.1)))
+    stiff = md.matching_temperatures(summary.assign(u2=1e-4 * kelvin / 2))
+    assert stiff["share"].isna().tolist() == [False, True], "beyond the trajectories nothing is known"
 
 
 @pytest.mark.slow
@@ -154,5 +182,6 @@ def test_metals_move_at_the_temperature_of_their_forces_and_melts_are_the_rest()
         (case.material, case.info["nominal_k"]) for case in melts
     } == set()
     assert all("u2" not in case.reference and case.info["seed"] == 0 for case in melts)
+    assert {case.material for case in metals} == {"Mo", "Li"}
     lithium = {round(case.structures["start"].get_volume() / 54, 1) for case in metals if case.material == "Li"}
     assert lithium == {20.1}

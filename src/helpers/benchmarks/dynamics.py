@@ -9,10 +9,15 @@ Sets
 ``silicon``
     64 atoms at 300, 843 and 1518 K, PBE (Zuo et al., J. Phys. Chem. A 124, 731 (2020)).
 ``metals``
-    Mo, Li, Cu and Ni, from the same source: few frames of Cu and Ni; of lithium's three volumes the middle one. The frames were not drawn
-    from the surface that labels them, so that a trajectory has the temperature that their forces tell, not the nominal one.
+    Mo and Li, from the same source; of lithium's three volumes the middle one. The frames were not drawn from the surface that labels them,
+    so that a trajectory has the temperature that their forces tell, not the nominal one. Of crystalline Cu and Ni there are three frames
+    each, too few for a comparison.
 ``melts``
-    Frames in which atoms have left their sites: only radial distribution functions are compared, at the nominal temperature.
+    Those, Cu and Ni where atoms have left their sites: only radial distribution functions are compared, at the nominal temperature.
+``again``
+    The crystals of ``silicon`` and ``metals`` with other seeds.
+``ladder``
+    Silicon at temperatures between, without DFT: at which of them does a potential have DFT's displacements?
 ``aluminium``
     A short run without DFT: what the book recomputes.
 
@@ -42,10 +47,11 @@ from helpers.engine import Snapshot
 from helpers.potentials.base import Potential
 from helpers.sources import Frame, snap
 
-_ELEMENTS = {"silicon": ("Si",), "metals": ("Mo", "Li", "Cu", "Ni"), "melts": ("Si", "Mo", "Li", "Cu", "Ni")}
+_ELEMENTS = {"silicon": ("Si",), "metals": ("Mo", "Li"), "melts": ("Si", "Mo", "Li", "Cu", "Ni"), "again": ("Si", "Mo", "Li")}
 
 SETS: dict[str, tuple[str, ...]] = {
     **{name: tuple(key for element in elements for key in single_element_keys(element)) for name, elements in _ELEMENTS.items()},
+    "ladder": single_element_keys("Si"),
     "aluminium": (),
 }
 LIVE = "aluminium"
@@ -77,7 +83,8 @@ class Protocol:
     nve_steps: int = 750
     friction_per_ps: float = 10.0  # below critical damping of all but the softest modes, which then forget fastest
     every: int = 10  # steps between two looks
-    seeds: tuple[int, ...] = (0, 1, 2)  # trajectories of a crystal; a melt has the first
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the trajectories of a crystal; all but the first are set ``again``
+    ladder_k: tuple[float, ...] = (100.0, 150.0, 200.0, 450.0, 600.0, 1150.0)
     blocks: int = 8  # of a trajectory, for standard errors
     rdf_to_a: float = 6.0
     rdf_step_a: float = 0.05
@@ -99,6 +106,11 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
     protocol = protocol or Protocol()
     wanted = chosen_sets(SETS, sets)
     found = [case for name in wanted for element in _ELEMENTS.get(name, ()) for case in _published(name, element, protocol)]
+    if "ladder" in wanted:
+        first = next(_published("silicon", "Si", protocol))
+        for kelvin in protocol.ladder_k:
+            info = first.info | {"temperature_k": kelvin, "nominal_k": kelvin, "n_frames": 0}
+            found.append(replace(first, name=f"ladder/Si-{kelvin:.0f}K/{info['seed']}", set="ladder", reference={}, info=info))
     if LIVE in wanted:
         info = {"temperature_k": 300.0, "nominal_k": 300.0, "seed": 0, "n_frames": 0}
         found.append(Case("aluminium/300K/0", LIVE, "Al", {"start": bulk("Al", cubic=True, a=4.05).repeat(2)}, {}, info))
@@ -128,7 +140,7 @@ def _published(name: str, element: str, protocol: Protocol) -> Iterator[Case]:
             unit = bulk(element, cubic=True)
             sites = unit.repeat(round((len(first) / len(unit)) ** (1 / 3))).get_scaled_positions()
             first = ase.Atoms(first.numbers, scaled_positions=sites, cell=first.cell, pbc=True)
-        for seed in protocol.seeds if away else protocol.seeds[:1]:
+        for seed in protocol.seeds[1:] if name == "again" else protocol.seeds[:1]:
             info = {"temperature_k": float(temperature), "nominal_k": nominal, "seed": seed, "n_frames": len(members)}
             yield Case(f"{name}/{element}-{temperature:.0f}K/{seed}", name, element, {"start": first}, reference, info)
 
@@ -314,16 +326,16 @@ def _vibrations(seen: _Seen, shots: Iterable[Snapshot], n_atoms: int, protocol: 
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per model, set, element and temperature, over the seeds.
+    """Return one row per model, element and temperature, over the seeds.
 
-    ``n_runs``, ``n_frames``; ``u2``, ``u2_dft`` and ``u2_harmonic`` (Å²), with the standard errors ``u2_error`` and ``u2_dft_error``;
+    ``nominal_k``, ``n_runs``, ``n_frames``; ``u2``, ``u2_dft`` and ``u2_harmonic`` (Å²), with the standard errors ``u2_error`` and ``u2_dft_error``;
     ``u2_ratio`` (u2 over that of DFT; ``_low``, ``_high``: 95 %, Student's t of the frames, the smaller sample); ``temperature`` (K;
     ``temperature_dft``) and the largest ``drift`` (meV/atom/ps). The error of u2 is the larger one of two: from the blocks of all
     trajectories, and from the scatter of the seeds.
     """
-    by = ["model", "set", "material", "temperature_k"]
+    by = ["model", "material", "temperature_k"]
     ok = table[table["status"] == "ok"]
-    found = table.groupby(by, observed=True).agg(n_runs=("seed", "nunique"), n_frames=("n_frames", "first"))
+    found = table.groupby(by, observed=True).agg(nominal_k=("nominal_k", "first"), n_runs=("seed", "nunique"), n_frames=("n_frames", "max"))
     of = {name: ok[ok["property"] == name].groupby(by, observed=True) for name in ("u2", "u2_harmonic", "temperature", "drift")}
     u2 = of["u2"]
     found[["u2", "u2_dft", "u2_dft_error"]] = u2[["value", "reference", "reference_error"]].mean()
@@ -337,3 +349,23 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     found[["temperature", "temperature_dft"]] = of["temperature"][["value", "reference"]].mean()
     found["drift"] = of["drift"]["value"].agg(lambda each: each.abs().max())
     return found.reset_index()
+
+
+def matching_temperatures(summary: pd.DataFrame) -> pd.DataFrame:
+    """Return at which temperature a potential moves its atoms as far as DFT does, one row per model, element and temperature of DFT.
+
+    ``match_k`` (K) by interpolation of ln ⟨u²⟩ in ln T between the potential's trajectories (:func:`summarise`), and ``share``, which is
+    ``match_k`` over DFT's temperature: the factor that displacements ask for (``_low``, ``_high``: 95 %, errors of both, Student's t of
+    the frames). NaN where DFT's displacement lies outside the range of the trajectories.
+    """
+    rows = []
+    for (model, element), part in summary[summary["u2"].notna()].groupby(["model", "material"], observed=True):
+        part = part.sort_values("temperature_k")
+        moved, kelvin = np.log(part["u2"].to_numpy()), np.log(part["temperature_k"].to_numpy())
+        for case in part[part["u2_dft"].notna()].itertuples():
+            half = (case.u2_ratio_high - case.u2_ratio) / case.u2_ratio
+            ends = np.log(case.u2_dft) + np.array([0, -half, half])
+            match, low, high = np.exp(np.interp(ends, moved, kelvin, left=np.nan, right=np.nan)) if len(part) > 1 else [np.nan] * 3
+            found = {"share": match / case.temperature_k, "share_low": low / case.temperature_k, "share_high": high / case.temperature_k}
+            rows.append({"model": model, "material": element, "temperature_k": case.temperature_k, "match_k": match, **found})
+    return pd.DataFrame(rows)

@@ -24,5 +24,6 @@ from helpers.figures.slopes import pairs as model_pairs
 from helpers.figures.steps import stepwise
 from helpers.figures.style import STYLE, apply_style, base_key, colour, in_order, label, mark, marker, paper_points
 from helpers.figures.training import training_curve
+from helpers.figures.trajectories import displacements, profiles
 from helpers.figures.trends import error_against_coordination, scale_against_temperature
 from helpers.figures.vibrations import bands, conductivity
