@@ -24,6 +24,7 @@ CHAPTERS = [
         "phonons",
         "elasticity",
         "off_equilibrium",
+        "molecular_dynamics",
         "why_soft",
         "is_it_real",
         "six_diets",

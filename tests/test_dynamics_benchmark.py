@@ -10,7 +10,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from conftest import needs_mirror
 
-from helpers import results
+from helpers import figures, results
 from helpers.benchmarks import Case
 from helpers.benchmarks import dynamics as md
 from helpers.potentials.ase import ASEPotential
@@ -185,3 +185,30 @@ def test_metals_move_at_the_temperature_of_their_forces_and_melts_are_the_rest()
     assert {case.material for case in metals} == {"Mo", "Li"}
     lithium = {round(case.structures["start"].get_volume() / 54, 1) for case in metals if case.material == "Li"}
     assert lithium == {20.1}
+
+
+# -- figures ----------------------------------------------------------------------------------------
+
+
+def test_displacements_stand_at_their_temperatures_beside_those_of_dft():
+    rows = {"temperature_k": [300.0, 100.0, 300.0], "u2": [0.02, 0.01, 0.018], "u2_error": 1e-3}
+    rows |= {"u2_dft": [0.018, np.nan, 0.018], "u2_dft_error": [5e-4, np.nan, 5e-4]}
+    summary = pd.DataFrame(rows | {"model": ["chgnet-0.3.0"] * 2 + ["sevennet-0"], "material": "Si"})
+    (panel,) = figures.displacements(summary).axes
+    drawn = [container[0].get_xydata().tolist() for container in panel.containers]
+    assert drawn == [[[300, 0.018]], [[100, 0.01], [300, 0.02]], [[300, 0.018]]]
+    assert [panel.get_xscale(), panel.get_yscale()] == ["log", "log"]
+    with pytest.raises(ValueError, match="u2_error"):
+        figures.displacements(summary.drop(columns="u2_error"))
+
+
+@pytest.mark.parametrize(("known", "dashed"), [("reference", 1), ("harmonic", 2)])
+def test_profiles_are_means_over_seeds_beside_what_is_known(known, dashed):
+    rows = pd.DataFrame({"distance_a": [1.0, 2.0, 1.0, 2.0], "value": [0.0, 1.0, 0.0, 3.0], "seed": [0, 0, 1, 1], known: [0.0, 4.0] * 2})
+    rows = pd.concat([rows.assign(model=model) for model in ("chgnet-0.3.0", "sevennet-0")])
+    rows = rows.assign(material="Si", temperature_k=300.0, status="ok")
+    (panel,) = figures.profiles(rows, "distance_a", "distance (Å)|g", known).axes
+    lines = {line.get_linestyle(): [] for line in panel.lines} | {}
+    for line in panel.lines:
+        lines[line.get_linestyle()].append(line.get_ydata().tolist())
+    assert lines == {"-": [[0, 2]] * 2, "--": [[0, 4]] * dashed}

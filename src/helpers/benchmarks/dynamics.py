@@ -328,10 +328,10 @@ def _vibrations(seen: _Seen, shots: Iterable[Snapshot], n_atoms: int, protocol: 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
     """Return one row per model, element and temperature, over the seeds.
 
-    ``nominal_k``, ``n_runs``, ``n_frames``; ``u2``, ``u2_dft`` and ``u2_harmonic`` (Å²), with the standard errors ``u2_error`` and ``u2_dft_error``;
-    ``u2_ratio`` (u2 over that of DFT; ``_low``, ``_high``: 95 %, Student's t of the frames, the smaller sample); ``temperature`` (K;
-    ``temperature_dft``) and the largest ``drift`` (meV/atom/ps). The error of u2 is the larger one of two: from the blocks of all
-    trajectories, and from the scatter of the seeds.
+    ``nominal_k``, ``n_runs``, ``n_frames``; ``u2``, ``u2_dft`` and ``u2_harmonic`` (Å²), with the standard errors ``u2_error`` and
+    ``u2_dft_error``; ``u2_ratio`` (u2 over that of DFT; ``_low``, ``_high``: 95 %, Student's t of the frames, the smaller sample);
+    ``temperature`` (K; ``temperature_dft``) and the largest ``drift`` (meV/atom/ps). The error of u2 is the larger one of two: from the
+    blocks of all trajectories, and from the scatter of the seeds.
     """
     by = ["model", "material", "temperature_k"]
     ok = table[table["status"] == "ok"]
