@@ -1,0 +1,429 @@
+"""Mending a universal potential with a stiffer one in the place of DFT.
+
+*Frames* of many crystals are made here: rattled, strained, hot, with a defect, cut. A *teacher* labels them, a second potential says which
+labels to trust, and the *student* is trained on the rest (:func:`helpers.training.fine_tune.fine_tune`).
+
+What the mended potential is tested on must not be among them. The variant ``strict`` leaves out each crystal that has the composition of
+anything that a benchmark tests, and the elements of a tested solid solution in any mixture (:func:`tested`). So an element whose bulk,
+slab, vacancy or dynamics is tested comes in compounds only. ``all`` leaves out nothing.
+
+Energies of two potentials have different zeros. One constant per element, fitted to crystals at rest, where the student is good,
+brings the teacher's to the student's zero. *Replay*: the student's own answers for crystals at rest are labels too, and hold what it knew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.build
+import ase.io
+import numpy as np
+import torch
+from ase.data import covalent_radii
+from ase.geometry import get_distances
+from ase.neighborlist import neighbor_list
+from pymatgen.core import Composition
+from pymatgen.io.ase import AseAtomsAdaptor
+from tqdm.auto import tqdm
+
+from helpers import benchmarks, engine, potentials, registry, results, softening, structures
+from helpers.benchmarks import elasticity
+from helpers.potentials import fixes
+from helpers.potentials.base import GraphPotential, Potential, PotentialError, Prediction
+from helpers.training import fine_tune, trial
+from helpers.training.fine_tune import Label, Recipe
+
+KINDS = ("rattle", "large rattle", "compression", "shear", "hot", "vacancy", "antisite", "slab", "hop")
+VARIANTS = ("strict", "all")
+
+# Crystals that are built: a primitive cell, and which of three species sits where, in fractions of it. Covalent radii and a relaxation
+# set the size.
+_FCC = 1 - np.eye(3)
+_LATTICES: dict[str, tuple[np.ndarray, list[tuple[int, tuple[float, float, float]]]]] = {
+    "fcc": (_FCC, [(0, (0, 0, 0))]),
+    "bcc": (_FCC - np.eye(3), [(0, (0, 0, 0))]),
+    "perovskite": (np.eye(3), [(0, (0, 0, 0)), (1, (0.5, 0.5, 0.5)), (2, (0.5, 0.5, 0)), (2, (0.5, 0, 0.5)), (2, (0, 0.5, 0.5))]),
+    "half-Heusler": (_FCC, [(0, (0, 0, 0)), (1, (0.5, 0.5, 0.5)), (2, (0.25, 0.25, 0.25))]),
+}
+# Structures in one batch of dynamics; frames whose answers are kept in one file; strength of the penalty on the magnetic head.
+_HOT_BATCH, _PIECE, _HEAD_PENALTY = 16, 100, 1e-6
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Settings of frames and labels."""
+
+    n_frames: int = 1000
+    variant: str = "strict"
+    kinds: tuple[str, ...] = KINDS  # in turn
+    min_atoms: int = 8
+    max_atoms: int = 32
+    built: float = 0.25  # share of frames from crystals that are built; the others are published binaries
+    n_built: int = 120  # such crystals that are tried
+    small_a: tuple[float, float] = (0.02, 0.1)  # displacement of each coordinate (standard deviation), Å
+    large_a: tuple[float, float] = (0.15, 0.35)
+    strain: tuple[float, float] = (-0.08, 0.04)  # of all lengths
+    shear: float = 0.12  # largest component of the strain
+    temperature_k: tuple[float, float] = (300.0, 2500.0)
+    steps: int = 40  # of the student's molecular dynamics
+    time_step_fs: float = 2.0
+    # Labels are left out where root mean squares of forces say |F₁ − F₂| > disagreement · (|F₁| + floor), or a force is above the largest.
+    disagreement: float = 0.3
+    floor_ev_per_a: float = 0.1
+    max_force_ev_per_a: float = 20.0
+    replay: float = 0.25  # crystals at rest with the student's own answers, per frame
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        if unknown or not self.kinds or self.variant not in VARIANTS or self.n_frames < 1:
+            what = f"kinds {', '.join(self.kinds) or 'none'}, variant {self.variant!r}, {self.n_frames} frames"
+            raise ValueError(f"{what}: kinds are of {', '.join(KINDS)}, the variant of {', '.join(VARIANTS)}, and one frame is needed.")
+
+
+# A step of a universal training is one of many chemistries: small batches, and errors that no single frame rules.
+RECIPE = Recipe(epochs=10, energy_weight=3.0, force_weight=1.0, stress_weight=0.1, batch_size=8, loss="absolute")
+
+
+def formula(atoms: ase.Atoms) -> str:
+    """Return the reduced formula, the same for every order of the elements."""
+    return Composition(atoms.get_chemical_formula()).reduced_formula
+
+
+def system(name: str) -> str:
+    """Return the elements of a formula in alphabetical order: ``Mg-O`` of ``MgO``."""
+    return Composition(name).chemical_system
+
+
+def tested() -> frozenset[str]:
+    """Return reduced formulas of all structures of all cases whose files are here, and the systems of solid solutions (``Mo-Nb``)."""
+    found: set[str] = set()
+    for name in benchmarks.CATALOGUE:
+        known = benchmarks.module(name)
+        if name in benchmarks.EXPERIMENTS:
+            continue
+        for case in known.cases(sets=[one for one in known.SETS if registry.available(known.SETS[one])]):
+            own = {formula(atoms) for atoms in case.structures.values()}
+            found |= own
+            if name == "solid_solutions":
+                found |= {system(one) for one in own if len(Composition(one)) > 1}
+    return frozenset(found)
+
+
+# ---- Crystals and frames --------------------------------------------------------------------------
+
+
+def allowed(atoms: ase.Atoms, excluded: Collection[str]) -> bool:
+    """Tell whether neither the composition nor, of a mixture, the elements are among those excluded."""
+    name = formula(atoms)
+    return name not in excluded and system(name) not in excluded
+
+
+def published(elements: Collection[int], protocol: Protocol) -> list[ase.Atoms]:
+    """Return the binaries of the elasticity benchmark's source, tested or not, that are small enough, in the order of their identifiers."""
+    found = [structures.from_dict(record["structure"]) for record in sorted(elasticity.records(), key=lambda record: record["mp_id"])]
+    return [atoms for atoms in found if len(atoms) <= protocol.max_atoms // 2 and elements.issuperset(atoms.numbers.tolist())]
+
+
+def build(student: Potential, protocol: Protocol, excluded: Collection[str]) -> list[ase.Atoms]:
+    """Return crystals of one element and of three, as the student relaxes them; those that it cannot relax are missing."""
+    rng = np.random.default_rng([protocol.seed, 1])
+    elements = np.array(sorted(student.elements))
+    drawn = []
+    for number in range(protocol.n_built):
+        lattice = list(_LATTICES)[number % len(_LATTICES)]
+        cell, sites = _LATTICES[lattice]
+        chosen = rng.choice(elements, 3, replace=False)
+        crystal = ase.Atoms([chosen[k] for k, _ in sites], scaled_positions=[at for _, at in sites], cell=3 * cell, pbc=True)
+        first, second, distance = neighbor_list("ijd", crystal, 7.0)
+        radii = np.maximum(covalent_radii[crystal.numbers], 0.7)
+        crystal.set_cell(crystal.cell * ((radii[first] + radii[second]) / distance).max(), scale_atoms=True)
+        if allowed(crystal, excluded):
+            drawn.append(crystal)
+    relaxed = engine.relax(student, drawn, cell="full", fmax=0.1, smax=6e-3, max_steps=60)
+    return [one.atoms for one in relaxed if one.converged]
+
+
+def _supercell(crystal: ase.Atoms, protocol: Protocol) -> ase.Atoms:
+    """Repeat the shortest lattice vector until there are enough atoms."""
+    atoms = crystal.copy()
+    while len(atoms) < protocol.min_atoms:
+        counts = np.ones(3, int)
+        counts[np.argmin(atoms.cell.lengths())] = 2
+        atoms = atoms.repeat(tuple(counts))
+    return atoms
+
+
+def _slab(crystal: ase.Atoms, protocol: Protocol, rng: np.random.Generator) -> ase.Atoms:
+    miller = ((1, 0, 0), (1, 1, 0), (1, 1, 1))[rng.integers(3)]
+    slab = ase.build.surface(crystal, miller, 1, vacuum=5.0)
+    layers = max(1, min(protocol.max_atoms // len(slab), 6))
+    slab = ase.build.surface(crystal, miller, layers, vacuum=5.0)
+    slab.pbc = True
+    return slab
+
+
+def _distorted(kind: str, crystal: ase.Atoms, protocol: Protocol, rng: np.random.Generator) -> ase.Atoms:
+    """Return a frame of one kind; a hot one as it starts."""
+    atoms = _slab(crystal, protocol, rng) if kind == "slab" else _supercell(crystal, protocol)
+    if kind in ("compression", "shear"):
+        sizes = protocol.strain if kind == "compression" else (-protocol.shear, protocol.shear)
+        change = np.eye(3) * rng.uniform(*sizes) if kind == "compression" else np.triu(rng.uniform(*sizes, (3, 3)), 1)
+        atoms = structures.strained(atoms, change if kind == "compression" else change + change.T)
+    if kind == "antisite":
+        first = rng.integers(len(atoms))
+        others = np.flatnonzero(atoms.numbers != atoms.numbers[first])
+        second = rng.choice(others) if len(others) else first  # an element has none
+        atoms.numbers[[first, second]] = atoms.numbers[[second, first]]
+    if kind in ("vacancy", "hop"):
+        site = int(rng.integers(len(atoms)))
+        if kind == "hop":
+            vectors, distances = get_distances(atoms.positions[site], atoms.positions, atoms.cell, pbc=True)
+            same = np.where((atoms.numbers == atoms.numbers[site]) & (distances[0] > 0.1), distances[0], np.inf)
+            if np.isfinite(same).any():
+                hopping = int(np.argmin(same))
+                atoms.positions[hopping] -= vectors[0, hopping] / 2
+        del atoms[site]
+    atoms.positions += rng.normal(0, rng.uniform(*(protocol.large_a if kind == "large rattle" else protocol.small_a)), (len(atoms), 3))
+    return atoms
+
+
+def _heated(student: Potential, starts: Sequence[ase.Atoms], protocol: Protocol, seed: int) -> list[ase.Atoms]:
+    """Return where the student's molecular dynamics leads; nothing where it breaks down."""
+    rng = np.random.default_rng([protocol.seed, 2, seed])
+    kelvin = rng.uniform(*protocol.temperature_k, len(starts))
+    settings = {"steps": protocol.steps, "every": protocol.steps, "time_step_fs": protocol.time_step_fs, "friction_per_ps": 10.0}
+    last = list(engine.move(student, starts, kelvin, seed=seed, **settings))[-1]
+    moved = []
+    for number, positions in last.positions.items():
+        atoms = starts[number].copy()
+        atoms.positions = positions
+        atoms.info["temperature_k"] = float(kelvin[number])
+        moved.append(atoms)
+    return moved
+
+
+def frames(
+    student: Potential, protocol: Protocol, excluded: Collection[str], progress: bool = False
+) -> tuple[list[ase.Atoms], list[ase.Atoms]]:
+    """Make frames, in a random order in which the first n are a fair sample, and return them and crystals at rest.
+
+    ``info`` of a frame holds ``kind``, ``host`` (the crystal's reduced formula), ``formula`` (the frame's own), ``number`` and ``seed``.
+    Neither formula is among those excluded. Frames whose dynamics broke down are missing. Crystals at rest are all hosts, and as many
+    others as replay asks for.
+    """
+    known = [atoms for atoms in published(student.elements, protocol) if allowed(atoms, excluded)]
+    built = build(student, protocol, excluded)
+    made, hosts = [], []
+    number = 0
+    while len(made) < protocol.n_frames:
+        rng = np.random.default_rng([protocol.seed, 3, number])
+        pool = built if built and (not known or rng.random() < protocol.built) else known
+        host, kind = pool[rng.integers(len(pool))], protocol.kinds[len(made) % len(protocol.kinds)]
+        atoms = _distorted(kind, host, protocol, rng)
+        number += 1
+        if not allowed(atoms, excluded) or len(atoms) > protocol.max_atoms or (kind == "antisite" and len(set(host.numbers)) < 2):
+            continue
+        atoms.info = {"kind": kind, "host": formula(host), "formula": formula(atoms), "number": number, "seed": protocol.seed}
+        made.append(atoms)
+        hosts.append(host)
+    hot = [k for k, atoms in enumerate(made) if atoms.info["kind"] == "hot"]
+    heated = []
+    for first in tqdm(range(0, len(hot), _HOT_BATCH), disable=not progress, desc="hot frames"):
+        heated += _heated(student, [made[k] for k in hot[first : first + _HOT_BATCH]], protocol, first)
+    made = sorted([atoms for atoms in made if atoms.info["kind"] != "hot"] + heated, key=lambda atoms: atoms.info["number"])
+    rng = np.random.default_rng([protocol.seed, 4])
+    others = [known[k] for k in rng.permutation(len(known))[: round(protocol.replay * protocol.n_frames)]]
+    distinct = {structures.content(atoms): atoms for atoms in [*others, *hosts]}
+    return made, list(distinct.values())
+
+
+# ---- Labels ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What the student is to learn."""
+
+    labels: list[Label]  # the teacher's, on the student's zero
+    replay: list[Label]  # the student's own, of crystals at rest
+    constants: dict[str, float]  # eV per atom of an element, added to the teacher's energies
+    residual: float  # of their fit, root mean square, eV/atom; of so many crystals:
+    n_crystals: int
+    left_out: dict[str, int] = field(default_factory=dict)  # why → how many frames
+
+
+def zero(crystals: Sequence[ase.Atoms], difference: np.ndarray) -> tuple[dict[str, float], float]:
+    """Return one constant per element, and the residual (eV/atom), from differences of two energies per atom (eV, shape (n,)).
+
+    Least squares; where crystals do not tell elements apart, the smallest constants that do. The residual is the root mean square over the
+    degrees of freedom that are left, NaN if there are none.
+    """
+    shares = np.array([np.bincount(atoms.numbers, minlength=119) / len(atoms) for atoms in crystals])
+    seen = np.flatnonzero(shares.any(axis=0))
+    found, _, rank, _ = np.linalg.lstsq(shares[:, seen], difference, rcond=None)
+    rest, free = np.square(shares[:, seen] @ found - difference).sum(), len(crystals) - rank
+    return dict(zip(ase.Atoms(numbers=seen).symbols, found.tolist(), strict=True)), float(np.sqrt(rest / free)) if free else float("nan")
+
+
+def refused(first: Prediction, second: Prediction, protocol: Protocol) -> str:
+    """Return why a label of the first potential is left out, by itself or beside the second's; nothing if it is good."""
+    if not (first.ok and second.ok):
+        return "a potential failed"
+    if np.abs(first.forces).max() > protocol.max_force_ev_per_a:
+        return f"a force is above {protocol.max_force_ev_per_a:g} eV/Å"
+    away, size = (np.sqrt(np.mean(np.square(values))) for values in (first.forces - second.forces, first.forces))
+    return "the two potentials disagree" if away > protocol.disagreement * (size + protocol.floor_ev_per_a) else ""
+
+
+def label(
+    made: Sequence[ase.Atoms],
+    crystals: Sequence[ase.Atoms],
+    student: Potential,
+    teacher: Potential,
+    second: Potential,
+    protocol: Protocol,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> Labelled:
+    """Label frames and crystals; answers that are in the folder already are not asked for again. PotentialError if no label is good."""
+    at_rest = {one: _answers(one, crystals, folder, "crystals", progress) for one in (student, teacher)}
+    good = [k for k in range(len(crystals)) if all(answers[k].ok for answers in at_rest.values())]
+    own, other = ([answers[k] for k in good] for answers in at_rest.values())
+    known = [crystals[k] for k in good]
+    gap = np.array([(a.energy - b.energy) / len(a.forces) for a, b in zip(own, other, strict=True)])
+    constants, residual = zero(known, gap)
+    labels, left_out = [], {}
+    first, beside = (_answers(one, made, folder, "frames", progress) for one in (teacher, second))
+    for atoms, answer, check in zip(made, first, beside, strict=True):
+        why = refused(answer, check, protocol) or ("" if constants.keys() >= set(atoms.symbols) else "an element is in no crystal at rest")
+        if why:
+            left_out[why] = left_out.get(why, 0) + 1
+            continue
+        energy = answer.energy + sum(constants[symbol] for symbol in atoms.symbols)
+        labels.append(Label(atoms, energy, answer.forces, answer.stress))
+    if not labels:
+        raise PotentialError(f"no label of {teacher.key} is good: {', '.join(f'{why} ({n})' for why, n in left_out.items())}")
+    n = round(protocol.replay * len(made))
+    replay = [Label(atoms, answer.energy, answer.forces, answer.stress) for atoms, answer in zip(known[:n], own[:n], strict=True)]
+    return Labelled(labels, replay, constants, residual, len(known), left_out)
+
+
+def _answers(potential: Potential, asked: Sequence[ase.Atoms], folder: Path | None, name: str, progress: bool) -> list[Prediction]:
+    """Evaluate piece by piece, each of which stays in the folder, if there is one."""
+    found: list[Prediction] = []
+    known = re.sub(r"[^\w.-]", "_", potential.key)
+    for first in tqdm(range(0, len(asked), _PIECE), disable=not progress, desc=f"{name}: {potential.key}"):
+        path = folder / f"{name}-{first:05d}-{known}.json" if folder else None
+        if path is None or not path.is_file():
+            answers = potential.evaluate(asked[first : first + _PIECE], stress=True)
+            rows = [[a.energy, a.forces.tolist(), a.stress.tolist(), None] if a.ok else [0, [], [], a.error] for a in answers]
+            if path:
+                results.write_json({"answers": rows}, path)
+        else:
+            rows = results.read_json(path)["answers"]
+        found += [Prediction(energy, np.array(forces), np.array(stress), error) for energy, forces, stress, error in rows]
+    return found
+
+
+# ---- Training -------------------------------------------------------------------------------------
+
+
+def magnetic(potential: GraphPotential, crystals: Sequence[ase.Atoms]) -> tuple[np.ndarray, np.ndarray]:
+    """Return CHGNet's magnetic moments (µ_B, without sign) of all atoms and what its magnetic head reads, shape (n_atoms, n)."""
+    found = []
+    for atoms in crystals:
+        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+            graph = potential.network.graph_converter(AseAtomsAdaptor.get_structure(atoms))
+            found.append(potential.network([graph.to(potential.device)], task="em", return_atom_feas=True))
+    moments, features = (np.concatenate([one[name][0].cpu().double().numpy() for one in found]) for name in ("m", "atom_fea"))
+    return moments, features
+
+
+def keep_moments(before: GraphPotential, after: GraphPotential, crystals: Sequence[ase.Atoms]) -> None:
+    """Fit the magnetic head of a trained CHGNet to what it gave before: what it reads changed under it.
+
+    The head is linear, so that least squares fits it; a small penalty holds the weights of which crystals say nothing.
+    """
+    (old, new), head = ([magnetic(one, crystals)[1] for one in (before, after)]), before.network.site_wise
+    weights = torch.cat([head.weight[0], head.bias]).detach().cpu().double().numpy()
+    old, new = (np.column_stack([one, np.ones(len(one))]) for one in (old, new))
+    penalty = _HEAD_PENALTY * len(new) * np.eye(new.shape[1])
+    weights += np.linalg.solve(new.T @ new + penalty, new.T @ (old - new) @ weights)
+    after.network.site_wise.load_state_dict({"weight": torch.as_tensor(weights[None, :-1]), "bias": torch.as_tensor(weights[-1:])})
+
+
+def scores(potential: Potential, labels: Sequence[Label]) -> list[dict[str, Any]]:
+    """Return slope of the forces, their error (eV/Å) and that of energies (eV/atom), of all labels and by kind."""
+    answers, rows = potential.evaluate([one.atoms for one in labels]), []
+    for kind in ("all", *dict.fromkeys(str(one.atoms.info["kind"]) for one in labels)):
+        pairs = [(one, p) for one, p in zip(labels, answers, strict=True) if kind in ("all", one.atoms.info["kind"]) and p.ok]
+        if pairs:
+            reference, predicted = trial.forces(*zip(*pairs, strict=True))
+            errors = np.abs(predicted - reference).mean(), np.abs(trial.energy_errors(*zip(*pairs, strict=True))).mean()
+            row = {"kind": kind, "n": len(pairs), "slope": softening.softening_scale(reference, predicted)}
+            rows.append(row | dict(zip(("force_mae", "energy_mae"), map(float, errors), strict=True)))
+    return rows
+
+
+def mend(
+    model: str,
+    teacher: str,
+    second: str,
+    out: Path,
+    protocol: Protocol | None = None,
+    recipe: Recipe = RECIPE,
+    *,
+    device: str = "auto",
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Make frames, label them, train, and save a mended potential (:mod:`helpers.potentials.fixes`); the same call goes on.
+
+    Returns what is saved with it: numbers of frames by kind and of those left out, constants and residual of the energies, :func:`scores`
+    of the teacher's held-out labels (``before``, ``after``), mean change of the moments (µ_B). PotentialError if the folder holds another
+    mending, the student has no weights, or no label is good.
+    """
+    protocol = protocol or Protocol()
+    student, *others = (potentials.load(key, device) for key in (model, teacher, second))
+    if not isinstance(student, GraphPotential):
+        raise PotentialError(f"{model} has no weights to train.")
+    request = {"model": model, "teacher": teacher, "second": second, "protocol": asdict(protocol), "recipe": recipe.record()}
+    request, started = json.loads(json.dumps(request)), out / "started.json"
+    if started.is_file() and results.read_json(started) != request:
+        raise PotentialError(f"{out} holds a mending with other settings; repeat those, or choose a new folder.")
+    if (out / fixes.RECORD).is_file():
+        return fixes.record(out)
+    out.mkdir(parents=True, exist_ok=True)
+    results.write_json(request, started)
+    files = [out / "frames.extxyz", out / "crystals.extxyz"]
+    if not files[1].is_file():
+        for path, members in zip(files, frames(student, protocol, tested() if protocol.variant == "strict" else (), progress), strict=True):
+            ase.io.write(path, members)
+    data = label(*(ase.io.read(path, ":") for path in files), student, *others, protocol, out, progress)
+    outcome = fine_tune.fine_tune(student, [*data.labels, *data.replay], recipe, checkpoint=out / "training.pt", progress=progress)
+    held = [data.labels[k] for k in outcome.validation if k < len(data.labels)]
+    about: dict[str, Any] = {
+        "method": "universal",
+        "trained": True,
+        "base_sha256": student.describe()["weights_sha256"],
+        "request": request,
+    }
+    about |= {"n_labels": len(data.labels), "frames": Counter(one.atoms.info["kind"] for one in data.labels), "left_out": data.left_out}
+    about |= {"constants": data.constants, "residual_ev_per_atom": data.residual, "n_crystals": data.n_crystals}
+    if data.replay and hasattr(student.network, "site_wise"):
+        known = [one.atoms for one in data.replay]
+        keep_moments(student, outcome.potential, known)
+        old, new = (magnetic(one, known)[0] for one in (student, outcome.potential))
+        about["moments_change"] = float(np.abs(new - old).mean())
+    stages = {"before": student, "after": outcome.potential}
+    fixes.save(out, outcome.potential, model, about | {name: scores(one, held) for name, one in stages.items() if held})
+    return fixes.record(out)
