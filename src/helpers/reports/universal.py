@@ -1,14 +1,14 @@
-"""Mending a universal potential with a stiffer one in the place of DFT.
+"""Mend a universal potential with a stiffer one in the place of DFT.
 
-*Frames* of many crystals are made here: rattled, strained, hot, with a defect, cut. A *teacher* labels them, a second potential says which
-labels to trust, and the *student* is trained on the rest (:func:`helpers.training.fine_tune.fine_tune`).
+*Frames* of many crystals are made: rattled, strained, hot, with a defect, cut. A *teacher* labels them, a second potential says which labels
+to trust, and the *student* is trained on the rest (:func:`helpers.training.fine_tune.fine_tune`).
 
 What the mended potential is tested on must not be among them. The variant ``strict`` leaves out each crystal that has the composition of
-anything that a benchmark tests, and the elements of a tested solid solution in any mixture (:func:`tested`). So an element whose bulk,
-slab, vacancy or dynamics is tested comes in compounds only. ``all`` leaves out nothing.
+anything that a benchmark tests, and any mixture of a tested solid solution's elements (:func:`tested`): an element whose bulk, slab,
+vacancy or dynamics is tested comes in compounds only. ``all`` leaves out nothing.
 
-Energies of two potentials have different zeros. One constant per element, fitted to crystals at rest, where the student is good,
-brings the teacher's to the student's zero. *Replay*: the student's own answers for crystals at rest are labels too, and hold what it knew.
+Energies of two potentials have different zeros: one constant per element, fitted to crystals at rest, brings the teacher's to the student's.
+*Replay*: the student's own answers for crystals at rest are labels too, and hold what it knew.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ import ase
 import ase.build
 import ase.io
 import numpy as np
-import torch
 from ase.data import covalent_radii
 from ase.geometry import get_distances
 from ase.neighborlist import neighbor_list
@@ -54,8 +53,8 @@ _LATTICES: dict[str, tuple[np.ndarray, list[tuple[int, tuple[float, float, float
     "perovskite": (np.eye(3), [(0, (0, 0, 0)), (1, (0.5, 0.5, 0.5)), (2, (0.5, 0.5, 0)), (2, (0.5, 0, 0.5)), (2, (0, 0.5, 0.5))]),
     "half-Heusler": (_FCC, [(0, (0, 0, 0)), (1, (0.5, 0.5, 0.5)), (2, (0.25, 0.25, 0.25))]),
 }
-# Structures in one batch of dynamics; frames whose answers are kept in one file; strength of the penalty on the magnetic head.
-_HOT_BATCH, _PIECE, _HEAD_PENALTY = 16, 100, 1e-6
+# Structures in one batch of dynamics; frames whose answers are kept in one file.
+_HOT_BATCH, _PIECE = 16, 100
 
 
 @dataclass(frozen=True)
@@ -94,38 +93,24 @@ class Protocol:
 RECIPE = Recipe(epochs=10, energy_weight=3.0, force_weight=1.0, stress_weight=0.1, batch_size=8, loss="absolute")
 
 
-def formula(atoms: ase.Atoms) -> str:
-    """Return the reduced formula, the same for every order of the elements."""
-    return Composition(atoms.get_chemical_formula()).reduced_formula
-
-
-def system(name: str) -> str:
-    """Return the elements of a formula in alphabetical order: ``Mg-O`` of ``MgO``."""
-    return Composition(name).chemical_system
+def names(atoms: ase.Atoms) -> tuple[str, str]:
+    """Return the reduced formula and the elements, each the same for every order: ``MgO`` and ``Mg-O``."""
+    composition = Composition(atoms.get_chemical_formula())
+    return composition.reduced_formula, composition.chemical_system
 
 
 def tested() -> frozenset[str]:
     """Return reduced formulas of all structures of all cases whose files are here, and the systems of solid solutions (``Mo-Nb``)."""
     found: set[str] = set()
-    for name in benchmarks.CATALOGUE:
+    for name in set(benchmarks.CATALOGUE) - set(benchmarks.EXPERIMENTS):
         known = benchmarks.module(name)
-        if name in benchmarks.EXPERIMENTS:
-            continue
         for case in known.cases(sets=[one for one in known.SETS if registry.available(known.SETS[one])]):
-            own = {formula(atoms) for atoms in case.structures.values()}
-            found |= own
-            if name == "solid_solutions":
-                found |= {system(one) for one in own if len(Composition(one)) > 1}
+            for formula, system in map(names, case.structures.values()):
+                found |= {formula, system} if name == "solid_solutions" else {formula}
     return frozenset(found)
 
 
 # ---- Crystals and frames --------------------------------------------------------------------------
-
-
-def allowed(atoms: ase.Atoms, excluded: Collection[str]) -> bool:
-    """Tell whether neither the composition nor, of a mixture, the elements are among those excluded."""
-    name = formula(atoms)
-    return name not in excluded and system(name) not in excluded
 
 
 def published(elements: Collection[int], protocol: Protocol) -> list[ase.Atoms]:
@@ -134,7 +119,7 @@ def published(elements: Collection[int], protocol: Protocol) -> list[ase.Atoms]:
     return [atoms for atoms in found if len(atoms) <= protocol.max_atoms // 2 and elements.issuperset(atoms.numbers.tolist())]
 
 
-def build(student: Potential, protocol: Protocol, excluded: Collection[str]) -> list[ase.Atoms]:
+def build(student: Potential, protocol: Protocol, excluded: frozenset[str]) -> list[ase.Atoms]:
     """Return crystals of one element and of three, as the student relaxes them; those that it cannot relax are missing."""
     rng = np.random.default_rng([protocol.seed, 1])
     elements = np.array(sorted(student.elements))
@@ -147,42 +132,29 @@ def build(student: Potential, protocol: Protocol, excluded: Collection[str]) -> 
         first, second, distance = neighbor_list("ijd", crystal, 7.0)
         radii = np.maximum(covalent_radii[crystal.numbers], 0.7)
         crystal.set_cell(crystal.cell * ((radii[first] + radii[second]) / distance).max(), scale_atoms=True)
-        if allowed(crystal, excluded):
-            drawn.append(crystal)
+        drawn += [crystal] * excluded.isdisjoint(names(crystal))
     relaxed = engine.relax(student, drawn, cell="full", fmax=0.1, smax=6e-3, max_steps=60)
     return [one.atoms for one in relaxed if one.converged]
 
 
-def _supercell(crystal: ase.Atoms, protocol: Protocol) -> ase.Atoms:
-    """Repeat the shortest lattice vector until there are enough atoms."""
-    atoms = crystal.copy()
-    while len(atoms) < protocol.min_atoms:
-        counts = np.ones(3, int)
-        counts[np.argmin(atoms.cell.lengths())] = 2
-        atoms = atoms.repeat(tuple(counts))
-    return atoms
-
-
-def _slab(crystal: ase.Atoms, protocol: Protocol, rng: np.random.Generator) -> ase.Atoms:
-    miller = ((1, 0, 0), (1, 1, 0), (1, 1, 1))[rng.integers(3)]
-    slab = ase.build.surface(crystal, miller, 1, vacuum=5.0)
-    layers = max(1, min(protocol.max_atoms // len(slab), 6))
-    slab = ase.build.surface(crystal, miller, layers, vacuum=5.0)
-    slab.pbc = True
-    return slab
-
-
 def _distorted(kind: str, crystal: ase.Atoms, protocol: Protocol, rng: np.random.Generator) -> ase.Atoms:
     """Return a frame of one kind; a hot one as it starts."""
-    atoms = _slab(crystal, protocol, rng) if kind == "slab" else _supercell(crystal, protocol)
-    if kind in ("compression", "shear"):
-        sizes = protocol.strain if kind == "compression" else (-protocol.shear, protocol.shear)
-        change = np.eye(3) * rng.uniform(*sizes) if kind == "compression" else np.triu(rng.uniform(*sizes, (3, 3)), 1)
-        atoms = structures.strained(atoms, change if kind == "compression" else change + change.T)
+    atoms = crystal.copy()
+    if kind == "slab":
+        miller = ((1, 0, 0), (1, 1, 0), (1, 1, 1))[rng.integers(3)]
+        layer = len(ase.build.surface(crystal, miller, 1))
+        atoms = ase.build.surface(crystal, miller, max(1, min(protocol.max_atoms // layer, 6)), vacuum=5.0)
+        atoms.pbc = True
+    while kind != "slab" and len(atoms) < protocol.min_atoms:
+        atoms = atoms.repeat(np.where(np.arange(3) == np.argmin(atoms.cell.lengths()), 2, 1))
+    if kind == "compression":
+        atoms = structures.strained(atoms, np.eye(3) * rng.uniform(*protocol.strain))
+    if kind == "shear":
+        change = np.triu(rng.uniform(-protocol.shear, protocol.shear, (3, 3)), 1)
+        atoms = structures.strained(atoms, change + change.T)
     if kind == "antisite":
         first = rng.integers(len(atoms))
-        others = np.flatnonzero(atoms.numbers != atoms.numbers[first])
-        second = rng.choice(others) if len(others) else first  # an element has none
+        second = rng.choice(np.flatnonzero(atoms.numbers != atoms.numbers[first]))
         atoms.numbers[[first, second]] = atoms.numbers[[second, first]]
     if kind in ("vacancy", "hop"):
         site = int(rng.integers(len(atoms)))
@@ -205,15 +177,14 @@ def _heated(student: Potential, starts: Sequence[ase.Atoms], protocol: Protocol,
     last = list(engine.move(student, starts, kelvin, seed=seed, **settings))[-1]
     moved = []
     for number, positions in last.positions.items():
-        atoms = starts[number].copy()
-        atoms.positions = positions
-        atoms.info["temperature_k"] = float(kelvin[number])
-        moved.append(atoms)
+        moved.append(starts[number].copy())
+        moved[-1].positions = positions
+        moved[-1].info["temperature_k"] = float(kelvin[number])
     return moved
 
 
 def frames(
-    student: Potential, protocol: Protocol, excluded: Collection[str], progress: bool = False
+    student: Potential, protocol: Protocol, excluded: frozenset[str], progress: bool = False
 ) -> tuple[list[ase.Atoms], list[ase.Atoms]]:
     """Make frames, in a random order in which the first n are a fair sample, and return them and crystals at rest.
 
@@ -221,7 +192,7 @@ def frames(
     Neither formula is among those excluded. Frames whose dynamics broke down are missing. Crystals at rest are all hosts, and as many
     others as replay asks for.
     """
-    known = [atoms for atoms in published(student.elements, protocol) if allowed(atoms, excluded)]
+    known = [atoms for atoms in published(student.elements, protocol) if excluded.isdisjoint(names(atoms))]
     built = build(student, protocol, excluded)
     made, hosts = [], []
     number = 0
@@ -229,11 +200,13 @@ def frames(
         rng = np.random.default_rng([protocol.seed, 3, number])
         pool = built if built and (not known or rng.random() < protocol.built) else known
         host, kind = pool[rng.integers(len(pool))], protocol.kinds[len(made) % len(protocol.kinds)]
-        atoms = _distorted(kind, host, protocol, rng)
         number += 1
-        if not allowed(atoms, excluded) or len(atoms) > protocol.max_atoms or (kind == "antisite" and len(set(host.numbers)) < 2):
+        if kind == "antisite" and len(set(host.numbers)) < 2:
             continue
-        atoms.info = {"kind": kind, "host": formula(host), "formula": formula(atoms), "number": number, "seed": protocol.seed}
+        atoms = _distorted(kind, host, protocol, rng)
+        if not excluded.isdisjoint(names(atoms)) or len(atoms) > protocol.max_atoms:
+            continue
+        atoms.info = {"kind": kind, "host": names(host)[0], "formula": names(atoms)[0], "number": number, "seed": protocol.seed}
         made.append(atoms)
         hosts.append(host)
     hot = [k for k, atoms in enumerate(made) if atoms.info["kind"] == "hot"]
@@ -338,28 +311,10 @@ def _answers(potential: Potential, asked: Sequence[ase.Atoms], folder: Path | No
 # ---- Training -------------------------------------------------------------------------------------
 
 
-def magnetic(potential: GraphPotential, crystals: Sequence[ase.Atoms]) -> tuple[np.ndarray, np.ndarray]:
-    """Return CHGNet's magnetic moments (µ_B, without sign) of all atoms and what its magnetic head reads, shape (n_atoms, n)."""
-    found = []
-    for atoms in crystals:
-        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-            graph = potential.network.graph_converter(AseAtomsAdaptor.get_structure(atoms))
-            found.append(potential.network([graph.to(potential.device)], task="em", return_atom_feas=True))
-    moments, features = (np.concatenate([one[name][0].cpu().double().numpy() for one in found]) for name in ("m", "atom_fea"))
-    return moments, features
-
-
-def keep_moments(before: GraphPotential, after: GraphPotential, crystals: Sequence[ase.Atoms]) -> None:
-    """Fit the magnetic head of a trained CHGNet to what it gave before: what it reads changed under it.
-
-    The head is linear, so that least squares fits it; a small penalty holds the weights of which crystals say nothing.
-    """
-    (old, new), head = ([magnetic(one, crystals)[1] for one in (before, after)]), before.network.site_wise
-    weights = torch.cat([head.weight[0], head.bias]).detach().cpu().double().numpy()
-    old, new = (np.column_stack([one, np.ones(len(one))]) for one in (old, new))
-    penalty = _HEAD_PENALTY * len(new) * np.eye(new.shape[1])
-    weights += np.linalg.solve(new.T @ new + penalty, new.T @ (old - new) @ weights)
-    after.network.site_wise.load_state_dict({"weight": torch.as_tensor(weights[None, :-1]), "bias": torch.as_tensor(weights[-1:])})
+def moments(potential: GraphPotential, crystals: Sequence[ase.Atoms]) -> np.ndarray:
+    """Return CHGNet's magnetic moments of all atoms, as its package computes them: µ_B, without sign."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return np.concatenate([potential.network.predict_structure(AseAtomsAdaptor.get_structure(one))["m"] for one in crystals])
 
 
 def scores(potential: Potential, labels: Sequence[Label]) -> list[dict[str, Any]]:
@@ -406,7 +361,9 @@ def mend(
     results.write_json(request, started)
     files = [out / "frames.extxyz", out / "crystals.extxyz"]
     if not files[1].is_file():
-        for path, members in zip(files, frames(student, protocol, tested() if protocol.variant == "strict" else (), progress), strict=True):
+        for path, members in zip(
+            files, frames(student, protocol, tested() if protocol.variant == "strict" else frozenset(), progress), strict=True
+        ):
             ase.io.write(path, members)
     data = label(*(ase.io.read(path, ":") for path in files), student, *others, protocol, out, progress)
     outcome = fine_tune.fine_tune(student, [*data.labels, *data.replay], recipe, checkpoint=out / "training.pt", progress=progress)
@@ -420,9 +377,7 @@ def mend(
     about |= {"n_labels": len(data.labels), "frames": Counter(one.atoms.info["kind"] for one in data.labels), "left_out": data.left_out}
     about |= {"constants": data.constants, "residual_ev_per_atom": data.residual, "n_crystals": data.n_crystals}
     if data.replay and hasattr(student.network, "site_wise"):
-        known = [one.atoms for one in data.replay]
-        keep_moments(student, outcome.potential, known)
-        old, new = (magnetic(one, known)[0] for one in (student, outcome.potential))
+        old, new = (moments(one, [label.atoms for label in data.replay]) for one in (student, outcome.potential))
         about["moments_change"] = float(np.abs(new - old).mean())
     stages = {"before": student, "after": outcome.potential}
     fixes.save(out, outcome.potential, model, about | {name: scores(one, held) for name, one in stages.items() if held})
