@@ -131,7 +131,7 @@ class _Disagrees:
 def test_labels_are_the_teachers_on_the_students_zero(few, chgnet):
     kinds = tuple(kind for kind in universal.KINDS if kind != "hot")
     made, crystals = universal.frames(chgnet, replace(FEW, kinds=kinds), frozenset())
-    data = universal.label(made, crystals, chgnet, emt(), _Disagrees(), replace(FEW, max_force_ev_per_a=1e6))
+    data = universal.label(made, crystals, (chgnet, emt(), _Disagrees()), replace(FEW, max_force_ev_per_a=1e6))
     assert data.left_out == {"the two potentials disagree": 1}
     assert len(data.labels) == len(made) - 1
     for one in data.labels:
@@ -153,7 +153,7 @@ def test_a_small_mending_from_end_to_end(few, chgnet, tmp_path, monkeypatch):
     settings = {"protocol": protocol, "recipe": recipe, "device": "cpu"}
     found = universal.mend("chgnet-0.3.0", "teacher", "second", tmp_path / "mended", **settings)
     assert found["n_labels"] == sum(found["frames"].values())
-    assert found["before"][0]["n"] == found["after"][0]["n"]
+    assert 0 < found["before"]["n"] == found["after"]["n"]
     assert universal.mend("chgnet-0.3.0", "teacher", "second", tmp_path / "mended", **settings) == found
     mended = fixes.load(f"file:{tmp_path / 'mended'}", tmp_path / "mended", torch.device("cpu"))
     before, after = chgnet.evaluate([BINARIES[0]])[0], mended.evaluate([BINARIES[0]])[0]

@@ -1,14 +1,14 @@
 """Mend a universal potential with a stiffer one in the place of DFT.
 
-*Frames* of many crystals are made: rattled, strained, hot, with a defect, cut. A *teacher* labels them, a second potential says which labels
-to trust, and the *student* is trained on the rest (:func:`helpers.training.fine_tune.fine_tune`).
+*Frames* of many crystals are made: rattled, strained, hot, with a defect, cut. A *teacher* labels them, a second potential says which
+labels to trust, and the *student* is trained on the rest (:func:`helpers.training.fine_tune.fine_tune`).
 
 What the mended potential is tested on must not be among them. The variant ``strict`` leaves out each crystal that has the composition of
 anything that a benchmark tests, and any mixture of a tested solid solution's elements (:func:`tested`): an element whose bulk, slab,
 vacancy or dynamics is tested comes in compounds only. ``all`` leaves out nothing.
 
-Energies of two potentials have different zeros: one constant per element, fitted to crystals at rest, brings the teacher's to the student's.
-*Replay*: the student's own answers for crystals at rest are labels too, and hold what it knew.
+Energies of two potentials have different zeros: one constant per element, fitted to crystals at rest, brings the teacher's to that of the
+student. *Replay*: the student's own answers for crystals at rest are labels too, and hold what it knew.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,12 @@ VARIANTS = ("strict", "all")
 # Crystals that are built: a primitive cell, and which of three species sits where, in fractions of it. Covalent radii and a relaxation
 # set the size.
 _FCC = 1 - np.eye(3)
-_LATTICES: dict[str, tuple[np.ndarray, list[tuple[int, tuple[float, float, float]]]]] = {
-    "fcc": (_FCC, [(0, (0, 0, 0))]),
-    "bcc": (_FCC - np.eye(3), [(0, (0, 0, 0))]),
-    "perovskite": (np.eye(3), [(0, (0, 0, 0)), (1, (0.5, 0.5, 0.5)), (2, (0.5, 0.5, 0)), (2, (0.5, 0, 0.5)), (2, (0, 0.5, 0.5))]),
-    "half-Heusler": (_FCC, [(0, (0, 0, 0)), (1, (0.5, 0.5, 0.5)), (2, (0.25, 0.25, 0.25))]),
-}
+_LATTICES: list[tuple[np.ndarray, list[tuple[int, tuple[float, float, float]]]]] = [
+    (_FCC, [(0, (0, 0, 0))]),
+    (_FCC - np.eye(3), [(0, (0, 0, 0))]),  # bcc
+    (np.eye(3), [(0, (0, 0, 0)), (1, (0.5, 0.5, 0.5)), (2, (0.5, 0.5, 0)), (2, (0.5, 0, 0.5)), (2, (0, 0.5, 0.5))]),  # perovskite
+    (_FCC, [(0, (0, 0, 0)), (1, (0.5, 0.5, 0.5)), (2, (0.25, 0.25, 0.25))]),  # half-Heusler
+]
 # Structures in one batch of dynamics; frames whose answers are kept in one file.
 _HOT_BATCH, _PIECE = 16, 100
 
@@ -113,7 +113,7 @@ def tested() -> frozenset[str]:
 # ---- Crystals and frames --------------------------------------------------------------------------
 
 
-def published(elements: Collection[int], protocol: Protocol) -> list[ase.Atoms]:
+def published(elements: frozenset[int], protocol: Protocol) -> list[ase.Atoms]:
     """Return the binaries of the elasticity benchmark's source, tested or not, that are small enough, in the order of their identifiers."""
     found = [structures.from_dict(record["structure"]) for record in sorted(elasticity.records(), key=lambda record: record["mp_id"])]
     return [atoms for atoms in found if len(atoms) <= protocol.max_atoms // 2 and elements.issuperset(atoms.numbers.tolist())]
@@ -125,8 +125,7 @@ def build(student: Potential, protocol: Protocol, excluded: frozenset[str]) -> l
     elements = np.array(sorted(student.elements))
     drawn = []
     for number in range(protocol.n_built):
-        lattice = list(_LATTICES)[number % len(_LATTICES)]
-        cell, sites = _LATTICES[lattice]
+        cell, sites = _LATTICES[number % len(_LATTICES)]
         chosen = rng.choice(elements, 3, replace=False)
         crystal = ase.Atoms([chosen[k] for k, _ in sites], scaled_positions=[at for _, at in sites], cell=3 * cell, pbc=True)
         first, second, distance = neighbor_list("ijd", crystal, 7.0)
@@ -169,20 +168,6 @@ def _distorted(kind: str, crystal: ase.Atoms, protocol: Protocol, rng: np.random
     return atoms
 
 
-def _heated(student: Potential, starts: Sequence[ase.Atoms], protocol: Protocol, seed: int) -> list[ase.Atoms]:
-    """Return where the student's molecular dynamics leads; nothing where it breaks down."""
-    rng = np.random.default_rng([protocol.seed, 2, seed])
-    kelvin = rng.uniform(*protocol.temperature_k, len(starts))
-    settings = {"steps": protocol.steps, "every": protocol.steps, "time_step_fs": protocol.time_step_fs, "friction_per_ps": 10.0}
-    last = list(engine.move(student, starts, kelvin, seed=seed, **settings))[-1]
-    moved = []
-    for number, positions in last.positions.items():
-        moved.append(starts[number].copy())
-        moved[-1].positions = positions
-        moved[-1].info["temperature_k"] = float(kelvin[number])
-    return moved
-
-
 def frames(
     student: Potential, protocol: Protocol, excluded: frozenset[str], progress: bool = False
 ) -> tuple[list[ase.Atoms], list[ase.Atoms]]:
@@ -209,11 +194,18 @@ def frames(
         atoms.info = {"kind": kind, "host": names(host)[0], "formula": names(atoms)[0], "number": number, "seed": protocol.seed}
         made.append(atoms)
         hosts.append(host)
-    hot = [k for k, atoms in enumerate(made) if atoms.info["kind"] == "hot"]
-    heated = []
+    hot = [atoms for atoms in made if atoms.info["kind"] == "hot"]
+    steps = {"steps": protocol.steps, "every": protocol.steps, "time_step_fs": protocol.time_step_fs, "friction_per_ps": 10.0}
+    moved = []
     for first in tqdm(range(0, len(hot), _HOT_BATCH), disable=not progress, desc="hot frames"):
-        heated += _heated(student, [made[k] for k in hot[first : first + _HOT_BATCH]], protocol, first)
-    made = sorted([atoms for atoms in made if atoms.info["kind"] != "hot"] + heated, key=lambda atoms: atoms.info["number"])
+        part = hot[first : first + _HOT_BATCH]
+        kelvin = np.random.default_rng([protocol.seed, 2, first]).uniform(*protocol.temperature_k, len(part))
+        *_, last = engine.move(student, part, kelvin.tolist(), seed=first, **steps)
+        for number, positions in last.positions.items():
+            part[number].positions = positions
+            part[number].info["temperature_k"] = float(kelvin[number])
+            moved.append(part[number])
+    made = sorted([atoms for atoms in made if atoms.info["kind"] != "hot"] + moved, key=lambda atoms: atoms.info["number"])
     rng = np.random.default_rng([protocol.seed, 4])
     others = [known[k] for k in rng.permutation(len(known))[: round(protocol.replay * protocol.n_frames)]]
     distinct = {structures.content(atoms): atoms for atoms in [*others, *hosts]}
@@ -230,9 +222,8 @@ class Labelled:
     labels: list[Label]  # the teacher's, on the student's zero
     replay: list[Label]  # the student's own, of crystals at rest
     constants: dict[str, float]  # eV per atom of an element, added to the teacher's energies
-    residual: float  # of their fit, root mean square, eV/atom; of so many crystals:
-    n_crystals: int
-    left_out: dict[str, int] = field(default_factory=dict)  # why → how many frames
+    residual: float  # of their fit, root mean square, eV/atom
+    left_out: dict[str, int]  # why → how many frames
 
 
 def zero(crystals: Sequence[ase.Atoms], difference: np.ndarray) -> tuple[dict[str, float], float]:
@@ -259,16 +250,13 @@ def refused(first: Prediction, second: Prediction, protocol: Protocol) -> str:
 
 
 def label(
-    made: Sequence[ase.Atoms],
-    crystals: Sequence[ase.Atoms],
-    student: Potential,
-    teacher: Potential,
-    second: Potential,
-    protocol: Protocol,
-    folder: Path | None = None,
-    progress: bool = False,
+    made: Sequence[ase.Atoms], crystals: Sequence[ase.Atoms], three: Sequence[Potential], protocol: Protocol, folder=None, progress=False
 ) -> Labelled:
-    """Label frames and crystals; answers that are in the folder already are not asked for again. PotentialError if no label is good."""
+    """Label frames and crystals at rest, given student, teacher and second potential; answers that the folder (a Path) holds are taken.
+
+    PotentialError if no label is good.
+    """
+    student, teacher, second = three
     at_rest = {one: _answers(one, crystals, folder, "crystals", progress) for one in (student, teacher)}
     good = [k for k in range(len(crystals)) if all(answers[k].ok for answers in at_rest.values())]
     own, other = ([answers[k] for k in good] for answers in at_rest.values())
@@ -288,7 +276,7 @@ def label(
         raise PotentialError(f"no label of {teacher.key} is good: {', '.join(f'{why} ({n})' for why, n in left_out.items())}")
     n = round(protocol.replay * len(made))
     replay = [Label(atoms, answer.energy, answer.forces, answer.stress) for atoms, answer in zip(known[:n], own[:n], strict=True)]
-    return Labelled(labels, replay, constants, residual, len(known), left_out)
+    return Labelled(labels, replay, constants, residual, left_out)
 
 
 def _answers(potential: Potential, asked: Sequence[ase.Atoms], folder: Path | None, name: str, progress: bool) -> list[Prediction]:
@@ -299,7 +287,9 @@ def _answers(potential: Potential, asked: Sequence[ase.Atoms], folder: Path | No
         path = folder / f"{name}-{first:05d}-{known}.json" if folder else None
         if path is None or not path.is_file():
             answers = potential.evaluate(asked[first : first + _PIECE], stress=True)
-            rows = [[a.energy, a.forces.tolist(), a.stress.tolist(), None] if a.ok else [0, [], [], a.error] for a in answers]
+            rows: Any = [
+                [a.energy, a.forces.tolist(), np.asarray(a.stress).tolist(), None] if a.ok else [0, [], [], a.error] for a in answers
+            ]
             if path:
                 results.write_json({"answers": rows}, path)
         else:
@@ -314,32 +304,20 @@ def _answers(potential: Potential, asked: Sequence[ase.Atoms], folder: Path | No
 def moments(potential: GraphPotential, crystals: Sequence[ase.Atoms]) -> np.ndarray:
     """Return CHGNet's magnetic moments of all atoms, as its package computes them: µ_B, without sign."""
     with contextlib.redirect_stdout(io.StringIO()):
-        return np.concatenate([potential.network.predict_structure(AseAtomsAdaptor.get_structure(one))["m"] for one in crystals])
+        return np.concatenate([potential.network.predict_structure(AseAtomsAdaptor.get_structure(one), task="em")["m"] for one in crystals])
 
 
-def scores(potential: Potential, labels: Sequence[Label]) -> list[dict[str, Any]]:
-    """Return slope of the forces, their error (eV/Å) and that of energies (eV/atom), of all labels and by kind."""
-    answers, rows = potential.evaluate([one.atoms for one in labels]), []
-    for kind in ("all", *dict.fromkeys(str(one.atoms.info["kind"]) for one in labels)):
-        pairs = [(one, p) for one, p in zip(labels, answers, strict=True) if kind in ("all", one.atoms.info["kind"]) and p.ok]
-        if pairs:
-            reference, predicted = trial.forces(*zip(*pairs, strict=True))
-            errors = np.abs(predicted - reference).mean(), np.abs(trial.energy_errors(*zip(*pairs, strict=True))).mean()
-            row = {"kind": kind, "n": len(pairs), "slope": softening.softening_scale(reference, predicted)}
-            rows.append(row | dict(zip(("force_mae", "energy_mae"), map(float, errors), strict=True)))
-    return rows
+def scores(potential: Potential, labels: Sequence[Label]) -> dict[str, float]:
+    """Return ``n``, the ``slope`` of the forces, their error (``force_mae``, eV/Å) and that of energies (``energy_mae``, eV/atom)."""
+    answers = potential.evaluate([one.atoms for one in labels])
+    reference, predicted = trial.forces(labels, answers)
+    errors = np.abs(predicted - reference).mean(), np.abs(trial.energy_errors(labels, answers)).mean()
+    found = dict(zip(("force_mae", "energy_mae"), map(float, errors), strict=True))
+    return found | {"n": len(labels), "slope": softening.softening_scale(reference, predicted)}
 
 
 def mend(
-    model: str,
-    teacher: str,
-    second: str,
-    out: Path,
-    protocol: Protocol | None = None,
-    recipe: Recipe = RECIPE,
-    *,
-    device: str = "auto",
-    progress: bool = False,
+    model: str, teacher: str, second: str, out: Path, protocol: Protocol = Protocol(), recipe=RECIPE, *, device="auto", progress=False
 ) -> dict[str, Any]:
     """Make frames, label them, train, and save a mended potential (:mod:`helpers.potentials.fixes`); the same call goes on.
 
@@ -347,8 +325,8 @@ def mend(
     of the teacher's held-out labels (``before``, ``after``), mean change of the moments (µ_B). PotentialError if the folder holds another
     mending, the student has no weights, or no label is good.
     """
-    protocol = protocol or Protocol()
-    student, *others = (potentials.load(key, device) for key in (model, teacher, second))
+    three = [potentials.load(key, device) for key in (model, teacher, second)]
+    student = three[0]
     if not isinstance(student, GraphPotential):
         raise PotentialError(f"{model} has no weights to train.")
     request = {"model": model, "teacher": teacher, "second": second, "protocol": asdict(protocol), "recipe": recipe.record()}
@@ -361,21 +339,17 @@ def mend(
     results.write_json(request, started)
     files = [out / "frames.extxyz", out / "crystals.extxyz"]
     if not files[1].is_file():
-        for path, members in zip(
-            files, frames(student, protocol, tested() if protocol.variant == "strict" else frozenset(), progress), strict=True
-        ):
-            ase.io.write(path, members)
-    data = label(*(ase.io.read(path, ":") for path in files), student, *others, protocol, out, progress)
+        excluded = tested() if protocol.variant == "strict" else frozenset()
+        for path, members in zip(files, frames(student, protocol, excluded, progress), strict=True):
+            with results.aside(path) as made:
+                ase.io.write(made, members, format="extxyz")
+    data = label(*(ase.io.read(path, ":") for path in files), three, protocol, out, progress)
     outcome = fine_tune.fine_tune(student, [*data.labels, *data.replay], recipe, checkpoint=out / "training.pt", progress=progress)
     held = [data.labels[k] for k in outcome.validation if k < len(data.labels)]
-    about: dict[str, Any] = {
-        "method": "universal",
-        "trained": True,
-        "base_sha256": student.describe()["weights_sha256"],
-        "request": request,
-    }
+    about: dict[str, Any] = {"method": "universal", "trained": True, "request": request}
+    about["base_sha256"] = student.describe()["weights_sha256"]
     about |= {"n_labels": len(data.labels), "frames": Counter(one.atoms.info["kind"] for one in data.labels), "left_out": data.left_out}
-    about |= {"constants": data.constants, "residual_ev_per_atom": data.residual, "n_crystals": data.n_crystals}
+    about |= {"constants": data.constants, "residual_ev_per_atom": data.residual}
     if data.replay and hasattr(student.network, "site_wise"):
         old, new = (moments(one, [label.atoms for label in data.replay]) for one in (student, outcome.potential))
         about["moments_change"] = float(np.abs(new - old).mean())
