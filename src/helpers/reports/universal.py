@@ -89,8 +89,8 @@ class Protocol:
             raise ValueError(f"{what}: kinds are of {', '.join(KINDS)}, the variant of {', '.join(VARIANTS)}, and one frame is needed.")
 
 
-# A step of a universal training is one of many chemistries: small batches, and errors that no single frame rules.
-RECIPE = Recipe(epochs=10, energy_weight=3.0, force_weight=1.0, stress_weight=0.1, batch_size=8, loss="absolute")
+# Of squared and absolute errors the better on held-out labels of a teacher, after a hundred labels; weights were not varied.
+RECIPE = Recipe(epochs=6, energy_weight=10.0, force_weight=10.0, stress_weight=0.1, batch_size=8)
 
 
 def names(atoms: ase.Atoms) -> tuple[str, str]:
