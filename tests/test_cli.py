@@ -111,7 +111,7 @@ MISTAKES = [
     (["fix", "-m", EMT, "-o", "out", "-l", "page.model", "--device", "cuda"], "the device belongs to the calculator"),
     (["report", "-m", "chgnt-0.3.0", "-o", "out"], r"Did you mean chgnet-0.3.0\?"),
     (["fix", "-m", "chgnt-0.3.0", "-o", "out", "-l", "page.model"], r"Did you mean chgnet-0.3.0\?"),
-    (["fix", "-m", "chgnet-0.3.0", "-o", "out", "-l", "page.model", "--method", "lineer"], "method must be linear or full"),
+    (["fix", "-m", "chgnet-0.3.0", "-o", "out", "-l", "page.model", "--method", "lineer"], "method must be one of linear, full"),
     (["bench", "-m", "chgnt-0.3.0", "--quick"], r"Did you mean chgnet-0.3.0\?"),
     (["bench", "-m", "chgnet-0.3.0", "--quick", "--route", "matcal"], r"Did you mean matcalc\?"),
     (["bench", "--quick", "--out", "page.model"], "page.model"),

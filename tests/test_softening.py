@@ -586,6 +586,17 @@ def test_correction_refuses():
         softening.correction(x, -y)
 
 
+def test_the_advised_factor_follows_the_scatter():
+    """1/s where R² is above 0.98, s′ below; none where the slope is not positive."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=3000)
+    for noise, method in ((0.02, "inverse_slope"), (0.3, "least_squares")):
+        y = 0.8 * x + noise * rng.normal(size=len(x))
+        assert softening.correction(x, y, "advised") == pytest.approx(softening.correction(x, y, method))
+    with pytest.raises(ValueError, match="the right way"):
+        softening.correction(x, -x, "advised")
+
+
 @pytest.mark.parametrize("method", ["inverse_slope", "least_squares"])
 def test_one_label_by_hand(method):
     table = force_table([0.8], n_frames=5)

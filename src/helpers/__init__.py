@@ -10,6 +10,7 @@ EXPERIMENTS = (
     "learning_curve",
     "alchemy",
     "coverage",
+    "tournament",
 )
 
 BENCHMARKS = (

@@ -579,6 +579,9 @@ NO_SOFTNESS = 0.03
 # Share of the error that a factor removes: from here on it suffices, below that it is not worth having.
 SUFFICES, WORTH_HAVING = 0.5, 0.2
 
+# Above this R² the two factors of :func:`correction` are as good as each other; below, 1/s amplifies scatter.
+TIGHT_R2 = 0.98
+
 
 def verdict(slope: float, inverse_slope: float) -> str:
     """Say in a word what s and s' mean: ``stiff``, ``right``, ``calibrated`` (s low, s' near one: a shrunken prediction) or ``soft``."""
@@ -600,6 +603,9 @@ def correction(reference: ArrayLike, predicted: ArrayLike, method: str = "invers
     ``least_squares``
         c = s' = Σxy / Σy², which minimises Σ(c y − x)²: what training the scalar with a squared loss converges to.
 
+    ``advised``
+        The first where R² is above :data:`TIGHT_R2`, and the second below.
+
     These are the two regressions of the module's text. Their ratio is R², so ``least_squares`` is the smaller factor, and they
     agree only for R² = 1. The first leaves larger errors, the second a slope below one.
 
@@ -608,12 +614,19 @@ def correction(reference: ArrayLike, predicted: ArrayLike, method: str = "invers
     >>> round(correction([-2.0, 1.0, 1.0], [-1.6, 0.8, 0.8]), 6)
     1.25
     """
-    _check_method(method)
+    if method != "advised":
+        _check_method(method)
     x, y = _predicted_varies(*_pair(reference, predicted))
     xx, yy, xy = _moments(x, y, intercept=False)
     if xy <= 0:
         raise ValueError(f"the slope is {xy / xx:.3g}: a factor helps only forces that point the right way")
-    return xx / xy if method == "inverse_slope" else xy / yy
+    return float(advised_factor(xx, xy, yy)) if method == "advised" else xx / xy if method == "inverse_slope" else xy / yy
+
+
+def advised_factor(xx: ArrayLike, xy: ArrayLike, yy: ArrayLike) -> np.ndarray:
+    """Return the factor ``advised`` of :func:`correction` from Σx², Σxy and Σy² (of one shape); NaN where the slope is not positive."""
+    xx, xy, yy = (np.asarray(one, dtype=float) for one in (xx, xy, yy))
+    return np.where(xy > 0, np.where(xy**2 > TIGHT_R2 * xx * yy, xx / xy, xy / yy), np.nan)
 
 
 def _check_method(method: str) -> None:

@@ -8,9 +8,9 @@ from os import PathLike
 
 import ase
 import numpy as np
-from ase.build import make_supercell
+from ase.build import bulk, make_supercell
 from ase.constraints import FixAtoms, FixScaled
-from ase.data import chemical_symbols
+from ase.data import chemical_symbols, covalent_radii
 from ase.geometry import find_mic
 from ase.neighborlist import neighbor_list
 from pymatgen.core import IStructure, Structure
@@ -161,6 +161,35 @@ def strained(crystal: ase.Atoms, strain: np.ndarray) -> ase.Atoms:
     copy = crystal.copy()
     copy.set_cell(crystal.cell.array @ (np.eye(3) + np.asarray(strain)).T, scale_atoms=True)
     return copy
+
+
+# Lattice parameters of prototypes, over the distance of nearest neighbours.
+_PROTOTYPES = {"rocksalt": 2.0, "zincblende": 4 / 3**0.5, "cesiumchloride": 2 / 3**0.5}
+
+
+def prototype(pair: Sequence[int] | np.ndarray, lattice: str, rng: np.random.Generator) -> ase.Atoms:
+    """Return a crystal of two elements (atomic numbers; twice the same: of one), strained by up to 3 % and rattled by 0.1 Å.
+
+    The lattice is ``rocksalt``, ``zincblende`` or ``cesiumchloride``; covalent radii set the distances.
+    """
+    length = 1.05 * np.maximum(covalent_radii[list(pair)], 1).sum()  # Å; two small atoms would come too close
+    crystal = bulk("NaCl", lattice, a=_PROTOTYPES[lattice] * length, cubic=True)
+    crystal.numbers = np.where(crystal.symbols == "Na", *pair)
+    crystal = strained(crystal, rng.uniform(-0.03, 0.03, (3, 3)))
+    crystal.rattle(0.1, rng=rng)
+    return crystal
+
+
+def spread(elements: Iterable[int], number: int, seed: int) -> list[ase.Atoms]:
+    """Return so many crystals (:func:`prototype`) that are spread over elements, each of which comes as often as any other.
+
+    Every fourth is of one element, the others are of two.
+    """
+    rng, known = np.random.default_rng(seed), sorted(elements)
+    rounds = -(-2 * number // len(known))
+    order = iter(np.concatenate([rng.permutation(known) for _ in range(rounds)]).tolist())
+    pairs = ([next(order)] * 2 if n % 4 == 3 else [next(order), next(order)] for n in range(number))
+    return [prototype(pair, list(_PROTOTYPES)[n % 3], rng) for n, pair in enumerate(pairs)]
 
 
 def neighbours(atoms: ase.Atoms, cutoff: float) -> np.ndarray:

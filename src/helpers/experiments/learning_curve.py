@@ -41,6 +41,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from typing import Any
 
 import ase
 import numpy as np
@@ -244,9 +245,14 @@ def _teach(potential: Potential, case: Case) -> None:
 # ---- Running --------------------------------------------------------------------------------------
 
 
-def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False) -> pd.DataFrame:
-    """Train the potential as each case says and test it; a tidy table as the module's docstring says."""
-    protocol = protocol or Protocol()
+def run(
+    potential: Potential, cases: Sequence[Case], protocol: Protocol | None = None, progress: bool = False, rows_of: Any = None
+) -> pd.DataFrame:
+    """Train the potential as each case says and test it; a tidy table as the module's docstring says.
+
+    ``rows_of`` does so for one case, given potential, case, record, protocol and progress; by default the experiment's own.
+    """
+    protocol, rows_of = protocol or Protocol(), rows_of or _case_rows
     rows: trial.Rows = []
     for case in cases:
         if case.set == "teacher":
@@ -254,7 +260,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
             _teach(potential, case)
         record = partial(row, potential.key, case)
         try:
-            rows += _case_rows(potential, case, record, protocol, progress)
+            rows += rows_of(potential, case, record, protocol, progress)
         except (PotentialError, StructureError, ValueError) as error:
             rows.append(record("force_mae", np.nan, np.nan, "eV/Å", error=str(error), held_out="all"))
     return table(rows)

@@ -16,7 +16,7 @@ from helpers.figures.distributions import error_distribution, force_histogram, m
 from helpers.figures.experiment import arms, restoring_force, seed_curves, seed_parity
 from helpers.figures.interactive import StructureView, interactive_parity, structure_view
 from helpers.figures.lanes import by_material, label_choices
-from helpers.figures.learning import descent, error_curves, kind_matrix
+from helpers.figures.learning import descent, error_curves, kind_matrix, pareto
 from helpers.figures.page import Shown, ShownTable, caption, show, show_table, summary, with_interval
 from helpers.figures.paths import energy_profiles
 from helpers.figures.slopes import clouds, diets, parts, predicted_scales, ratio_by_size, slope_plane

@@ -113,7 +113,7 @@ def force_parity(table: pd.DataFrame, models: Sequence[str] | None = None) -> Fi
         figure, axes = style.panels(len(models), head=0.5)
         limit = force_limit(rows)
         drawn = [force_panel(panel, model, rows[rows["model"] == model], limit, 42) for panel, model in zip(axes, models, strict=True)]
-        norm = LogNorm(1, max(2, *(hexagons.get_array().max() for hexagons in drawn)))
+        norm = LogNorm(1, max(2, *(hexagons.get_array().max() for hexagons in drawn if hexagons.get_array().size)))
         for hexagons in drawn:
             hexagons.set_norm(norm)
         style.outer_labels(axes, "DFT force (eV/Å)", "model force (eV/Å)")

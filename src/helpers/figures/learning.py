@@ -109,6 +109,34 @@ def kind_matrix(
     return figure
 
 
+def pareto(points: pd.DataFrame, materials: Sequence[str], methods: Mapping[str, str], x_label: str, y_label: str) -> Figure:
+    """Draw two errors, after over before, against each other, one panel per material; grey: the front, which nothing beats in both.
+
+    ``points``: columns ``material``, ``method``, ``x`` and ``y``, and the ends of their bars, ``x_low`` … ``y_high``.
+    ``materials``: panels, in order.
+    ``methods``: method → name in the legend, in order.
+    """
+    looks = style.looks(methods, 8.5)
+    with mpl.rc_context(STYLE):
+        figure, axes = style.panels(len(materials))
+        for axis, material in zip(axes, materials, strict=True):
+            here = points[(points["material"] == material) & points["method"].isin(methods)].sort_values(["x", "y"])
+            if here.empty:
+                raise ValueError(f"there is nothing to draw for {material}")
+            axis.axhline(1, zorder=1, **style.IDEAL)
+            axis.axvline(1, zorder=1, **style.IDEAL)
+            front = here[here["y"] < here["y"].cummin().shift(fill_value=np.inf)]
+            axis.step(front["x"], front["y"], where="post", color="#9AA3AC", linewidth=5, alpha=0.5, zorder=2)
+            for method, x, y, *ends in here[["method", "x", "y", "x_low", "x_high", "y_low", "y_high"]].itertuples(index=False):
+                bars = np.abs(np.reshape(ends, (2, 2, 1)) - np.reshape([x, y], (2, 1, 1)))
+                axis.errorbar(x, y, bars[1], bars[0], markeredgecolor="white", zorder=3, **looks[method] | {"linestyle": "none"})
+            axis.set_ylim(0, 1.1)
+            axis.set_title(material, loc="left")
+        style.outer_labels(axes, x_label, y_label)
+        style.legend(figure, [Line2D([], [], label=methods[name], **look | {"linestyle": "none"}) for name, look in looks.items()])
+    return figure
+
+
 def descent(paths: Mapping[str, Sequence[float]], levels: Mapping[str, float], y_label: str) -> Figure:
     """Draw how a single number is trained, epoch by epoch, and where closed forms say it should end.
 

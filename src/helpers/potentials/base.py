@@ -542,7 +542,8 @@ class GraphPotential(Potential):
         if training and self.is_compiled:
             raise PotentialError(f"{self.key} is compiled and cannot be trained; load it without that.")
         with torch.enable_grad():
-            positions = graph.positions.detach().requires_grad_(True)
+            # Who differentiates once more brings positions of their own.
+            positions = graph.positions if graph.positions.requires_grad else graph.positions.detach().requires_grad_(True)
             cells = graph.cells.detach()
             inputs = [positions]
             if stress:
@@ -567,6 +568,16 @@ class GraphPotential(Potential):
             volume = torch.linalg.det(graph.cells).abs()
             stresses = gradients[1] / volume[:, None, None]
         return energies, forces, stresses
+
+    def hessian_vector(self, graph: Graph, direction: torch.Tensor, *, training: bool = False) -> torch.Tensor:
+        """Return H·d, the second derivatives of the energies times a displacement of the atoms (Å); both have shape (N, 3), H·d is in eV/Å.
+
+        By differentiating twice, which never forms H (Pearlmutter, Neural Comput. 6, 147 (1994)); in training, weights can learn from it.
+        """
+        at = copy.copy(graph)
+        at.positions = graph.positions.detach().requires_grad_(True)
+        forces = self.compute(at, training=True)[1]
+        return torch.autograd.grad(-(forces * direction).sum(), at.positions, create_graph=training)[0]
 
     def forward(self, state: SimState, structures: Sequence[ase.Atoms] | None = None, **_: object) -> dict[str, torch.Tensor]:
         """Evaluate a torch-sim state. A structure that cannot be evaluated gets NaN; the others are not affected.

@@ -22,11 +22,10 @@ from pathlib import Path
 import ase
 import numpy as np
 import torch
-from ase.build import bulk
 from ase.calculators.calculator import Calculator
-from ase.data import atomic_numbers, covalent_radii
+from ase.data import atomic_numbers
 
-from helpers import potentials, results
+from helpers import potentials, results, structures
 from helpers.potentials import ase as calculators
 from helpers.potentials import fixes
 from helpers.potentials.base import Potential, PotentialError, Prediction
@@ -122,13 +121,7 @@ def _crystals(potential: Potential, labelled: Iterable[str]) -> list[ase.Atoms]:
     for n in range(N_CRYSTALS):
         chosen = of_labels if n < N_CRYSTALS // 2 else every
         pair = rng.choice(chosen, 2, replace=len(chosen) < 2)
-        lattice, bonds = ("rocksalt", 2) if n % 2 else ("zincblende", 4 / 3**0.5)
-        length = 1.05 * np.maximum(covalent_radii[pair], 1).sum()  # Å; two small atoms would come too close
-        crystal = bulk("NaCl", lattice, a=bonds * length, cubic=True)
-        crystal.numbers = np.where(crystal.symbols == "Na", *pair)
-        crystal.set_cell(crystal.cell.array @ (np.eye(3) + rng.uniform(-0.03, 0.03, (3, 3))), scale_atoms=True)
-        crystal.rattle(0.1, rng=rng)
-        found.append(crystal)
+        found.append(structures.prototype(pair, "rocksalt" if n % 2 else "zincblende", rng))
     return found
 
 

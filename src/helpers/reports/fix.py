@@ -40,8 +40,6 @@ from helpers.training import fine_tune, label_check, labels
 from helpers.training.fine_tune import FineTuned, Label, Recipe
 from helpers.training.labels import Frame, LabelError
 
-METHODS = ("linear", "full")
-
 # Half of the chapters' epochs: the error has settled by then, and ten labels of 64 atoms take minutes on one core.
 EPOCHS = 50
 
@@ -99,12 +97,13 @@ def fix(
         As :func:`helpers.potentials.load` takes them; a Path is a file or folder.
     sources : path, Label or ase.Atoms, or iterable of paths, of Label or of ase.Atoms
         Files that ASE reads, or a folder of them; labels in memory; atoms with their answers (of a calculator, or as arrays).
-    method : {"linear", "full"}
-        :func:`helpers.training.fine_tune.linear_correction` or :func:`helpers.training.fine_tune.fine_tune`.
+    method : str
+        One of :data:`helpers.training.fine_tune.METHODS`: :func:`helpers.training.fine_tune.linear_correction`, or
+        :func:`helpers.training.fine_tune.fine_tune` with what the method sets where the recipe has the default.
     out : path
         A new or empty folder, or that of the same call before.
     recipe : Recipe, optional
-        For ``full``; by default the recipe's own with :data:`EPOCHS` epochs and this seed, which is also that of the split.
+        For all methods but ``linear``; by default the recipe's own with :data:`EPOCHS` epochs and this seed, also that of the split.
     test_fraction : float
         Share of the frames held back for the test (:func:`split`); 0 tests nothing.
     skip_bad, drop_duplicates, forces_only : bool
@@ -118,27 +117,31 @@ def fix(
         If the folder holds something else or is in use, the disk is full, the potential has no weights to train, or a calculator's energy,
         forces and stress do not belong together.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be {' or '.join(METHODS)}, not {method!r}")
+    if method not in fine_tune.METHODS:
+        raise ValueError(f"method must be one of {', '.join(fine_tune.METHODS)}, not {method!r}")
     if not 0 <= test_fraction < 1:
         raise ValueError(f"the test fraction must be at least 0 and less than 1, not {test_fraction}")
     recipe = recipe or Recipe(epochs=EPOCHS, seed=seed)
-    if method == "full" and recipe.epochs < 1:
+    trains = method != "linear"
+    if trains and recipe.epochs < 1:
         raise ValueError(f"fine-tuning needs at least one epoch, not {recipe.epochs}")
     out, model = Path(out), f"file:{model}" if isinstance(model, Path) else model
     _content(out)
     potential = potentials.load(model, device, trust=trust)
     model = potential.key if model.startswith("ase:") else model  # the same in every folder
-    if method == "full" and not isinstance(potential, GraphPotential):
+    if trains and not isinstance(potential, GraphPotential):
         raise PotentialError(f"{model} has no weights to train; use the linear correction (--method linear).")
+    recipe = fine_tune.recipe_of(method, potential, recipe)
     frames, files = _read(sources)
+    if recipe.curvature_weight and any(frame.curvature is None for frame in frames):
+        raise LabelError("the method curvature needs force constants: give phonopy's FORCE_SETS, FORCE_CONSTANTS or phonopy_params.yaml.")
     request = {
         "model_sha256": potential.describe()["weights_sha256"],
         "model": Path(model).name if model.startswith("file:") else model,
         "model_scale": potential.scale,
         "labels": [file["sha256"] for file in files],
         "method": method,
-        "recipe": recipe.record() if method == "full" else None,
+        "recipe": recipe.record() if trains else None,
         "test_fraction": test_fraction,
         "seed": seed,
         "skip_bad": skip_bad,
@@ -155,12 +158,12 @@ def fix(
 
 def _make(out: Path, request: dict, model: str, potential: Potential, frames: list, files: list, recipe: Recipe, progress: bool) -> None:
     method = request["method"]
-    known = exam.examine(potential)
+    notes = exam.examine(potential)
     if request["forces_only"]:
         frames = [replace(frame, energy=None, stress=None) for frame in frames]
-    frames, before, dropped, notes = _checked(frames, potential, request, progress)
-    fitted, tested = split(frames, request["test_fraction"], request["seed"])
-    notes = [*known, *notes, *_thin(frames, fitted, tested)]
+    frames, before, dropped, found = _checked(frames, potential, request, progress)
+    fitted, tested = split(frames, request["test_fraction"], request["seed"], whole=bool(recipe.curvature_weight))
+    notes = [*notes, *found, *_thin(frames, fitted, tested)]
 
     results.write_json(request, out / _STARTED)
     chosen = [frames[k] for k in fitted]
@@ -168,7 +171,7 @@ def _make(out: Path, request: dict, model: str, potential: Potential, frames: li
     stages: dict[str, Sequence[Prediction]] = {"before": before}
     outcome, offsets = None, {}
     if method == "linear":
-        new = fine_tune.linear_correction(potential, [frame.label() for frame in chosen])
+        new = fine_tune.linear_correction(potential, [frame.label() for frame in chosen], "advised")
         stages["one factor"] = new.evaluate([frame.atoms for frame in frames], progress=progress)
     else:
         on_zero, offsets = _on_the_models_zero(chosen, [before[k] for k in fitted])
@@ -182,14 +185,26 @@ def _make(out: Path, request: dict, model: str, potential: Potential, frames: li
             raise PotentialError(f"the fixed potential fails on {frame.file}, frame {frame.number}, and was not saved: {prediction.error}")
 
     scores = _scores(frames, fitted, tested, stages)
+    said, interval = advice(scores, single, method), _interval(chosen, [before[k] for k in fitted])
+    seen = {z for frame in frames for z in frame.atoms.numbers.tolist()}
+    lost = fine_tune.forgetting(potential, new, seen) if outcome is not None and potential.elements - seen else None
+    ends = scores[scores["frames"] == ("test" if tested else "fit")].set_index("stage")["mae"]
+    kept = (len(tested) > 0 or outcome is not None) and ends.iloc[-1] > ends["before"]
+    if kept:
+        worse = f"from {ends['before']:.3g} to {ends.iloc[-1]:.3g} eV/Å on the {'test' if tested else 'fitted'} frames"
+        said = [f"The model was kept as it was: {method} makes its force MAE worse, {worse}.", *said]
+        new = potential
     about: dict[str, Any] = {
         "request": request,
         "method": method,
-        "trained": method == "full",
+        "trained": method != "linear" and not kept,
+        "kept_as_it_was": bool(kept),
+        "forgetting": lost,
         "base_sha256": request["model_sha256"],
         "model_key": model,
         "factor": new.scale / potential.scale,
         "single_factors": single,
+        "factor_interval": interval,
         "recipe": request["recipe"],
         "best_epoch": outcome.best_epoch if outcome else None,
         "history": outcome.history if outcome else [],
@@ -200,7 +215,7 @@ def _make(out: Path, request: dict, model: str, potential: Potential, frames: li
         "tested": [[frames[k].file, frames[k].number] for k in tested],
         "dropped": dropped,
         "notes": notes,
-        "advice": advice(scores, single, method),
+        "advice": [*said, *_reach(interval, len(fitted), lost)],
         "scores": scores.astype(object).where(scores.notna(), None).to_dict("records"),
         "elements": sorted({symbol for frame in frames for symbol in frame.atoms.get_chemical_symbols()}),
         "device": results.device_name(str(potential.device)),
@@ -330,7 +345,7 @@ def _digest(frames: Sequence[Frame]) -> str:
 
 def _checked(frames, potential, request, progress) -> tuple[list[Frame], list[Prediction], list[str], list[str]]:
     """Return the frames to use with the potential's answers, what was left out, and notes; refuse what may not be left out."""
-    trains = request["method"] == "full"
+    trains = request["method"] != "linear"
     found = label_check.check(frames, potential, energies=trains, stresses=all, progress=progress)
     problems, kept = found.problems, found.kept
     allowed = {"frame": request["skip_bad"], "duplicate": request["drop_duplicates"], "file": False}
@@ -356,14 +371,19 @@ def _complaint(frames: Sequence[Frame], problems: Sequence[labels.Problem], any_
     return "\n".join(lines)
 
 
-def split(frames: Sequence[Frame], test_fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Divide frames into those to fit and those to test.
+def split(frames: Sequence[Frame], test_fraction: float, seed: int, *, whole: bool = False) -> tuple[list[int], list[int]]:
+    """Divide frames into those to fit and those to test; ``whole`` files where their frames share force constants.
 
     Neighbours in a trajectory are nearly the same structure, so a test on frames drawn one by one would be too kind. The frames of each
     composition, in the order given, whether each has its own file or not, are cut into blocks of consecutive ones, a tenth of all each.
     Blocks drawn at random make up the test set, the last one cut to size. At least one frame is held back, unless the fraction is 0 or
     there is only one frame; at least one is fitted. Positions are sorted.
     """
+    if whole:
+        files = list({frame.file: frame for frame in frames}.values())
+        held = {files[k].file for k in split(files, test_fraction, seed)[1]}
+        sides = [[k for k, frame in enumerate(frames) if (frame.file in held) == tests] for tests in (False, True)]
+        return sides[0], sides[1]
     n = len(frames)
     if test_fraction == 0 or n == 1:
         return list(range(n)), []
@@ -395,11 +415,37 @@ def _components(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> t
 
 
 def _factor(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> float | None:
-    """Return c = 1/s, or None where the slope is not positive or there is none."""
+    """Return the advised c, or None where the slope is not positive or there is none."""
     try:
-        return softening.correction(*_components(frames, predictions))
+        return softening.correction(*_components(frames, predictions), "advised")
     except ValueError:
         return None
+
+
+def _interval(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> list[float] | None:
+    """Return the advised c with the ends of its 95 % interval over frames (:func:`softening.bootstrap_over`), or None if there is none."""
+    pairs = [_components([frame], [prediction]) for frame, prediction in zip(frames, predictions, strict=True)]
+    if len(pairs) < 2:
+        return None
+    sums = [[x @ x, x @ y, y @ y] for x, y in pairs]
+    found = softening.bootstrap_over(sums, lambda total: softening.advised_factor(*np.moveaxis(total, -1, 0)))
+    ends = [found.estimate, found.low, found.high]
+    return ends if np.isfinite(ends).all() else None
+
+
+def _reach(interval: list[float] | None, n: int, lost: dict[str, float] | None) -> list[str]:
+    """Say how sure the factor of n frames is, and what was forgotten."""
+    if interval is None:
+        said = ["The factor has no interval: " + ("one frame gives none." if n == 1 else "the frames do not agree on its sign.")]
+    else:
+        narrow = f" With {n} frames it is too narrow: add frames." if n < 5 else ""
+        is_ = "The factor is" if lost is None else "One factor would be"
+        said = [f"{is_} " + "{:.3f}, 95 % interval {:.3f} to {:.3f}".format(*interval) + f" over {n} fitted frames.{narrow}"]
+    if lost is not None:
+        on = f"on {lost['n']} crystals of {lost['n_elements']} elements that no label has"
+        forces = f"forces changed by {lost['forces']:.3f} eV/Å, {lost['forces'] / lost['forces_before']:.0%} of their mean size"
+        said.append(f"Forgetting, {on}: {forces}, energies by {1000 * lost['energy']:.0f} meV/atom.")
+    return said
 
 
 def _single_factors(frames: Sequence[Frame], predictions: Sequence[Prediction]) -> list[float]:
@@ -495,15 +541,15 @@ def advice(scores: pd.DataFrame, single_factors: Sequence[float], method: str) -
                 f"A factor fitted to the test frames would remove {own:.0%} of their error: "
                 "the frames that were fitted are of another kind. Label frames like those the potential is for."
             )
-    if method == "full":
+    if method != "linear":
         tuned = rows.loc["fine-tuned"]
-        reached = f"Training the weights changes the force MAE from {before['mae']:.3f} to {tuned['mae']:.3f} eV/Å"
+        reached = f"Training the weights changes the force MAE from {before['mae']:.3g} to {tuned['mae']:.3g} eV/Å"
         if factor is None:
             said.append(f"{reached}; no factor could be fitted.")
         else:
             pays = tuned["mae"] < 0.9 * min(factor["mae"], before["mae"])
             verdict = "it pays" if pays else "it does not pay; take the simpler of the two others"
-            said.append(f"{reached}, one factor to {factor['mae']:.3f}: {verdict}.")
+            said.append(f"{reached}, one factor to {factor['mae']:.3g}: {verdict}.")
     last = rows.iloc[-1]
     if last["energy_mae"] > 1.2 * before["energy_mae"] and last["energy_mae"] - before["energy_mae"] > _ENERGY_WORSE:
         said.append(
@@ -603,6 +649,7 @@ def _write_report(
     ]
     title = f"{figures.label(base)}, fixed with {about['n_labels']} label{'' if about['n_labels'] == 1 else 's'}"
     how = "one factor on energies, forces and stresses" if outcome is None else "fine-tuned weights"
+    how = "kept as it was" if about["kept_as_it_was"] else how
     lead = f"{how[0].upper()}{how[1:]}. Elements: {', '.join(about['elements'])}. {about['date']}."
     footer = "Written by softening fix. Method: Deng et al., npj Comput. Mater. 11, 9 (2025)."
     page.write(out, title, lead, sections, footer)

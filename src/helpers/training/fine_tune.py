@@ -5,7 +5,10 @@ Both are from Deng et al., npj Comput. Mater. 11, 9 (2025):
 * :func:`linear_correction` multiplies the energy by one constant fitted to the forces of one or more labels.
   It is what gradient descent finds when a single scalar is trained and everything else is frozen.
 * :func:`fine_tune` trains the weights on a few labels. One loop serves every graph network here. It can also train less than all weights:
-  a part of them (:func:`part`), or corrections of low rank to all of them (Hu et al., ICLR (2022), arXiv 2106.09685).
+  a part of them (:func:`part`), or corrections of low rank to all of them (Hu et al., ICLR (2022), arXiv 2106.09685). What the
+  potential knew of other elements can be held, with its own answers on crystals of these: they are labels too (replay), or weights
+  that mattered for them are held (elastic weight consolidation: Kirkpatrick et al., PNAS 114, 3521 (2017)). Labels may bring force
+  constants.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ import copy
 import hashlib
 import io
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import ase
 import numpy as np
@@ -27,7 +31,7 @@ from torch.nn.utils import parametrize
 from tqdm.auto import tqdm
 
 from helpers import results, softening, structures
-from helpers.potentials.base import Graph, GraphPotential, Potential, PotentialError, StructureError, System
+from helpers.potentials.base import Graph, GraphPotential, Potential, PotentialError, Prediction, StructureError, System
 
 EV_PER_A3_IN_GPA = 160.21766208
 
@@ -41,6 +45,8 @@ class Label:
     # eV/Å, shape (n_atoms, 3); NaN where a component does not count, as of an atom that was held. It is left out of every sum.
     forces: np.ndarray
     stress: np.ndarray | None = None  # eV/Å³, shape (3, 3), ASE's sign
+    crystal: ase.Atoms | None = None  # from which the atoms are displaced
+    force_constants: np.ndarray | None = None  # those of the crystal, eV/Å², shape (3 n_atoms, 3 n_atoms)
 
     def __post_init__(self) -> None:
         # Lists, and Voigt's six numbers, are what other programs hand over.
@@ -59,6 +65,19 @@ class Label:
 
 
 LOSSES = ("squared", "huber", "absolute")
+
+# What each method sets in a recipe (:func:`recipe_of`). Where few numbers are trained they have further to go. The strength of
+# consolidation is the best of 1, 100 and 10,000 for rattled MgO with a stiffer teacher.
+METHODS: dict[str, dict[str, Any]] = {
+    "linear": {},
+    "full": {},
+    "partial": {"trained": ("last-layer",), "learning_rate": 1e-2},
+    "low-rank": {"rank": 4, "learning_rate": 1e-2},
+    "replay": {"replay_weight": 1.0},
+    "consolidation": {"consolidation": 100.0},
+    "curvature": {"curvature_weight": 1.0},
+}
+_REPLAYED = 4  # crystals beside each batch of labels
 
 
 @dataclass(frozen=True)
@@ -84,17 +103,23 @@ class Recipe:
     rank: int = 0  # above 0: the weights stay as they are and get corrections of this rank
     loss: str = "squared"  # or "absolute", or "huber": half the square up to huber_delta, linear beyond
     huber_delta: float = 0.1  # in the units of each error; the value CHGNet was trained with
+    # What the potential knew of other elements: so many crystals of them, and the weight of their energies, per (eV/atom)².
+    sample: int = 32
+    sample_energy_weight: float = 10.0
+    replay_weight: float = 0.0  # of their loss, beside that of the labels
+    consolidation: float = 0.0  # strength of elastic weight consolidation; 1: to second order, and weight by weight, as much as replay
+    curvature_weight: float = 0.0  # of H·d, every second step, for random directions d in which every atom moves by 1 Å; per (eV/Å)²
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise ValueError(f"unknown loss {self.loss!r}; there are: {', '.join(LOSSES)}")
 
     def record(self) -> dict[str, object]:
-        """Return all settings, those of the loss only where it is not the squared one: records from before there was another stay valid."""
-        found = asdict(self)
-        if self.loss == "squared":
-            del found["loss"], found["huber_delta"]
-        return found
+        """Return all settings, those that came later only where their loss is used: records from before stay valid."""
+        used = {"loss": self.loss != "squared", "sample": self.replay_weight or self.consolidation}
+        used |= {"huber_delta": used["loss"], "sample_energy_weight": used["sample"]}
+        used |= {name: getattr(self, name) for name in ("replay_weight", "consolidation", "curvature_weight")}
+        return {name: value for name, value in asdict(self).items() if used.get(name, True)}
 
 
 @dataclass
@@ -109,6 +134,19 @@ class FineTuned:
     train: list[int] = field(default_factory=list)
     validation: list[int] = field(default_factory=list)
     n_trained: int = 0  # how many numbers were trained
+
+
+def recipe_of(method: str, potential: Potential, recipe: Recipe) -> Recipe:
+    """Return a recipe with what a method of :data:`METHODS` sets, as far as the recipe has the default there; ValueError if unknown.
+
+    ``trained`` may name a part of the network (:func:`part`).
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; there are: {', '.join(METHODS)}")
+    default = Recipe()
+    recipe = replace(recipe, **{name: v for name, v in METHODS[method].items() if getattr(recipe, name) == getattr(default, name)})
+    named = len(recipe.trained) == 1 and recipe.trained[0] in ("readout", "last-layer") and isinstance(potential, GraphPotential)
+    return replace(recipe, trained=part(potential, recipe.trained[0])) if named else recipe
 
 
 def linear_correction(potential: Potential, labels: Sequence[Label], method: str = "inverse_slope") -> Potential:
@@ -193,6 +231,8 @@ def fine_tune(
     with_energy = recipe.energy_weight > 0 and all(label.energy is not None for label in labels)
     with_stress = recipe.stress_weight > 0 and all(label.stress is not None for label in labels)
     _check(labels, energy=with_energy, stress=with_stress)
+    if recipe.curvature_weight and any(label.force_constants is None for label in labels):
+        raise ValueError("training on curvature needs labels with force constants; some have none")
     train, validation = split(len(labels), recipe)
 
     tuned = copy.deepcopy(potential)
@@ -204,11 +244,15 @@ def fine_tune(
         parameter.requires_grad_(True)
     optimiser = torch.optim.Adam(parameters, lr=recipe.learning_rate)
     generator = torch.Generator().manual_seed(recipe.seed)
+    # Of its own, so that the order of the labels is the same whatever the method.
+    moves = torch.Generator().manual_seed(recipe.seed)
 
     systems = [tuned.system(label.atoms) for label in labels]
 
     def batch(members: Sequence[int]) -> _Batch:
         return _batch(tuned, [systems[k] for k in members], [labels[k] for k in members], with_energy, with_stress)
+
+    memory = _Memory(tuned, parameters, labels, recipe) if recipe.replay_weight or recipe.consolidation else None
 
     groups = [validation[first : first + recipe.batch_size] for first in range(0, len(validation), recipe.batch_size)]
     held = [batch(group) for group in groups]
@@ -225,6 +269,7 @@ def fine_tune(
                 tuned.network.load_state_dict(saved["network"])
                 optimiser.load_state_dict(saved["optimiser"])
                 generator.set_state(saved["generator"].cpu())
+                moves.set_state(saved["moves"].cpu())
                 best_weights, best_error = saved["best_weights"], saved["best_error"]
                 result.history, result.best_epoch, start = saved["history"], saved["best_epoch"], saved["epoch"] + 1
         except (MemoryError, torch.OutOfMemoryError):
@@ -244,7 +289,12 @@ def fine_tune(
         for first in range(0, len(order), recipe.batch_size):
             members = order[first : first + recipe.batch_size]
             optimiser.zero_grad()
-            loss, error = _loss(tuned, singles[members[0]] if singles else batch(members), recipe, training=True)
+            # H·d takes twice as long as all else: every second step, and each label every second epoch.
+            curved = recipe.curvature_weight and (epoch + first // recipe.batch_size) % 2 == 0
+            chosen = singles[members[0]] if singles else batch(members)
+            loss, error = _loss(tuned, chosen, recipe, training=True, moves=moves if curved else None)
+            if memory is not None:
+                loss = loss + memory.loss(moves)
             loss.backward()
             if recipe.max_gradient_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, recipe.max_gradient_norm)
@@ -269,6 +319,7 @@ def fine_tune(
                 "network": tuned.network.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "generator": generator.get_state(),
+                "moves": moves.get_state(),
                 "best_weights": best_weights,
                 "best_error": best_error,
                 "best_epoch": result.best_epoch,
@@ -390,6 +441,78 @@ class _Batch:
     forces: torch.Tensor
     weights: torch.Tensor  # of each force component in the mean, 0 where it does not count
     stress: torch.Tensor | None
+    curved: tuple[Graph, torch.Tensor] | None  # crystals with force constants, and these, a block each
+
+
+class _Memory:
+    """The loss that holds on to what a potential knew, from its own answers on crystals of elements that no label has."""
+
+    def __init__(self, potential: GraphPotential, parameters: list[torch.nn.Parameter], labels: Sequence[Label], recipe: Recipe) -> None:
+        self.potential, self.parameters, self.recipe = potential, parameters, recipe
+        self.of_sample = replace(recipe, energy_weight=recipe.sample_energy_weight, curvature_weight=0.0)
+        crystals, answers = sample_of(potential, {z for label in labels for z in label.atoms.numbers.tolist()}, recipe.sample, recipe.seed)
+        known = [Label(atoms, p.energy, p.forces, p.stress) for atoms, p in zip(crystals, answers, strict=True)]
+        groups = [known[first : first + _REPLAYED] for first in range(0, len(known), _REPLAYED)]
+        stress = recipe.stress_weight > 0
+        self.batches = [_batch(potential, [potential.system(label.atoms) for label in group], group, True, stress) for group in groups]
+        self.start = [parameter.detach().clone() for parameter in parameters]
+        self.fisher = self._fisher() if recipe.consolidation else []
+
+    def _fisher(self, draws: int = 4) -> list[torch.Tensor]:
+        """Return the diagonal of the Fisher information of energies and forces, whose variances are those that the loss stands for.
+
+        Answers are drawn around the potential's own; the squared derivatives of their likelihood by each weight are averaged.
+        """
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        total = [torch.zeros_like(parameter) for parameter in self.parameters]
+        for batch in self.batches:
+            answers = self.potential.compute(batch.graph, training=True)[:2]
+            sizes = [(self.of_sample.energy_weight / len(answers[0])) ** 0.5 / batch.graph.n_atoms]
+            sizes.append((self.of_sample.force_weight * batch.weights) ** 0.5)
+            for _ in range(draws):
+                noise = [torch.randn(one.shape, generator=generator, dtype=torch.float64).to(one.device) for one in sizes]
+                drawn = sum((a * b * c).sum() for a, b, c in zip(sizes, noise, answers, strict=True))
+                slopes = torch.autograd.grad(drawn, self.parameters, retain_graph=True, allow_unused=True)
+                for one, slope in zip(total, slopes, strict=True):
+                    if slope is not None:
+                        one += slope**2 / (draws * len(self.batches))
+        return total
+
+    def loss(self, generator: torch.Generator) -> torch.Tensor:
+        loss = torch.zeros((), dtype=torch.float64, device=self.potential.device)
+        if self.recipe.replay_weight:
+            batch = self.batches[int(torch.randint(len(self.batches), (1,), generator=generator))]
+            loss = loss + self.recipe.replay_weight * _loss(self.potential, batch, self.of_sample, training=True)[0]
+        for size, now, then in zip(self.fisher, self.parameters, self.start, strict=False):
+            loss = loss + self.recipe.consolidation * torch.sum(size * (now - then) ** 2)
+        return loss
+
+
+def sample_of(potential: GraphPotential, without: Collection[int], number: int, seed: int) -> tuple[list[ase.Atoms], list[Prediction]]:
+    """Return crystals spread over the elements of a potential but for some (atomic numbers), and its answers, with stresses.
+
+    What it cannot evaluate is left out. PotentialError if it knows no other element.
+    """
+    others = potential.elements - set(without)
+    crystals = structures.spread(others, number, seed) if others else []
+    pairs = [(a, p) for a, p in zip(crystals, potential.evaluate(crystals, stress=True), strict=True) if p.ok]
+    if not pairs:
+        raise PotentialError(f"{potential.key} knows no element that the labels do not have; replay and consolidation need some.")
+    return [a for a, _ in pairs], [p for _, p in pairs]
+
+
+def forgetting(before: GraphPotential, after: Potential, without: Collection[int], number: int = 24, seed: int = 2**31) -> dict[str, float]:
+    """Return by how much answers changed on crystals of elements that no label has (:func:`sample_of`; of a seed that no training has).
+
+    ``n`` crystals of ``n_elements``; the mean change of ``forces`` (eV/Å per component) and of the ``energy`` (eV/atom), and
+    ``forces_before``, the mean size of forces before (eV/Å).
+    """
+    crystals, old = sample_of(before, without, number, seed)
+    new = after.evaluate(crystals)
+    found = {"n": len(crystals), "n_elements": len({z for crystal in crystals for z in crystal.numbers.tolist()})}
+    found["energy"] = float(np.mean([abs(a.energy - b.energy) / len(a.forces) for a, b in zip(new, old, strict=True)]))
+    found["forces"] = float(np.mean([np.abs(a.forces - b.forces).mean() for a, b in zip(new, old, strict=True)]))
+    return found | {"forces_before": float(np.mean([np.abs(p.forces).mean() for p in old]))}
 
 
 def _batch(potential: GraphPotential, systems: Sequence[System], labels: Sequence[Label], with_energy: bool, with_stress: bool) -> _Batch:
@@ -399,6 +522,7 @@ def _batch(potential: GraphPotential, systems: Sequence[System], labels: Sequenc
     graph = potential.collate(systems)
     forces = tensor(np.concatenate([label.forces for label in labels]))
     counted = ~torch.isnan(forces)
+    pairs = [(potential.system(one.crystal), tensor(one.force_constants)) for one in labels if one.crystal is not None]
     n_counted = torch.zeros_like(graph.n_atoms).index_add(0, graph.system, counted.sum(dim=1))
     return _Batch(
         graph=graph,
@@ -407,10 +531,13 @@ def _batch(potential: GraphPotential, systems: Sequence[System], labels: Sequenc
         # Every structure counts once, however many atoms it has.
         weights=(1 / (n_counted * len(labels)))[graph.system, None] * counted,
         stress=tensor(np.stack([label.stress for label in labels if label.stress is not None])) if with_stress else None,
+        curved=(potential.collate([one for one, _ in pairs]), torch.block_diag(*(two for _, two in pairs))) if pairs else None,
     )
 
 
-def _loss(potential: GraphPotential, batch: _Batch, recipe: Recipe, *, training: bool) -> tuple[torch.Tensor, float]:
+def _loss(
+    potential: GraphPotential, batch: _Batch, recipe: Recipe, *, training: bool, moves: torch.Generator | None = None
+) -> tuple[torch.Tensor, float]:
     """Return the weighted loss and the force MAE (eV/Å), each the mean over the batch's structures."""
     with_stress = training and batch.stress is not None
     energies, forces, stresses = potential.compute(batch.graph, stress=with_stress, training=training)
@@ -421,6 +548,12 @@ def _loss(potential: GraphPotential, batch: _Batch, recipe: Recipe, *, training:
         loss = loss + recipe.energy_weight * torch.mean(_penalty((energies - batch.energy) / n_atoms, recipe))
     if with_stress:
         loss = loss + recipe.stress_weight * torch.mean(_penalty((stresses - batch.stress) * EV_PER_A3_IN_GPA, recipe))
+    if moves is not None and batch.curved is not None:
+        crystals, constants = batch.curved
+        drawn = torch.randn(error.shape, generator=moves, dtype=torch.float64)
+        d = torch.nn.functional.normalize(drawn, dim=1).to(error.device)  # every atom moves by 1 Å
+        found = potential.hessian_vector(crystals, d, training=True) - (constants @ d.ravel()).reshape(d.shape)
+        loss = loss + recipe.curvature_weight * torch.mean(_penalty(found, recipe))
     return loss, float(torch.sum(batch.weights * error.detach().abs()))
 
 

@@ -32,6 +32,7 @@ from vesin import NeighborList
 from helpers import softening, structures
 from helpers.potentials.base import Prediction, StructureError
 from helpers.potentials.neighbours import check_structure
+from helpers.training import force_constants
 from helpers.training.fine_tune import EV_PER_A3_IN_GPA, Label
 
 # Names under which DFT answers stand in files, in the order of preference; upper and lower case are the same.
@@ -127,6 +128,7 @@ class Frame:
     names: str = ""  # under which names the answers were found
     fault: str = ""  # why the frame is no DFT label, as far as reading shows; empty if it is one
     remarks: tuple[str, ...] = ()  # what was found in the file and not used
+    curvature: Label | None = None  # the same with force constants, where the file is phonopy's
 
     @property
     def counted(self) -> np.ndarray:
@@ -135,7 +137,7 @@ class Frame:
         One of exactly zero among others that are not comes from ``get_forces`` of atoms that were held, not from DFT, or is so by
         symmetry: then nothing is lost.
         """
-        if self.forces is None or self.forces.shape != (len(self.atoms), 3):
+        if self.forces is None or self.curvature is not None or self.forces.shape != (len(self.atoms), 3):
             return np.ones((len(self.atoms), 3), dtype=bool)
         moved = self.forces != 0
         return moved if moved.any() else ~moved
@@ -144,6 +146,8 @@ class Frame:
         """Return the frame as a label for :mod:`helpers.training.fine_tune`; forces that do not count (:attr:`counted`) are NaN."""
         if self.forces is None:
             raise LabelError(f"{self.file}, frame {self.number}: there are no forces")
+        if self.curvature is not None:
+            return self.curvature
         counted = self.counted
         forces = self.forces if counted.all() else np.where(counted, self.forces, np.nan)
         return Label(self.atoms, self.energy, forces, self.stress)
@@ -223,6 +227,9 @@ def _file(path: Path) -> list[Frame]:
         pattern = "; no file matched this pattern: were the frames computed?" if set("*?[") & set(str(path)) else ""
         raise LabelError(f"{path}: {'not a regular file' if os.path.exists(path) else 'no such file'}{pattern}.")
     try:
+        if force_constants.is_one(path):
+            read = enumerate(force_constants.read(path))
+            return [Frame(str(path), k, one.atoms, None, one.forces, names="phonopy's forces", curvature=one) for k, one in read]
         kind = filetype(str(path))
         if kind in _UNSAFE_FORMATS:
             raise LabelError(f"{path}: files of the format {kind!r} can run code and are not read; convert it to extxyz.")
@@ -234,7 +241,10 @@ def _file(path: Path) -> list[Frame]:
         raise
     except Exception as error:  # a damaged file makes ASE's readers raise whatever its bytes lead to
         reason = f"{type(error).__name__}: {error}".strip().rstrip(":")
-        raise LabelError(f"{path} cannot be read by ASE ({reason}). Is the file complete, and is its name that of its format?") from error
+        reader = "phonopy" if force_constants.is_one(path) else "ASE"
+        raise LabelError(
+            f"{path} cannot be read by {reader} ({reason}). Is the file complete, and is its name that of its format?"
+        ) from error
     if not images:
         raise LabelError(f"{path} holds no frames.")
     return [as_frame(str(path), number, atoms, fault) for number, (atoms, fault) in enumerate(images)]
