@@ -43,13 +43,13 @@ check: $(VENV)/.core  ## Check the built book: pages, figures, links, nothing fe
 	$(BIN)/python book/check.py
 
 test: $(VENV)/.dev  ## Run the tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(VENV)/.dev  ## Run the tests that take no longer than a second: something of every module, in two minutes
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 coverage: $(VENV)/.dev  ## Run the tests and list the lines of src that none of them reaches
-	$(BIN)/python -m pytest -n 2 --cov=helpers --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=helpers --cov-report=term-missing:skip-covered
 
 lint: $(VENV)/.dev  ## Check style and types, and that notebooks are stored without outputs
 	$(BIN)/ruff check src tests notebooks book

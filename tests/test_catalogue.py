@@ -113,8 +113,13 @@ committed = functools.lru_cache(maxsize=6)(results.read)
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_a_family_reads_the_committed_tables(family):
+    sets = set(benchmarks.module(family.benchmark).SETS)
     for model in results.models(family.benchmark):
         table = committed(family.benchmark, model)
+        if family.read(table).empty:  # a share of the sets, of a model that costs more
+            assert set(results.provenance(family.benchmark, model)["cases"]) < sets
+            assert potentials.CATALOGUE[model].guest
+            continue
         assert family.read(table)["unit"].nunique() == 1, "slopes are of one quantity"
         rows = explanations.rows(family, table)
         assert not rows.duplicated(explanations.places(rows)).any()

@@ -27,7 +27,7 @@ CURVATURE = [
     (benchmark, key)
     for benchmark in ("phonons", "elasticity", "strained_cells", "migration")
     for key in results.models(benchmark)
-    if key in RUNNABLE and key in potentials.CATALOGUE
+    if key in RUNNABLE and key in potentials.CATALOGUE and benchmarks.module(benchmark).LIVE in results.provenance(benchmark, key)["cases"]
 ]
 
 
