@@ -88,11 +88,23 @@ def test_strict_frames_share_no_formula_with_any_test(chgnet, monkeypatch):
     assert not {Composition(name).chemical_system for name in names} & {"Mo-Nb", "Ta-W", "Ca-Mg-O", "Al-C-N-Si"}
 
 
-def test_what_the_samples_test_is_excluded():
+@needs_mirror
+def test_strict_frames_show_no_compound_of_wbm_and_no_tested_element(chgnet, monkeypatch):
+    """As the slow test, of two sets of a benchmark, and of those that need no file."""
+    forces = benchmarks.module("off_equilibrium")
+    read = {forces.SETS["wbm-21"], forces.SETS["single-element-md"], ()}
+    monkeypatch.setattr(universal.registry, "available", lambda keys: tuple(keys) in read)
     excluded = universal.tested()
-    for case in benchmarks.sample("surfaces"):
-        assert {universal.names(atoms)[0] for atoms in case.structures.values()} <= excluded
-    assert {"Mo-Nb", "Ta-W"} & excluded or not registry.available(benchmarks.module("solid_solutions").SETS["nb-mo"])
+    wbm = {universal.names(case.structures["frame"])[0] for case in forces.cases(sets=["wbm-21"])}
+    assert len(wbm) > 15
+    assert wbm | {"Si", "Mo", "Cu", "Ni", "Li", "MgO"} <= excluded
+    made, crystals = universal.frames(chgnet, Protocol(n_frames=60, n_built=4, kinds=COLD), excluded)
+    found = {universal.names(atoms)[0] for atoms in [*made, *crystals]} | {atoms.info["host"] for atoms in made}
+    assert len(found) > 40
+    assert not found & excluded
+    # They are kept apart by this, not by chance.
+    free, _ = universal.frames(chgnet, Protocol(n_frames=60, n_built=4, kinds=COLD), frozenset())
+    assert {universal.names(atoms)[0] for atoms in free} & excluded
 
 
 def test_labels_on_which_two_potentials_disagree_are_left_out():
