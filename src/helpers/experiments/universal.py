@@ -6,8 +6,8 @@ that of the student. *Replay*: the student's own answers for crystals at rest ar
 benchmark tests (:func:`tested`): an element whose bulk, slab, vacancy or dynamics is tested comes in compounds only.
 
 Sets: ``strict``; ``slow``, the same on benchmarks that take longer; ``teacher``, a few labels of the student itself, a quarter stiffer. The
-table has each benchmark's quick sample after the mending, with ``benchmark`` and ``sample`` (its set); what was before stands in the
-benchmark's table. Without ``benchmark`` are numbers of the mending; ``before`` and ``after``: on held-out labels of the teacher.
+table has each benchmark's quick sample after the mending, with ``benchmark``, ``sample`` (its set) and the property as ``sample/property``;
+what was before stands in the benchmark's table. Without ``benchmark``: numbers of the mending.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ JUDGED = tuple(name for name, known in _KNOWN.items() if known.QUICK)
 _FILES = tuple(dict.fromkeys(key for name in JUDGED for chosen in _KNOWN[name].QUICK for key in _KNOWN[name].SETS[chosen]))
 SETS: dict[str, tuple[str, ...]] = {"strict": _FILES, "slow": _FILES, "teacher": ()}
 LIVE = "teacher"
-KEYS = ("benchmark", *dict.fromkeys(key for name in JUDGED for key in _KNOWN[name].KEYS))
+KEYS = ("benchmark", "sample", *dict.fromkeys(key for name in JUDGED for key in _KNOWN[name].KEYS))
 MODELS = {"chgnet-0.3.0": ("strict", LIVE)}
 ATOMS_PER_SHARD = 1
 TOLERANCES = {"slope": 0.05, "force_mae": 0.02, "labels": 0, "refused": 0, "moments_change": 0.02}
@@ -287,8 +287,8 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
             mended = potentials.load(f"file:{out}", potential.device)
             mended.key = potential.key
             made = _KNOWN[what].run(mended, benchmarks.sample(what), _KNOWN[what].Protocol()).drop(columns="functional", errors="ignore")
-            made = made[~made["property"].isin(["band", "dos"])].round({"value": 5, "reference": 5})
-            parts.append(made.rename(columns={"set": "sample"}).assign(set=case.set, **case.info))
+            made = made[~made["property"].isin(["band", "dos"])].round(5).astype(dict.fromkeys({"component"} & set(made), str))
+            parts.append(made.assign(sample=made["set"], property=made["set"] + "/" + made["property"], set=case.set, **case.info))
             continue
         counts = {"labels": about["n_labels"], "refused": sum(about["left_out"].values()), "moments_change": about["moments_change"]}
         errors = {stage: {name: about[stage][name] for name in ("slope", "force_mae")} for stage in ("before", "after")}
