@@ -30,6 +30,7 @@ CHAPTERS = [
         "six_diets",
         "before_any_dft",
         "the_cure",
+        "mended_for_everyone",
         "alchemy",
         "coverage",
     )

@@ -11,6 +11,7 @@ EXPERIMENTS = (
     "alchemy",
     "coverage",
     "tournament",
+    "universal",
 )
 
 BENCHMARKS = (

@@ -326,6 +326,30 @@ def fix(
 
 
 @app.command()
+def mend(
+    model: Annotated[str, typer.Argument(help="A graph network (see 'softening models').")],
+    out: Annotated[Path, typer.Option("--out", "-o", callback=_folder, help="New folder for the mended potential.")],
+    teacher: Annotated[str, typer.Option(help="A stiffer potential, whose answers are the labels.")] = "nequix-oam-1",
+    second: Annotated[str, typer.Option(help="Another: labels on which the two disagree are refused.")] = "tensornet-matpes-pbe-2025.1",
+    n: Annotated[int, typer.Option("-n", min=10, help="Frames that are made; about a third is refused.")] = 600,
+    strict: Annotated[bool, typer.Option("--strict", help="No frame of anything that a benchmark here tests.")] = False,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of frames and training.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")] = "auto",
+) -> None:
+    """Mend a potential for all materials, with a stiffer one in the place of DFT; minutes. Interrupted, the same command goes on."""
+    from helpers import potentials
+    from helpers.experiments import universal
+
+    three = [potentials.load(key, device) for key in (model, teacher, second)]
+    about = universal.mend(three, out, universal.Protocol(n_frames=n, strict=strict, seed=seed), progress=True)
+    typer.echo(f"{about['n_labels']} labels of {teacher}, {about['n_replay']} of {model} itself, for crystals at rest")
+    lines = [f"refused: {count} × {why}" for why, count in about["left_out"].items()]
+    for stage in ("before", "after"):
+        lines.append(f"{stage}, on frames held back: {', '.join(f'{name} {value:.3f}' for name, value in about.get(stage, {}).items())}")
+    typer.echo("\n".join([*lines, f"potential: file:{out}"]))
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="What 'softening fix' made: file:FOLDER.")],
     to: Annotated[str, typer.Option("--to", help="chgnet, matgl or mace: the model's own package. ase: a Python module.")],

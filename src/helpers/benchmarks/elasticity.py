@@ -125,7 +125,7 @@ def cases(protocol: Protocol | None = None, sets: Iterable[str] | None = None) -
 
 def compound(material: str) -> Case:
     """Return any compound of the source of ``binaries``, by its Materials Project identifier; KeyError if it is unknown."""
-    for record in _records():
+    for record in records():
         if record["mp_id"] == material:
             return _binary(record)
     raise KeyError(f"{_MODULI} has no {material}")
@@ -133,12 +133,13 @@ def compound(material: str) -> Case:
 
 def left_out(protocol: Protocol | None = None) -> pd.DataFrame:
     """Return the compounds of the source that cannot be cases, with the reason: columns ``set, material, formula, reason``."""
-    judged = [(record, unfit(record, protocol or Protocol())) for record in _records()]
+    judged = [(record, unfit(record, protocol or Protocol())) for record in records()]
     rows = [("binaries", record["mp_id"], record["formula"], reason) for record, reason in judged if reason]
     return pd.DataFrame(rows, columns=["set", "material", "formula", "reason"])
 
 
-def _records() -> list[dict]:
+def records() -> list[dict]:
+    """Return all records of the source of ``binaries``."""
     with gzip.open(registry.fetch(_MODULI), "rt") as handle:
         return json.load(handle)
 
@@ -163,7 +164,7 @@ def unfit(record: dict, protocol: Protocol) -> str:
 
 
 def _binaries(protocol: Protocol) -> list[Case]:
-    fit = sorted((record for record in _records() if not unfit(record, protocol)), key=lambda record: record["mp_id"])
+    fit = sorted((record for record in records() if not unfit(record, protocol)), key=lambda record: record["mp_id"])
     order = np.random.default_rng(protocol.seed).permutation(len(fit))
     return [_binary(fit[number]) for number in order[: protocol.n_compounds]]
 

@@ -21,7 +21,7 @@ from helpers import potentials, registry, results
 from helpers.potentials.base import GraphPotential, Potential, PotentialError
 
 FORMAT = 1
-RECORD, WEIGHTS, BASE = "mended.json", "weights.pt", "base.model"
+RECORD, WEIGHTS, BASE, REQUEST = "mended.json", "weights.pt", "base.model", "request.json"
 
 NEEDED = {"format": int, "base": dict, "scale": float, "weights_sha256": (str, type(None)), "method": str, "n_labels": int}
 
@@ -91,6 +91,18 @@ def save(folder: Path, potential: Potential, base_key: str, about: Mapping[str, 
         results.write_bytes(buffer.getvalue(), folder / WEIGHTS)
     # Last: it vouches for the rest.
     results.write_json(content, folder / RECORD, sort_keys=False)
+
+
+def claim(out: Path, request: dict[str, Any], what: str = "check") -> None:
+    """Make the folder and write down what it is for; PotentialError if it is for something else."""
+    request = json.loads(json.dumps(request))
+    before = results.read_json(out / REQUEST) if (out / REQUEST).is_file() else request
+    if (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir()) and not (out / REQUEST).is_file()):
+        raise PotentialError(f"{out} holds something else; choose a new folder for --out.")
+    if other := [name for name in request if before.get(name) != request[name]]:
+        raise PotentialError(f"{out} holds another {what} (different: {', '.join(other)}); choose a new folder for --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    results.write_json(request, out / REQUEST)
 
 
 def folder_of(key: str) -> Path | None:

@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 
 from helpers import calibration, engine, explanations, figures, potentials, registry, results, runner, structures
 from helpers.benchmarks import Case, elasticity, module, off_equilibrium, phonons
-from helpers.potentials import Potential, PotentialError
+from helpers.potentials import Potential, fixes
 from helpers.potentials.neighbours import check_structure
 from helpers.reports import check_page
 from helpers.reports.check_page import Check
@@ -67,7 +67,7 @@ RATTLES_A = (0.03, 0.1, 0.2)  # standard deviations of displacements, for two fr
 TEMPERATURES_K, SNAPSHOTS, LONGEST_FS, LEAST_FS = (300.0, 1000.0), 3, 150, 60  # of the hot frames
 LEAST_ATOMS, LEAST_GAP_A = 16, 6.0  # of a cell that is rattled; empty space that makes a layer or a molecule
 SUPERCELLS_A = (10.0, 8.0, 6.0, 4.0, 0.0)  # least heights of supercells for phonons: the first that can be afforded
-REQUEST, RECORD, FRAMES = "request.json", "report.json", "frames.extxyz"
+RECORD, FRAMES = "report.json", "frames.extxyz"
 
 RULES = (
     f"Use it: everything that was asked is known and lies within {CLOSE:.0%} of one.",
@@ -401,7 +401,7 @@ def check(
     except ValueError as error:
         raise ValueError(f"{structure} with {model}: {error}") from None
     model, crystal, where = potential.key, primitive(given), (str(potential.device), trust)
-    _claim(out, {"crystal": hashlib.sha256(structures.content(crystal)).hexdigest(), "potential": potential.describe()})
+    fixes.claim(out, {"crystal": hashlib.sha256(structures.content(crystal)).hexdigest(), "potential": potential.describe()})
     # What the folder has answered before is answered again: its probes are done.
     done = results.read_json(out / RECORD)["answers"] if (out / RECORD).is_file() else []
     asked = [key for key in PROPERTIES if key in {*asked, *(line["property"] for line in done)}]
@@ -477,15 +477,3 @@ def check(
     check_page.write(found, RULES)
     results.write_json(json.loads(pd.Series(vars(found) | {"folder": str(out)}).to_json(double_precision=15)), out / RECORD)
     return found
-
-
-def _claim(out: Path, request: dict[str, Any]) -> None:
-    """Make the folder and write down what it is for; PotentialError if it is for something else."""
-    request = json.loads(json.dumps(request))
-    before = results.read_json(out / REQUEST) if (out / REQUEST).is_file() else request
-    if (out.exists() and not out.is_dir()) or (out.is_dir() and any(out.iterdir()) and not (out / REQUEST).is_file()):
-        raise PotentialError(f"{out} holds something else; choose a new folder for --out.")
-    if other := [name for name in request if before.get(name) != request[name]]:
-        raise PotentialError(f"{out} holds another check (different: {', '.join(other)}); choose a new folder for --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    results.write_json(request, out / REQUEST)
