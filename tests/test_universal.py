@@ -166,9 +166,9 @@ def mended(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mended") / "new"
     protocol, load = Protocol, potentials.load
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(universal, "RECIPE", universal._SHORT)
-        patch.setattr(universal.mend, "__defaults__", (universal._SHORT, False))
-        patch.setattr(universal, "Protocol", lambda **given: protocol(**given | universal._FEW))
+        patch.setattr(universal, "RECIPE", universal.SHORT)
+        patch.setattr(universal.mend, "__defaults__", (universal.SHORT, False))
+        patch.setattr(universal, "Protocol", lambda **given: protocol(**given | universal.FEW))
         patch.setattr(potentials, "load", lambda key, *rest: load(key, *rest) if key == "chgnet-0.3.0" else _stiffer(key))
         command = ["mend", "chgnet-0.3.0", "--out", str(folder), "--device", "cpu"]
         said = CliRunner().invoke(cli.app, command)
@@ -210,11 +210,11 @@ def test_the_magnetic_head_stays_and_moments_hardly_change(mended, chgnet):
 
 def test_the_same_seed_gives_the_same_weights(mended, chgnet, tmp_path):
     stiff = [_stiffer(key) for key in (universal.TEACHER, universal.SECOND)]
-    settings = replace(Protocol(), **universal._FEW)
-    found = universal.mend([chgnet, *stiff], tmp_path / "again", settings, universal._SHORT)
+    settings = replace(Protocol(), **universal.FEW)
+    found = universal.mend([chgnet, *stiff], tmp_path / "again", settings, universal.SHORT)
     assert found["weights_sha256"] == fixes.record(mended[0])["weights_sha256"]
     with pytest.raises(PotentialError, match=r"another mending \(different: protocol, recipe\)"):
-        universal.mend([chgnet, *stiff], tmp_path / "again", replace(settings, seed=1), universal._SHORT)
+        universal.mend([chgnet, *stiff], tmp_path / "again", replace(settings, seed=1), universal.SHORT)
 
 
 def test_it_can_be_exported(mended, tmp_path):

@@ -87,8 +87,8 @@ class Protocol:
 
 # Of squared and absolute errors the better on held-out labels of a teacher, after a hundred labels; weights were not varied.
 RECIPE = Recipe(epochs=6, energy_weight=10.0, force_weight=10.0, stress_weight=0.1, batch_size=8)
-_FEW = {"n_frames": 24, "max_atoms": 16, "built": 1.0, "n_built": 8, "steps": 2, "max_force_ev_per_a": 1e3}  # of the set ``teacher``
-_SHORT = replace(RECIPE, epochs=3, validation_fraction=0.3)
+FEW = {"n_frames": 24, "max_atoms": 16, "built": 1.0, "n_built": 8, "steps": 2, "max_force_ev_per_a": 1e3}  # of the set ``teacher``
+SHORT = replace(RECIPE, epochs=3, validation_fraction=0.3)
 
 
 def names(atoms: ase.Atoms) -> tuple[str, str]:
@@ -279,7 +279,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
         what, out = case.info["benchmark"], results.runs_dir() / "mended" / results.file_name(potential.key)
         if case.set == LIVE:
             with TemporaryDirectory() as place:
-                about = mend([potential, *[trial.stiffer(potential)] * 2], Path(place), replace(protocol, **_FEW), _SHORT)
+                about = mend([potential, *[trial.stiffer(potential)] * 2], Path(place), replace(protocol, **FEW), SHORT)
         else:
             three = [potential, *(potentials.load(key, potential.device) for key in (TEACHER, SECOND))]
             about = mend(three, out, replace(protocol, strict=True), progress=progress)
