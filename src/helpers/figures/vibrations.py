@@ -73,7 +73,7 @@ def _bands(axes: Axes, model: str, rows: pd.DataFrame, paper: float | None) -> N
         axes.axvline(place, color="#C5CAD0", linewidth=0.8, zorder=1)
     # A name beside its neighbour stands a line lower.
     near = np.diff(names.index, prepend=-np.inf) < 0.09 * (distance[-1] - distance[0])
-    axes.set_xticks(names.index.to_numpy(), ["\n" * low + name for low, name in zip(near, names, strict=True)])
+    axes.set_xticks(names.index.to_numpy(), ["\n" * int(low) + name for low, name in zip(near, names, strict=True)])
     axes.set_xlim(distance[0], distance[-1])
     axes.grid(visible=False, axis="x")
     top, top_dft = rows["value"].max(), rows["reference"].max()
