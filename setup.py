@@ -14,11 +14,12 @@ class WithData(build_py):
 
     def run(self) -> None:
         """Build as usual, then copy. An editable installation reads the checkout."""
+        # An earlier build may have left modules that are gone since; they would go into the wheel.
+        for package in () if self.editable_mode else ("helpers", "softening"):
+            shutil.rmtree(Path(self.build_lib, package), ignore_errors=True)
         super().run()
         if not self.editable_mode:
-            target = Path(self.build_lib, "softening", "data")
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(HERE / "data", target, ignore=shutil.ignore_patterns("runs", "*.py", ".*"))
+            shutil.copytree(HERE / "data", Path(self.build_lib, "softening", "data"), ignore=shutil.ignore_patterns("runs", "*.py", ".*"))
 
 
 setup(cmdclass={"build_py": WithData})

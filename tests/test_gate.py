@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from helpers import cli, registry
 from helpers.potentials import PotentialError
-from helpers.reports import gate
+from helpers.reports import gate, report_card, report_card_page
 
 SLOPES = {"surfaces-built": ("surfaces", 0.85, 1.1), "phonons": ("phonons", 0.9, 1.05), "forces-wbm": ("off_equilibrium", 1.0, 1.0)}
 
@@ -38,6 +38,7 @@ def card(**slopes):
         ("surfaces drop>0.03", []),
         ("forces-wbm drop > -0.01", ["forces-wbm: drop 0 > -0.01"]),
         ("phonons mae>1e-2", ["phonons: mae 0.1 > 0.01"]),
+        ("phonons-pbe failed>1", ["phonons: failed 2 > 1"]),
     ],
 )
 def test_conditions(conditions, told):
@@ -46,7 +47,23 @@ def test_conditions(conditions, told):
 
 def test_what_was_not_measured_has_not_passed():
     assert gate.failing(card(phonons=None), "phonons<0.1") == ["phonons: slope was not measured"]
+    assert gate.failing(card(), "phonons-pbe<0.1") == ["phonons-pbe: slope was not measured"]
     assert gate.failing(card(), "phonons drop>0.5", card(phonons=None)) == ["phonons: drop was not measured in both cards"]
+
+
+def test_a_family_that_the_new_version_has_lost_has_not_passed():
+    """A potential that fails on every phonon has no slope of phonons: that is worse than any drop."""
+    assert gate.failing(card(phonons=None), "any drop>0.5", card()) == ["phonons: drop was not measured in both cards"]
+    empty = card()
+    empty["lanes"][1]["slope"] = None
+    assert gate.failing(empty, "any drop>0.5", card()) == ["phonons: drop was not measured in both cards"]
+    assert "(2 families)" in gate.badge(empty)
+
+
+def test_the_schema_knows_every_verdict():
+    schema = json.loads((registry.data_dir() / "reference" / "report_card.schema.json").read_text())
+    known = set(schema["properties"]["lanes"]["items"]["properties"]["verdict"]["enum"])
+    assert known == {*report_card_page.VERDICTS, *report_card.RELATIVE.values()}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +71,7 @@ def test_what_was_not_measured_has_not_passed():
     [
         ("surfaces", "'surfaces' cannot be understood; wanted: FAMILY"),
         ("surfaces slop<0.9", r"Did you mean slope\?"),
-        ("surface<0.9", r"names surface; the card has .*Did you mean surfaces\?"),
+        ("surface<0.9", r"names surface, no family; there are any, .*Did you mean surfaces\?"),
         ("phonons drop>0.1", "--against must name the earlier card"),
         (" , ", "no condition"),
     ],
@@ -84,7 +101,6 @@ def test_another_version_or_another_file_is_no_card(tmp_path):
 def test_the_command_judges_and_its_json_is_what_the_schema_says(tmp_path, monkeypatch):
     """EMT against itself half as steep: both cards, the page, the exit status; a finished card is judged at once."""
     from helpers.benchmarks import Sample
-    from helpers.reports import report_card
 
     monkeypatch.setenv(registry.OFFLINE_VARIABLE, "1")
     monkeypatch.delenv(registry.MIRROR_VARIABLE, raising=False)

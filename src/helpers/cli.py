@@ -442,7 +442,7 @@ def report(
     # Mistakes are told before anything is computed.
     before = gate.read(against) if against else None
     if fail_if:
-        gate.parse(fail_if)
+        gate.parse(fail_if, before is not None)
     card = report_card.make(
         model, out, full=full, seed=seed, device=device, processes=processes, budget_minutes=budget, trust=trust, progress=True
     )
@@ -462,8 +462,6 @@ def report(
     for reason in card.reasons:
         typer.echo(f"- {reason}")
     typer.echo(f"report: {card.folder / 'report.html'}")
-    if not (fail_if or before):
-        return
     found = gate.read(card.folder)
     failed = gate.failing(found, fail_if, before) if fail_if else []
     if before:

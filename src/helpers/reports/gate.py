@@ -6,7 +6,8 @@ A condition is true where something is wrong. Several are separated by commas:
 
 A *family* is a lane of the card, a benchmark (all its lanes against DFT), or ``any``. What is compared is its ``slope`` if nothing is
 said, its ``inverse_slope``, ``mae`` (in the unit of the family), ``drop`` (by how much the slope has fallen since the earlier card), or
-``failed`` (cases). A family that was not measured meets every condition: what was not looked at has not passed.
+``failed`` (cases of its benchmark). A family that was not measured meets every condition: what was not looked at has not passed. For
+``any`` that means a family of the earlier card which this one has lost.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from helpers import benchmarks
 from helpers.potentials import PotentialError
 from helpers.registry import nearest
 from helpers.reports import page
@@ -27,6 +29,7 @@ from helpers.reports import page
 SCHEMA = 1
 """Version of ``report.json``, which ``data/reference/report_card.schema.json`` describes. It counts up when a key changes its meaning."""
 
+_FAMILIES = benchmarks.families("", "control", "card")  # those against DFT
 QUANTITIES = ("slope", "inverse_slope", "mae", "drop", "failed")
 _CONDITION = re.compile(r"([\w-]+)(?:\s+(\w+))?\s*([<>])\s*([+-]?\d*\.?\d+(?:e[+-]?\d+)?)")
 _GREEN, _AMBER, _RED = "#256b3c", "#8a5a00", "#a32222"  # white words on them keep a contrast above 4.5
@@ -46,16 +49,20 @@ def read(path: Path | str) -> dict[str, Any]:
     return found
 
 
-def parse(text: str) -> list[tuple[str, str, str, float]]:
-    """Return conditions as family, quantity, comparison and limit; ValueError, which names the first that cannot be understood."""
+def parse(text: str, compared: bool = True) -> list[tuple[str, str, str, float]]:
+    """Return conditions as family, quantity, comparison, limit; ValueError for a wrong one, or a drop if no card is ``compared``."""
+    names = list(dict.fromkeys(["any", *(family.benchmark for family in _FAMILIES.values()), *_FAMILIES]))
     found = []
     for part in filter(None, map(str.strip, text.split(","))):
         match = _CONDITION.fullmatch(part)
         if not match or (match[2] or "slope") not in QUANTITIES:
-            wanted = f"FAMILY [{' | '.join(QUANTITIES)}] < or > NUMBER, as in surfaces<0.9"
-            raise ValueError(
-                f"--fail-if {part!r} cannot be understood; wanted: {wanted}.{nearest(match[2] or '', QUANTITIES) if match else ''}"
-            )
+            guess = nearest(match[2] or "", QUANTITIES) if match else ""
+            wanted = f"FAMILY [{' | '.join(QUANTITIES)}] < or > NUMBER, as in surfaces<0.9.{guess}"
+            raise ValueError(f"--fail-if {part!r} cannot be understood; wanted: {wanted}")
+        if match[1] not in names:
+            raise ValueError(f"--fail-if names {match[1]}, no family; there are {', '.join(names)}.{nearest(match[1], names)}")
+        if match[2] == "drop" and not compared:
+            raise ValueError("--fail-if asks for a drop: --against must name the earlier card")
         found.append((match[1], match[2] or "slope", match[3], float(match[4])))
     if not found:
         raise ValueError("--fail-if has no condition; give one, as in surfaces<0.9")
@@ -65,25 +72,19 @@ def parse(text: str) -> list[tuple[str, str, str, float]]:
 def failing(card: Mapping[str, Any], conditions: str, before: Mapping[str, Any] | None = None) -> list[str]:
     """Return a sentence for each condition that holds, and for each family of one that was not measured.
 
-    ``card``, ``before``: what :func:`read` returns. ValueError if a condition cannot be understood, names no family, or asks for a drop
-    without an earlier card.
+    ``card``, ``before``: what :func:`read` returns. ValueError as :func:`parse` raises it.
     """
-    lanes = [lane for lane in card["lanes"] if lane["against"] == "DFT"]
-    names = {lane["lane"] for lane in lanes} | set(card["failed_cases"])
-    earlier = {lane["lane"]: lane["slope"] for lane in before["lanes"]} if before else {}
-    told = []
-    for family, quantity, sign, limit in parse(conditions):
-        if family != "any" and family not in names:
-            raise ValueError(f"--fail-if names {family}; the card has {', '.join(sorted(names))}, and any.{nearest(family, names)}")
-        if quantity == "drop" and before is None:
-            raise ValueError("--fail-if asks for a drop: --against must name the earlier card")
+    now, then = ({lane["lane"]: dict(lane) for lane in one["lanes"] if lane["against"] == "DFT"} for one in (card, before or {"lanes": []}))
+    lanes, told = {name: {"benchmark": lane["benchmark"]} for name, lane in then.items()} | now, []
+    for name, lane in lanes.items():
+        slopes = then.get(name, {}).get("slope"), lane.get("slope")
+        lane["drop"] = None if None in slopes else slopes[0] - slopes[1]
+    for family, quantity, sign, limit in parse(conditions, before is not None):
         if quantity == "failed":
-            values = {name: n for name, n in card["failed_cases"].items() if family in ("any", name)}
+            counted = _FAMILIES[family].benchmark if family in _FAMILIES else family
+            values = {name: n for name, n in card["failed_cases"].items() if counted in ("any", name)}
         else:
-            chosen = [lane for lane in lanes if family in ("any", lane["lane"], lane["benchmark"])]
-            values = {
-                lane["lane"]: lane[quantity] if quantity != "drop" else earlier.get(lane["lane"], np.nan) - lane["slope"] for lane in chosen
-            }
+            values = {name: lane.get(quantity) for name, lane in lanes.items() if family in ("any", name, lane["benchmark"])}
         for name, value in (values or {family: None}).items():
             if value is None or not np.isfinite(value):
                 told.append(f"{name}: {quantity} was not measured{' in both cards' if quantity == 'drop' else ''}")
@@ -94,7 +95,7 @@ def failing(card: Mapping[str, Any], conditions: str, before: Mapping[str, Any] 
 
 def badge(card: Mapping[str, Any]) -> str:
     """Return an SVG badge: the median slope of the families against DFT, and how many there are."""
-    slopes = [lane["slope"] for lane in card["lanes"] if lane["against"] == "DFT"]
+    slopes = [lane["slope"] for lane in card["lanes"] if lane["against"] == "DFT" and lane["slope"] is not None]
     middle = float(np.median(slopes)) if slopes else np.nan
     words = f"s = {middle:.2f} ({len(slopes)} famil{'y' if len(slopes) == 1 else 'ies'})" if slopes else "not measured"
     colour = _RED if not abs(middle - 1) < 0.25 else _AMBER if abs(middle - 1) > 0.1 else _GREEN

@@ -149,7 +149,7 @@ def judge(
         "power": p,
         **slopes,
         "mae": mae,
-        "verdict": _verdict(slopes) if against == "DFT" else _RELATIVE.get(_verdict(slopes), _verdict(slopes)),
+        "verdict": _verdict(slopes) if against == "DFT" else RELATIVE.get(_verdict(slopes), _verdict(slopes)),
         "factor": s ** (-1 / p) if s > 0 else np.nan,
         "removed_own": 1 - _mae(own, 1 / s) / mae if s > 0 and mae > 0 else np.nan,
         "rank": None if ranked is None else int(ranked.loc[key, "rank"]),
@@ -163,7 +163,7 @@ def judge(
 RIGHT = (0.9, 1.1)
 
 # The words against a model of the book, which is no truth.
-_RELATIVE = {"soft": "softer", "stiff": "stiffer", "right": "alike"}
+RELATIVE = {"soft": "softer", "stiff": "stiffer", "right": "alike"}
 
 
 def _verdict(slopes: Mapping[str, float]) -> str:
