@@ -287,7 +287,7 @@ def run(potential: Potential, cases: Sequence[Case], protocol: Protocol | None =
             mended = potentials.load(f"file:{out}", potential.device)
             mended.key = potential.key
             made = _KNOWN[what].run(mended, benchmarks.sample(what), _KNOWN[what].Protocol()).drop(columns="functional", errors="ignore")
-            made = made[~made["property"].isin(["band", "dos"])].round({"value": 5}).astype(dict.fromkeys({"component"} & {*made}, str))
+            made = made[~made["property"].isin(["band", "dos"])].round({"value": 5}).astype(dict.fromkeys({"set", "property", "component"} & {*made}, str))
             parts.append(made.assign(sample=made["set"], property=made["set"] + "/" + made["property"], set=case.set, **case.info))
             continue
         counts = {"labels": about["n_labels"], "refused": sum(about["left_out"].values()), "moments_change": about["moments_change"]}
