@@ -25,7 +25,13 @@ def readable(app: object, what: str, name: str, thing: object, options: object, 
     lines[:] = made
 
 
+def skipped(app: object, what: str, name: str, thing: object, skip: bool, options: object) -> bool | None:
+    """Leave out the fields of a named tuple, of which Python says only their place; what the tuple is stands in its own docstring."""
+    return True if (getattr(thing, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app) -> dict[str, bool]:
     """Register it, before napoleon, which reads what is left."""
     app.connect("autodoc-process-docstring", readable, priority=100)
+    app.connect("autodoc-skip-member", skipped)
     return {"parallel_read_safe": True}
