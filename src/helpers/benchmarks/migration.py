@@ -683,7 +683,7 @@ def _path(table: pd.DataFrame) -> pd.DataFrame:
 
 FAMILIES = (
     Family("barriers-metals", "barriers: metals", "migration", "barrier", of("elements", "barrier")),
-    Family("barriers-ions", "barriers: ions", "migration", "barrier", _hops_without_u, selection=NO_U, functional=FUNCTIONALS["hops"]),
+    Family("barriers-ions", "barriers: ions", "migration", "barrier", _hops_without_u, selection=NO_U),
     Family("path-livpo4f", "barrier: path in LiVPO₄F", "migration", "barrier", _path, "images of DFT"),
     Family("live-barriers", "barriers: Al, Cu", "migration", "barrier", of(LIVE, "barrier"), role="stand-in"),
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -41,8 +41,24 @@ from helpers.training.fine_tune import Label, Recipe
 
 _KNOWN = {name: benchmarks.module(name) for name in BENCHMARKS if name not in EXPERIMENTS}
 JUDGED = tuple(name for name, known in _KNOWN.items() if known.QUICK)
-_FILES = tuple(dict.fromkeys(key for name in JUDGED for chosen in _KNOWN[name].QUICK for key in _KNOWN[name].SETS[chosen]))
-SETS: dict[str, tuple[str, ...]] = {"strict": _FILES, "slow": _FILES, "teacher": ()}
+
+
+class _Files(Sequence[str]):
+    """The files of all quick samples, found when they are first asked for: to import this reads no registry."""
+
+    @cached_property
+    def _keys(self) -> tuple[str, ...]:
+        sets = ((known, chosen) for known in (_KNOWN[name] for name in JUDGED) for chosen in known.QUICK)
+        return tuple(dict.fromkeys(key for known, chosen in sets for key in known.SETS[chosen]))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __getitem__(self, place):
+        return self._keys[place]
+
+
+SETS: dict[str, Sequence[str]] = {"strict": _Files(), "slow": _Files(), "teacher": ()}
 LIVE = "teacher"
 KEYS = ("benchmark", "sample", *dict.fromkeys(key for name in JUDGED for key in _KNOWN[name].KEYS))
 MODELS = {"chgnet-0.3.0": ("strict", LIVE)}

@@ -77,8 +77,8 @@ def failing(card: Mapping[str, Any], conditions: str, before: Mapping[str, Any] 
     now, then = ({lane["lane"]: dict(lane) for lane in one["lanes"] if lane["against"] == "DFT"} for one in (card, before or {"lanes": []}))
     lanes, told = {name: {"benchmark": lane["benchmark"]} for name, lane in then.items()} | now, []
     for name, lane in lanes.items():
-        slopes = then.get(name, {}).get("slope"), lane.get("slope")
-        lane["drop"] = None if None in slopes else slopes[0] - slopes[1]
+        before_it, now_it = then.get(name, {}).get("slope"), lane.get("slope")
+        lane["drop"] = None if before_it is None or now_it is None else before_it - now_it
     for family, quantity, sign, limit in parse(conditions, before is not None):
         if quantity == "failed":
             counted = _FAMILIES[family].benchmark if family in _FAMILIES else family
